@@ -1,0 +1,43 @@
+"""Distributed rehearsal-based continual learning, steered in real time from a notebook."""
+
+from rehearsal_kit.cluster import Cluster as Cluster
+from rehearsal_kit.cluster import start_cluster as start_cluster
+from rehearsal_kit.commands import Arrived as Arrived
+from rehearsal_kit.dashboard.panel import dashboard as dashboard
+from rehearsal_kit.errors import RehearsalKitError as RehearsalKitError
+from rehearsal_kit.networks.ptychonn import PtychoNN as PtychoNN
+from rehearsal_kit.preparation import Preparation as Preparation
+from rehearsal_kit.scans.opening import open_scan as open_scan
+from rehearsal_kit.scans.scan import Scan as Scan
+from rehearsal_kit.session import Session as Session
+from rehearsal_kit.settings import Rehearsal as Rehearsal
+from rehearsal_kit.settings import Training as Training
+from rehearsal_kit.strategies import ER as ER
+from rehearsal_kit.strategies import FromScratch as FromScratch
+from rehearsal_kit.strategies import Incremental as Incremental
+from rehearsal_kit.synthetic import Beamline as Beamline
+from rehearsal_kit.tasks import regions as regions
+from rehearsal_kit.timeline import Timeline as Timeline
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ER",
+    "Arrived",
+    "Beamline",
+    "Cluster",
+    "FromScratch",
+    "Incremental",
+    "Preparation",
+    "PtychoNN",
+    "Rehearsal",
+    "RehearsalKitError",
+    "Scan",
+    "Session",
+    "Timeline",
+    "Training",
+    "dashboard",
+    "open_scan",
+    "regions",
+    "start_cluster",
+]

@@ -1,0 +1,111 @@
+"""The command line: rehearsal-kit demo, lab, stop."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from rehearsal_kit.errors import RehearsalKitError
+
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit status: 0, 1 for an error that is told, 130 when interrupted."""
+    chosen = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        status: int = chosen.command(chosen)
+    except RehearsalKitError as error:
+        print(f"rehearsal-kit: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("rehearsal-kit: interrupted; everything it had started has ended.", file=sys.stderr)
+        return INTERRUPTED
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="rehearsal-kit", description=__import__("rehearsal_kit").__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_demo(commands.add_parser("demo", help="learn a stream of scans with and without rehearsal, compare"))
+    lab = commands.add_parser("lab", help="copy the notebooks into a folder and open JupyterLab on them")
+    lab.add_argument("folder", nargs="?", type=Path, default=Path("rehearsal-notebooks"), metavar="DIR")
+    lab.add_argument("--no-browser", action="store_true", help="print the address, open nothing")
+    lab.set_defaults(command=_lab)
+    stop = commands.add_parser("stop", help="end clusters that were left running")
+    stop.add_argument("clusters", nargs="*", metavar="ID", help="which; all of yours by default")
+    stop.set_defaults(command=_stop)
+    return parser
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    default = Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}"
+    parser.add_argument("--run", type=Path, default=default, metavar="DIR", help="run folder, a new one")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="worker processes (2)")
+    parser.add_argument("--seed", type=int, nargs="+", default=[0], metavar="S", help="one or several (0)")
+    parser.add_argument(
+        "--scans",
+        nargs="+",
+        default=[],
+        metavar="GLOB",
+        help="your scans, one task each, or one scan to divide into regions; else a beamline is simulated",
+    )
+    parser.add_argument("--tasks", type=int, default=4, metavar="N", help="simulated scans (4)")
+    parser.add_argument("--epochs", type=int, default=None, metavar="N", help="passes over each task")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="the table as data")
+    parser.set_defaults(command=_demo)
+
+
+def _demo(chosen: argparse.Namespace) -> int:
+    from rehearsal_kit.demo import TRAINING, Demo, run_demo  # torch and dask take seconds to import
+
+    demo = Demo(
+        run=chosen.run,
+        seeds=tuple(chosen.seed),
+        workers=chosen.workers,
+        scans=tuple(chosen.scans),
+        tasks=chosen.tasks,
+        epochs=chosen.epochs or TRAINING.epochs,
+    )
+    comparison = run_demo(demo, lambda line: print(line, flush=True))
+    print("\n" + comparison.text())
+    if chosen.json is not None:
+        chosen.json.write_text(json.dumps(comparison.data(), indent=1, allow_nan=False))
+    return 0
+
+
+def _lab(chosen: argparse.Namespace) -> int:
+    from rehearsal_kit.lab import copy_notebooks, open_lab
+
+    for line in copy_notebooks(chosen.folder):
+        print(line)
+    return open_lab(chosen.folder, browser=not chosen.no_browser)
+
+
+def _stop(chosen: argparse.Namespace) -> int:
+    from rehearsal_kit.cluster import running_clusters, stop_cluster
+
+    running = {files.folder.name: files for files in running_clusters()}
+    unknown = [name for name in chosen.clusters if name not in running]
+    if unknown:
+        print(f"no cluster {', '.join(unknown)}; running: {', '.join(running) or 'none'}", file=sys.stderr)
+        return 1
+    for name in chosen.clusters or running:
+        print(stop_cluster(running[name]))
+    if not running:
+        print("no cluster of yours is running.")
+    return 0
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

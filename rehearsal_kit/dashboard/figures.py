@@ -1,0 +1,228 @@
+"""Plotly figures as pure functions of timelines: the live one of the panel and those of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import plotly.graph_objects as go
+from numpy.typing import NDArray
+from plotly.subplots import make_subplots
+
+from rehearsal_kit.telemetry import Evaluated, Steps, TaskEnded
+from rehearsal_kit.timeline import Timeline
+
+# Okabe and Ito's colours without black and yellow, and two more: told apart with the common
+# deficiencies of colour vision, and seen on white and on black.
+PALETTE = ("#3389c2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#9a8f2e", "#8c8c8c")
+CONFIG = {"displaylogo": False, "showSendToCloud": False, "responsive": True}
+"""No upload button and no vendor's logo in the tool bar."""
+POINTS = 800
+"""Points of the loss curve that leave the kernel."""
+TICKS = [digit * 10.0**power for power in range(-8, 9) for digit in (1, 2, 5)]
+"""Of a logarithmic axis: plotly writes the 2 and the 5 without their power."""
+
+_CLEAR = "rgba(0,0,0,0)"
+_Split = dict[int, tuple[list[float], list[float]]]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The tasks that share one colour, one after the other with a gap (NaN) between them."""
+
+    x: NDArray[np.float32]
+    y: NDArray[np.float32]
+    task: NDArray[np.float32]
+
+
+def task_colour(task: int) -> str:
+    """Colour of a task in every curve and list; they repeat after eight tasks."""
+    return PALETTE[task % len(PALETTE)]
+
+
+def decimate(values: NDArray[np.float64], *, most: int) -> NDArray[np.intp]:
+    """Which of `values` to plot: minimum and maximum of each bucket, the first and the last one.
+
+    Spikes stay visible and at most `most` (at least 4) positions come back, in order.
+    """
+    if len(values) <= most:
+        return np.arange(len(values))
+    kept = {0, len(values) - 1}
+    edges = np.linspace(0, len(values), most // 2).astype(int)
+    for begin, end in pairwise(edges):
+        bucket = values[begin:end]
+        kept |= {begin + int(bucket.argmin()), begin + int(bucket.argmax())}
+    return np.array(sorted(kept))
+
+
+def loss_curves(timeline: Timeline, *, most: int = POINTS) -> list[Curve]:
+    """Loss against step, a curve for each colour of the palette, decimated to about `most` points."""
+    points: _Split = {}
+    for record in timeline.records(Steps):
+        steps, losses = points.setdefault(record.task, ([], []))
+        steps.extend(range(record.first, record.first + len(record.losses)))
+        losses.extend(record.losses)
+    total = sum(len(steps) for steps, _ in points.values())
+    return _by_colour(points, lambda count: max(8, most * count // max(total, 1)))
+
+
+def watched_curves(timeline: Timeline) -> list[Curve]:
+    """Error on the watched samples of each task against step; every evaluation is a point."""
+    points: _Split = {}
+    for record in timeline.records(Evaluated):
+        if record.split == "watched":
+            steps, errors = points.setdefault(record.task, ([], []))
+            steps.append(record.step)
+            errors.append(record.error)
+    return _by_colour(points, lambda count: count)
+
+
+def live_figure() -> go.Figure:
+    """The empty figure of the panel with its full layout.
+
+    It always has one loss and one error trace for each colour, so that a page that comes back later finds
+    the traces that a push will fill.
+    """
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.07)
+    for row, mode in ((1, "lines"), (2, "lines+markers")):
+        for colour in PALETTE:
+            figure.add_trace(_trace(Curve(*[np.zeros(0, np.float32)] * 3), colour, mode), row=row, col=1)
+    figure.update_layout(
+        height=300,
+        autosize=True,
+        margin={"l": 58, "r": 14, "t": 16, "b": 40},
+        uirevision="keep",
+        showlegend=False,
+    )
+    figure.update_yaxes(title_text="loss", type="log", tickvals=TICKS, tickformat="~g", row=1, col=1)
+    figure.update_yaxes(title_text="watched error", rangemode="tozero", row=2, col=1)
+    figure.update_xaxes(title_text="step", row=2, col=1)
+    figure.update_layout(look("light"))
+    return figure
+
+
+def look(theme: str) -> dict[str, object]:
+    """Layout of a page that is "light" or "dark"; the page shines through."""
+    ink, grid = ("#d0d0d0", "#454545") if theme == "dark" else ("#333333", "#e3e3e3")
+    axis = {"gridcolor": grid, "zerolinecolor": grid, "linecolor": grid}
+    return {
+        "template": "none",
+        "font": {"color": ink, "size": 12},
+        "paper_bgcolor": _CLEAR,
+        "plot_bgcolor": _CLEAR,
+        "modebar": {"bgcolor": _CLEAR, "color": "#8c8c8c", "activecolor": ink},
+        **dict.fromkeys(("xaxis", "yaxis", "xaxis2", "yaxis2"), axis),
+    }
+
+
+def matrix_figure(timelines: Mapping[str, Timeline]) -> go.Figure:
+    """Test error on every task (column) after every task (row), a map per strategy on one colour scale."""
+    figure = make_subplots(cols=len(timelines), subplot_titles=[*timelines], horizontal_spacing=0.06)
+    for column, timeline in enumerate(timelines.values(), start=1):
+        matrix = timeline.error_matrix("test")
+        names = [str(number) for number in range(len(matrix))]
+        figure.add_trace(
+            go.Heatmap(
+                z=matrix, x=names, y=names, coloraxis="coloraxis", texttemplate="%{z:.3f}", hoverongaps=False,
+                hovertemplate="after task %{y}: error %{z:.4f} on task %{x}<extra></extra>",
+            ),
+            row=1, col=column,
+        )  # fmt: skip
+    figure.update_xaxes(title_text="error on task", type="category", showgrid=False)
+    figure.update_yaxes(type="category", autorange="reversed", showgrid=False)
+    figure.update_yaxes(title_text="after task", col=1)
+    figure.update_layout(coloraxis={"colorscale": "Viridis", "colorbar": {"title": "error"}}, height=380)
+    return _in_report(figure)
+
+
+def watched_figure(timelines: Mapping[str, Timeline]) -> go.Figure:
+    """Watched error of every task against step, a sub-plot per strategy on one axis."""
+    figure = make_subplots(
+        cols=len(timelines), subplot_titles=[*timelines], shared_yaxes=True, horizontal_spacing=0.03
+    )
+    for column, timeline in enumerate(timelines.values(), start=1):
+        for colour, curve in zip(PALETTE, watched_curves(timeline), strict=True):
+            figure.add_trace(_trace(curve, colour, "lines+markers"), row=1, col=column)
+    figure.update_xaxes(title_text="step")
+    figure.update_yaxes(title_text="watched error", col=1)
+    figure.update_yaxes(rangemode="tozero")
+    figure.update_layout(showlegend=False, height=340)
+    return _in_report(figure)
+
+
+def loss_figure(timelines: Mapping[str, Timeline]) -> go.Figure:
+    """Loss against step, one decimated curve per strategy."""
+    figure = go.Figure()
+    for colour, (name, timeline) in zip(_cycle(len(timelines)), timelines.items(), strict=True):
+        steps, losses = (np.array(values, np.float64) for values in timeline.losses())
+        kept = decimate(losses, most=POINTS)
+        line = {"color": colour, "width": 1.3}
+        figure.add_trace(go.Scatter(x=steps[kept], y=losses[kept], name=name, mode="lines", line=line))
+    figure.update_xaxes(title_text="step")
+    figure.update_yaxes(title_text="loss", type="log", tickvals=TICKS, tickformat="~g")
+    figure.update_layout(height=340, showlegend=True)
+    return _in_report(figure)
+
+
+def bars_figure(timelines: Mapping[str, Timeline]) -> go.Figure:
+    """Mean of the final test errors and time spent training, a bar per strategy."""
+    figure = make_subplots(cols=2, subplot_titles=["mean final test error", "training time in s"])
+    bars = ([final_error(t) for t in timelines.values()], [runtime(t) for t in timelines.values()])
+    for column, heights in enumerate(bars, start=1):
+        figure.add_trace(
+            go.Bar(
+                x=[*timelines], y=heights, marker={"color": _cycle(len(timelines))}, width=0.6,
+                texttemplate="%{y:.3g}", textposition="outside", cliponaxis=False, showlegend=False,
+            ),
+            row=1, col=column,
+        )  # fmt: skip
+    figure.update_layout(height=320)
+    return _in_report(figure)
+
+
+def final_error(timeline: Timeline) -> float | None:
+    """Mean over all tasks of the test error after the last task; None if it was not evaluated."""
+    matrix = timeline.error_matrix("test")
+    last = [error for error in matrix[-1] if error is not None] if matrix else []
+    return sum(last) / len(last) if last else None
+
+
+def runtime(timeline: Timeline) -> float:
+    """Seconds spent in the training steps of all tasks that ended."""
+    return sum(record.seconds for record in timeline.records(TaskEnded))
+
+
+def _by_colour(points: _Split, share: Callable[[int], int]) -> list[Curve]:
+    parts: list[list[NDArray[np.float64]]] = [[] for _ in PALETTE]
+    for task in sorted(points):
+        steps, values = np.array(points[task], np.float64)
+        kept = decimate(values, most=share(len(steps)))
+        part = np.stack([steps[kept], values[kept], np.full(len(kept), task)])
+        parts[task % len(PALETTE)] += [part, np.full((3, 1), np.nan)]
+    return [Curve(*np.hstack([np.zeros((3, 0)), *part]).astype(np.float32)) for part in parts]
+
+
+def _trace(curve: Curve, colour: str, mode: str) -> go.Scatter:
+    return go.Scatter(
+        x=curve.x, y=curve.y, customdata=curve.task, mode=mode,
+        line={"color": colour, "width": 1.6}, marker={"size": 6},
+        hovertemplate="task %{customdata}, step %{x}: %{y:.4g}<extra></extra>",
+    )  # fmt: skip
+
+
+def _cycle(count: int) -> Sequence[str]:
+    return [task_colour(number) for number in range(count)]
+
+
+def _in_report(figure: go.Figure) -> go.Figure:
+    # A grey that is read on white and on black: a report is looked at in either.
+    axis = {"gridcolor": "rgba(128,128,128,0.25)", "zerolinecolor": "rgba(128,128,128,0.4)"}
+    figure.update_layout(
+        template="none", paper_bgcolor=_CLEAR, plot_bgcolor=_CLEAR, font={"color": "#808080", "size": 13},
+        margin={"l": 70, "r": 20, "t": 46, "b": 50}, modebar={"bgcolor": _CLEAR},
+    )  # fmt: skip
+    figure.update_xaxes(axis)
+    figure.update_yaxes(axis)
+    return figure

@@ -1,0 +1,204 @@
+"""The panel of a session: state, steering, curves, tasks and pictures on one screen."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Any
+
+import ipywidgets as widgets
+import plotly.graph_objects as go
+
+from rehearsal_kit.dashboard.controls import Controls
+from rehearsal_kit.dashboard.figures import CONFIG, live_figure, look, loss_curves, watched_curves
+from rehearsal_kit.dashboard.images import amplitude_scale, diffraction_picture, phase_scale
+from rehearsal_kit.dashboard.live import Pacer, StateLine, Tile, Tiles
+from rehearsal_kit.dashboard.status import facts, tasks_html
+from rehearsal_kit.preview import Preview
+from rehearsal_kit.session import Session
+from rehearsal_kit.telemetry import TaskArrived
+
+PERIOD_S = 0.5
+"""Between two pushes."""
+REPAIR_S = 5.0
+"""Everything is sent again after this time even if nothing changed: a message may have been lost."""
+NEWEST = -1
+CAPTIONS = (
+    "diffraction (log10)",
+    "true amplitude",
+    "predicted amplitude",
+    "true phase (rad)",
+    "predicted phase (rad)",
+)
+
+_log = logging.getLogger(__name__)
+
+
+def dashboard(session: Session) -> Panel:
+    """The panel of this session; the same call gives the same panel, until it is closed."""
+    if session.panel is None:
+        session.panel = Panel(session)
+    panel: Panel = session.panel
+    return panel
+
+
+class Panel:
+    """Shows a session and steers it. Nothing is lost with it: the session owns the state.
+
+    A thread of its own pushes twice a second, so that it goes on while a cell runs.
+    """
+
+    def __init__(self, session: Session, *, pump: bool = True) -> None:
+        self.session = session
+        self.line = StateLine()
+        self.pacer = Pacer()
+        self.controls = Controls(session)
+        self.figure = _figure_widget()
+        self.tasks = widgets.HTML(tasks_html(session.timeline))
+        self.pattern = widgets.Dropdown(
+            options=[("newest", NEWEST)], description="held-out pattern of task",
+            style={"description_width": "auto"}, layout={"width": "360px"},
+        )  # fmt: skip
+        self.about = widgets.HTML()
+        self.tiles = Tiles()
+        self.tiles.clear(CAPTIONS)
+        self.box = self._arrange()
+        self._last = ""
+        """What the pictures show."""
+        self._shown: object = None
+        self._dressed: object = None
+        self._repaired_at = 0.0
+        self._ending = threading.Event()
+        self._wake = threading.Event()
+        self.line.observe(self._on_page, ["acknowledged", "hello", "theme"])
+        self.pattern.observe(lambda _: self._wake.set(), "value")
+        self._thread = threading.Thread(target=self._pump, daemon=True, name="rehearsal-kit-panel")
+        if pump:
+            self._thread.start()
+
+    def _repr_mimebundle_(self, **options: Any) -> Any:
+        return self.box._repr_mimebundle_(**options)
+
+    def close(self) -> None:
+        """Stop the pump; the page keeps the last state and says that it is closed."""
+        self._ending.set()
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(10)
+        self._try_push()
+        self.controls.close()
+        self.pattern.disabled = True
+        self.line.closed = True
+        self.session.panel = None
+
+    def push(self) -> None:
+        """Send the present state to the page: all of it whenever anything changed, or may have got lost."""
+        session = self.session
+        state, timeline = session.state, session.timeline
+        self.controls.refresh()
+        self.line.state = state
+        self.line.facts = facts(timeline, state=state, ranks=session.ranks)
+        self._offer_tasks(timeline.records(TaskArrived))
+        shown = (len(timeline), self.pattern.value, self.line.hello, self.line.theme)
+        repair = time.monotonic() - self._repaired_at >= REPAIR_S
+        if shown != self._shown or repair:
+            self.tasks.value = tasks_html(timeline)
+            self._show_pattern()
+            self._show_curves()
+            self._shown = shown
+        if repair:
+            for widget in (self.line, self.tasks, self.tiles, self.about, *self.controls.outputs):
+                widget.send_state()
+            self._repaired_at = time.monotonic()
+        self.line.push = self.pacer.send()
+
+    def _pump(self) -> None:
+        spent = 0.0
+        # A long history takes longer to show; the panel never takes more than a fifth of the kernel's time.
+        while not self._pause(max(PERIOD_S, 4 * spent)):
+            if not self.pacer.ready():
+                continue
+            began = time.monotonic()
+            self._try_push()
+            spent = time.monotonic() - began
+
+    def _try_push(self) -> None:
+        try:
+            self.push()
+        except Exception as error:
+            # Said on the page, where the clock goes stale as well; the next push may succeed.
+            _log.exception("the dashboard could not be updated")
+            when = time.strftime("%H:%M:%S")
+            self.controls.report(f"not updated at {when}: {type(error).__name__}: {error}")
+
+    def _pause(self, seconds: float) -> bool:
+        self._wake.wait(seconds)
+        self._wake.clear()
+        return self._ending.is_set()
+
+    def _on_page(self, _change: object) -> None:
+        self.pacer.acknowledged = self.line.acknowledged
+
+    def _offer_tasks(self, arrived: list[TaskArrived]) -> None:
+        options = [("newest", NEWEST), *((f"{task.task} {task.name}", task.task) for task in arrived)]
+        if len(options) != len(self.pattern.options):
+            chosen = self.pattern.value
+            with self.pattern.hold_sync():
+                self.pattern.options = options
+                self.pattern.value = chosen
+
+    def _show_pattern(self) -> None:
+        task = self.pattern.value
+        preview = self.session.preview(None if task == NEWEST else task)
+        if preview is not None:
+            self._last = f"task {preview.task}, as predicted at step {preview.step}"
+            self.about.value = self._last
+            self.tiles.show(tiles(preview))
+        else:
+            # Nobody predicts any more once the ranks have ended: the last pictures stay.
+            self.about.value = f"last picture: {self._last}" if self._last else "no prediction yet"
+
+    def _show_curves(self) -> None:
+        curves = [*loss_curves(self.session.timeline), *watched_curves(self.session.timeline)]
+        dress = (self.line.theme, self.line.hello)
+        with self.figure.batch_update():
+            for trace, curve in zip(self.figure.data, curves, strict=True):
+                trace.x, trace.y, trace.customdata = curve.x, curve.y, curve.task
+            if dress != self._dressed:
+                self.figure.update_layout(look(self.line.theme))
+        self._dressed = dress
+
+    def _arrange(self) -> Any:
+        plots = widgets.Box([self.figure], layout={"flex": "1 1 0", "min_width": "0", "overflow": "hidden"})
+        plots.add_class("rk-plots")
+        tasks = widgets.Box([self.tasks], layout={"flex": "0 0 380px", "height": "300px", "overflow": "auto"})
+        box = widgets.VBox([
+            self.line,
+            self.controls.box,
+            widgets.HBox([plots, tasks], layout={"overflow": "hidden"}),
+            widgets.HBox([self.pattern, self.about], layout={"align_items": "center"}),
+            self.tiles,
+        ])  # fmt: skip
+        box.add_class("rk-panel")
+        return box
+
+
+def tiles(preview: Preview) -> list[Tile]:
+    """The five pictures of a preview; truth and prediction share the limits of the truth."""
+    amplitude, phase = amplitude_scale(preview.amplitude), phase_scale(preview.phase)
+    pattern, pattern_scale = diffraction_picture(preview.diffraction)
+    pictures = (
+        (pattern, pattern_scale),
+        (preview.amplitude, amplitude),
+        (preview.predicted_amplitude, amplitude),
+        (preview.phase, phase),
+        (preview.predicted_phase, phase),
+    )
+    return [Tile(caption, *picture) for caption, picture in zip(CAPTIONS, pictures, strict=True)]
+
+
+def _figure_widget() -> Any:
+    figure = go.FigureWidget(live_figure())
+    figure._config = CONFIG
+    return figure

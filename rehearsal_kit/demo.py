@@ -1,0 +1,168 @@
+"""The main job: the same stream of scans learned with rehearsal, without, and from scratch, and compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from rehearsal_kit.cluster import Cluster, start_cluster
+from rehearsal_kit.comparison import Comparison, Outcome
+from rehearsal_kit.demo_scans import FromBeamline, FromFiles, find_files, from_files, running_beamline
+from rehearsal_kit.errors import ScanError, SettingsError
+from rehearsal_kit.memory import peak_memory
+from rehearsal_kit.networks.ptychonn import PtychoNN
+from rehearsal_kit.preparation import Preparation
+from rehearsal_kit.report import ReportedRun, write_report
+from rehearsal_kit.run_folder import RunFolder
+from rehearsal_kit.session import Session
+from rehearsal_kit.settings import Rehearsal, Training, require_integer
+from rehearsal_kit.strategies import ER, FromScratch, Incremental, Strategy
+from rehearsal_kit.synthetic import Beamline
+from rehearsal_kit.telemetry import Steps, TaskArrived, TaskBegan, TaskSetAside
+
+IDLE_TIMEOUT_S = 300.0
+ARRIVAL_S = 8.0
+"""Between two scans of the simulated beamline."""
+SIZE = 32
+TRAINING = Training(batch=16, epochs=8, learning_rate=1e-3)
+REHEARSAL = Rehearsal(representatives=24, candidates=8, capacity=300)
+STRATEGIES: tuple[Strategy, ...] = (ER(), Incremental(), FromScratch())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """What to run."""
+
+    run: Path
+    seeds: tuple[int, ...] = (0,)
+    workers: int = 2
+    scans: tuple[str, ...] = ()
+    """Files or patterns; none: a simulated beamline writes scans while the first strategy trains."""
+    tasks: int = 4
+    """Scans that the simulated beamline writes."""
+    epochs: int = TRAINING.epochs
+
+    def __post_init__(self) -> None:
+        require_integer("workers", self.workers, low=1)
+        require_integer("tasks", self.tasks, low=2)
+        for seed in self.seeds:
+            require_integer("seed", seed, low=0)
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise SettingsError(f"seeds are {self.seeds}; they must be distinct, and at least one.")
+
+
+def run_demo(demo: Demo, say: Callable[[str], None]) -> Comparison:
+    """Run everything, write `report.html` into the run folder, and return what came out.
+
+    Raises ScanError where no scan could be used, with the reason of each.
+    """
+    files = find_files(demo.scans)
+    folder = RunFolder(demo.run).create()
+    say(f"run folder  {folder.path}")
+    comparison, reported = Comparison(), []
+    with start_cluster(workers=demo.workers, idle_timeout_s=IDLE_TIMEOUT_S) as cluster:
+        say(f"devices     {cluster.address.workers} x {cluster.address.kind}, because {cluster.reason}")
+        say("to stop     Ctrl-C here; from another terminal: rehearsal-kit stop")
+        with peak_memory(cluster.processes) as peak:
+            for seed in demo.seeds:
+                home = folder.path / f"seed-{seed}"
+                with _stream(demo, files, seed=seed, home=home) as stream:
+                    for strategy in STRATEGIES:
+                        run = _train(cluster, strategy, demo=demo, seed=seed, home=home, stream=stream)
+                        comparison.add(seed, Outcome.of(run.name, run.timeline))
+                        reported.append(run)
+                        _require_a_task(comparison.outcomes[seed][-1])
+        comparison.memory_bytes = peak.bytes
+    title = f"{len(comparison.of('ER')[0].tasks)} scans, {demo.workers} workers, seed {demo.seeds[0]}"
+    write_report(
+        folder.path / "report.html",
+        reported[: len(STRATEGIES)],
+        title=title,
+        table_html=comparison.html(),
+    )
+    say(f"report      {folder.path / 'report.html'}")
+    return comparison
+
+
+@contextmanager
+def _stream(
+    demo: Demo, files: Sequence[Path], *, seed: int, home: Path
+) -> Iterator[FromFiles | FromBeamline]:
+    scans = home / "scans"
+    scans.mkdir(parents=True, mode=0o700)
+    if files:
+        yield from_files(files, scans, seed=seed, size=SIZE)
+    else:
+        beamline = Beamline(folder=scans, scans=demo.tasks, interval_s=ARRIVAL_S, seed=seed)
+        with running_beamline(beamline) as stream:
+            yield stream
+
+
+def _train(
+    cluster: Cluster,
+    strategy: Strategy,
+    *,
+    demo: Demo,
+    seed: int,
+    home: Path,
+    stream: FromFiles | FromBeamline,
+) -> ReportedRun:
+    """One session from start to end, with a progress bar."""
+    name = type(strategy).__name__
+    with Session(
+        cluster,
+        run=home / name.lower(),
+        strategy=strategy,
+        network=PtychoNN(size="small", seed=seed),
+        seed=seed,
+        preparation=Preparation(size=SIZE),
+        training=Training(batch=TRAINING.batch, epochs=demo.epochs, learning_rate=TRAINING.learning_rate),
+        rehearsal=REHEARSAL,
+    ) as session:
+        stream.begin(session)
+        session.start()
+        _follow(session, stream.expected)
+        session.wait()
+        return ReportedRun(name, session.timeline, session.run.previews)
+
+
+def _follow(session: Session, expected: int) -> None:
+    """Draw the progress until the run is over; finish the stream when all scans have come."""
+    seen, known, finished = 0, 0, False
+    # The first task tells how long the others will be: equally long, or longer and longer from scratch.
+    weights = [len(session.strategy.tasks(task)) for task in range(expected)]
+    with tqdm(desc=type(session.strategy).__name__.ljust(11), unit="step", dynamic_ncols=True) as bar:
+        while not session.over:
+            session.timeline.wait(seen, 0.2)
+            records = session.timeline.records(since=seen)
+            seen += len(records)
+            for record in records:
+                match record:
+                    case TaskBegan(task=task, steps=steps):
+                        known += steps
+                        bar.total = known + steps * sum(weights[task + 1 :]) // weights[task]
+                        bar.set_postfix_str(f"task {task + 1} of {expected}")
+                    case Steps(losses=losses):
+                        bar.update(len(losses))
+                    case TaskSetAside(name=name, reason=reason):
+                        bar.write(f"set aside {name}: {reason}")
+            if not finished and len(_settled(session)) >= expected:
+                session.finish_stream()
+                finished = True
+
+
+def _settled(session: Session) -> set[tuple[str, str]]:
+    """Tasks that have come, for good or ill."""
+    timeline = session.timeline
+    arrived = {(task.name, task.path) for task in timeline.records(TaskArrived)}
+    return arrived | {(task.name, task.path) for task in timeline.records(TaskSetAside)}
+
+
+def _require_a_task(outcome: Outcome) -> None:
+    if not outcome.matrix:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in outcome.set_aside)
+        raise ScanError(f"none of the scans could be used. {reasons}")

@@ -1,0 +1,117 @@
+"""The process groups of one generation of ranks, and the few collectives a run needs beside the exchange.
+
+World size 1 needs no process group at all: every collective is then the identity, so that a rank can run
+alone in the process of a test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import FileStore, PrefixStore
+
+from rehearsal_kit.errors import RankError
+
+
+@dataclass(frozen=True)
+class Groups:
+    """This rank's number and its process groups; None where the rank is alone.
+
+    Three groups because three threads of control use them: gradients and control belong to the training
+    thread, the exchange to the background thread (gloo allows that; two NCCL groups would not).
+    """
+
+    rank: int
+    ranks: int
+    gradients: dist.ProcessGroup | None = None
+    control: dist.ProcessGroup | None = None
+    exchange: dist.ProcessGroup | None = None
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum over all ranks, in place; the same bits on every rank."""
+        if self.gradients is not None:
+            dist.all_reduce(values, group=self.gradients)
+        return values
+
+    def broadcast(self, text: str) -> str:
+        """The text of rank 0, on every rank. An empty one costs a single message."""
+        if self.control is None:
+            return text
+        payload = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8) if text else torch.empty(0)
+        size = torch.tensor([payload.numel()])
+        dist.broadcast(size, src=0, group=self.control)
+        if not size.item():
+            return ""
+        received = payload if self.rank == 0 else torch.empty(int(size.item()), dtype=torch.uint8)
+        dist.broadcast(received, src=0, group=self.control)
+        return received.numpy().tobytes().decode()
+
+    def gather(self, text: str) -> list[str]:
+        """The texts of all ranks in order of rank, on every rank."""
+        if self.control is None:
+            return [text]
+        payload = text.encode()
+        size = torch.tensor([len(payload)])
+        sizes = [torch.empty_like(size) for _ in range(self.ranks)]
+        dist.all_gather(sizes, size, group=self.control)
+        width = max(int(s.item()) for s in sizes)
+        if not width:
+            return [""] * self.ranks
+        padded = torch.frombuffer(bytearray(payload.ljust(width, b" ")), dtype=torch.uint8)
+        rows = [torch.empty(width, dtype=torch.uint8) for _ in range(self.ranks)]
+        dist.all_gather(rows, padded, group=self.control)
+        return [r.numpy().tobytes()[: int(s.item())].decode() for r, s in zip(rows, sizes, strict=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meeting:
+    """Where and how the ranks of one generation meet."""
+
+    rendezvous: Path
+    """A file in the private run folder: who cannot read the folder cannot join."""
+    nonce: str
+    """Known only to those whom the kernel told; every group is checked for it."""
+    rank: int
+    ranks: int
+    timeout_s: float = 60.0
+    device: str = "cpu"
+
+
+@contextlib.contextmanager
+def meet(meeting: Meeting) -> Iterator[Groups]:
+    """Join the others; leave again at the end, also after an error."""
+    if meeting.ranks == 1:
+        yield Groups(rank=0, ranks=1)
+        return
+    timeout = datetime.timedelta(seconds=meeting.timeout_s)
+    store = PrefixStore(meeting.nonce, FileStore(str(meeting.rendezvous), meeting.ranks))
+    on_cuda = meeting.device != "cpu"
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
+        store=store,
+        rank=meeting.rank,
+        world_size=meeting.ranks,
+        timeout=timeout,
+        device_id=torch.device(meeting.device) if on_cuda else None,
+    )
+    try:
+        groups = Groups(
+            rank=meeting.rank,
+            ranks=meeting.ranks,
+            gradients=dist.group.WORLD,
+            control=dist.new_group(backend="gloo", timeout=timeout),
+            exchange=dist.new_group(backend="gloo", timeout=timeout),
+        )
+        if set(groups.gather(meeting.nonce)) != {meeting.nonce}:
+            raise RankError(
+                "a process that the kernel did not start has joined the ranks; the run ends here."
+            )
+        yield groups
+    finally:
+        dist.destroy_process_group()

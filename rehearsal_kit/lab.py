@@ -1,0 +1,54 @@
+"""The notebooks, copied to where they can be changed, and JupyterLab opened on them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from rehearsal_kit.errors import RunFolderError
+
+
+def copy_notebooks(folder: Path) -> list[str]:
+    """Copy every notebook that is not there yet; says what was copied and what was kept."""
+    said = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in _notebooks().items():
+            target = folder / name
+            if target.exists():
+                said.append(f"kept    {target} (yours; never written over)")
+            else:
+                target.write_bytes(content)
+                said.append(f"copied  {target}")
+    except OSError as error:
+        raise RunFolderError(f"notebooks cannot be copied to {folder}: {error}.") from error
+    return said
+
+
+def open_lab(folder: Path, *, browser: bool) -> int:
+    """Run JupyterLab on loopback with a token until it is ended; returns its exit status."""
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--ServerApp.ip=127.0.0.1",
+        f"--ServerApp.root_dir={folder.absolute()}",
+        "--LabApp.default_url=/lab/tree/01_quickstart.ipynb",
+        # Kernels are reached through files of mode 0600 instead of ports that others could reach too.
+        "--KernelManager.transport=ipc",
+    ]
+    if not browser:
+        command.append("--no-browser")
+    return subprocess.run(command, check=False).returncode  # noqa: S603 - our own command line
+
+
+def _notebooks() -> dict[str, bytes]:
+    with as_file(files("rehearsal_kit")) as package:
+        # In a checkout they lie beside the package, in an installed wheel inside it.
+        places = [package / "notebooks", package.parent / "notebooks"]
+        place = next((p for p in places if p.is_dir()), None)
+        if place is None:
+            raise RunFolderError(f"no notebooks found in {' or '.join(map(str, places))}; install again.")
+        return {path.name: path.read_bytes() for path in sorted(place.glob("*.ipynb"))}

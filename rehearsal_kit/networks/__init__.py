@@ -1,0 +1,1 @@
+"""Networks that turn a diffraction pattern into the sample."""

@@ -1,0 +1,84 @@
+"""What a rank tells: records go up as they happen, steps a few times a second, and rank 0 keeps them all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from rehearsal_kit.rehearsal import Representatives
+from rehearsal_kit.run_folder import Ledger, RunFolder
+from rehearsal_kit.telemetry import Record, StateChanged, Steps, to_plain
+
+PUBLISH_INTERVAL_S = 0.25
+
+
+class Reporter:
+    """Rank 0 speaks for all ranks; the others only acknowledge commands and say how they ended."""
+
+    def __init__(self, run: RunFolder, rank: int, publish: Callable[[Record], None]) -> None:
+        self._rank = rank
+        self._publish = publish
+        self._timeline = Ledger(run.timeline, durable=False) if rank == 0 else None
+        self._state = ""
+        self._losses: list[float] = []
+        self._first = self._task = self._representatives = self._remote = self._stored = 0
+        self._began = self._seconds = self._waited = 0.0
+
+    def tell(self, record: Record) -> None:
+        """Something that concerns the whole run; said by rank 0 only."""
+        if self._rank == 0:
+            self.tell_of_myself(record)
+
+    def tell_of_myself(self, record: Record) -> None:
+        """Something that concerns this rank."""
+        self._publish(record)
+        if self._timeline is not None:
+            self._timeline.append(to_plain(record))
+
+    def state(self, step: int, state: str) -> None:
+        """What the run does from now on; said when it changes."""
+        if state != self._state:
+            self._state = state
+            self.tell(StateChanged(step=step, state=state))
+
+    def stepped(self, step: int, task: int, *, loss: float, seconds: float) -> None:
+        """One training step is done; told together with others a few times a second."""
+        if not self._losses:
+            self._first, self._task, self._began = step, task, time.monotonic()
+        self._losses.append(loss)
+        self._seconds += seconds
+        if time.monotonic() - self._began > PUBLISH_INTERVAL_S:
+            self.flush()
+
+    def drew(self, drawn: Representatives | None, waited: float) -> None:
+        """What the step now under way got from the buffer, and how long it waited for it."""
+        self._waited += waited
+        if drawn is not None:
+            self._representatives += len(drawn.owners)
+            self._remote += int((drawn.owners != self._rank).sum())
+            self._stored = drawn.stored
+
+    def flush(self) -> None:
+        """Tell of the steps that no record has told of yet."""
+        if not self._losses:
+            return
+        steps = Steps(
+            first=self._first,
+            task=self._task,
+            losses=tuple(self._losses),
+            seconds=self._seconds,
+            waited=self._waited,
+            representatives=self._representatives,
+            remote=self._remote,
+            stored=self._stored,
+            time=time.time(),
+        )
+        self._losses = []
+        self._seconds = self._waited = 0.0
+        self._representatives = self._remote = 0
+        self.tell(steps)
+
+    def close(self) -> None:
+        """Close the file of rank 0."""
+        if self._timeline is not None:
+            self._timeline.close()

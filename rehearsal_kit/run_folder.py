@@ -1,0 +1,123 @@
+"""The folder that remains of a run: settings, both ledgers, timeline, weights. Private to its owner."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rehearsal_kit.errors import RunFolderError
+
+
+class RunFolder:
+    """Paths and careful writing; whoever holds it decides what is written."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).expanduser().absolute()
+
+    @property
+    def settings(self) -> Path:
+        """All settings, the seed and versions, as JSON."""
+        return self.path / "settings.json"
+
+    @property
+    def wishes(self) -> Path:
+        """Ledger of what the kernel asked for; one JSON object a line."""
+        return self.path / "wishes.jsonl"
+
+    @property
+    def effects(self) -> Path:
+        """Ledger of what took effect and before which step; written by rank 0."""
+        return self.path / "effects.jsonl"
+
+    @property
+    def timeline(self) -> Path:
+        """Every record of rank 0 and the acknowledgements of all ranks it knows of."""
+        return self.path / "timeline.jsonl"
+
+    @property
+    def previews(self) -> Path:
+        """HDF5: one held-out pattern per task with its prediction after every task."""
+        return self.path / "previews.h5"
+
+    @property
+    def initial_weights(self) -> Path:
+        """safetensors: the weights before step 0."""
+        return self.path / "initial.safetensors"
+
+    @property
+    def weights(self) -> Path:
+        """safetensors: the weights after the last task that ended."""
+        return self.path / "weights.safetensors"
+
+    @property
+    def rendezvous(self) -> Path:
+        """Where the ranks meet; exists only while they do."""
+        return self.path / "rendezvous"
+
+    def create(self) -> RunFolder:
+        """Make the folder, readable by its owner only; one that exists and is not empty is refused."""
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if any(self.path.iterdir()):
+                raise RunFolderError(
+                    f"run folder {self.path} exists and is not empty; choose another name, "
+                    "a run is never written over."
+                )
+            self.path.chmod(0o700)
+        except OSError as error:
+            raise RunFolderError(
+                f"run folder {self.path} cannot be made: {error}. Choose a place you may write to."
+            ) from error
+        self.require_private()
+        return self
+
+    def require_private(self) -> None:
+        """Refuse a folder that is not ours or that others may write to (as ssh does with keys)."""
+        status = self.path.stat()
+        if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o022:
+            raise RunFolderError(
+                f"run folder {self.path} belongs to user {status.st_uid} with mode "
+                f"{stat.S_IMODE(status.st_mode):o}; it must be yours and not writable by others: chmod 700."
+            )
+
+
+def write_private(path: Path, content: str | bytes) -> None:
+    """Write a file of mode 0600 in one go: the whole content is there or what was there before is."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as stream:
+        stream.write(content.encode() if isinstance(content, str) else content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(path)
+
+
+class Ledger:
+    """An append-only file of JSON lines; what `append` returned from is on disk."""
+
+    def __init__(self, path: Path, *, durable: bool) -> None:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._stream = os.fdopen(descriptor, "a")
+        self._durable = durable
+
+    def append(self, entry: Mapping[str, Any]) -> None:
+        """Add one line; with `durable`, wait until the disk has it."""
+        self._stream.write(json.dumps(entry, allow_nan=False) + "\n")
+        self._stream.flush()
+        if self._durable:
+            os.fsync(self._stream.fileno())
+
+    def close(self) -> None:
+        """Close the file; nothing can be appended after."""
+        self._stream.close()
+
+
+def read_ledger(path: Path) -> list[dict[str, Any]]:
+    """All whole lines of a ledger; a torn last line is ignored."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]

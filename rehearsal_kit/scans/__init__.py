@@ -1,0 +1,1 @@
+"""Scans on disk: one file per layout."""

@@ -1,0 +1,73 @@
+"""The tasks that have arrived, as one rank sees them: its shards and its part of what is held out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+
+from rehearsal_kit.buffer import Samples
+from rehearsal_kit.groups import Groups
+from rehearsal_kit.tasks import Experience, load, shard
+
+EVALUATION_BATCH = 64
+
+
+class Stream:
+    """Tasks numbered from 0 in order of arrival; one that was set aside keeps its number.
+
+    Samples are read anew whenever they are asked for, so memory does not grow with the stream.
+    """
+
+    def __init__(self, groups: Groups, *, seed: int) -> None:
+        self._groups = groups
+        self._seed = seed
+        self._experiences: list[Experience | None] = []
+
+    def __len__(self) -> int:
+        """Tasks arrived so far."""
+        return len(self._experiences)
+
+    def __getitem__(self, task: int) -> Experience | None:
+        """A task, or None if it was set aside."""
+        return self._experiences[task]
+
+    def append(self, experience: Experience) -> int:
+        """Take in the next task; returns its number."""
+        self._experiences.append(experience)
+        return len(self._experiences) - 1
+
+    def set_aside(self, task: int) -> None:
+        """Forget what the task brings."""
+        self._experiences[task] = None
+
+    def training_samples(self, tasks: Iterable[int]) -> Samples:
+        """This rank's shards of these tasks, one after the other, each sample with its `sample_id`."""
+        parts = [self._shard(task) for task in tasks if self._experiences[task] is not None]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def held_out(self, task: int, split: str) -> Iterator[Samples]:
+        """This rank's part of the "watched" or "test" samples of a task, in batches."""
+        experience = self._experiences[task]
+        if experience is None:
+            return
+        mine = getattr(experience, split)[self._groups.rank :: self._groups.ranks]
+        for at in range(0, len(mine), EVALUATION_BATCH):
+            yield load(experience, mine[at : at + EVALUATION_BATCH])
+
+    def shown(self, task: int) -> Samples | None:
+        """The one watched sample of a task that previews show, (1, ...); None if the task was set aside."""
+        experience = self._experiences[task]
+        if experience is None:
+            return None
+        middle = len(experience.watched) // 2
+        return load(experience, experience.watched[middle : middle + 1])
+
+    def _shard(self, task: int) -> dict[str, torch.Tensor]:
+        experience = self._experiences[task]
+        assert experience is not None  # noqa: S101 - for the type checker; the caller has looked
+        rank, ranks = self._groups.rank, self._groups.ranks
+        chosen = shard(experience, seed=self._seed, task=task, rank=rank, ranks=ranks)
+        identity = torch.from_numpy((np.int64(task) << 40) + chosen)
+        return {**load(experience, chosen), "sample_id": identity}

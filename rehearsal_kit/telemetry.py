@@ -1,0 +1,182 @@
+"""What ranks tell: records, immutable and made of plain values. A timeline is a list of them.
+
+They travel as Dask events (msgpack) and lie as JSON lines in the run folder, so every number is a Python
+int or float. Arrays never travel as records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rehearsal_kit.errors import SettingsError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Joined:
+    """A rank is up and has met the others."""
+
+    rank: int
+    ranks: int
+    device: str
+    process: int
+    """Process id."""
+    time: float
+    """Seconds since the epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateChanged:
+    """What the run is doing from this step on: waiting, running, paused or stopping."""
+
+    step: int
+    state: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Applied:
+    """A rank applied a command (or all refused it) before this step."""
+
+    rank: int
+    step: int
+    number: int
+    """The number the kernel gave the wish; 0 for a decision of rank 0."""
+    kind: str
+    settings: Mapping[str, float]
+    """The settings in force from this step on."""
+    digest: str
+    """Of these settings."""
+    refused: str = ""
+    """Why all ranks refused it; empty when it was applied."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskArrived:
+    """A scan was accepted as task number `task` (counted from 0)."""
+
+    step: int
+    task: int
+    name: str
+    path: str
+    training: int
+    """Samples over all ranks."""
+    watched: int
+    test: int
+    skipped: int
+    """Frames that belong to no split: without beam, or their patch leaves the object or a split."""
+    simulated: bool
+    """Whether the counts of this scan are simulated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSetAside:
+    """A scan that will not be trained on, and why."""
+
+    step: int
+    name: str
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskBegan:
+    """Training on a task begins and will take this many steps."""
+
+    step: int
+    task: int
+    steps: int
+    time: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """Consecutive training steps, a few records per second; the sums are over these steps."""
+
+    first: int
+    """Number of the first of these steps, over the whole run."""
+    task: int
+    losses: tuple[float, ...]
+    """Mean loss over the augmented mini-batches of all ranks, one per step."""
+    seconds: float
+    waited: float
+    """Seconds of these that rank 0 waited for representatives."""
+    representatives: int
+    """Representatives that rank 0 trained on in these steps."""
+    remote: int
+    """How many of them another rank had stored."""
+    stored: int
+    """Samples in the buffers of all ranks."""
+    time: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """Mean absolute error on the watched or test samples of one task, after another was trained."""
+
+    step: int
+    after: int
+    """The last task that was trained."""
+    task: int
+    split: str
+    """"watched" or "test"."""
+    errors: Mapping[str, float]
+    """By field; phase in rad, wrapped, its free constant fitted per scan."""
+
+    @property
+    def error(self) -> float:
+        """Sum over the fields."""
+        return sum(self.errors.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskEnded:
+    """All steps of a task are done."""
+
+    step: int
+    task: int
+    seconds: float
+    """Spent in its training steps, evaluation and reading left out."""
+    time: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """A rank has ended: finished, stopped or failed."""
+
+    rank: int
+    step: int
+    outcome: str
+    error: str = ""
+    """Type, message and place of the first error of this rank; empty unless it failed."""
+    time: float
+
+
+Record = (
+    Joined
+    | StateChanged
+    | Applied
+    | TaskArrived
+    | TaskSetAside
+    | TaskBegan
+    | Steps
+    | Evaluated
+    | TaskEnded
+    | Ended
+)
+_KINDS: Mapping[str, type[Any]] = {kind.__name__: kind for kind in Record.__args__}
+
+
+def to_plain(record: Record) -> dict[str, Any]:
+    """The record as a dictionary of plain values, with its type as `record`."""
+    return {"record": type(record).__name__, **asdict(record)}
+
+
+def from_plain(plain: Mapping[str, Any]) -> Record:
+    """The record that a dictionary of plain values describes."""
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in plain.items()}
+    kind = _KINDS.get(values.pop("record", ""))
+    if kind is None:
+        raise SettingsError(f"record type {plain.get('record')!r} is unknown; known are {', '.join(_KINDS)}.")
+    record: Record = kind(**values)
+    return record

@@ -1,0 +1,66 @@
+"""Nothing that a test starts may outlive it: no thread, no process, no listening socket."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import psutil
+import pytest
+import torch
+
+GRACE_S = 10.0
+# Kept for good by libraries, one of each per process: Dask's event loops and executors, tqdm's monitor.
+OF_LIBRARIES = (
+    "IO loop",
+    "Dask-",
+    "Profile",
+    "asyncio_",
+    "tqdm",
+    "TCP-Executor",
+    "pymp-",
+    "ThreadPoolExecutor",
+)
+
+
+def _threads() -> set[threading.Thread]:
+    return {
+        t
+        for t in threading.enumerate()
+        if not t.name.startswith(OF_LIBRARIES) and "tqdm" not in type(t).__module__
+    }
+
+
+def _processes() -> set[psutil.Process]:
+    children = psutil.Process().children(recursive=True)
+    return {p for p in children if "resource_tracker" not in " ".join(p.cmdline())}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """As in a worker: two ranks on two cores must not fight for them."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing_behind():
+    """Fail a test after which a thread or a child process of it still lives."""
+    threads, processes = _threads(), _processes()
+    yield
+    deadline = time.monotonic() + GRACE_S
+    while time.monotonic() < deadline and (_threads() - threads or _processes() - processes):
+        time.sleep(0.05)
+    assert not _threads() - threads
+    assert not _processes() - processes
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_home(tmp_path_factory):
+    """Keys of clusters go into a folder of the tests, not of the person who runs them."""
+    patch = pytest.MonkeyPatch()
+    home = tmp_path_factory.mktemp("home")
+    patch.setenv("REHEARSAL_KIT_HOME", str(home))
+    yield home
+    left = list((home / "clusters").glob("*")) if (home / "clusters").exists() else []
+    patch.undo()
+    assert not left, f"cluster folders left behind: {left}"

@@ -1,0 +1,104 @@
+"""Real ranks in real processes, without Dask: for tests of what happens between ranks."""
+
+from __future__ import annotations
+
+import multiprocessing
+import queue
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rehearsal_kit.commands import Command, Wish
+from rehearsal_kit.groups import Groups, Meeting, meet
+from rehearsal_kit.preparation import Preparation
+from rehearsal_kit.rank import Job, Rank
+from rehearsal_kit.run_folder import RunFolder
+from rehearsal_kit.settings import Rehearsal, Training
+from rehearsal_kit.strategies import ER
+from rehearsal_kit.timeline import Timeline
+
+DEADLINE_S = 120
+
+
+def on_ranks(ranks: int, folder: Path, work: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """`work(groups, *arguments)` on every rank, each a process of its own; results in order of rank."""
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    rendezvous = folder / "rendezvous"
+    processes = [
+        context.Process(target=_one, args=(rank, ranks, rendezvous, results, work, arguments))
+        for rank in range(ranks)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        answers = dict(results.get(timeout=DEADLINE_S) for _ in processes)
+    finally:
+        for process in processes:
+            process.join(10)
+            process.kill()
+            process.join()
+            process.close()
+        results.close()
+        results.join_thread()
+    for rank, (_, error) in sorted(answers.items()):
+        assert not error, f"rank {rank}:\n{error}"
+    return [answers[rank][0] for rank in range(ranks)]
+
+
+def _one(
+    rank: int, ranks: int, rendezvous: Path, results: Any, work: Callable[..., Any], arguments: Any
+) -> None:
+    torch.set_num_threads(1)
+    value, error = None, ""
+    try:
+        with meet(
+            Meeting(rendezvous=rendezvous, nonce="test", rank=rank, ranks=ranks, timeout_s=60)
+        ) as groups:
+            value = work(groups, *arguments)
+    except Exception:
+        error = traceback.format_exc()
+    results.put((rank, (value, error)))
+
+
+class Tiny(torch.nn.Module):
+    """Anybody's network: two convolutions, milliseconds a step."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.layers = torch.nn.Sequential(
+                torch.nn.Conv2d(1, 8, 5, padding=2), torch.nn.ReLU(), torch.nn.Conv2d(8, 2, 5, padding=2)
+            )
+
+    def forward(self, diffraction: torch.Tensor) -> dict[str, torch.Tensor]:
+        amplitude, phase = self.layers(diffraction).split(1, dim=1)
+        return {"amplitude": amplitude, "phase": phase}
+
+
+def small_job(folder: Path, **changes: Any) -> Job:
+    """A run that takes seconds: 16 x 16 images, one epoch, a tiny network."""
+    values = {
+        "run": RunFolder(folder).create(),
+        "seed": 3,
+        "network": Tiny(seed=3),
+        "strategy": ER(),
+        "preparation": Preparation(size=16),
+        "training": Training(batch=16, epochs=1, learning_rate=1e-3),
+        "rehearsal": Rehearsal(representatives=8, candidates=4, capacity=64),
+    }
+    return Job(**{**values, **changes})
+
+
+def alone(job: Job, *commands: Command) -> tuple[str, Timeline, Rank]:
+    """Run one rank in this process, with all commands in its mailbox from the beginning."""
+    mailbox: queue.SimpleQueue[str] = queue.SimpleQueue()
+    for number, command in enumerate(commands, 1):
+        mailbox.put(Wish(number, command).to_json())
+    timeline = Timeline()
+    rank = Rank(job, Groups(0, 1), mailbox=mailbox, publish=timeline.append)
+    return rank.run(), timeline, rank

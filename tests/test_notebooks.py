@@ -1,0 +1,71 @@
+"""What holds for every notebook, and that it runs from top to bottom."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+
+import nbclient
+import nbformat
+import pytest
+from IPython.core.inputtransformer2 import TransformerManager
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+
+
+def code_of(path: Path) -> list[str]:
+    cells = json.loads(path.read_text())["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+
+
+def test_there_are_notebooks():
+    assert NOTEBOOKS
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_valid_with_cell_ids(path):
+    document = nbformat.read(path, as_version=4)
+    nbformat.validate(document)
+    assert (document.nbformat, document.nbformat_minor) == (4, 5)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_no_outputs_are_stored(path):
+    cells = json.loads(path.read_text())["cells"]
+    assert not [cell["id"] for cell in cells if cell.get("outputs") or cell.get("execution_count")]
+    assert "widgets" not in json.loads(path.read_text())["metadata"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_prose_and_calls_only(path):
+    for source in code_of(path):
+        tree = ast.parse(TransformerManager().transform_cell(source), mode="exec", type_comments=False)
+        defined = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
+        assert not [node for node in ast.walk(tree) if isinstance(node, defined)], source
+        assert source.count("\n") < 15, source
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_public_name_exists(path):
+    import rehearsal_kit
+
+    names = [
+        node.attr
+        for source in code_of(path)
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "rk"
+    ]
+    assert set(names) <= set(rehearsal_kit.__all__)
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_runs_from_top_to_bottom(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("REHEARSAL_KIT_HOME", str(tmp_path / "clusters"))
+    document = nbformat.read(path, as_version=4)
+    client = nbclient.NotebookClient(document, timeout=600, kernel_name="python3", store_widget_state=False)
+    client.execute()
+    assert not list((tmp_path / "clusters" / "clusters").iterdir())

@@ -1,0 +1,335 @@
+"""The panel without a browser: widgets are plain objects."""
+
+from __future__ import annotations
+
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from rehearsal_kit.dashboard import images
+from rehearsal_kit.dashboard.controls import Controls, answer
+from rehearsal_kit.dashboard.figures import PALETTE, decimate, live_figure, loss_curves, watched_curves
+from rehearsal_kit.dashboard.live import Pacer
+from rehearsal_kit.dashboard.panel import CAPTIONS, Panel, dashboard
+from rehearsal_kit.dashboard.status import facts, tasks_html
+from rehearsal_kit.errors import SessionError
+from rehearsal_kit.preview import Preview
+from rehearsal_kit.settings import Rehearsal, Training
+from rehearsal_kit.telemetry import Applied, Evaluated, Steps, TaskArrived, TaskBegan, TaskEnded, TaskSetAside
+from rehearsal_kit.timeline import Timeline
+
+
+class StandIn:
+    """A session that only notes what it was asked."""
+
+    def __init__(self, state: str = "running") -> None:
+        self.state, self.error, self.ranks, self.panel = state, "", 2, None
+        self.training, self.rehearsal = Training(), Rehearsal()
+        self.timeline = Timeline()
+        self.asked: list[object] = []
+
+    def _wish(self, wish: object) -> int:
+        self.asked.append(wish)
+        return len(self.asked)
+
+    def start(self) -> None:
+        self._wish("start")
+
+    def pause(self) -> int:
+        return self._wish("pause")
+
+    def resume(self) -> int:
+        return self._wish("resume")
+
+    def stop(self) -> int:
+        return self._wish("stop")
+
+    def steer(self, *, learning_rate: float | None = None, representatives: int | None = None) -> int:
+        return self._wish((learning_rate, representatives))
+
+    def preview(self, task: int | None) -> Preview | None:
+        ramp = np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4)
+        names = ("diffraction", "amplitude", "phase", "predicted_amplitude", "predicted_phase")
+        return Preview(task=task or 0, step=5, **dict.fromkeys(names, ramp))
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def applied(number: int, **values: object) -> Applied:
+    given = {
+        "rank": 0,
+        "step": 7,
+        "kind": "Steer",
+        "digest": "d",
+        "settings": {"learning_rate": 1e-3},
+        **values,
+    }
+    return Applied(number=number, **given)
+
+
+def arrived(task: int, name: str = "scan") -> TaskArrived:
+    return TaskArrived(
+        step=0, task=task, name=name, path="/p", training=8, watched=2, test=2, skipped=0, simulated=True
+    )
+
+
+def steps(first: int, task: int, losses: tuple[float, ...]) -> Steps:
+    return Steps(
+        first=first,
+        task=task,
+        losses=losses,
+        seconds=0.5,
+        waited=0.1,
+        representatives=3,
+        remote=1,
+        stored=40,
+        time=0.0,
+    )
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def session() -> StandIn:
+    return StandIn()
+
+
+def test_pause_button_asks_for_what_it_says(session):
+    controls = Controls(session)
+    controls.pause.value = not controls.pause.value
+    session.state = "paused"
+    controls.refresh()
+    assert controls.pause.description == "Resume"
+    controls.pause.value = not controls.pause.value
+    assert session.asked == ["pause", "resume"]
+
+
+def test_start_button(session):
+    session.state = "created"
+    controls = Controls(session)
+    assert not controls.start.disabled
+    assert controls.pause.disabled
+    assert "created" in controls.pause.tooltip
+    controls.start.click()
+    assert session.asked == ["start"]
+
+
+def test_stop_asks_again(session, clock):
+    controls = Controls(session, clock=clock)
+    controls.stop.value = True
+    assert controls.stop.description == "Confirm stop"
+    assert session.asked == []
+    clock.now += 1
+    controls.stop.value = False
+    assert session.asked == ["stop"]
+    assert controls.stop.description == "Stop"
+
+
+def test_stop_forgets_after_five_seconds_and_ignores_a_double_click(session, clock):
+    controls = Controls(session, clock=clock)
+    controls.stop.value = True
+    clock.now += 0.1
+    controls.stop.value = False
+    clock.now += 6
+    controls.refresh()
+    assert controls.stop.description == "Stop"
+    controls.stop.value = True
+    assert controls.stop.description == "Confirm stop"
+    assert session.asked == []
+
+
+def test_sliders_steer_once(session):
+    controls = Controls(session)
+    controls.learning_rate.value = 2e-4
+    controls.representatives.value = 12
+    assert session.asked == [(2e-4, None), (None, 12)]
+    assert not controls.learning_rate.continuous_update
+    assert not controls.representatives.continuous_update
+
+
+def test_slider_follows_what_is_in_force_without_asking_again(session):
+    controls = Controls(session)
+    settings = {"learning_rate": 5e-4, "representatives": 200}
+    session.timeline.append(applied(0, settings=settings))
+    controls.refresh()
+    assert (controls.learning_rate.value, controls.representatives.value) == (5e-4, 200)
+    assert session.asked == []
+
+
+def test_slider_waits_for_the_answer_to_its_own_wish(session):
+    controls = Controls(session)
+    controls.representatives.value = 12
+    session.timeline.append(applied(0, settings={"representatives": 24}))
+    controls.refresh()
+    assert controls.representatives.value == 12
+    assert "not yet in force" in controls.said.value
+    session.timeline.append(applied(1, settings={"representatives": 24}, refused="too <many>"))
+    controls.refresh()
+    assert controls.representatives.value == 24
+    assert "too &lt;many&gt;" in controls.said.value
+
+
+def test_refused_gesture_is_said(session, monkeypatch):
+    def refuse() -> int:
+        raise SessionError("not <now>")
+
+    session.pause = refuse
+    controls = Controls(session)
+    controls.pause.value = True
+    assert "not &lt;now&gt;" in controls.said.value
+
+
+def test_answer_counts_ranks():
+    one, two = applied(3, rank=0), applied(3, rank=1)
+    assert answer([one], 4, 2) == "not yet in force"
+    assert answer([one], 3, 2) == "in force from step 7 on 1 of 2 ranks"
+    assert answer([one, two], 3, 2) == "in force from step 7 on all 2 ranks"
+
+
+def test_pacer_sends_on_credit_or_after_patience(clock):
+    pacer = Pacer(patience=2, clock=clock)
+    assert pacer.ready()
+    assert pacer.send() == 1
+    assert not pacer.ready()
+    pacer.acknowledged = 1
+    assert pacer.ready()
+    pacer.send()
+    clock.now += 1.9
+    assert not pacer.ready()
+    clock.now += 0.1
+    assert pacer.ready()
+
+
+@pytest.mark.parametrize("most", [4, 5, 100, 999])
+def test_decimation_keeps_spikes_and_ends(most):
+    values = np.zeros(10_000)
+    values[[1234, 7777]] = 9, -9
+    kept = decimate(values, most=most)
+    assert {0, 1234, 7777, 9999} <= set(kept)
+    assert len(kept) <= most
+    assert (np.diff(kept) > 0).all()
+
+
+def test_curves_have_a_gap_between_tasks_of_one_colour():
+    timeline = Timeline([steps(0, 0, (1.0, 2.0)), steps(2, 8, (3.0,)), steps(3, 1, (4.0,))])
+    curves = loss_curves(timeline)
+    assert len(curves) == len(PALETTE)
+    np.testing.assert_array_equal(curves[0].y, [1, 2, np.nan, 3, np.nan])
+    np.testing.assert_array_equal(curves[0].task, [0, 0, np.nan, 8, np.nan])
+    np.testing.assert_array_equal(curves[1].x, [3, np.nan])
+
+
+def test_watched_curves_leave_the_test_split_out():
+    records = [
+        Evaluated(step=9, after=0, task=0, split=split, errors={"amplitude": 0.5, "phase": 0.25})
+        for split in ("watched", "test")
+    ]
+    assert watched_curves(Timeline(records))[0].y[0] == 0.75
+    assert len(watched_curves(Timeline(records))[0].y) == 2
+
+
+def test_live_figure_has_a_trace_for_every_curve():
+    assert len(live_figure().data) == 2 * len(PALETTE)
+
+
+def test_facts_of_an_empty_and_of_a_running_session():
+    assert ("step", "0") in facts(Timeline(), state="created", ranks=2)
+    timeline = Timeline([arrived(0), TaskBegan(step=0, task=0, steps=9, time=0.0), steps(0, 0, (1.0, 1.0))])
+    told = dict(facts(timeline, state="running", ranks=2))
+    assert told["task"] == "1 of 1"
+    assert told["step"] == "2"
+    assert told["steps/s"] == "4.0"
+    assert told["waited for samples"] == "20%"
+
+
+def test_task_list_escapes_and_tells_states():
+    timeline = Timeline([
+        arrived(0, "<b>one</b>"), arrived(1), TaskBegan(step=0, task=0, steps=1, time=0.0),
+        TaskEnded(step=1, task=0, seconds=1.0, time=0.0),
+        TaskSetAside(step=1, name="<i>", path="/p", reason="<script>"),
+    ])  # fmt: skip
+    html = tasks_html(timeline)
+    assert "&lt;b&gt;one&lt;/b&gt;" in html
+    assert "trained" in html
+    assert "arrived" in html
+    assert "&lt;script&gt;" in html
+    assert "<script>" not in html
+
+
+def test_nan_is_transparent_and_limits_are_those_of_the_truth():
+    image = np.array([[np.nan, 0.0], [1.0, 5.0]], np.float32)
+    numbers = images.indices(image, images.Scale(0, 1, images.colours("grey")))
+    assert numbers.tolist() == [[0, 1], [255, 255]]
+    assert images.phase_scale(np.full((2, 2), 3.1, np.float32)).high == pytest.approx(np.pi)
+    assert images.phase_scale(np.full((2, 2), 0.1, np.float32)).high == pytest.approx(0.105)
+
+
+def test_panel_pushes_absolute_state(session):
+    panel = Panel(session, pump=False)
+    session.timeline.append(arrived(0, "scan_7"))
+    session.timeline.append(steps(0, 0, (1.0, 2.0)))
+    panel.push()
+    assert panel.line.push == 1
+    assert dict(panel.line.facts)["step"] == "2"
+    assert [tile["caption"] for tile in panel.tiles.tiles] == list(CAPTIONS)
+    assert panel.figure.data[0].y[:2].tolist() == [1, 2]
+    assert [name for name, _ in panel.pattern.options] == ["newest", "0 scan_7"]
+    panel.close()
+
+
+def test_chosen_pattern_survives_an_arrival(session):
+    panel = Panel(session, pump=False)
+    session.timeline.append(arrived(0))
+    panel.push()
+    panel.pattern.value = 0
+    session.timeline.append(arrived(1))
+    panel.push()
+    assert panel.pattern.value == 0
+    panel.close()
+
+
+def test_theme_of_the_page_reaches_the_figure(session):
+    panel = Panel(session, pump=False)
+    panel.line.theme = "dark"
+    panel.push()
+    assert panel.figure.layout.font.color == "#d0d0d0"
+    panel.close()
+
+
+def test_one_panel_per_session_and_no_thread_left(session):
+    panel = dashboard(session)
+    assert dashboard(session) is panel
+    assert session.panel is panel
+    panel.close()
+    assert session.panel is None
+    assert panel.line.closed
+    assert not [thread for thread in threading.enumerate() if thread.name == "rehearsal-kit-panel"]
+
+
+def test_trouble_of_a_push_is_said_and_the_pump_goes_on(session, monkeypatch):
+    calls = threading.Semaphore(0)
+    facts_were_asked = SimpleNamespace(count=0)
+
+    def break_once(task: int | None) -> None:
+        facts_were_asked.count += 1
+        calls.release()
+        if facts_were_asked.count == 1:
+            raise OSError("<gone>")
+
+    monkeypatch.setattr(session, "preview", break_once)
+    panel = dashboard(session)
+    assert calls.acquire(timeout=10)
+    assert calls.acquire(timeout=10)
+    assert "&lt;gone&gt;" in panel.controls.said.value
+    panel.close()

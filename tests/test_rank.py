@@ -1,0 +1,218 @@
+"""A rank alone in this process: the loop, its commands, its ledger, and what it does with bad scans."""
+
+from __future__ import annotations
+
+import json
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from ranks import alone, on_ranks, small_job
+from safetensors.torch import load_file
+
+from rehearsal_kit.commands import Arrived, FinishStream, Pause, Resume, Steer, Stop
+from rehearsal_kit.groups import Groups
+from rehearsal_kit.rank import Rank
+from rehearsal_kit.run_folder import read_ledger
+from rehearsal_kit.settings import Rehearsal, Training
+from rehearsal_kit.strategies import ER, FromScratch, Incremental
+from rehearsal_kit.synthetic import Beamline
+from rehearsal_kit.telemetry import Applied, Evaluated, Steps, TaskArrived, TaskBegan, TaskEnded, TaskSetAside
+from rehearsal_kit.timeline import Timeline
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    beamline = Beamline(folder=tmp_path_factory.mktemp("scans"), scans=3, seed=1)
+    return [Arrived(name=f"scan {n}", path=str(beamline.write(n))) for n in range(3)]
+
+
+def drawn(timeline: Timeline) -> int:
+    return sum(record.representatives for record in timeline.records(Steps))
+
+
+def test_a_stream_is_trained_task_by_task_and_every_task_evaluated_after_every_task(tmp_path, scans):
+    job = small_job(tmp_path / "run")
+    outcome, timeline, rank = alone(job, *scans, FinishStream())
+    assert outcome == "finished"
+    assert [record.task for record in timeline.records(TaskEnded)] == [0, 1, 2]
+    assert rank.step == sum(record.steps for record in timeline.records(TaskBegan))
+    assert sum(len(record.losses) for record in timeline.records(Steps)) == rank.step
+    for split in ("watched", "test"):
+        matrix = timeline.error_matrix(split)
+        assert [[error is not None for error in row] for row in matrix] == [
+            [j <= i for j in range(3)] for i in range(3)
+        ]
+    assert {name for record in timeline.records(Evaluated) for name in record.errors} == {
+        "amplitude",
+        "phase",
+    }
+    # Every step but the first two draws in full: the first is not augmented, at the second nothing is stored.
+    assert drawn(timeline) == (rank.step - 2) * job.rehearsal.representatives
+
+
+def test_what_remains_of_a_run(tmp_path, scans):
+    job = small_job(tmp_path / "run")
+    _, timeline, _ = alone(job, *scans[:2], FinishStream())
+    assert Timeline.load(job.run.timeline).records() == timeline.records()
+    weights = load_file(job.run.weights)
+    assert all(torch.equal(weights[name], value) for name, value in job.network.state_dict().items())
+    with h5py.File(job.run.previews) as file:
+        assert sorted(file) == ["task_0", "task_1"]
+        assert {"after_0", "after_1", "amplitude", "phase", "diffraction"} == set(file["task_0"])
+        assert file["task_0/after_1/predicted_phase"].shape == (16, 16)
+    effects = read_ledger(job.run.effects)
+    assert [(e["kind"], e["step"]) for e in effects] == [("Arrived", 0), ("Arrived", 0), ("FinishStream", 0)]
+    assert all(len(e["digest"]) == 64 for e in effects[:2])
+    assert all(path.stat().st_mode & 0o077 == 0 for path in job.run.path.iterdir())
+
+
+def weights_of(tmp_path, name, scans, **changes):
+    job = small_job(tmp_path / name, **changes)
+    alone(job, *scans[:2], FinishStream())
+    return job.network.state_dict()
+
+
+def equal(first, second) -> bool:
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_same_seed_data_and_commands_give_the_same_weights_and_another_seed_others(tmp_path, scans):
+    first = weights_of(tmp_path, "a", scans)
+    assert equal(first, weights_of(tmp_path, "b", scans))
+    assert not equal(first, weights_of(tmp_path, "c", scans, seed=4))
+
+
+def test_er_without_representatives_is_incremental_bit_for_bit(tmp_path, scans):
+    nothing = Rehearsal(representatives=0, candidates=4, capacity=64)
+    er = weights_of(tmp_path, "er", scans, strategy=ER(), rehearsal=nothing)
+    assert equal(er, weights_of(tmp_path, "inc", scans, strategy=Incremental()))
+    assert not equal(er, weights_of(tmp_path, "with", scans, strategy=ER()))
+
+
+def test_from_scratch_trains_on_everything_so_far_from_the_initial_weights(tmp_path, scans):
+    _, timeline, _ = alone(small_job(tmp_path / "run", strategy=FromScratch()), *scans, FinishStream())
+    first, second, third = (record.steps for record in timeline.records(TaskBegan))
+    assert second == pytest.approx(2 * first, abs=2)
+    assert third == pytest.approx(3 * first, abs=3)
+    losses = {record.task: record.losses[0] for record in reversed(timeline.records(Steps))}
+    # Begun anew, a task starts with the error of an untrained network; trained on, with much less.
+    assert losses[2] > 0.8 * losses[0]
+
+
+def test_commands_take_effect_at_one_step_and_are_written_down(tmp_path, scans):
+    job = small_job(tmp_path / "run", training=Training(epochs=2))
+    _, timeline, rank = alone(
+        job, scans[0], Steer(representatives=3, learning_rate=5e-4), Pause(), Resume(), FinishStream()
+    )
+    applied = timeline.records(Applied)
+    assert [record.kind for record in applied] == ["Arrived", "Steer", "Pause", "Resume", "FinishStream"]
+    assert applied[1].settings == {"learning_rate": 5e-4, "representatives": 3}
+    assert applied[0].digest != applied[1].digest == applied[2].digest
+    assert drawn(timeline) == (rank.step - 2) * 3
+    assert [e["number"] for e in read_ledger(job.run.effects)] == [1, 2, 3, 4, 5]
+
+
+def test_stop_ends_before_the_next_step(tmp_path, scans):
+    outcome, _, rank = alone(small_job(tmp_path / "run"), scans[0], Stop(), FinishStream())
+    assert (outcome, rank.step) == ("stopped", 0)
+
+
+def spoilt(scan: Arrived, folder, spoil) -> Arrived:
+    path = folder / "spoilt.cxi"
+    path.write_bytes(spoil(open(scan.path, "rb").read()))
+    return Arrived(name="spoilt", path=str(path))
+
+
+def truncated(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def no_scan(_: bytes) -> bytes:
+    return b"position,counts\n1,2\n"
+
+
+@pytest.mark.parametrize(("spoil", "said"), [(truncated, "truncated"), (no_scan, "HDF5")])
+def test_a_bad_file_among_good_ones_is_set_aside_with_its_reason_and_the_run_goes_on(
+    tmp_path, scans, spoil, said
+):
+    bad = spoilt(scans[1], tmp_path, spoil)
+    job = small_job(tmp_path / "run")
+    outcome, timeline, _ = alone(job, scans[0], bad, scans[2], FinishStream())
+    (aside,) = timeline.records(TaskSetAside)
+    assert outcome == "finished"
+    assert said in aside.reason
+    assert bad.path in aside.reason
+    assert [record.name for record in timeline.records(TaskArrived)] == ["scan 0", "scan 2"]
+    assert [e["kind"] for e in read_ledger(job.run.effects)] == [
+        "Arrived",
+        "SetAside",
+        "Arrived",
+        "FinishStream",
+    ]
+
+
+def test_a_missing_file_is_set_aside(tmp_path, scans):
+    gone = Arrived(name="gone", path=str(tmp_path / "gone.cxi"))
+    outcome, timeline, _ = alone(small_job(tmp_path / "run"), gone, scans[0], FinishStream())
+    (aside,) = timeline.records(TaskSetAside)
+    assert outcome == "finished"
+    assert "gone.cxi" in aside.reason
+    assert "No such file" in aside.reason
+
+
+def with_nan(scan: Arrived, folder) -> Arrived:
+    """The same scan with counts as floats, and one NaN in the last frame."""
+    path = folder / "nan.cxi"
+    path.write_bytes(open(scan.path, "rb").read())
+    with h5py.File(path, "r+") as file:
+        for at in ("entry_1/instrument_1/detector_1/data", "entry_1/data_1/data"):
+            if at in file:
+                counts = file[at][()].astype(np.float32)
+                counts[-1, 5, 5] = np.nan
+                del file[at]
+                file[at] = counts
+    return Arrived(name="nan", path=str(path))
+
+
+def test_nan_in_frames_sets_the_scan_aside_naming_file_dataset_and_frame(tmp_path, scans):
+    bad = with_nan(scans[1], tmp_path)
+    outcome, timeline, _ = alone(small_job(tmp_path / "run"), scans[0], bad, scans[2], FinishStream())
+    (aside,) = timeline.records(TaskSetAside)
+    assert outcome == "finished"
+    assert bad.path in aside.reason
+    assert "/data" in aside.reason
+    assert [record.task for record in timeline.records(TaskEnded)] == [0, 2]
+    assert timeline.error_matrix("test")[2][1] is None
+
+
+def on_this_rank(groups: Groups, folder: str, wishes: list[str]):
+    import queue
+    from pathlib import Path
+
+    from rehearsal_kit.run_folder import RunFolder
+
+    job = small_job(Path(folder) / f"unused-{groups.rank}")
+    job = type(job)(**{**vars(job), "run": RunFolder(Path(folder))})
+    mailbox: queue.SimpleQueue[str] = queue.SimpleQueue()
+    for wish in wishes if groups.rank == 0 else []:
+        mailbox.put(wish)
+    timeline = Timeline()
+    outcome = Rank(job, groups, mailbox=mailbox, publish=timeline.append).run()
+    weights = json.dumps([float(p.double().sum()) for p in job.network.parameters()])
+    applied = [(record.number, record.step, record.digest) for record in timeline.records(Applied)]
+    return outcome, weights, applied
+
+
+def test_two_ranks_apply_commands_at_the_same_step_and_end_with_the_same_weights(tmp_path, scans):
+    from rehearsal_kit.commands import Wish
+    from rehearsal_kit.run_folder import RunFolder
+
+    run = RunFolder(tmp_path / "run").create()
+    commands = [*scans[:2], Steer(representatives=2), FinishStream()]
+    wishes = [Wish(number, command).to_json() for number, command in enumerate(commands, 1)]
+    first, second = on_ranks(2, tmp_path, on_this_rank, str(run.path), wishes)
+    assert first == second
+    assert first[0] == "finished"
+    assert [number for number, _, _ in first[2]] == [1, 2, 3, 4]
