@@ -63,7 +63,7 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
 
 
 def _demo(chosen: argparse.Namespace) -> int:
-    from rehearsal_kit.demo import TRAINING, Demo, run_demo  # torch and dask take seconds to import
+    from rehearsal_kit.demo import Demo, run_demo  # torch and dask take seconds to import
 
     demo = Demo(
         run=chosen.run,
@@ -71,7 +71,7 @@ def _demo(chosen: argparse.Namespace) -> int:
         workers=chosen.workers,
         scans=tuple(chosen.scans),
         tasks=chosen.tasks,
-        epochs=chosen.epochs or TRAINING.epochs,
+        epochs=chosen.epochs,
     )
     comparison = run_demo(demo, lambda line: print(line, flush=True))
     print("\n" + comparison.text())

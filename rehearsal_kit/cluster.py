@@ -26,6 +26,8 @@ from rehearsal_kit.errors import ClusterError
 from rehearsal_kit.run_folder import write_private
 from rehearsal_kit.settings import require_integer, require_number
 
+# Not -m: the classes of a module that runs as __main__ are not those that others import from it.
+SERVER = "from rehearsal_kit.cluster_server import main; main()"
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 20.0
 
@@ -65,8 +67,9 @@ class Cluster:
     def close(self) -> None:
         """End the cluster with everything that runs on it; nothing of it is left behind."""
         family = _family(self.files, self.address)
-        with contextlib.suppress(OSError, RuntimeError):  # the scheduler may have gone already
-            self.client.run_on_scheduler(tell_to_stop)
+        if family:
+            with contextlib.suppress(OSError, RuntimeError):  # it may go while we ask
+                self.client.run_on_scheduler(tell_to_stop)
         self.client.close()
         _wait_until_gone(family, self.files)
         self._server.wait(STOP_TIMEOUT_S)
@@ -180,7 +183,7 @@ def _launch(files: ClusterFiles) -> subprocess.Popen[bytes]:
     descriptor = os.open(files.log, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         return subprocess.Popen(  # noqa: S603 - our own module
-            [sys.executable, "-m", "rehearsal_kit.cluster_server", str(files.folder)],
+            [sys.executable, "-c", SERVER, str(files.folder)],
             stdin=subprocess.DEVNULL,
             stdout=descriptor,
             stderr=subprocess.STDOUT,

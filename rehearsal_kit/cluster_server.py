@@ -1,6 +1,6 @@
 """The process that owns a cluster: detached from any kernel, so that training outlives a notebook.
 
-Run as `python -m rehearsal_kit.cluster_server FOLDER`; `cluster.py` starts it and writes the folder first.
+`cluster.py` writes its folder and starts it.
 It ends when told to, when its scheduler closes, or when nobody has used it for a while.
 """
 
@@ -42,6 +42,13 @@ DASK_SETTINGS = {
     "distributed.worker.memory.pause": False,
     "distributed.worker.memory.terminate": False,
     "distributed.worker.profile.enabled": False,
+    # Dask has workers give freed memory back at once; a training step would fetch it again every time.
+    "distributed.nanny.pre-spawn-environ": {
+        "OMP_NUM_THREADS": "1",
+        "MALLOC_TRIM_THRESHOLD_": str(2**28),
+        "MALLOC_MMAP_THRESHOLD_": str(2**28),
+        "GLOO_SOCKET_IFNAME": "lo",
+    },
     "distributed.comm.require-encryption": True,
     "distributed.comm.timeouts.connect": "60s",
     "distributed.comm.timeouts.tcp": "120s",
@@ -184,7 +191,7 @@ def _start(order: ClusterOrder, files: ClusterFiles) -> LocalCluster:
 
         cluster: LocalCluster = LocalCUDACluster(**common, rmm_pool_size=None, device_memory_limit=0)
         return cluster
-    return LocalCluster(**common, processes=True, env={"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"})
+    return LocalCluster(**common, processes=True)
 
 
 def _refuse_wildcards() -> None:
@@ -198,6 +205,7 @@ def _refuse_wildcards() -> None:
                 )
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """The whole process; its one argument is the folder."""
     os.umask(0o077)
     serve(ClusterFiles(folder=Path(sys.argv[1])))

@@ -6,7 +6,6 @@ kernel. The calls below return at once: the training thread is the only one that
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 import time
@@ -19,10 +18,10 @@ from distributed import Worker
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from rehearsal_kit.errors import ClusterError
-from rehearsal_kit.groups import Groups, Meeting, meet
+from rehearsal_kit.groups import Meeting, meet
 from rehearsal_kit.preview import Preview
 from rehearsal_kit.rank import Job, Rank
-from rehearsal_kit.telemetry import Ended, Joined, Record, to_plain
+from rehearsal_kit.telemetry import Ended, Record, to_plain
 
 PLUGIN = "rehearsal-kit"
 TOPIC_PREFIX = "rehearsal-kit/"
@@ -102,7 +101,8 @@ class RankHost(WorkerPlugin):
         try:
             device = "cuda:0" if torch.cuda.is_available() else "cpu"
             with meet(replace(hosted.order.meeting, device=device)) as groups:
-                hosted.rank = self._new_rank(hosted, groups, device)
+                job = replace(hosted.order.job, device=device)
+                hosted.rank = Rank(job, groups, mailbox=hosted.mailbox, publish=self._publish)
                 outcome = hosted.rank.run()
         except Exception as failure:
             where = traceback.extract_tb(failure.__traceback__)[-1]
@@ -112,13 +112,6 @@ class RankHost(WorkerPlugin):
             step = hosted.rank.step
         rank = hosted.order.meeting.rank
         self._publish(Ended(rank=rank, step=step, outcome=outcome, error=error, time=time.time()))
-
-    def _new_rank(self, hosted: _Hosted, groups: Groups, device: str) -> Rank:
-        self._publish(
-            Joined(rank=groups.rank, ranks=groups.ranks, device=device, process=os.getpid(), time=time.time())
-        )
-        job = replace(hosted.order.job, device=device)
-        return Rank(job, groups, mailbox=hosted.mailbox, publish=self._publish)
 
     def _publish(self, record: Record) -> None:
         hosted = self._hosted

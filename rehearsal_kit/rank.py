@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +33,7 @@ from rehearsal_kit.tasks import Experience, open_experience
 from rehearsal_kit.telemetry import (
     Applied,
     Evaluated,
+    Joined,
     Record,
     TaskArrived,
     TaskBegan,
@@ -95,6 +97,15 @@ class Rank:
     def run(self) -> str:
         """Train until the stream is finished or someone says stop; returns "finished" or "stopped"."""
         with self._closing():
+            self._reporter.tell_of_myself(
+                Joined(
+                    rank=self._groups.rank,
+                    ranks=self._groups.ranks,
+                    device=self._job.device,
+                    process=os.getpid(),
+                    time=time.time(),
+                )
+            )
             while self._goes_on():
                 lesson = None if self._paused else self._lesson or self._begin_task()
                 if lesson is not None:

@@ -222,8 +222,6 @@ class Session:
 
     def close(self) -> None:
         """Stop the run if it goes on, and let go of everything but the cluster and the run folder."""
-        if self.panel is not None:
-            self.panel.close()
         if self._thread is not None:
             if not self._over.is_set():
                 self._send(Stop())
@@ -235,6 +233,8 @@ class Session:
         if self._state not in ENDED:
             self._state = "stopped"
         self._over.set()
+        if self.panel is not None:  # last, so that it shows how the run ended
+            self.panel.close()
 
     def preview(self, task: int | None = None) -> Preview | None:
         """A held-out pattern of a task and what the network makes of it now; None before there is one.
@@ -273,7 +273,7 @@ class Session:
         try:
             self._listen()
             self._start_ranks()
-            self._state = "live"
+            self._wait_for_ranks()
             while not self._over.is_set():
                 self._send_wishes()
                 self._look_for_the_lost()
@@ -325,6 +325,9 @@ class Session:
             meeting = Meeting(rendezvous=self.run.rendezvous, nonce=nonce, rank=rank, ranks=self.ranks)
             order = Order(topic=self._topic, job=self._job, meeting=meeting)
             client.run(start_rank, order, workers=[self._address(rank)])
+        self._state = "live"
+
+    def _wait_for_ranks(self) -> None:
         deadline = time.monotonic() + JOIN_TIMEOUT_S
         while not self._over.is_set() and len(self.timeline.records(Joined)) < self.ranks:
             if time.monotonic() > deadline:
@@ -348,7 +351,7 @@ class Session:
         if client.status != "running":
             self._end("failed", "the cluster has closed.")
             return
-        present = client.scheduler_info(n_workers=-1)["workers"]
+        present = _known_workers(self.cluster)
         lost = [rank for rank, address in enumerate(self._workers) if address not in present]
         if lost and not self._over.is_set():
             self._end("failed", f"the worker of rank {lost[0]} is gone: its process has ended.")
@@ -383,5 +386,14 @@ class Session:
 
 def _workers_in_order(cluster: Cluster) -> list[str]:
     """Addresses by (host, name): names survive a restart of a worker, addresses do not."""
-    known = cluster.client.scheduler_info(n_workers=-1)["workers"]
+    known = _known_workers(cluster)
     return sorted(known, key=lambda address: (known[address]["host"], str(known[address]["name"])))
+
+
+def _known_workers(cluster: Cluster) -> dict[str, Any]:
+    """All workers by address. Asked directly: what `scheduler_info` returns is a copy that a timer of the
+    client may have replaced, between the question and the answer, by one without the workers.
+    """
+    client: Any = cluster.client
+    workers: dict[str, Any] = client.sync(client.scheduler.identity, n_workers=-1)["workers"]
+    return workers

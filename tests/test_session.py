@@ -1,0 +1,221 @@
+"""Sessions on a real cluster: two worker processes, TLS, a real process group."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import ssl
+import stat
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from distributed import Client
+from ranks import Tiny
+
+from rehearsal_kit.cluster import start_cluster
+from rehearsal_kit.errors import (
+    ClusterError,
+    RankError,
+    RunFolderError,
+    ScanError,
+    SessionError,
+    SettingsError,
+)
+from rehearsal_kit.preparation import Preparation
+from rehearsal_kit.session import Session
+from rehearsal_kit.settings import Rehearsal, Training
+from rehearsal_kit.strategies import ER, Strategy
+from rehearsal_kit.synthetic import Beamline
+from rehearsal_kit.telemetry import Joined, StateChanged, Steps, TaskArrived, TaskSetAside
+
+pytestmark = pytest.mark.cluster
+DEADLINE_S = 60
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with pytest.MonkeyPatch.context() as patch:
+        # The workers import the network of these tests from where it is defined.
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        cluster = start_cluster("cpu", workers=2, idle_timeout_s=300)
+    with cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    beamline = Beamline(folder=tmp_path_factory.mktemp("scans"), scans=2, seed=1)
+    return [beamline.write(number) for number in range(2)]
+
+
+def session_on(cluster, run, *, epochs: int = 2, strategy: Strategy | None = None) -> Session:
+    return Session(
+        cluster,
+        run=run,
+        strategy=strategy or ER(),
+        network=Tiny(seed=1),
+        preparation=Preparation(size=16),
+        training=Training(batch=8, epochs=epochs),
+        rehearsal=Rehearsal(representatives=16, candidates=4, capacity=80),
+    )
+
+
+def until(session: Session, holds) -> None:
+    """Wait until something holds for the timeline, looking again at every record."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not holds(session.timeline):
+        seen = len(session.timeline)
+        assert not session.over, f"the run ended first: {session} {session.error}"
+        assert time.monotonic() < deadline, f"it did not come: {session}"
+        session.timeline.wait(seen, 0.1)
+
+
+def test_a_watched_folder_is_learned_and_half_of_the_representatives_come_from_the_other_rank(
+    cluster, tmp_path, scans
+):
+    with session_on(cluster, tmp_path / "run") as session:
+        session.watch(str(scans[0].parent / "*.cxi"))
+        session.start()
+        until(session, lambda timeline: len(timeline.records(TaskArrived)) == 2)
+        session.finish_stream()
+        assert session.wait(DEADLINE_S) == "finished"
+        assert session.preview() is None or session.over
+    steps = session.timeline.records(Steps)
+    drawn, remote = sum(s.representatives for s in steps), sum(s.remote for s in steps)
+    assert drawn > 500
+    assert abs(remote / drawn - 0.5) < 4 * 0.5 / drawn**0.5
+    assert len({joined.process for joined in session.timeline.records(Joined)}) == 2
+    assert not session.run.rendezvous.exists()
+
+
+def test_a_person_steers_and_both_ranks_obey_at_the_same_step(cluster, tmp_path, scans):
+    with session_on(cluster, tmp_path / "run", epochs=200) as session:
+        for scan in scans:
+            session.submit(scan)
+        session.start()
+        until(session, lambda timeline: timeline.records(Steps))
+        number = session.pause()
+        until(session, lambda timeline: timeline.last(StateChanged).state == "paused")
+        still = session.timeline.last(Steps)
+        until(session, lambda _: session.preview() is not None)
+        assert session.preview().predicted_phase.shape == (16, 16)
+        steered = session.steer(representatives=5, learning_rate=2e-4)
+        until(session, lambda _: len(session.acknowledged(steered)) == 2)
+        assert session.timeline.last(Steps) == still
+        first, second = session.acknowledged(steered)
+        assert (first.rank, second.rank) == (0, 1)
+        assert first.step == second.step == session.acknowledged(number)[0].step
+        assert first.digest == second.digest
+        assert first.settings == {"learning_rate": 2e-4, "representatives": 5}
+        resumed = session.resume()
+        until(session, lambda timeline: timeline.last(Steps).first > still.first)
+        assert session.acknowledged(resumed)[0].step == first.step
+        with pytest.raises(SettingsError, match="finite number"):
+            session.steer(learning_rate=float("nan"))
+        session.stop()
+        assert session.wait(DEADLINE_S) == "stopped"
+        with pytest.raises(SessionError, match="too late"):
+            session.pause()
+
+
+def test_a_bad_scan_among_good_ones_is_set_aside(cluster, tmp_path, scans):
+    bad = tmp_path / "bad.cxi"
+    bad.write_bytes(scans[0].read_bytes()[:9000])
+    with session_on(cluster, tmp_path / "run", epochs=1) as session:
+        for scan in (scans[0], bad, scans[1]):
+            session.submit(scan)
+        session.finish_stream()
+        session.start()
+        assert session.wait(DEADLINE_S) == "finished"
+    (aside,) = session.timeline.records(TaskSetAside)
+    assert str(bad) in aside.reason
+
+
+def test_waiting_does_not_block_a_notebook(cluster, tmp_path, scans):
+    async def notebook(session: Session) -> str:
+        session.start()
+        with pytest.raises(SessionError, match=r"await session\.done"):
+            session.wait()
+        return await session.done()
+
+    with session_on(cluster, tmp_path / "run", epochs=1) as session:
+        session.submit(scans[0])
+        session.finish_stream()
+        assert asyncio.run(notebook(session)) == "finished"
+
+
+def test_one_run_at_a_time(cluster, tmp_path, scans):
+    with session_on(cluster, tmp_path / "first") as first, session_on(cluster, tmp_path / "second") as second:
+        first.start()
+        until(first, lambda timeline: timeline.last(StateChanged))
+        second.start()
+        with pytest.raises(RankError, match=r"still trains for .*first"):
+            second.wait(DEADLINE_S)
+        assert first.state == "waiting"
+
+
+def test_clear_refusals(cluster, tmp_path, scans):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "thesis.txt").write_text("mine")
+    with pytest.raises(RunFolderError, match="never written over"):
+        session_on(cluster, tmp_path / "old")
+    with session_on(cluster, tmp_path / "run") as session:
+        with pytest.raises(ScanError, match="does not exist"):
+            session.watch(str(tmp_path / "nowhere" / "*.cxi"))
+        session.start()
+        with pytest.raises(SessionError, match="make a new Session"):
+            session.start()
+    with pytest.raises(ClusterError, match="'auto', 'cpu' or 'cuda'"):
+        start_cluster("gpu")
+
+
+def test_nobody_without_the_key_gets_in_and_nothing_listens_to_the_network(cluster):
+    assert stat.S_IMODE(cluster.files.key.stat().st_mode) == 0o600
+    assert stat.S_IMODE(cluster.files.folder.stat().st_mode) == 0o700
+    address = cluster.address.scheduler
+    assert address.startswith("tls://127.0.0.1:")
+    with pytest.raises(OSError, match=r"(?i)timed out|closed|connect"):
+        Client(address.replace("tls://", "tcp://"), timeout="2s", set_as_default=False)
+    host, port = address.removeprefix("tls://").split(":")
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with pytest.raises((ssl.SSLError, ConnectionError)):  # noqa: PT012, SIM117 - any of these may refuse
+        with socket.create_connection((host, int(port)), 5) as plain, context.wrap_socket(plain) as wrapped:
+            wrapped.recv(1)  # TLS 1.3 tells a client without certificate only now
+    listening = [
+        connection.laddr.ip
+        for process in cluster.processes()[1:]
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert listening
+    assert set(listening) == {"127.0.0.1"}
+
+
+def test_while_ranks_train_they_listen_on_loopback_only(cluster, tmp_path, scans):
+    with session_on(cluster, tmp_path / "run", epochs=200) as session:
+        session.submit(scans[0])
+        session.start()
+        until(session, lambda timeline: timeline.records(Steps))
+        connections = [c for p in cluster.processes()[1:] for c in p.net_connections("inet")]
+        assert {c.laddr.ip for c in connections} == {"127.0.0.1"}
+
+
+def test_a_worker_that_is_killed_ends_the_run_with_one_clear_message(tmp_path, scans, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    with (
+        start_cluster("cpu", workers=2) as cluster,
+        session_on(cluster, tmp_path / "run", epochs=500) as session,
+    ):
+        session.submit(scans[0])
+        session.start()
+        until(session, lambda timeline: timeline.records(Steps))
+        victim = next(joined for joined in session.timeline.records(Joined) if joined.rank == 1)
+        os.kill(victim.process, signal.SIGKILL)
+        with pytest.raises(RankError, match=r"rank"):
+            session.wait(DEADLINE_S)
+        assert session.state == "failed"
