@@ -10,8 +10,12 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
+from rehearsal_kit.cluster import running_clusters, stop_cluster
+from rehearsal_kit.demo import Demo, run_demo
 from rehearsal_kit.errors import RehearsalKitError
+from rehearsal_kit.lab import copy_notebooks, open_lab
 
+DESCRIPTION = "Distributed rehearsal-based continual learning, steered in real time from a notebook."
 INTERRUPTED = 130
 
 
@@ -31,12 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="rehearsal-kit", description=__import__("rehearsal_kit").__doc__)
+    parser = argparse.ArgumentParser(prog="rehearsal-kit", description=DESCRIPTION)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_demo(commands.add_parser("demo", help="learn a stream of scans with and without rehearsal, compare"))
     lab = commands.add_parser("lab", help="copy the notebooks into a folder and open JupyterLab on them")
     lab.add_argument("folder", nargs="?", type=Path, default=Path("rehearsal-notebooks"), metavar="DIR")
     lab.add_argument("--no-browser", action="store_true", help="print the address, open nothing")
+    lab.add_argument("options", nargs="*", metavar="-- OPTION", help="passed on to JupyterLab")
     lab.set_defaults(command=_lab)
     stop = commands.add_parser("stop", help="end clusters that were left running")
     stop.add_argument("clusters", nargs="*", metavar="ID", help="which; all of yours by default")
@@ -63,8 +68,6 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
 
 
 def _demo(chosen: argparse.Namespace) -> int:
-    from rehearsal_kit.demo import Demo, run_demo  # torch and dask take seconds to import
-
     demo = Demo(
         run=chosen.run,
         seeds=tuple(chosen.seed),
@@ -81,16 +84,12 @@ def _demo(chosen: argparse.Namespace) -> int:
 
 
 def _lab(chosen: argparse.Namespace) -> int:
-    from rehearsal_kit.lab import copy_notebooks, open_lab
-
     for line in copy_notebooks(chosen.folder):
         print(line)
-    return open_lab(chosen.folder, browser=not chosen.no_browser)
+    return open_lab(chosen.folder, browser=not chosen.no_browser, options=chosen.options)
 
 
 def _stop(chosen: argparse.Namespace) -> int:
-    from rehearsal_kit.cluster import running_clusters, stop_cluster
-
     running = {files.folder.name: files for files in running_clusters()}
     unknown = [name for name in chosen.clusters if name not in running]
     if unknown:

@@ -74,8 +74,8 @@ class Control:
         commit: Commit = _nothing
         try:
             commit = prepare(wish.command)
-        except (RehearsalKitError, OSError) as error:
-            trouble = str(error) or type(error).__name__
+        except Exception as error:  # whatever one rank cannot do, none does, and the run goes on
+            trouble = said(error)
         refused = self.agree(trouble)
         if refused and isinstance(wish.command, Arrived):
             aside = SetAside(name=wish.command.name, path=wish.command.path, reason=refused)
@@ -99,6 +99,11 @@ def _with_digest(wish: Wish) -> Wish:
     except OSError as error:
         reason = f"scan {wish.command.path} cannot be read: {error.strerror or error}."
         return Wish(wish.number, SetAside(name=wish.command.name, path=wish.command.path, reason=reason))
+
+
+def said(error: Exception) -> str:
+    """What an error says; with its type where it is not one of ours, which say enough."""
+    return str(error) if isinstance(error, RehearsalKitError) else f"{type(error).__name__}: {error}"
 
 
 def _nothing() -> None:

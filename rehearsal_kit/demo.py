@@ -85,7 +85,10 @@ def run_demo(demo: Demo, say: Callable[[str], None]) -> Comparison:
                         reported.append(run)
                         _require_a_task(comparison.outcomes[seed][-1])
         comparison.memory_bytes = peak.bytes
-    title = f"{len(comparison.of('ER')[0].tasks)} scans, {demo.workers} workers, seed {demo.seeds[0]}"
+    scans = len(comparison.of("ER")[0].tasks)
+    title = f"{scans} tasks, {demo.workers} workers, seed {', '.join(map(str, demo.seeds))}"
+    if len(demo.seeds) > 1:
+        title += f" (table: all seeds; plots: seed {demo.seeds[0]})"
     write_report(
         folder.path / "report.html",
         reported[: len(STRATEGIES)],
@@ -144,7 +147,10 @@ def _follow(session: Session, expected: int) -> None:
     seen, known, finished = 0, 0, False
     # The first task tells how long the others will be: equally long, or longer and longer from scratch.
     weights = [len(session.strategy.tasks(task)) for task in range(expected)]
-    with tqdm(desc=type(session.strategy).__name__.ljust(11), unit="step", dynamic_ncols=True) as bar:
+    names = [type(strategy).__name__ for strategy in STRATEGIES]
+    strategy = type(session.strategy).__name__
+    title = f"{names.index(strategy) + 1}/{len(names)} {strategy.ljust(11)}"
+    with tqdm(desc=title, unit="step", dynamic_ncols=True) as bar:
         while not session.over:
             session.timeline.wait(seen, 0.2)
             records = session.timeline.records(since=seen)

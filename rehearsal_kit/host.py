@@ -19,8 +19,9 @@ from distributed.diagnostics.plugin import WorkerPlugin
 
 from rehearsal_kit.errors import ClusterError
 from rehearsal_kit.groups import Meeting, meet
+from rehearsal_kit.job import Job
 from rehearsal_kit.preview import Preview
-from rehearsal_kit.rank import Job, Rank
+from rehearsal_kit.rank import Rank
 from rehearsal_kit.telemetry import Ended, Record, to_plain
 
 PLUGIN = "rehearsal-kit"

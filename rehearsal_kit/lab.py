@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -27,8 +28,11 @@ def copy_notebooks(folder: Path) -> list[str]:
     return said
 
 
-def open_lab(folder: Path, *, browser: bool) -> int:
-    """Run JupyterLab on loopback with a token until it is ended; returns its exit status."""
+def open_lab(folder: Path, *, browser: bool, options: Sequence[str] = ()) -> int:
+    """Run JupyterLab on loopback with a token until it is ended; returns its exit status.
+
+    options: of JupyterLab itself, for example `--port=9000`; what is set here can be overridden so.
+    """
     command = [
         sys.executable,
         "-m",
@@ -41,6 +45,7 @@ def open_lab(folder: Path, *, browser: bool) -> int:
     ]
     if not browser:
         command.append("--no-browser")
+    command += options
     return subprocess.run(command, check=False).returncode  # noqa: S603 - our own command line
 
 

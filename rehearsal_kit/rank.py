@@ -7,27 +7,24 @@ import os
 import queue
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 from safetensors.torch import save
 
 from rehearsal_kit.buffer import RowLayout, Samples
 from rehearsal_kit.commands import Arrived, Command, FinishStream, Pause, Resume, SetAside, Steer, Stop
-from rehearsal_kit.control import Commit, Control
-from rehearsal_kit.errors import ScanError
+from rehearsal_kit.control import Commit, Control, said
 from rehearsal_kit.groups import Groups
+from rehearsal_kit.job import Job
 from rehearsal_kit.learner import Learner
 from rehearsal_kit.lesson import Lesson
-from rehearsal_kit.preparation import Preparation
 from rehearsal_kit.preview import Preview, append_preview
 from rehearsal_kit.randomness import torch_seed
 from rehearsal_kit.rehearsal import DistributedBuffer, Representatives, Round
 from rehearsal_kit.reporter import Reporter
-from rehearsal_kit.run_folder import RunFolder, write_private
+from rehearsal_kit.run_folder import write_private
 from rehearsal_kit.scans.opening import open_scan
-from rehearsal_kit.settings import Rehearsal, Training, digest
-from rehearsal_kit.strategies import Strategy
+from rehearsal_kit.settings import digest
 from rehearsal_kit.stream import Stream
 from rehearsal_kit.tasks import Experience, open_experience
 from rehearsal_kit.telemetry import (
@@ -42,22 +39,9 @@ from rehearsal_kit.telemetry import (
 )
 
 INPUTS = "diffraction"
+TARGETS = ("amplitude", "phase")
 PREVIEW_INTERVAL_S = 1.0
 IDLE_S = 0.02
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What every rank of a run is told."""
-
-    run: RunFolder
-    seed: int
-    network: torch.nn.Module
-    strategy: Strategy
-    preparation: Preparation
-    training: Training
-    rehearsal: Rehearsal
-    device: str = "cpu"
 
 
 class Rank:
@@ -241,17 +225,18 @@ class Rank:
         trouble, samples = "", None
         try:
             samples = self._read(task)
-        except (ScanError, OSError) as error:
-            trouble = str(error)
-        if reason := self._control.agree(trouble):
-            self._set_aside(task, reason)
+        except Exception as error:  # whatever is wrong with one scan, the run must go on
+            trouble = said(error)
+        reason = self._control.agree(trouble)
+        lesson = self._new_lesson(task, samples) if samples is not None and not reason else None
+        if lesson is None or not lesson.steps:
+            self._set_aside(task, reason or "no training frame has any counts; was the shutter closed?")
             return None
-        assert samples is not None  # noqa: S101 - for the type checker: without trouble it was read
-        self._lesson = self._new_lesson(task, samples)
+        self._lesson = lesson
         if self._job.strategy.restarts:
             self._learner.restart()
         if self._job.strategy.rehearses and self._buffer is None:
-            layout = RowLayout.of(samples)
+            layout = RowLayout.of(lesson.samples)
             self._buffer = DistributedBuffer(
                 layout, self._job.rehearsal, seed=self._job.seed, groups=self._groups
             )
@@ -319,11 +304,9 @@ class Rank:
         if sample is None:
             return None
         predicted = self._learner.predict(sample[INPUTS])
-        images = {
-            **{name: tensor[0, 0].numpy() for name, tensor in sample.items()},
-            **{f"predicted_{name}": tensor[0, 0].numpy() for name, tensor in predicted.items()},
-        }
-        self.previews[task] = Preview(task=task, step=self._step, **images)
+        truth = {name: sample[name][0, 0].numpy() for name in (INPUTS, *TARGETS)}
+        guess = {f"predicted_{name}": predicted[name][0, 0].numpy() for name in TARGETS}
+        self.previews[task] = Preview(task=task, step=self._step, **truth, **guess)
         return self.previews[task]
 
     def _save(self, after: int) -> None:

@@ -5,20 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import glob
-import json
 import queue
 import secrets
-import sys
 import threading
 import time
-from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
-from safetensors.torch import save
 
 from rehearsal_kit.cluster import Cluster
 from rehearsal_kit.commands import (
@@ -43,10 +38,10 @@ from rehearsal_kit.host import (
     post_wishes,
     start_rank,
 )
+from rehearsal_kit.job import Job, keep_job
 from rehearsal_kit.preparation import Preparation
 from rehearsal_kit.preview import Preview
-from rehearsal_kit.rank import Job
-from rehearsal_kit.run_folder import Ledger, RunFolder, write_private
+from rehearsal_kit.run_folder import Ledger, RunFolder
 from rehearsal_kit.settings import Rehearsal, Training, require_integer
 from rehearsal_kit.strategies import Strategy
 from rehearsal_kit.telemetry import Applied, Ended, Joined, StateChanged, from_plain
@@ -93,9 +88,9 @@ class Session:
             training=self.training,
             rehearsal=self.rehearsal,
         )
-        self._write_settings()
         self._topic = f"{TOPIC_PREFIX}{secrets.token_hex(8)}"
         self._workers = _workers_in_order(cluster)
+        keep_job(self._job, ranks=self.ranks)
         self._wishes = Ledger(self.run.wishes, durable=True)
         self._outbox: queue.SimpleQueue[Wish | None] = queue.SimpleQueue()
         self._numbering = threading.Lock()
@@ -125,7 +120,7 @@ class Session:
 
     @property
     def state(self) -> str:
-        """created, starting, waiting, running, paused, stopping, finished, stopped or failed."""
+        """created, starting, waiting, running, paused, finished, stopped or failed."""
         if self._state != "live":
             return self._state
         changed = self.timeline.last(StateChanged)
@@ -207,6 +202,7 @@ class Session:
         seconds, and SessionError inside a running event loop, which it would block: there, `await done()`.
         An interrupt ends the waiting, not the run.
         """
+        self._require_started()
         with contextlib.suppress(RuntimeError):
             asyncio.get_running_loop()
             raise SessionError("wait() would block this notebook; write `await session.done()`.")
@@ -216,6 +212,7 @@ class Session:
 
     async def done(self) -> str:
         """Wait until the run is over without blocking the notebook; returns and raises like `wait`."""
+        self._require_started()
         while not self._over.is_set():
             await asyncio.sleep(0.1)
         return self._verdict()
@@ -262,6 +259,12 @@ class Session:
             self._wishes.append({"time": time.time(), **to_plain(wish)})
             self._outbox.put(wish)
         return wish.number
+
+    def _require_started(self) -> None:
+        if self._state == "created":
+            raise SessionError(
+                "this run was not started, so there is no end to wait for; call start() first."
+            )
 
     def _verdict(self) -> str:
         if self.state == "failed":
@@ -358,30 +361,6 @@ class Session:
 
     def _address(self, rank: int) -> str:
         return self._workers[rank]
-
-    def _write_settings(self) -> None:
-        job = self._job
-        settings = {
-            "strategy": type(job.strategy).__name__,
-            "network": {
-                "class": f"{type(job.network).__module__}:{type(job.network).__qualname__}",
-                "arguments": getattr(job.network, "arguments", None),
-            },
-            "seed": job.seed,
-            "ranks": len(_workers_in_order(self.cluster)),
-            "preparation": asdict(job.preparation),
-            "training": asdict(job.training),
-            "rehearsal": asdict(job.rehearsal),
-            "versions": {
-                "python": sys.version.split()[0],
-                **{
-                    name: version(name) for name in ("rehearsal-kit", "torch", "numpy", "distributed", "h5py")
-                },
-            },
-        }
-        write_private(self.run.settings, json.dumps(settings, indent=2))
-        weights = {name: tensor.contiguous() for name, tensor in job.network.state_dict().items()}
-        write_private(self.run.initial_weights, save(weights))
 
 
 def _workers_in_order(cluster: Cluster) -> list[str]:

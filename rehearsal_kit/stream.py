@@ -57,17 +57,23 @@ class Stream:
             yield load(experience, mine[at : at + EVALUATION_BATCH])
 
     def shown(self, task: int) -> Samples | None:
-        """The one watched sample of a task that previews show, (1, ...); None if the task was set aside."""
+        """The watched sample of a task that previews show, (1, ...): the first with beam from the middle on.
+
+        None if the task was set aside, or nothing watched has beam.
+        """
         experience = self._experiences[task]
         if experience is None:
             return None
-        middle = len(experience.watched) // 2
-        return load(experience, experience.watched[middle : middle + 1])
+        for frame in experience.watched[len(experience.watched) // 2 :]:
+            sample = load(experience, np.array([frame]))
+            if len(sample["frame"]):
+                return sample
+        return None
 
     def _shard(self, task: int) -> dict[str, torch.Tensor]:
         experience = self._experiences[task]
         assert experience is not None  # noqa: S101 - for the type checker; the caller has looked
         rank, ranks = self._groups.rank, self._groups.ranks
         chosen = shard(experience, seed=self._seed, task=task, rank=rank, ranks=ranks)
-        identity = torch.from_numpy((np.int64(task) << 40) + chosen)
-        return {**load(experience, chosen), "sample_id": identity}
+        samples = load(experience, chosen)
+        return {**samples, "sample_id": (task << 40) + samples.pop("frame")}

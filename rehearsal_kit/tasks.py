@@ -101,15 +101,16 @@ def load(experience: Experience, indices: Indices) -> dict[str, torch.Tensor]:
     """Prepared samples of these frames, in their order.
 
     The fields are "diffraction", "amplitude" and "phase" (rad, in (-pi, pi]), each float32
-    (sample, 1, row, column). Frames without beam, with no counts at all, are left out, so there
-    may be fewer samples than indices.
+    (sample, 1, row, column), and "frame", int64 (sample,), the index of each. Frames without beam, with
+    no counts at all, are left out, so there may be fewer samples than indices.
 
     Raises:
         ScanError: a frame that cannot be read, or with counts that are negative or not finite.
     """
     frames = experience.scan.frames(indices)
     lit = frames.any(axis=(1, 2))
-    patches = _patches(experience, np.asarray(indices, np.int64)[lit])
+    numbers = np.asarray(indices, np.int64)[lit]
+    patches = _patches(experience, numbers)
     # numpy's angle is in [-pi, pi]; the cut belongs to one side only.
     phase = np.angle(patches)
     phase[phase <= -np.float32(np.pi)] = np.pi
@@ -117,6 +118,7 @@ def load(experience: Experience, indices: Indices) -> dict[str, torch.Tensor]:
         "diffraction": experience.preparation.apply(frames[lit]),
         "amplitude": torch.from_numpy(np.abs(patches))[:, None],
         "phase": torch.from_numpy(phase)[:, None],
+        "frame": torch.from_numpy(numbers),
     }
 
 

@@ -28,7 +28,7 @@ class Joined:
 
 @dataclass(frozen=True, kw_only=True)
 class StateChanged:
-    """What the run is doing from this step on: waiting, running, paused or stopping."""
+    """What the run is doing from this step on: waiting, running or paused."""
 
     step: int
     state: str

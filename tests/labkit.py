@@ -117,7 +117,7 @@ def jupyter_lab(notebooks: Mapping[str, dict[str, Any]], *, python_path: str = "
     command += [f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={root}"]
     with (work / "lab.log").open("w") as log:
         process = subprocess.Popen(
-            command, env=_environment(work, python_path), stdout=log, stderr=log, start_new_session=True
+            command, env=environment(work, python_path), stdout=log, stderr=log, start_new_session=True
         )
         server = Server(f"http://127.0.0.1:{port}", token, root, work / "clusters")
         try:
@@ -246,7 +246,9 @@ def _free_port() -> int:
         return port
 
 
-def _environment(work: Path, python_path: str) -> dict[str, str]:
+def environment(work: Path, python_path: str = "") -> dict[str, str]:
+    """Variables for a JupyterLab whose folders, clusters and temporary files all lie in `work`."""
+    work.mkdir(exist_ok=True)
     environment = dict(os.environ)
     environment["PATH"] = str(Path(sys.executable).parent) + os.pathsep + environment.get("PATH", "")
     # Clusters of a test are its own: stopping all clusters of a person does not reach them.

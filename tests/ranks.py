@@ -13,8 +13,9 @@ import torch
 
 from rehearsal_kit.commands import Command, Wish
 from rehearsal_kit.groups import Groups, Meeting, meet
+from rehearsal_kit.job import Job
 from rehearsal_kit.preparation import Preparation
-from rehearsal_kit.rank import Job, Rank
+from rehearsal_kit.rank import Rank
 from rehearsal_kit.run_folder import RunFolder
 from rehearsal_kit.settings import Rehearsal, Training
 from rehearsal_kit.strategies import ER

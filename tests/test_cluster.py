@@ -58,7 +58,11 @@ def test_it_outlives_a_killed_kernel_and_can_be_stopped_by_another_process():
     assert all(process.is_running() for process in family)
     assert [str(files.folder) for files in running_clusters()] == [folder]
     done = subprocess.run(
-        [sys.executable, "-m", "rehearsal_kit.cli", "stop"], check=False, capture_output=True, text=True, timeout=90
+        [sys.executable, "-m", "rehearsal_kit.cli", "stop"],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=90,
     )
     assert done.returncode == 0, done.stderr
     assert "stopped" in done.stdout

@@ -187,6 +187,27 @@ def test_nan_in_frames_sets_the_scan_aside_naming_file_dataset_and_frame(tmp_pat
     assert timeline.error_matrix("test")[2][1] is None
 
 
+def dark(scan: Arrived, folder, name: str, frames) -> Arrived:
+    """The same scan with no counts in some frames."""
+    path = folder / f"{name}.cxi"
+    path.write_bytes(open(scan.path, "rb").read())
+    with h5py.File(path, "r+") as file:
+        counts = file["entry_1/instrument_1/detector_1/data"]
+        counts[frames] = np.zeros_like(counts[frames])
+    return Arrived(name=name, path=str(path))
+
+
+def test_frames_without_beam_are_left_out_and_a_scan_of_nothing_else_is_set_aside(tmp_path, scans):
+    half = dark(scans[0], tmp_path, "half", slice(0, None, 2))
+    nothing = dark(scans[1], tmp_path, "nothing", slice(None))
+    outcome, timeline, _ = alone(small_job(tmp_path / "run"), half, nothing, scans[2], FinishStream())
+    assert outcome == "finished"
+    (aside,) = timeline.records(TaskSetAside)
+    assert "no training frame has any counts" in aside.reason
+    first, last = (record.steps for record in timeline.records(TaskBegan))
+    assert first == pytest.approx(last / 2, abs=2)
+
+
 def on_this_rank(groups: Groups, folder: str, wishes: list[str]):
     import queue
     from pathlib import Path

@@ -111,9 +111,9 @@ def test_shards_are_disjoint_cover_and_differ_by_at_most_one(experience):
 def test_samples_hold_pattern_and_the_central_target_in_the_order_asked_for(experience):
     indices = experience.training[[5, 2, 9]]
     samples = load(experience, indices)
-    assert {name: (tuple(v.shape), v.dtype) for name, v in samples.items()} == dict.fromkeys(
-        ("diffraction", "amplitude", "phase"), ((3, 1, SIZE, SIZE), torch.float32)
-    )
+    assert samples["frame"].tolist() == indices.tolist()
+    images = {name: (tuple(v.shape), v.dtype) for name, v in samples.items() if name != "frame"}
+    assert images == dict.fromkeys(("diffraction", "amplitude", "phase"), ((3, 1, SIZE, SIZE), torch.float32))
     wave = (samples["amplitude"] * torch.exp(1j * samples["phase"])).numpy()[1, 0]
     row, column = np.round(experience.scan.positions_px[indices[1]]).astype(int) - SIZE // 2
     target = experience.scan.object()[row : row + SIZE, column : column + SIZE]
@@ -150,6 +150,7 @@ def test_frames_without_beam_are_left_out_when_loaded(tmp_path):
     counts[3] = 0
     one = open_experience(blank(tmp_path, counts=counts), Preparation(size=16, scale=1.0))
     assert {len(values) for values in load(one, np.array([2, 3, 4])).values()} == {2}
+    assert load(one, np.array([2, 3, 4]))["frame"].tolist() == [2, 4]
     assert {len(values) for values in load(one, np.array([], np.int64)).values()} == {0}
 
 

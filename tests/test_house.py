@@ -1,0 +1,75 @@
+"""The house is in order: layers, style, types, the public face, and what the wheel carries."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+import rehearsal_kit
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["-m", "ruff", "check", "."],
+        ["-m", "ruff", "format", "--check", "."],
+        ["-m", "mypy"],
+        ["-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"],
+    ],
+    ids=["ruff check", "ruff format", "mypy", "layers"],
+)
+def test_in_order(command):
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_public_names_are_sorted_complete_and_real():
+    assert rehearsal_kit.__all__ == sorted(rehearsal_kit.__all__)
+    assert all(getattr(rehearsal_kit, name).__doc__ for name in rehearsal_kit.__all__)
+    modules = {path.stem for path in (ROOT / "rehearsal_kit").iterdir()}
+    public = {name for name in vars(rehearsal_kit) if not name.startswith("_")} - modules
+    assert public | {"dashboard"} == set(rehearsal_kit.__all__)
+
+
+def test_the_version_is_semantic_and_the_same_everywhere():
+    assert re.fullmatch(r"\d+\.\d+\.\d+", rehearsal_kit.__version__)
+    assert version("rehearsal-kit") == rehearsal_kit.__version__
+
+
+def test_no_file_is_longer_than_400_lines():
+    long = {
+        p.name: n
+        for p in (ROOT / "rehearsal_kit").rglob("*.py")
+        if (n := len(p.read_text().splitlines())) > 400
+    }
+    assert not long
+
+
+def test_the_wheel_carries_notebooks_types_and_licence(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--wheel-dir",
+        str(tmp_path),
+        str(ROOT),
+    ]
+    subprocess.run(command, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    assert "rehearsal_kit/notebooks/01_quickstart.ipynb" in names
+    assert "rehearsal_kit/py.typed" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert not [name for name in names if name.startswith("tests/")]
