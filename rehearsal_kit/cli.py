@@ -41,7 +41,13 @@ def _parser() -> argparse.ArgumentParser:
     lab = commands.add_parser("lab", help="copy the notebooks into a folder and open JupyterLab on them")
     lab.add_argument("folder", nargs="?", type=Path, default=Path("rehearsal-notebooks"), metavar="DIR")
     lab.add_argument("--no-browser", action="store_true", help="print the address, open nothing")
-    lab.add_argument("options", nargs="*", metavar="-- OPTION", help="passed on to JupyterLab")
+    lab.add_argument(
+        "--jupyter",
+        action="append",
+        default=[],
+        metavar="OPTION",
+        help="an option of JupyterLab itself, as --jupyter=--port=9000; may be given several times",
+    )
     lab.set_defaults(command=_lab)
     stop = commands.add_parser("stop", help="end clusters that were left running")
     stop.add_argument("clusters", nargs="*", metavar="ID", help="which; all of yours by default")
@@ -86,7 +92,7 @@ def _demo(chosen: argparse.Namespace) -> int:
 def _lab(chosen: argparse.Namespace) -> int:
     for line in copy_notebooks(chosen.folder):
         print(line)
-    return open_lab(chosen.folder, browser=not chosen.no_browser, options=chosen.options)
+    return open_lab(chosen.folder, browser=not chosen.no_browser, options=chosen.jupyter)
 
 
 def _stop(chosen: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import FileStore, PrefixStore
+from torch.distributed import FileStore, PrefixStore  # type: ignore[attr-defined] # public, not in __all__
 
 from rehearsal_kit.errors import RankError
 

@@ -280,6 +280,8 @@ class Session:
             while not self._over.is_set():
                 self._send_wishes()
                 self._look_for_the_lost()
+        except OSError as error:
+            self._end("failed", f"the cluster cannot be reached any more; was it stopped? {error}")
         except Exception as error:
             self._end("failed", f"{type(error).__name__}: {error}")
         finally:
@@ -350,10 +352,6 @@ class Session:
             self.cluster.client.run(post_wishes, self._topic, wishes, workers=[self._address(0)])
 
     def _look_for_the_lost(self) -> None:
-        client = self.cluster.client
-        if client.status != "running":
-            self._end("failed", "the cluster has closed.")
-            return
         present = _known_workers(self.cluster)
         lost = [rank for rank, address in enumerate(self._workers) if address not in present]
         if lost and not self._over.is_set():

@@ -112,7 +112,7 @@ def jupyter_lab(notebooks: Mapping[str, dict[str, Any]], *, python_path: str = "
     root.mkdir()
     for name, document in notebooks.items():
         (root / name).write_text(json.dumps(document))
-    port, token = _free_port(), secrets.token_hex(16)
+    port, token = free_port(), secrets.token_hex(16)
     command = [sys.executable, "-m", "jupyterlab", *LAB_OPTIONS, f"--ServerApp.port={port}"]
     command += [f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={root}"]
     with (work / "lab.log").open("w") as log:
@@ -121,7 +121,7 @@ def jupyter_lab(notebooks: Mapping[str, dict[str, Any]], *, python_path: str = "
         )
         server = Server(f"http://127.0.0.1:{port}", token, root, work / "clusters")
         try:
-            _wait_until_up(server, process, work / "lab.log")
+            answer(process, f"{server.address}/api/status?token={server.token}")
             yield server
         finally:
             _shut_down(server, process)
@@ -239,7 +239,7 @@ def _chromium() -> str | None:
     return os.environ.get("CHROMIUM") or shutil.which("chromium")
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
@@ -267,15 +267,15 @@ def environment(work: Path, python_path: str = "") -> dict[str, str]:
     return environment
 
 
-def _wait_until_up(server: Server, process: subprocess.Popen[bytes], log: Path) -> None:
+def answer(process: subprocess.Popen[Any], url: str) -> bytes:
+    """What a server answers; it tells its address some time before it listens there."""
     deadline = time.monotonic() + 60
     while True:
         try:
-            urllib.request.urlopen(f"{server.address}/api/status?token={server.token}", timeout=2).read()
-            return
-        except OSError as error:
+            return urllib.request.urlopen(url, timeout=2).read()
+        except OSError:
             if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"JupyterLab did not start:\n{log.read_text()}") from error
+                raise
             time.sleep(0.2)
 
 

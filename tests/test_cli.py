@@ -67,7 +67,8 @@ def test_on_the_simulated_beamline_rehearsal_forgets_less_than_naive_training(tm
 def the_run_folder_is_private_and_the_report_needs_no_network(folder: Path) -> None:
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     report = (folder / "report.html").read_text()
-    assert not re.search(r"""(?:src|href)=["']https?:""", report)
+    assert "default-src 'none'" in report
+    assert not re.search(r"<(?:script|img|iframe)[^>]{0,200}src=.?https?:", report)
     for name in ("er", "incremental", "fromscratch"):
         kept = {path.name for path in (folder / "seed-0" / name).iterdir()}
         assert kept == {
@@ -155,12 +156,37 @@ def test_an_interrupt_ends_everything(tmp_path, number):
     assert not list((tmp_path / "run").rglob("rendezvous"))
 
 
+def test_stop_in_another_terminal_ends_a_demo(tmp_path):
+    process = subprocess.Popen(
+        [*COMMAND, "demo", "--run", str(tmp_path / "run")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        next(line for line in process.stdout if line.startswith("to stop"))
+        done = run("stop", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        _, error = process.communicate(timeout=90)
+    assert process.returncode == 1
+    assert error.splitlines()[-1].startswith("rehearsal-kit: ")
+    assert "Traceback" not in error
+    assert nothing_runs()
+
+
 def test_lab_copies_the_notebooks_never_over_yours_and_serves_them_on_loopback_with_a_token(tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()
     (folder / "01_quickstart.ipynb").write_text("mine")
     process = subprocess.Popen(
-        [*COMMAND, "lab", str(folder), "--no-browser", "--", "--allow-root", "--port=0"],
+        [
+            *COMMAND,
+            "lab",
+            str(folder),
+            "--no-browser",
+            "--jupyter=--allow-root",
+            f"--jupyter=--port={labkit.free_port()}",
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -178,10 +204,9 @@ def test_lab_copies_the_notebooks_never_over_yours_and_serves_them_on_loopback_w
         assert any("kept" in line for line in lines)
         assert (folder / "01_quickstart.ipynb").read_text() == "mine"
         base = address[0].split("/lab")[0]
+        assert b"01_quickstart.ipynb" in labkit.answer(process, f"{base}/api/contents?token={address[1]}")
         with pytest.raises(urllib.error.HTTPError, match="403"):
             urllib.request.urlopen(f"{base}/api/contents", timeout=10)
-        listing = urllib.request.urlopen(f"{base}/api/contents?token={address[1]}", timeout=10).read()
-        assert b"01_quickstart.ipynb" in listing
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=30)
