@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
-from rehearsal_kit.cluster import Cluster, start_cluster
+from rehearsal_kit.cluster import start_cluster
 from rehearsal_kit.comparison import Comparison, Outcome
 from rehearsal_kit.demo_scans import FromBeamline, FromFiles, find_files, from_files, running_beamline
 from rehearsal_kit.errors import ScanError, SettingsError
@@ -27,15 +28,33 @@ from rehearsal_kit.telemetry import Steps, TaskArrived, TaskBegan, TaskSetAside
 IDLE_TIMEOUT_S = 300.0
 ARRIVAL_S = 8.0
 """Between two scans of the simulated beamline."""
-SIZE = 32
-# Chosen on seed 7, which the tables in README leave out. The buffers hold about 30 % of the stream.
-SIMULATED = (
-    Training(batch=8, epochs=10, learning_rate=3e-3),
-    Rehearsal(representatives=8, candidates=4, capacity=294),
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """What suits a kind of stream; chosen on seed 7, which the tables in README leave out."""
+
+    size: int
+    """Rows and columns of what the network sees and predicts."""
+    training: Training
+    rehearsal: Rehearsal
+    """With room for about 30 % of the stream."""
+
+
+SIMULATED = Preset(
+    size=32,
+    training=Training(batch=8, epochs=10, learning_rate=3e-3),
+    rehearsal=Rehearsal(representatives=8, candidates=4, capacity=294),
 )
-FROM_FILES = (
-    Training(batch=8, epochs=6, learning_rate=2e-3),
-    Rehearsal(representatives=8, candidates=4, capacity=470),
+SEVERAL_FILES = Preset(
+    size=32,
+    training=Training(batch=8, epochs=6, learning_rate=2e-3),
+    rehearsal=Rehearsal(representatives=8, candidates=4, capacity=470),
+)
+ONE_FILE = Preset(
+    size=64,
+    training=Training(batch=8, epochs=12, learning_rate=2e-3),
+    rehearsal=Rehearsal(representatives=8, candidates=4, capacity=84),
 )
 STRATEGIES: tuple[Strategy, ...] = (ER(), Incremental(), FromScratch())
 
@@ -63,6 +82,13 @@ class Demo:
             raise SettingsError(f"seeds are {self.seeds}; they must be distinct, and at least one.")
 
 
+def preset_for(files: Sequence[Path]) -> Preset:
+    """The preset of a simulated beamline, of several scans, or of one that is divided into regions."""
+    if not files:
+        return SIMULATED
+    return ONE_FILE if len(files) == 1 else SEVERAL_FILES
+
+
 def run_demo(demo: Demo, say: Callable[[str], None]) -> Comparison:
     """Run everything, write `report.html` into the run folder, and return what came out.
 
@@ -80,7 +106,9 @@ def run_demo(demo: Demo, say: Callable[[str], None]) -> Comparison:
                 home = folder.path / f"seed-{seed}"
                 with _stream(demo, files, seed=seed, home=home) as stream:
                     for strategy in STRATEGIES:
-                        run = _train(cluster, strategy, demo=demo, seed=seed, home=home, stream=stream)
+                        job = _settings(demo, strategy, seed=seed, preset=preset_for(files))
+                        with Session(cluster, run=home / type(strategy).__name__.lower(), **job) as session:
+                            run = _train(session, stream)
                         comparison.add(seed, Outcome.of(run.name, run.timeline))
                         reported.append(run)
                         _require_a_task(comparison.outcomes[seed][-1])
@@ -106,40 +134,32 @@ def _stream(
     scans = home / "scans"
     scans.mkdir(parents=True, mode=0o700)
     if files:
-        yield from_files(files, scans, seed=seed, size=SIZE)
+        yield from_files(files, scans, seed=seed, size=preset_for(files).size)
     else:
         beamline = Beamline(folder=scans, scans=demo.tasks, interval_s=ARRIVAL_S, seed=seed)
         with running_beamline(beamline) as stream:
             yield stream
 
 
-def _train(
-    cluster: Cluster,
-    strategy: Strategy,
-    *,
-    demo: Demo,
-    seed: int,
-    home: Path,
-    stream: FromFiles | FromBeamline,
-) -> ReportedRun:
+def _settings(demo: Demo, strategy: Strategy, *, seed: int, preset: Preset) -> dict[str, Any]:
+    """The same for every strategy but for the strategy itself."""
+    return {
+        "strategy": strategy,
+        "network": PtychoNN(size="small", seed=seed),
+        "seed": seed,
+        "preparation": Preparation(size=preset.size),
+        "training": replace(preset.training, epochs=demo.epochs or preset.training.epochs),
+        "rehearsal": preset.rehearsal,
+    }
+
+
+def _train(session: Session, stream: FromFiles | FromBeamline) -> ReportedRun:
     """One session from start to end, with a progress bar."""
-    name = type(strategy).__name__
-    training, rehearsal = FROM_FILES if demo.scans else SIMULATED
-    with Session(
-        cluster,
-        run=home / name.lower(),
-        strategy=strategy,
-        network=PtychoNN(size="small", seed=seed),
-        seed=seed,
-        preparation=Preparation(size=SIZE),
-        training=replace(training, epochs=demo.epochs or training.epochs),
-        rehearsal=rehearsal,
-    ) as session:
-        stream.begin(session)
-        session.start()
-        _follow(session, stream.expected)
-        session.wait()
-        return ReportedRun(name, session.timeline, session.run.previews)
+    stream.begin(session)
+    session.start()
+    _follow(session, stream.expected)
+    session.wait()
+    return ReportedRun(type(session.strategy).__name__, session.timeline, session.run.previews)
 
 
 def _follow(session: Session, expected: int) -> None:
