@@ -71,8 +71,9 @@ class Cluster:
             with contextlib.suppress(OSError, RuntimeError):  # it may go while we ask
                 self.client.run_on_scheduler(tell_to_stop)
         self.client.close()
-        _wait_until_gone(family, self.files)
+        _wait_until_gone(family)
         self._server.wait(STOP_TIMEOUT_S)
+        _remove_traces(self.files, self.address)
 
 
 def start_cluster(
@@ -133,7 +134,7 @@ def stop_cluster(files: ClusterFiles) -> str:
     address = _read_address(files)
     family = _family(files, address)
     if address.host == socket.gethostname() and not family:
-        shutil.rmtree(files.folder)
+        _remove_traces(files, address)
         return f"{files.folder.name}: its process had ended already; removed what it left."
     try:
         with Client(
@@ -145,7 +146,8 @@ def stop_cluster(files: ClusterFiles) -> str:
             raise ClusterError(
                 f"cluster {files.folder.name} on {address.host} does not answer: {error}."
             ) from error
-    _wait_until_gone(family, files)
+    _wait_until_gone(family)
+    _remove_traces(files, address)
     return f"{files.folder.name}: stopped."
 
 
@@ -220,10 +222,15 @@ def _family(files: ClusterFiles, address: ClusterAddress) -> list[psutil.Process
     return []
 
 
-def _wait_until_gone(family: list[psutil.Process], files: ClusterFiles) -> None:
+def _wait_until_gone(family: list[psutil.Process]) -> None:
     _, left = psutil.wait_procs(family, timeout=STOP_TIMEOUT_S)
     for survivor in left:
         survivor.kill()
     psutil.wait_procs(left, timeout=STOP_TIMEOUT_S)
-    if family:
-        shutil.rmtree(files.folder, ignore_errors=True)
+
+
+def _remove_traces(files: ClusterFiles, address: ClusterAddress) -> None:
+    """What a server removes itself, unless it was killed."""
+    shutil.rmtree(files.folder, ignore_errors=True)
+    if address.host == socket.gethostname():
+        shutil.rmtree(address.scratch, ignore_errors=True)

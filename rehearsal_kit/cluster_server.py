@@ -12,6 +12,7 @@ import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 from dataclasses import asdict, dataclass
@@ -106,6 +107,8 @@ class ClusterAddress:
     scheduler: str
     host: str
     process: int
+    scratch: str
+    """Where it and its workers keep temporary files, on a disk of that host; goes with them."""
     started: float
     kind: str
     workers: int
@@ -160,6 +163,7 @@ def serve(files: ClusterFiles) -> None:
             scheduler=cluster.scheduler_address,
             host=socket.gethostname(),
             process=os.getpid(),
+            scratch=tempfile.gettempdir(),
             started=time.time(),
             kind=order.kind,
             workers=len(cluster.workers),
@@ -180,7 +184,7 @@ def _start(order: ClusterOrder, files: ClusterFiles) -> LocalCluster:
         "protocol": "tls://",
         "security": files.security(),
         "dashboard_address": None,
-        "local_directory": str(files.folder),
+        "local_directory": tempfile.gettempdir(),
         "memory_limit": 0,
         # A fresh worker imports torch before it says it is ready, not in the middle of its first call.
         "preload": ["rehearsal_kit.host"],
@@ -208,4 +212,7 @@ def _refuse_wildcards() -> None:
 def main() -> None:
     """The whole process; its one argument is the folder."""
     os.umask(0o077)
-    serve(ClusterFiles(folder=Path(sys.argv[1])))
+    # Libraries leave things in the temporary folder; in one of our own they go when we go.
+    with tempfile.TemporaryDirectory(prefix="rehearsal-kit-") as scratch:
+        os.environ["TMPDIR"] = tempfile.tempdir = scratch
+        serve(ClusterFiles(folder=Path(sys.argv[1])))

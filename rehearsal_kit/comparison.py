@@ -13,6 +13,7 @@ from rehearsal_kit.quality import GapClosed, Matrix, final_error, forgetting, ga
 from rehearsal_kit.telemetry import Steps, TaskArrived, TaskEnded, TaskSetAside
 from rehearsal_kit.timeline import Timeline
 
+REFERENCES = ("Incremental", "FromScratch")
 FORMULAS = (
     "error: mean absolute error of amplitude (median 1) + of phase (rad), held-out regions",
     "forgetting: final error - best earlier error, mean over tasks 1..T-1",
@@ -90,14 +91,6 @@ class Comparison:
         """Final mean errors of one strategy, in order of seed."""
         return [outcome.final for outcome in self.of(strategy)]
 
-    def gap_closed(self, strategy: str) -> GapClosed:
-        """How much of the gap between the references a strategy closed."""
-        return gap_closed(
-            self.finals(strategy),
-            incremental=self.finals("Incremental"),
-            from_scratch=self.finals("FromScratch"),
-        )
-
     def text(self) -> str:
         """The table for a terminal."""
         head, rows = self.rows()
@@ -132,8 +125,8 @@ class Comparison:
             "summary": {
                 strategy: {
                     "final_errors": [_finite(e) for e in self.finals(strategy)],
-                    "gap_closed": self.gap_closed(strategy).closed,
-                    "verdict": self.gap_closed(strategy).verdict,
+                    "gap_closed": self._gap(strategy).closed,
+                    "verdict": self._gap(strategy).verdict,
                 }
                 for strategy in self.strategies
             },
@@ -141,20 +134,29 @@ class Comparison:
             "formulas": list(FORMULAS),
         }
 
+    def _gap(self, strategy: str) -> GapClosed:
+        """How much of the gap between the references a strategy closed."""
+        if strategy in REFERENCES:
+            return GapClosed(None, "reference")
+        return gap_closed(
+            self.finals(strategy),
+            incremental=self.finals("Incremental"),
+            from_scratch=self.finals("FromScratch"),
+        )
+
     def _row(self, strategy: str, base: float) -> list[str]:
         outcomes = self.of(strategy)
         seconds = statistics.fmean(o.seconds for o in outcomes)
         forgotten = [f for o in outcomes if (f := forgetting(o.matrix)) is not None]
-        reference = strategy in ("Incremental", "FromScratch")
         return [
             strategy,
             _spread(self.finals(strategy)),
             _spread(forgotten) if forgotten else "-",
-            "reference" if reference else self.gap_closed(strategy).verdict,
+            self._gap(strategy).verdict,
             f"{seconds:.1f} s",
             f"{seconds / base:.2f}" if base else "-",
             f"{outcomes[0].steps}",
-            f"{100 * sum(o.waited for o in outcomes) / max(1e-9, seconds * len(outcomes)):.1f} %",
+            f"{100 * sum(o.waited for o in outcomes) / max(1e-9, seconds * len(outcomes)):.2f} %",
         ]
 
     def _matrices(self) -> str:

@@ -97,6 +97,7 @@ def run_demo(demo: Demo, say: Callable[[str], None]) -> Comparison:
     files = find_files(demo.scans)
     folder = RunFolder(demo.run).create()
     say(f"run folder  {folder.path}")
+    say(f"starting    {demo.workers} worker processes; this takes some seconds")
     comparison, reported = Comparison(), []
     with start_cluster(workers=demo.workers, idle_timeout_s=IDLE_TIMEOUT_S) as cluster:
         say(f"devices     {cluster.address.workers} x {cluster.address.kind}, because {cluster.reason}")

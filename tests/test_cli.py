@@ -137,7 +137,10 @@ def test_what_cannot_work_is_refused_in_one_line(tmp_path, arguments, said):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_ends_everything(tmp_path, number):
+def test_an_interrupt_ends_everything(tmp_path, monkeypatch, number):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
     process = subprocess.Popen(
         [*COMMAND, "demo", "--run", str(tmp_path / "run")],
         stdout=subprocess.PIPE,
@@ -154,6 +157,7 @@ def test_an_interrupt_ends_everything(tmp_path, number):
     assert "Traceback" not in error
     assert nothing_runs()
     assert not list((tmp_path / "run").rglob("rendezvous"))
+    assert not list(temporary.iterdir())
 
 
 def test_stop_in_another_terminal_ends_a_demo(tmp_path):

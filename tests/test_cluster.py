@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -83,11 +84,14 @@ def test_an_unused_cluster_ends_by_itself():
 def test_what_a_killed_server_leaves_is_cleared_away():
     with start_cluster("cpu", workers=1) as cluster:
         family = cluster.processes()[1:]
+        scratch = Path(cluster.address.scratch)
         family[0].kill()
         psutil.wait_procs(family, timeout=DEADLINE_S)
-    (files,) = running_clusters()
-    assert "ended already" in stop_cluster(files)
-    assert running_clusters() == []
+        (files,) = running_clusters()
+        assert scratch.is_dir()
+        assert "ended already" in stop_cluster(files)
+        assert running_clusters() == []
+        assert not scratch.exists()
 
 
 def test_a_server_that_cannot_start_says_why(tmp_path, monkeypatch):
