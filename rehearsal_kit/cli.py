@@ -91,7 +91,7 @@ def _demo(chosen: argparse.Namespace) -> int:
 
 def _lab(chosen: argparse.Namespace) -> int:
     for line in copy_notebooks(chosen.folder):
-        print(line)
+        print(line, flush=True)
     return open_lab(chosen.folder, browser=not chosen.no_browser, options=chosen.jupyter)
 
 

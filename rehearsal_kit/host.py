@@ -17,6 +17,7 @@ import torch
 from distributed import Worker
 from distributed.diagnostics.plugin import WorkerPlugin
 
+from rehearsal_kit.commands import Stop, Wish
 from rehearsal_kit.errors import ClusterError
 from rehearsal_kit.groups import Meeting, meet
 from rehearsal_kit.job import Job
@@ -58,8 +59,9 @@ class RankHost(WorkerPlugin):
         self._hosted: _Hosted | None = None
 
     def teardown(self, worker: Worker) -> None:
-        """Called by Dask when the worker closes: let the training thread end at its next step."""
+        """Called by Dask when the worker closes: rank 0 has all ranks stop at their next step."""
         if self._hosted is not None and self._hosted.thread.is_alive():
+            self._hosted.mailbox.put(Wish(0, Stop()).to_json())
             self._hosted.thread.join(timeout=5)
 
     def start(self, order: Order) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from rehearsal_kit.arrivals import natural_key
 from rehearsal_kit.cluster import Cluster
 from rehearsal_kit.commands import (
     Arrived,
@@ -222,7 +223,10 @@ class Session:
         if self._thread is not None:
             if not self._over.is_set():
                 self._send(Stop())
-                self._over.wait(CLOSE_TIMEOUT_S)
+                if not self._over.wait(CLOSE_TIMEOUT_S):
+                    self._end(
+                        "failed", f"the ranks did not stop in {CLOSE_TIMEOUT_S:.0f} s; close the cluster."
+                    )
             self._outbox.put(None)
             self._thread.join(CLOSE_TIMEOUT_S)
             self._thread = None
@@ -326,11 +330,11 @@ class Session:
         client = self.cluster.client
         client.register_plugin(RankHost())
         nonce = secrets.token_hex(16)
+        self._state = "live"
         for rank in range(self.ranks):
             meeting = Meeting(rendezvous=self.run.rendezvous, nonce=nonce, rank=rank, ranks=self.ranks)
             order = Order(topic=self._topic, job=self._job, meeting=meeting)
             client.run(start_rank, order, workers=[self._address(rank)])
-        self._state = "live"
 
     def _wait_for_ranks(self) -> None:
         deadline = time.monotonic() + JOIN_TIMEOUT_S
@@ -364,7 +368,9 @@ class Session:
 def _workers_in_order(cluster: Cluster) -> list[str]:
     """Addresses by (host, name): names survive a restart of a worker, addresses do not."""
     known = _known_workers(cluster)
-    return sorted(known, key=lambda address: (known[address]["host"], str(known[address]["name"])))
+    return sorted(
+        known, key=lambda address: (known[address]["host"], natural_key(str(known[address]["name"])))
+    )
 
 
 def _known_workers(cluster: Cluster) -> dict[str, Any]:
