@@ -99,6 +99,7 @@ class Rank:
                 elif not self._outcome:
                     self._idle()
             self._reporter.flush()
+            self._save_weights()  # also where it was stopped in the middle of a task
         return self._outcome
 
     @property
@@ -275,8 +276,8 @@ class Rank:
         for split in ("watched", "test"):
             for task in range(lesson.task + 1):
                 self._evaluate(task, split, after=lesson.task)
-        if self._groups.rank == 0:
-            self._save(lesson.task)
+        self._save_weights()
+        self._save_previews(lesson.task)
         self._reporter.tell(
             TaskEnded(step=self._step, task=lesson.task, seconds=lesson.seconds, time=time.time())
         )
@@ -309,12 +310,15 @@ class Rank:
         self.previews[task] = Preview(task=task, step=self._step, **truth, **guess)
         return self.previews[task]
 
-    def _save(self, after: int) -> None:
-        for task in range(after + 1):
+    def _save_weights(self) -> None:
+        if self._groups.rank == 0:
+            write_private(self._job.run.weights, save(dict(self._learner.weights())))
+
+    def _save_previews(self, after: int) -> None:
+        for task in range(after + 1) if self._groups.rank == 0 else ():
             preview = self._preview(task)
             if preview is not None:
                 append_preview(self._job.run.previews, preview, after=after)
-        write_private(self._job.run.weights, save(dict(self._learner.weights())))
 
     @contextlib.contextmanager
     def _closing(self) -> Iterator[None]:

@@ -50,7 +50,7 @@ class RunFolder:
 
     @property
     def weights(self) -> Path:
-        """safetensors: the weights after the last task that ended."""
+        """safetensors: the weights after the last task that ended, or at the end of the run."""
         return self.path / "weights.safetensors"
 
     @property

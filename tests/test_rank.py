@@ -114,9 +114,12 @@ def test_commands_take_effect_at_one_step_and_are_written_down(tmp_path, scans):
     assert [e["number"] for e in read_ledger(job.run.effects)] == [1, 2, 3, 4, 5]
 
 
-def test_stop_ends_before_the_next_step(tmp_path, scans):
-    outcome, _, rank = alone(small_job(tmp_path / "run"), scans[0], Stop(), FinishStream())
+def test_stop_ends_before_the_next_step_and_saves_what_was_learned(tmp_path, scans):
+    job = small_job(tmp_path / "run")
+    outcome, _, rank = alone(job, scans[0], Stop(), FinishStream())
     assert (outcome, rank.step) == ("stopped", 0)
+    weights = load_file(job.run.weights)
+    assert all(torch.equal(weights[name], value) for name, value in job.network.state_dict().items())
 
 
 def spoilt(scan: Arrived, folder, spoil) -> Arrived:
