@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -35,6 +36,17 @@ def demo(folder: Path, *arguments) -> tuple[dict, str]:
     done = run("demo", "--run", folder / "run", "--json", folder / "table.json", *arguments, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads((folder / "table.json").read_text()), done.stdout
+
+
+def started_demo(folder: Path) -> subprocess.Popen[str]:
+    """A demo as started from a terminal: a shell's background jobs, CI's perhaps, ignore Ctrl-C."""
+    return subprocess.Popen(
+        [*COMMAND, "demo", "--run", str(folder / "run")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    )
 
 
 def finals(data: dict) -> dict[str, float]:
@@ -141,12 +153,7 @@ def test_an_interrupt_ends_everything(tmp_path, monkeypatch, number):
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
-    process = subprocess.Popen(
-        [*COMMAND, "demo", "--run", str(tmp_path / "run")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = started_demo(tmp_path)
     with process:
         line = next(line for line in process.stdout if line.startswith("to stop"))
         assert "Ctrl-C" in line
@@ -161,12 +168,7 @@ def test_an_interrupt_ends_everything(tmp_path, monkeypatch, number):
 
 
 def test_stop_in_another_terminal_ends_a_demo(tmp_path):
-    process = subprocess.Popen(
-        [*COMMAND, "demo", "--run", str(tmp_path / "run")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = started_demo(tmp_path)
     with process:
         next(line for line in process.stdout if line.startswith("to stop"))
         done = run("stop", cwd=tmp_path)
