@@ -1,4 +1,4 @@
-"""Starts a Dask cluster that outlives the kernel, or connects to one: TLS, loopback, private keys."""
+"""Starts a Dask cluster that outlives the kernel, and ends it: TLS, loopback, private keys."""
 
 from __future__ import annotations
 

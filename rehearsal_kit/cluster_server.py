@@ -150,20 +150,23 @@ def tell_to_stop(dask_scheduler: Scheduler) -> None:
     plugin.stop.set()
 
 
-def serve(files: ClusterFiles) -> None:
-    """Start what is ordered and stay until the end; leaves nothing behind but the log if it failed."""
+def serve(files: ClusterFiles, scratch: str) -> None:
+    """Start what is ordered and stay until the end; leaves nothing behind but the log if it failed.
+
+    scratch: a folder for temporary files, of this cluster alone.
+    """
     order = ClusterOrder(**json.loads(files.order.read_text()))
     plugin = ServerPlugin()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: plugin.stop.set())
-    with _start(order, files) as cluster:
+    with _start(order, files, scratch=scratch) as cluster:
         cluster.scheduler.add_plugin(plugin)
         _refuse_wildcards()
         address = ClusterAddress(
             scheduler=cluster.scheduler_address,
             host=socket.gethostname(),
             process=os.getpid(),
-            scratch=tempfile.gettempdir(),
+            scratch=scratch,
             started=time.time(),
             kind=order.kind,
             workers=len(cluster.workers),
@@ -175,7 +178,7 @@ def serve(files: ClusterFiles) -> None:
     shutil.rmtree(files.folder)
 
 
-def _start(order: ClusterOrder, files: ClusterFiles) -> LocalCluster:
+def _start(order: ClusterOrder, files: ClusterFiles, *, scratch: str) -> LocalCluster:
     dask.config.set(DASK_SETTINGS)
     common = {
         "n_workers": order.workers,
@@ -184,7 +187,7 @@ def _start(order: ClusterOrder, files: ClusterFiles) -> LocalCluster:
         "protocol": "tls://",
         "security": files.security(),
         "dashboard_address": None,
-        "local_directory": tempfile.gettempdir(),
+        "local_directory": scratch,
         "memory_limit": 0,
         # A fresh worker imports torch before it says it is ready, not in the middle of its first call.
         "preload": ["rehearsal_kit.host"],
@@ -215,4 +218,4 @@ def main() -> None:
     # Libraries leave things in the temporary folder; in one of our own they go when we go.
     with tempfile.TemporaryDirectory(prefix="rehearsal-kit-") as scratch:
         os.environ["TMPDIR"] = tempfile.tempdir = scratch
-        serve(ClusterFiles(folder=Path(sys.argv[1])))
+        serve(ClusterFiles(folder=Path(sys.argv[1])), scratch)

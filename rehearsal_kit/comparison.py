@@ -10,7 +10,7 @@ from html import escape
 from typing import Any
 
 from rehearsal_kit.quality import GapClosed, Matrix, final_error, forgetting, gap_closed
-from rehearsal_kit.telemetry import Steps, TaskArrived, TaskEnded, TaskSetAside
+from rehearsal_kit.telemetry import Steps, TaskArrived, TaskSetAside
 from rehearsal_kit.timeline import Timeline
 
 REFERENCES = ("Incremental", "FromScratch")
@@ -58,7 +58,7 @@ class Outcome:
             set_aside=[(record.name, record.reason) for record in timeline.records(TaskSetAside)],
             simulated=any(record.simulated for record in arrived),
             matrix=timeline.error_matrix("test"),
-            seconds=sum(record.seconds for record in timeline.records(TaskEnded)),
+            seconds=timeline.training_seconds(),
             steps=sum(len(record.losses) for record in steps),
             waited=sum(record.waited for record in steps),
             remote=sum(record.remote for record in steps) / drawn if drawn else None,

@@ -32,7 +32,7 @@ ARRIVAL_S = 8.0
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """What suits a kind of stream; chosen on seed 7, which the tables in README leave out."""
+    """What suits a kind of stream. README says on which seeds each was chosen."""
 
     size: int
     """Rows and columns of what the network sees and predicts."""

@@ -315,7 +315,9 @@ class Rank:
             write_private(self._job.run.weights, save(dict(self._learner.weights())))
 
     def _save_previews(self, after: int) -> None:
-        for task in range(after + 1) if self._groups.rank == 0 else ():
+        if self._groups.rank != 0:
+            return
+        for task in range(after + 1):
             preview = self._preview(task)
             if preview is not None:
                 append_preview(self._job.run.previews, preview, after=after)

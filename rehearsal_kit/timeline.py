@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
-from rehearsal_kit.telemetry import Evaluated, Record, Steps, from_plain
+from rehearsal_kit.telemetry import Evaluated, Record, Steps, TaskEnded, from_plain
 
 Kind = TypeVar("Kind", bound=Record)
 
@@ -66,6 +66,10 @@ class Timeline:
             steps.extend(range(record.first, record.first + len(record.losses)))
             losses.extend(record.losses)
         return steps, losses
+
+    def training_seconds(self) -> float:
+        """Spent in the training steps of all tasks that ended."""
+        return sum(record.seconds for record in self.records(TaskEnded))
 
     def error_matrix(self, split: str) -> list[list[float | None]]:
         """Row i, column j: error on task j after task i was trained; None where it was not evaluated."""

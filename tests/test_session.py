@@ -83,7 +83,8 @@ def test_a_watched_folder_is_learned_and_half_of_the_representatives_come_from_t
         until(session, lambda timeline: len(timeline.records(TaskArrived)) == 2)
         session.finish_stream()
         assert session.wait(DEADLINE_S) == "finished"
-        assert session.preview() is None or session.over
+        assert session.over
+        assert session.preview() is None  # nobody is left to predict
     steps = session.timeline.records(Steps)
     drawn, remote = sum(s.representatives for s in steps), sum(s.remote for s in steps)
     assert drawn > 500

@@ -11,7 +11,8 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
-from rehearsal_kit.telemetry import Evaluated, Steps, TaskEnded
+from rehearsal_kit.quality import final_error
+from rehearsal_kit.telemetry import Evaluated, Steps
 from rehearsal_kit.timeline import Timeline
 
 # Okabe and Ito's colours without black and yellow, and two more: told apart with the common
@@ -169,7 +170,10 @@ def loss_figure(timelines: Mapping[str, Timeline]) -> go.Figure:
 def bars_figure(timelines: Mapping[str, Timeline]) -> go.Figure:
     """Mean of the final test errors and time spent training, a bar per strategy."""
     figure = make_subplots(cols=2, subplot_titles=["mean final test error", "training time in s"])
-    bars = ([final_error(t) for t in timelines.values()], [runtime(t) for t in timelines.values()])
+    bars = (
+        [final_error(timeline.error_matrix("test")) for timeline in timelines.values()],
+        [timeline.training_seconds() for timeline in timelines.values()],
+    )
     for column, heights in enumerate(bars, start=1):
         figure.add_trace(
             go.Bar(
@@ -180,18 +184,6 @@ def bars_figure(timelines: Mapping[str, Timeline]) -> go.Figure:
         )  # fmt: skip
     figure.update_layout(height=320)
     return _in_report(figure)
-
-
-def final_error(timeline: Timeline) -> float | None:
-    """Mean over all tasks of the test error after the last task; None if it was not evaluated."""
-    matrix = timeline.error_matrix("test")
-    last = [error for error in matrix[-1] if error is not None] if matrix else []
-    return sum(last) / len(last) if last else None
-
-
-def runtime(timeline: Timeline) -> float:
-    """Seconds spent in the training steps of all tasks that ended."""
-    return sum(record.seconds for record in timeline.records(TaskEnded))
 
 
 def _by_colour(points: _Split, share: Callable[[int], int]) -> list[Curve]:
