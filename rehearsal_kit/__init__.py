@@ -7,6 +7,7 @@ from rehearsal_kit.dashboard.panel import dashboard as dashboard
 from rehearsal_kit.errors import RehearsalKitError as RehearsalKitError
 from rehearsal_kit.networks.ptychonn import PtychoNN as PtychoNN
 from rehearsal_kit.preparation import Preparation as Preparation
+from rehearsal_kit.rehearsal import DistributedBuffer as DistributedBuffer
 from rehearsal_kit.scans.opening import open_scan as open_scan
 from rehearsal_kit.scans.scan import Scan as Scan
 from rehearsal_kit.session import Session as Session
@@ -26,6 +27,7 @@ __all__ = [
     "Arrived",
     "Beamline",
     "Cluster",
+    "DistributedBuffer",
     "FromScratch",
     "Incremental",
     "Preparation",

@@ -1,136 +1,199 @@
-"""The part of the rehearsal buffer that one rank holds: rows of bytes, and which group each belongs to."""
+"""The part of the rehearsal buffer that one rank holds: bounded, and rows that stay whole."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
 from rehearsal_kit.errors import SettingsError
+from rehearsal_kit.group_index import GroupIndex
+from rehearsal_kit.layout import Accepted, RowLayout, Rows, Samples, Words
+from rehearsal_kit.policies import AbstractPolicy, Intake, Reservoir
 
-Samples = Mapping[str, torch.Tensor]
-"""Named tensors of equal length along their first axis: (sample, ...)."""
-
-
-@dataclass(frozen=True)
-class Field:
-    """One named tensor of a sample: its shape without the sample axis, and its dtype."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def size(self) -> int:
-        """Bytes per sample."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+CHUNK = 4096
 
 
 @dataclass(frozen=True)
-class RowLayout:
-    """How the named tensors of a sample lie side by side in one row of bytes.
+class Contents:
+    """What a store holds, row by row, and all that later choices of victims depend on."""
 
-    One row per sample means that storing, drawing and sending are one copy each, whatever the fields.
-    """
-
-    fields: tuple[Field, ...]
-
-    @staticmethod
-    def of(samples: Samples) -> RowLayout:
-        """The layout of these samples; they may be empty along the sample axis."""
-        return RowLayout(tuple(Field(name, tuple(t.shape[1:]), t.dtype) for name, t in samples.items()))
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes per sample."""
-        return sum(field.size for field in self.fields)
-
-    def pack(self, samples: Samples) -> torch.Tensor:
-        """uint8 (sample, byte), a copy; SettingsError if shape, dtype or names are not this layout's."""
-        if (came := RowLayout.of(samples)) != self:
-            raise SettingsError(
-                f"samples have fields {came.fields}, but this buffer holds {self.fields}; "
-                "all tasks of a run need the same names, shapes and dtypes."
-            )
-        count = len(samples[self.fields[0].name])
-        columns = [
-            samples[field.name].detach().cpu().contiguous().reshape(count, -1).view(torch.uint8)
-            for field in self.fields
-        ]
-        return torch.cat(columns, dim=1)
-
-    def unpack(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The samples that `pack` made rows of; nothing shares memory with `rows`."""
-        columns = rows.split([field.size for field in self.fields], dim=1)
-        return {
-            field.name: column.contiguous().clone().view(field.dtype).reshape(len(rows), *field.shape)
-            for field, column in zip(self.fields, columns, strict=True)
-        }
+    rows: Words
+    """(row, word)."""
+    groups: NDArray[np.int64]
+    """(row,): the group of each."""
+    places: NDArray[np.int64]
+    """(row,): the position of each within its group."""
 
 
 class RehearsalBuffer:
-    """Bounded memory of past samples on one rank, with a quota for each group.
+    """Bounded memory of past samples on one rank. Rows 0 to len - 1 are taken.
 
-    Groups (tasks, or classes) appear as they come. While there is room everything offered is kept. After
-    that a group with less than its share, capacity / number of groups, takes a uniformly chosen row from
-    the largest group; a group with its share replaces a uniformly chosen row of its own. So no task pushes
-    out another beyond an equal share, however long it is.
+    Where samples have a field `sample_id`, a sample that is held already is renewed in its row instead of
+    being stored twice, so that several passes over a task do not fill the store with copies.
 
-    Memory: capacity x `RowLayout.row_bytes` and a few numbers per row.
+    Memory: capacity x `RowLayout.row_bytes`, and up to about 200 bytes of bookkeeping per sample held.
     """
 
-    def __init__(self, layout: RowLayout, capacity: int) -> None:
+    def __init__(self, layout: RowLayout, capacity: int, *, policy: AbstractPolicy) -> None:
+        if isinstance(policy, Reservoir) and not layout.has_identity:
+            raise SettingsError(
+                "the reservoir needs a field sample_id: one int64 per sample, different for every distinct "
+                f"sample of the whole stream. The fields are {', '.join(map(str, layout.fields))}. Add it, "
+                "or take the policy quotas."
+            )
         self.layout = layout
         self.capacity = capacity
-        self._rows = torch.empty((capacity, layout.row_bytes), dtype=torch.uint8)
-        self._slots: dict[int, list[int]] = {}
-        self._stored = 0
+        self.policy = policy
+        self.index = GroupIndex()
+        self._row_of: dict[int, int] = {}
+        self._rows = np.zeros((capacity, layout.words), dtype=np.int64)
+        self._identity = np.zeros(capacity, dtype=np.int64)
 
     def __len__(self) -> int:
-        """Samples held; they lie in rows 0 to len - 1."""
-        return self._stored
+        """Samples held."""
+        return len(self.index)
 
     @property
-    def full(self) -> bool:
-        """Whether every row is taken."""
-        return self._stored == self.capacity
+    def intake(self) -> Intake:
+        """What decides which samples of the next mini-batch are worth offering."""
+        return Intake(full=len(self) >= self.capacity, threshold=self.policy.threshold)
+
+    @property
+    def contents(self) -> Contents:
+        """Everything held; the rows are those of the store, not a copy."""
+        return Contents(self._rows[: len(self)], self.index.groups_of_rows(), self.index.places_of_rows())
 
     def group_sizes(self) -> dict[int, int]:
-        """Samples held of each group."""
-        return {group: len(slots) for group, slots in self._slots.items()}
+        """Samples held of each group, by number of the group."""
+        return self.index.sizes()
 
-    def offer(self, samples: Samples, groups: Sequence[int], random: np.random.Generator) -> None:
-        """Store all of these samples, each in a free row or in place of another.
+    def offer(
+        self,
+        samples: Samples,
+        groups: Sequence[int],
+        *,
+        random: np.random.Generator,
+        chosen: Rows | None = None,
+    ) -> None:
+        """Store these samples, or the chosen ones among them, each in a free row or in place of another.
 
-        groups: the group of each sample. Where two samples of one offer meet in a row the later one stays.
+        groups: the group of each sample to store. Where two of them meet in a row the later one stays.
+        SettingsError, and nothing is stored, if names, shapes or dtypes are not those of this store, or a
+        value is not finite where it must be.
         """
-        if not self.capacity:
-            return
-        source_of = {self._slot_for(group, random): source for source, group in enumerate(groups)}
-        if not source_of:
-            return
-        rows = self.layout.pack(samples)
-        slots = torch.tensor(list(source_of))
-        self._rows.index_copy_(0, slots, rows.index_select(0, torch.tensor(list(source_of.values()))))
+        accepted = self.layout.accept(samples, chosen)
+        self._store(accepted, groups, random)
 
-    def gather(self, rows: np.ndarray) -> torch.Tensor:
-        """uint8 (row, byte): copies of these rows, all of them below len(self)."""
-        return self._rows.index_select(0, torch.from_numpy(rows))
+    def offer_packed(self, rows: Words, groups: Sequence[int], *, random: np.random.Generator) -> None:
+        """Store all of these samples, which `RowLayout.pack` made rows of: int64 (sample, word)."""
+        self._store(self.layout.packed(rows), groups, random)
 
-    def _slot_for(self, group: int, random: np.random.Generator) -> int:
-        own = self._slots.setdefault(group, [])
-        if not self.full:
-            slot = self._stored
-            self._stored += 1
-            own.append(slot)
-        elif len(own) < max(1, self.capacity // len(self._slots)):
-            largest = max(self._slots.values(), key=len)
-            chosen = int(random.integers(len(largest)))
-            largest[chosen], largest[-1] = largest[-1], largest[chosen]
-            slot = largest.pop()
-            own.append(slot)
+    def gather(self, rows: Rows, out: Words | None = None) -> Words:
+        """(row, word): copies of these rows, all of them below len(self); into `out` if given."""
+        if out is None:
+            return self._rows[rows]
+        # "clip" only spares numpy a buffer: the rows exist.
+        return np.take(self._rows, rows, axis=0, out=out, mode="clip")
+
+    def trim(self, threshold: int) -> None:
+        """Let go of every sample whose tag does not lie below the threshold that all ranks agreed on."""
+        if isinstance(self.policy, Reservoir) and threshold < self.policy.threshold:
+            self.policy.threshold = threshold
+            self._let_go(self.policy)
+
+    def resize(self, capacity: int, *, random: np.random.Generator) -> None:
+        """Take another capacity; where it is smaller the policy says who stays.
+
+        Old and new rows exist side by side for a moment.
+        """
+        if capacity == self.capacity:
+            return
+        if isinstance(self.policy, Reservoir):
+            self._fit(self.policy, np.empty(0, dtype=np.int64), capacity)
+        kept = self.policy.kept(self.index, capacity=capacity, random=random)
+        groups = [self.index.group(row) for row in kept]
+        rows = np.zeros((capacity, self.layout.words), dtype=np.int64)
+        for begin in range(0, len(kept), CHUNK):
+            part = np.array(kept[begin : begin + CHUNK], dtype=np.int64)
+            self.gather(part, out=rows[begin : begin + len(part)])
+        self.capacity = capacity
+        self._adopt(rows, len(kept), GroupIndex.of(groups))
+
+    def fill(self, contents: Contents) -> None:
+        """Hold exactly this; for a store that is empty. SettingsError if it does not fit."""
+        count, words = contents.rows.shape
+        if len(self) or count > self.capacity or words != self.layout.words:
+            raise SettingsError(
+                f"{count} rows of {words} words cannot be restored into a store that holds {len(self)} "
+                f"of at most {self.capacity} rows of {self.layout.words} words; it must be empty, large "
+                "enough, and of the same layout."
+            )
+        self._rows[:count] = contents.rows
+        self._adopt(self._rows, count, GroupIndex.of(contents.groups.tolist(), contents.places.tolist()))
+
+    # Placing --------------------------------------------------------------------------------------------
+
+    def _store(self, accepted: Accepted, groups: Sequence[int], random: np.random.Generator) -> None:
+        identities = accepted.identities
+        if not self.capacity or not accepted.count:
+            return
+        if isinstance(self.policy, Reservoir):
+            assert identities is not None  # noqa: S101 - for the type checker; the layout has the field
+            self._fit(self.policy, identities, self.capacity)
+            which = np.flatnonzero(self.policy.tags(identities) < self.policy.threshold)
         else:
-            slot = own[int(random.integers(len(own)))]
-        return slot
+            which = np.arange(accepted.count)
+        uniform = random.random(accepted.count).tolist()
+        known = None if identities is None else identities.tolist()
+        source_of = {
+            self._place(groups[i], None if known is None else known[i], uniform[i]): i for i in which.tolist()
+        }
+        rows, sources = (np.array(list(n), dtype=np.int64) for n in (source_of, source_of.values()))
+        accepted.copy_into(self._rows, rows, sources)
+
+    def _place(self, group: int, identity: int | None, uniform: float) -> int:
+        row = None if identity is None else self._row_of.get(identity)
+        if row is not None:
+            self.index.assign(row, group)
+            return row
+        if len(self) < self.capacity:
+            row = self.index.append(group)
+        else:
+            row = self.policy.make_room(group, self.index, capacity=self.capacity, uniform=uniform)
+            self.index.assign(row, group)
+            self._row_of.pop(int(self._identity[row]), None)
+        if identity is not None:
+            self._identity[row] = identity
+            self._row_of[identity] = row
+        return row
+
+    def _fit(self, policy: Reservoir, arriving: Rows, capacity: int) -> None:
+        new = [i for i in dict.fromkeys(arriving.tolist()) if i not in self._row_of]
+        if len(self) + len(new) > capacity:
+            before = policy.threshold
+            policy.fit(np.concatenate([self._identity[: len(self)], np.array(new, dtype=np.int64)]), capacity)
+            if policy.threshold < before:
+                self._let_go(policy)
+
+    def _let_go(self, policy: Reservoir) -> None:
+        gone = np.flatnonzero(policy.tags(self._identity[: len(self)]) >= policy.threshold)
+        words = self._rows
+        for row in gone[::-1].tolist():
+            del self._row_of[int(self._identity[row])]
+            last = self.index.replace(row)
+            if last != row:  # rows stay dense: the last one moves into the gap
+                words[row] = words[last]
+                self._identity[row] = self._identity[last]
+                self._row_of[int(self._identity[row])] = row
+
+    def _adopt(self, rows: Words, count: int, index: GroupIndex) -> None:
+        self._rows, self.index = rows, index
+        self._identity = np.zeros(self.capacity, dtype=np.int64)
+        self._row_of = {}
+        identities = self.layout.packed_identities(rows[:count])
+        if identities is not None:
+            self._identity[:count] = identities
+            self._row_of = {identity: row for row, identity in enumerate(identities.tolist())}

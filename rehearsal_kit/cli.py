@@ -1,4 +1,4 @@
-"""The command line: rehearsal-kit demo, lab, stop."""
+"""The command line: rehearsal-kit demo, lab, stop, bench."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
+from rehearsal_kit.bench.command import add_bench
 from rehearsal_kit.cluster import running_clusters, stop_cluster
 from rehearsal_kit.demo import Demo, run_demo
 from rehearsal_kit.errors import RehearsalKitError
@@ -52,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     stop = commands.add_parser("stop", help="end clusters that were left running")
     stop.add_argument("clusters", nargs="*", metavar="ID", help="which; all of yours by default")
     stop.set_defaults(command=_stop)
+    add_bench(commands.add_parser("bench", help="measure the rehearsal buffer on this machine"))
     return parser
 
 

@@ -83,15 +83,19 @@ class Steer:
 
     learning_rate: float | None = None
     representatives: int | None = None
+    capacity: int | None = None
+    """Samples that the buffers of all ranks together may hold."""
 
     def __post_init__(self) -> None:
-        if self.learning_rate is None and self.representatives is None:
+        if all(getattr(self, field.name) is None for field in fields(self)):
             names = ", ".join(field.name for field in fields(self))
             raise SettingsError(f"steer was called without a value; it takes any of: {names}.")
         if self.learning_rate is not None:
             require_number("learning_rate", self.learning_rate, low=1e-9, high=10.0)
         if self.representatives is not None:
             require_integer("representatives", self.representatives, low=0, high=2**20)
+        if self.capacity is not None:
+            require_integer("capacity", self.capacity, low=1)
 
 
 Command = Arrived | SetAside | Watch | Pause | Resume | Stop | FinishStream | Steer

@@ -3,6 +3,7 @@
 RehearsalKitError
 ├── SettingsError     a setting or a command outside what is allowed (also a ValueError)
 ├── ScanError         a file that cannot be read as a scan (also a ValueError)
+├── SnapshotError     a snapshot of a buffer that is broken or incomplete (also a ValueError)
 ├── RunFolderError    a run folder that exists already, is not private, or is not one
 ├── ClusterError      a cluster that cannot be started, reached or trusted
 ├── SessionError      a call that the state of the session does not allow
@@ -20,6 +21,10 @@ class SettingsError(RehearsalKitError, ValueError):
 
 class ScanError(RehearsalKitError, ValueError):
     """A file that cannot be read as a scan; names the file and, where known, the dataset."""
+
+
+class SnapshotError(RehearsalKitError, ValueError):
+    """A snapshot of a buffer that is broken, incomplete or not of one moment."""
 
 
 class RunFolderError(RehearsalKitError):

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
+from typing import Protocol
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
 from rehearsal_kit.draw import DrawPlan
-from rehearsal_kit.errors import RankError
+from rehearsal_kit.errors import RankError, SettingsError
 from rehearsal_kit.groups import Groups
+
+Empty = Callable[[int], torch.Tensor]
+LOCAL = ("stored", "groups", "threshold", "error")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,43 +30,123 @@ class Header:
     """Digest of the settings in force."""
     command: int
     """Number of the newest command applied."""
+    representatives: int
+    distillation: int
+    capacity: int
+    """Samples over all ranks."""
     stored: int
     """Samples in this rank's store: the draw is planned from these counts and from nothing else."""
+    groups: int
+    """Groups in this rank's store."""
+    threshold: int
+    """Below which the tags of this rank's samples lie (reservoir)."""
+    error: int = 0
+    """1 where this rank cannot go on: then nobody does, and nobody waits for it."""
 
 
-def gather_headers(header: Header, groups: Groups) -> list[Header]:
-    """The headers of all ranks; RankError unless they agree on everything but what they store."""
-    if groups.exchange is None:
-        return [header]
-    mine = torch.tensor(astuple(header), dtype=torch.int64)
-    rows = [torch.empty_like(mine) for _ in range(groups.ranks)]
-    dist.all_gather(rows, mine, group=groups.exchange)
-    headers = [
-        Header(generation=g, branch=b, step=t, settings=d, command=c, stored=s)
-        for g, b, t, d, c, s in (row.tolist() for row in rows)
-    ]
+class Exchange(Protocol):
+    """What the distributed buffer asks of the other ranks; called in the same order on all of them."""
+
+    @property
+    def rank(self) -> int:
+        """This rank's number."""
+
+    @property
+    def ranks(self) -> int:
+        """How many there are."""
+
+    def gather(self, numbers: Sequence[int]) -> list[list[int]]:
+        """The numbers of all ranks, in order of rank; equally many on each."""
+
+    def rows(self, outgoing: torch.Tensor, plan: DrawPlan, empty: Empty) -> torch.Tensor:
+        """Carry out a plan: outgoing rows are those of `plan.sent_by`, those that come are in order of owner.
+
+        int64 (row, word) both; `empty` makes the memory for so many rows.
+        """
+
+
+class GroupExchange:
+    """The exchange over a process group on the CPU (gloo); without one, of a rank that is alone."""
+
+    def __init__(self, groups: Groups) -> None:
+        self.rank = groups.rank
+        self.ranks = groups.ranks
+        self._group = groups.exchange
+
+    def gather(self, numbers: Sequence[int]) -> list[list[int]]:
+        """One all-gather of 64-bit integers."""
+        if self._group is None:
+            return [list(numbers)]
+        mine = torch.tensor(numbers, dtype=torch.int64)
+        everyone = [torch.empty_like(mine) for _ in range(self.ranks)]
+        dist.all_gather(everyone, mine, group=self._group)
+        return [row.tolist() for row in everyone]
+
+    def rows(self, outgoing: torch.Tensor, plan: DrawPlan, empty: Empty) -> torch.Tensor:
+        """One uneven all-to-all of bytes. A rank with nothing to send or to get takes part all the same.
+
+        The numbers per pair of ranks come from the plan on both sides: on gloo an owner that sent fewer
+        bytes than its partner expects would leave garbage there without an error.
+        """
+        if self._group is None:
+            return outgoing
+        incoming, (_, sends) = empty(plan.drawn), plan.sent_by(self.rank)
+        dist.all_to_all_single(
+            incoming,
+            outgoing,
+            output_split_sizes=plan.received_by(self.rank),
+            input_split_sizes=sends,
+            group=self._group,
+        )
+        return incoming
+
+
+def require_agreement(values: object, exchange: Exchange) -> None:
+    """SettingsError on every rank unless all ranks give values that print alike (frozen settings do)."""
+    mine = int.from_bytes(hashlib.sha256(repr(values).encode()).digest()[:7], "little")
+    everyone = [number for (number,) in exchange.gather([mine])]
+    if len(set(everyone)) > 1:
+        others = [rank for rank, number in enumerate(everyone) if number != everyone[0]]
+        raise SettingsError(
+            f"rank {', '.join(map(str, others))} gave other settings than rank 0; this is rank "
+            f"{exchange.rank} with {values!r}. Names, shapes and dtypes of samples, all settings of "
+            "rehearsal and the seed must be the same on all ranks."
+        )
+
+
+def gather_headers(header: Header, exchange: Exchange) -> list[Header]:
+    """The headers of all ranks; RankError unless they agree on everything that must be common."""
+    names = [field.name for field in fields(Header)]
+    headers = [Header(**dict(zip(names, row, strict=True))) for row in exchange.gather(astuple(header))]
+    failed = [rank for rank, other in enumerate(headers) if other.error]
+    if failed:
+        raise RankError(
+            f"rank {', '.join(map(str, failed))} could not store what it was offered; see its error."
+        )
     for rank, other in enumerate(headers):
-        if astuple(other)[:-1] != astuple(header)[:-1]:
+        differing = [
+            f"{name} {getattr(header, name)} against {getattr(other, name)}"
+            for name in names
+            if name not in LOCAL and getattr(header, name) != getattr(other, name)
+        ]
+        if differing:
             raise RankError(
-                f"ranks {groups.rank} and {rank} have drifted apart: {header} against {other}; "
-                "this generation ends, because training on would give different networks."
+                f"ranks {exchange.rank} and {rank} have drifted apart: {', '.join(differing)}; this "
+                "generation ends, because training on would give different networks. All ranks must make the "
+                "same calls with the same settings."
             )
     return headers
 
 
-def exchange_rows(outgoing: torch.Tensor, plan: DrawPlan, groups: Groups) -> torch.Tensor:
-    """Carry out a plan with one uneven all-to-all.
-
-    outgoing: uint8 (row, byte), the rows of `plan.sent_by` this rank in that order.
-    Returns uint8 (row, byte): what this rank drew, in order of owner. A rank with nothing to send or to
-    get takes part all the same.
-    """
-    if groups.exchange is None:
-        return outgoing
-    _, sends = plan.sent_by(groups.rank)
-    receives = plan.received_by(groups.rank)
-    incoming = torch.empty((sum(receives), outgoing.shape[1]), dtype=torch.uint8)
-    dist.all_to_all_single(
-        incoming, outgoing, output_split_sizes=receives, input_split_sizes=sends, group=groups.exchange
-    )
-    return incoming
+def gather_groups(
+    sizes: Mapping[int, int], headers: Sequence[Header], exchange: Exchange
+) -> list[dict[int, int]]:
+    """Samples that every rank holds of each group, in order of rank."""
+    widest = max(header.groups for header in headers)
+    mine = np.zeros((widest, 2), dtype=np.int64)
+    mine[: len(sizes)] = list(sizes.items()) or np.zeros((0, 2))
+    everyone = [np.array(row).reshape(-1, 2) for row in exchange.gather(mine.flatten().tolist())]
+    return [
+        {int(group): int(size) for group, size in table[: header.groups]}
+        for table, header in zip(everyone, headers, strict=True)
+    ]

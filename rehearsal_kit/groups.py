@@ -69,6 +69,23 @@ class Groups:
         return [r.numpy().tobytes()[: int(s.item())].decode() for r, s in zip(rows, sizes, strict=True)]
 
 
+def groups_of_world(timeout_s: float) -> Groups:
+    """Groups beside the process group that the caller has initialised already, as under torchrun.
+
+    Without one (a single process) every collective is the identity. All ranks must call it.
+    """
+    if not dist.is_initialized():
+        return Groups(rank=0, ranks=1)
+    timeout = datetime.timedelta(seconds=timeout_s)
+    return Groups(
+        rank=dist.get_rank(),
+        ranks=dist.get_world_size(),
+        gradients=dist.group.WORLD,
+        control=dist.new_group(backend="gloo", timeout=timeout),
+        exchange=dist.new_group(backend="gloo", timeout=timeout),
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Meeting:
     """Where and how the ranks of one generation meet."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from rehearsal_kit.buffer import Samples
+from rehearsal_kit.layout import Samples
 from rehearsal_kit.randomness import generator
 
 

@@ -7,24 +7,27 @@ import os
 import queue
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from safetensors.torch import save
 
-from rehearsal_kit.buffer import RowLayout, Samples
 from rehearsal_kit.commands import Arrived, Command, FinishStream, Pause, Resume, SetAside, Steer, Stop
 from rehearsal_kit.control import Commit, Control, said
+from rehearsal_kit.exchange import GroupExchange
 from rehearsal_kit.groups import Groups
 from rehearsal_kit.job import Job
+from rehearsal_kit.layout import RowLayout, Samples
 from rehearsal_kit.learner import Learner
 from rehearsal_kit.lesson import Lesson
 from rehearsal_kit.preview import Preview, append_preview
 from rehearsal_kit.randomness import torch_seed
-from rehearsal_kit.rehearsal import DistributedBuffer, Representatives, Round
+from rehearsal_kit.rehearsal import DistributedBuffer
 from rehearsal_kit.reporter import Reporter
+from rehearsal_kit.rounds import Representatives, Round
 from rehearsal_kit.run_folder import write_private
 from rehearsal_kit.scans.opening import open_scan
-from rehearsal_kit.settings import digest
+from rehearsal_kit.settings import Rehearsal, digest
 from rehearsal_kit.stream import Stream
 from rehearsal_kit.tasks import Experience, open_experience
 from rehearsal_kit.telemetry import (
@@ -68,7 +71,7 @@ class Rank:
         self._reporter = Reporter(job.run, groups.rank, publish)
         self._stream = Stream(groups, seed=job.seed)
         self._preparation = job.preparation
-        self._representatives = job.rehearsal.representatives
+        self._rehearsal = job.rehearsal
         self._buffer: DistributedBuffer | None = None
         self._lesson: Lesson | None = None
         self._begun = 0
@@ -121,7 +124,7 @@ class Rank:
             seed=torch_seed(self._job.seed, "forward", self._groups.rank, self._step),
         )
         if self._buffer is not None:
-            self._buffer.offer(self._step, fresh, group=lesson.task)
+            self._buffer.offer(fresh, group=lesson.task)
         seconds = time.perf_counter() - began
         lesson.seconds += seconds
         self._reporter.stepped(self._step, lesson.task, loss=loss, seconds=seconds)
@@ -131,16 +134,18 @@ class Rank:
     def _take_representatives(self) -> Representatives | None:
         if self._buffer is None:
             return None
-        waited = self._buffer.waited
+        waited, worked = self._buffer.waited, self._buffer.worked
         drawn = self._buffer.advance(
             Round(
                 step=self._step,
-                representatives=self._representatives,
+                representatives=self._rehearsal.representatives,
+                distillation=self._rehearsal.distillation,
+                capacity=self._rehearsal.samples(self._buffer.layout.row_bytes),
                 settings=int(digest(self._in_force())[:15], 16),
                 command=self._command,
             )
         )
-        self._reporter.drew(drawn, self._buffer.waited - waited)
+        self._reporter.drew(drawn, self._buffer.waited - waited, worked=self._buffer.worked - worked)
         return drawn
 
     def _idle(self) -> None:
@@ -170,7 +175,12 @@ class Rank:
         return not self._outcome
 
     def _in_force(self) -> dict[str, float]:
-        return {"learning_rate": self._learner.learning_rate, "representatives": self._representatives}
+        settings = {
+            "learning_rate": self._learner.learning_rate,
+            "representatives": self._rehearsal.representatives,
+        }
+        capacity = self._rehearsal.capacity
+        return settings if isinstance(capacity, str) else {**settings, "capacity": capacity}
 
     def _prepare(self, command: Command) -> Commit:  # noqa: PLR0911 - one line per kind of command
         match command:
@@ -181,7 +191,8 @@ class Rank:
             case SetAside():
                 return lambda: self._tell_set_aside(command)
             case Steer():
-                return lambda: self._steer(command)
+                rehearsal = self._steered(command)
+                return lambda: self._steer(command, rehearsal)
             case Pause() | Resume():
                 return lambda: setattr(self, "_paused", isinstance(command, Pause))
             case FinishStream():
@@ -206,11 +217,18 @@ class Rank:
             )
         )
 
-    def _steer(self, command: Steer) -> None:
+    def _steered(self, command: Steer) -> Rehearsal:
+        names = ("representatives", "capacity")
+        wanted = {name: value for name in names if (value := getattr(command, name)) is not None}
+        rehearsal = replace(self._rehearsal, **wanted)
+        if self._buffer is not None:
+            self._buffer.require_capacity(rehearsal)
+        return rehearsal
+
+    def _steer(self, command: Steer, rehearsal: Rehearsal) -> None:
+        self._rehearsal = rehearsal
         if command.learning_rate is not None:
             self._learner.learning_rate = command.learning_rate
-        if command.representatives is not None:
-            self._representatives = command.representatives
 
     def _tell_set_aside(self, command: SetAside) -> None:
         aside = TaskSetAside(step=self._step, name=command.name, path=command.path, reason=command.reason)
@@ -237,9 +255,13 @@ class Rank:
         if self._job.strategy.restarts:
             self._learner.restart()
         if self._job.strategy.rehearses and self._buffer is None:
-            layout = RowLayout.of(lesson.samples)
+            layout = RowLayout.of(lesson.samples, half=self._rehearsal.half)
             self._buffer = DistributedBuffer(
-                layout, self._job.rehearsal, seed=self._job.seed, groups=self._groups
+                layout,
+                self._rehearsal,
+                seed=self._job.seed,
+                exchange=GroupExchange(self._groups),
+                device=self._job.device,
             )
         self._reporter.tell(TaskBegan(step=self._step, task=task, steps=self._lesson.steps, time=time.time()))
         return self._lesson
@@ -341,4 +363,6 @@ class Rank:
 def _augment(fresh: Samples, drawn: Representatives | None) -> Samples:
     if drawn is None or not len(drawn.owners):
         return fresh
-    return {name: torch.cat([tensor, drawn.samples[name]]) for name, tensor in fresh.items()}
+    return {
+        name: torch.cat([t.to(drawn.samples[name].device), drawn.samples[name]]) for name, t in fresh.items()
+    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from rehearsal_kit.rehearsal import Representatives
+from rehearsal_kit.rounds import Representatives
 from rehearsal_kit.run_folder import Ledger, RunFolder
 from rehearsal_kit.telemetry import Record, StateChanged, Steps, to_plain
 
@@ -22,7 +22,7 @@ class Reporter:
         self._state = ""
         self._losses: list[float] = []
         self._first = self._task = self._representatives = self._remote = self._stored = 0
-        self._began = self._seconds = self._waited = 0.0
+        self._began = self._seconds = self._waited = self._hidden = 0.0
 
     def tell(self, record: Record) -> None:
         """Something that concerns the whole run; said by rank 0 only."""
@@ -50,9 +50,10 @@ class Reporter:
         if time.monotonic() - self._began > PUBLISH_INTERVAL_S:
             self.flush()
 
-    def drew(self, drawn: Representatives | None, waited: float) -> None:
-        """What the step now under way got from the buffer, and how long it waited for it."""
+    def drew(self, drawn: Representatives | None, waited: float, *, worked: float) -> None:
+        """What the step now under way got from the buffer, how long it waited for it, how long it took."""
         self._waited += waited
+        self._hidden += max(0.0, worked - waited)
         if drawn is not None:
             self._representatives += len(drawn.owners)
             self._remote += int((drawn.owners != self._rank).sum())
@@ -68,13 +69,14 @@ class Reporter:
             losses=tuple(self._losses),
             seconds=self._seconds,
             waited=self._waited,
+            hidden=self._hidden,
             representatives=self._representatives,
             remote=self._remote,
             stored=self._stored,
             time=time.time(),
         )
         self._losses = []
-        self._seconds = self._waited = 0.0
+        self._seconds = self._waited = self._hidden = 0.0
         self._representatives = self._remote = 0
         self.tell(steps)
 

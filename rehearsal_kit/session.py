@@ -161,13 +161,20 @@ class Session:
         """No more tasks: the run ends when those that have arrived are trained."""
         return self._wish(FinishStream())
 
-    def steer(self, *, learning_rate: float | None = None, representatives: int | None = None) -> int:
+    def steer(
+        self,
+        *,
+        learning_rate: float | None = None,
+        representatives: int | None = None,
+        capacity: int | None = None,
+    ) -> int:
         """Change settings at the next step boundary, on all ranks at the same step or on none.
 
         Returns the number of the wish; `timeline` has an `Applied` record of each rank with that number
         and the step. SettingsError if a value is not allowed.
         """
-        return self._wish(Steer(learning_rate=learning_rate, representatives=representatives))
+        wanted = Steer(learning_rate=learning_rate, representatives=representatives, capacity=capacity)
+        return self._wish(wanted)
 
     def acknowledged(self, number: int) -> list[Applied]:
         """What the ranks said of the wish with this number, in order of rank; in the end one record each."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -53,15 +54,73 @@ class Rehearsal:
 
     representatives: int = 24
     """Stored samples added to every mini-batch, per rank (r); steerable while the run goes on."""
+    distillation: int = 0
+    """Stored samples drawn a second time, independently, for a distillation loss, per rank (r_d)."""
     candidates: int = 8
     """Samples of every mini-batch offered to the buffer once it is full, per rank (c)."""
-    capacity: int = 2000
-    """Samples held over all ranks together."""
+    capacity: int | str = 2000
+    """Held over all ranks together: a number of samples, or of bytes such as "512 MiB"."""
+    policy: str = "quotas"
+    """What stays: "quotas" (an equal share per group), "reservoir" (every sample ever seen equally likely) or
+    "fifo" (the newest)."""
+    draw: str = "samples"
+    """What is equally likely to come back: every one of the stored "samples", or of their "groups"."""
+    half: tuple[str, ...] = ()
+    """Fields stored as float16."""
 
     def __post_init__(self) -> None:
         require_integer("representatives", self.representatives, low=0)
+        require_integer("distillation", self.distillation, low=0)
         require_integer("candidates", self.candidates, low=0)
-        require_integer("capacity", self.capacity, low=1)
+        require_one_of("policy", self.policy, ("quotas", "reservoir", "fifo"))
+        require_one_of("draw", self.draw, ("samples", "groups"))
+        object.__setattr__(self, "half", tuple(self.half))
+        if isinstance(self.capacity, str):
+            parse_bytes("capacity", self.capacity)
+        else:
+            require_integer("capacity", self.capacity, low=1)
+            require_drawable(self.representatives, self.distillation, self.capacity)
+
+    def samples(self, row_bytes: int) -> int:
+        """The capacity in samples of this size, over all ranks; SettingsError if less than is drawn."""
+        if not isinstance(self.capacity, str):
+            return self.capacity
+        samples = parse_bytes("capacity", self.capacity) // row_bytes
+        if not samples:
+            raise SettingsError(
+                f"capacity is {self.capacity!r}, but one sample takes {row_bytes} bytes; give more."
+            )
+        require_drawable(self.representatives, self.distillation, samples)
+        return samples
+
+
+def require_one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    """SettingsError unless `value` is one of the allowed words."""
+    if value not in allowed:
+        raise SettingsError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}.")
+
+
+def require_drawable(representatives: int, distillation: int, capacity: int) -> None:
+    """SettingsError if a draw asks for more samples than the buffers of all ranks can ever hold."""
+    if max(representatives, distillation) > capacity:
+        raise SettingsError(
+            f"representatives is {representatives} and distillation {distillation}, but the buffers of all "
+            f"ranks together hold at most {capacity} samples, and none is drawn twice in one draw; ask for "
+            "fewer, or raise capacity."
+        )
+
+
+def parse_bytes(name: str, text: str) -> int:
+    """Bytes that a text such as "512 MiB" or "4 GB" means; SettingsError if it means none."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKMGT]?i?B)\s*", text)
+    units = {"": 1, "k": 1000, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
+    units |= {"Ki": 1024, "ki": 1024, "Mi": 1024**2, "Gi": 1024**3, "Ti": 1024**4}
+    value = int(float(match[1]) * units.get(match[2][:-1], 0)) if match else 0
+    if value < 1:
+        raise SettingsError(
+            f'{name} is {text!r}; it must be a whole number of samples, or bytes such as "512 MiB" or "4 GB".'
+        )
+    return value
 
 
 def digest(values: Mapping[str, object]) -> str:

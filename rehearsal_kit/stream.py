@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import torch
 
-from rehearsal_kit.buffer import Samples
 from rehearsal_kit.groups import Groups
+from rehearsal_kit.layout import Samples
 from rehearsal_kit.tasks import Experience, load, shard
 
 EVALUATION_BATCH = 64

@@ -101,6 +101,8 @@ class Steps:
     seconds: float
     waited: float
     """Seconds of these that rank 0 waited for representatives."""
+    hidden: float
+    """Seconds that rank 0 stored, drew and exchanged behind these steps without being waited for."""
     representatives: int
     """Representatives that rank 0 trained on in these steps."""
     remote: int

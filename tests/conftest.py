@@ -54,6 +54,16 @@ def leaves_nothing_behind():
     assert not _processes() - processes
 
 
+@pytest.fixture(scope="module", params=[1, 2, 4], ids="{} ranks".format)
+def pool(request, tmp_path_factory):
+    """Real ranks, each in a process of its own, shared by the tests of a module."""
+    from ranks import RankPool
+
+    ranks = RankPool(request.param, tmp_path_factory.mktemp("pool"))
+    yield ranks
+    ranks.close()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_home(tmp_path_factory):
     """Keys of clusters go into a folder of the tests, not of the person who runs them."""

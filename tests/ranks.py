@@ -24,8 +24,13 @@ from rehearsal_kit.timeline import Timeline
 DEADLINE_S = 120
 
 
-def on_ranks(ranks: int, folder: Path, work: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """`work(groups, *arguments)` on every rank, each a process of its own; results in order of rank."""
+def on_ranks(
+    ranks: int, folder: Path, work: Callable[..., Any], *arguments: Any, dying: int = 0
+) -> list[Any]:
+    """`work(groups, *arguments)` on every rank, each a process of its own; results in order of rank.
+
+    dying: how many of the last ranks will not live to answer.
+    """
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     rendezvous = folder / "rendezvous"
@@ -36,7 +41,7 @@ def on_ranks(ranks: int, folder: Path, work: Callable[..., Any], *arguments: Any
     for process in processes:
         process.start()
     try:
-        answers = dict(results.get(timeout=DEADLINE_S) for _ in processes)
+        answers = dict(results.get(timeout=DEADLINE_S) for _ in processes[dying:])
     finally:
         for process in processes:
             process.join(10)
@@ -47,7 +52,59 @@ def on_ranks(ranks: int, folder: Path, work: Callable[..., Any], *arguments: Any
         results.join_thread()
     for rank, (_, error) in sorted(answers.items()):
         assert not error, f"rank {rank}:\n{error}"
-    return [answers[rank][0] for rank in range(ranks)]
+    return [answers[rank][0] for rank in range(ranks - dying)]
+
+
+class RankPool:
+    """Ranks that have met and wait for work: many tests share what it costs to start them."""
+
+    def __init__(self, ranks: int, folder: Path) -> None:
+        self.ranks = ranks
+        context = multiprocessing.get_context("spawn")
+        self._results = context.Queue()
+        self._work = [context.SimpleQueue() for _ in range(ranks)]
+        self._processes = [
+            context.Process(
+                target=_many, args=(rank, ranks, folder / f"pool-{ranks}", self._work[rank], self._results)
+            )
+            for rank in range(ranks)
+        ]
+        for process in self._processes:
+            process.start()
+
+    def __call__(self, work: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """`work(groups, *arguments)` on every rank; results in order of rank."""
+        for work_queue in self._work:
+            work_queue.put((work, arguments))
+        answers = dict(self._results.get(timeout=DEADLINE_S) for _ in range(self.ranks))
+        for rank, (_, error) in sorted(answers.items()):
+            assert not error, f"rank {rank}:\n{error}"
+        return [answers[rank][0] for rank in range(self.ranks)]
+
+    def close(self) -> None:
+        for work_queue in self._work:
+            work_queue.put(None)
+        for process in self._processes:
+            process.join(10)
+            process.kill()
+            process.join()
+            process.close()
+        for each in (*self._work, self._results):
+            each.close()
+        self._results.join_thread()
+
+
+def _many(rank: int, ranks: int, rendezvous: Path, work: Any, results: Any) -> None:
+    torch.set_num_threads(1)
+    meeting = Meeting(rendezvous=rendezvous, nonce="test", rank=rank, ranks=ranks, timeout_s=60)
+    with meet(meeting) as groups:
+        while (task := work.get()) is not None:
+            value, error = None, ""
+            try:
+                value = task[0](groups, *task[1])
+            except Exception:
+                error = traceback.format_exc()
+            results.put((rank, (value, error)))
 
 
 def _one(

@@ -6,73 +6,129 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import chisquare
+from scipy.stats import chisquare, multivariate_hypergeom
 
-from rehearsal_kit.draw import plan_draw
+from rehearsal_kit.draw import plan_draw, plan_group_draw
+from rehearsal_kit.randomness import Rekeyed, generator
 
-
-@given(
-    stored=st.lists(st.integers(0, 40), min_size=1, max_size=5),
-    count=st.integers(0, 30),
-    step=st.integers(0, 10**6),
-)
-def test_every_destination_draws_distinct_samples_that_exist(stored, count, step):
-    plan = plan_draw(stored, count, seed=5, step=step)
-    assert plan.owners.shape == (len(stored), min(count, sum(stored)))
-    for owners, rows in zip(plan.owners, plan.rows, strict=True):
-        assert len(set(zip(owners.tolist(), rows.tolist(), strict=True))) == len(owners)
-        assert all(0 <= row < stored[owner] for owner, row in zip(owners, rows, strict=True))
-        assert (np.diff(owners) >= 0).all()
+STORED = st.lists(st.integers(0, 60), min_size=1, max_size=5)
+COUNTS = st.lists(st.integers(0, 40), min_size=1, max_size=2)
+SIZES = st.lists(st.dictionaries(st.integers(0, 6), st.integers(1, 20), max_size=5), min_size=1, max_size=4)
 
 
-@given(stored=st.lists(st.integers(0, 40), min_size=1, max_size=5), count=st.integers(0, 30))
-def test_what_owners_send_is_what_destinations_receive(stored, count):
-    plan = plan_draw(stored, count, seed=5, step=1)
-    ranks = len(stored)
+def rng(*numbers):
+    return generator(5, "test", *numbers)
+
+
+def check(plan, stored, counts):
+    """Whatever the law of a draw: it is distinct, exists, and both ends agree on it."""
+    ranks, total = len(stored), sum(stored)
+    assert plan.positions.shape == (ranks, sum(min(count, total) for count in counts))
+    for line in range(ranks):
+        positions = plan.positions[line]
+        assert (np.diff(positions) >= 0).all()
+        assert ((positions >= 0) & (positions < total)).all()
+        second = np.zeros(plan.drawn, dtype=bool) if plan.second is None else plan.second[line]
+        for part in (positions[~second], positions[second]):
+            assert len(set(part.tolist())) == len(part)
+        assert (~second).sum() == min(counts[0], total)
+        owners = plan.owners(line)
+        for position, owner in zip(positions, owners, strict=True):
+            assert sum(stored[:owner]) <= position < sum(stored[: owner + 1])
     sends = np.array([plan.sent_by(owner)[1] for owner in range(ranks)])
     receives = np.array([plan.received_by(destination) for destination in range(ranks)])
     assert (sends == receives.T).all()
-    assert [len(plan.sent_by(owner)[0]) for owner in range(ranks)] == sends.sum(axis=1).tolist()
+    for owner in range(ranks):
+        rows, counts_sent = plan.sent_by(owner)
+        assert len(rows) == sum(counts_sent)
+        assert ((rows >= 0) & (rows < stored[owner])).all()
 
 
-def _counts(stored, draws, choose):
-    counts = [np.zeros(n) for n in stored]
+@given(stored=STORED, counts=COUNTS, step=st.integers(0, 10**6))
+def test_every_destination_draws_distinct_samples_that_exist(stored, counts, step):
+    check(plan_draw(stored, counts, rng(step)), stored, counts)
+
+
+@given(sizes=SIZES, counts=COUNTS, step=st.integers(0, 10**6))
+def test_every_destination_draws_distinct_samples_also_by_group(sizes, counts, step):
+    plan = plan_group_draw(sizes, counts, rng(step))
+    stored = [sum(size.values()) for size in sizes]
+    check(plan, stored, counts)
+    if len(counts) == 1 and sum(stored):
+        for line in plan.positions:
+            taken = taken_of_groups(sizes, line)
+            held = {group: sum(size.get(group, 0) for size in sizes) for group in taken}
+            # Equal shares: whoever gives less than another by more than one has given all it had.
+            most = max(taken.values())
+            assert all(number >= most - 1 or number == held[group] for group, number in taken.items())
+
+
+def taken_of_groups(sizes, positions):
+    """How many of these places in the union belong to each group."""
+    of_place = [group for size in sizes for group in sorted(size) for _ in range(size[group])]
+    groups = [of_place[position] for position in positions]
+    return {group: groups.count(group) for group in set(of_place)}
+
+
+def frequencies(stored, draws, count):
+    counts = np.zeros(sum(stored))
     for step in range(draws):
-        owners, rows = choose(stored, step)
-        for owner, row in zip(owners, rows, strict=True):
-            counts[owner][row] += 1
-    return np.concatenate(counts)
+        np.add.at(counts, plan_draw(stored, [count], rng(step)).positions.ravel(), 1)
+    return counts
 
 
-def _global(stored, step):
-    plan = plan_draw(stored, 5, seed=11, step=step)
-    return plan.owners[0], plan.rows[0]
+@pytest.mark.parametrize(
+    ("stored", "count"),
+    [((30, 10, 0, 3), 5), ((30, 10, 0, 3), 20), ((7, 7), 6), ((1, 0, 25), 2), ((43,), 5), ((900, 50), 7)],
+)
+def test_every_stored_sample_is_drawn_equally_often_with_unequal_and_empty_ranks(stored, count):
+    draws = 120_000 // (count * len(stored))
+    counts = frequencies(stored, draws, count)
+    assert counts.sum() >= 100_000
+    assert chisquare(counts).pvalue > 1e-4
 
 
-def _local(stored, step):
-    """What a biased draw looks like: an owner first, then one of its rows."""
-    random = np.random.default_rng(step)
-    owners = random.choice([rank for rank, n in enumerate(stored) if n], 5)
-    return owners, [int(random.integers(stored[owner])) for owner in owners]
+def test_the_numbers_per_owner_follow_the_multivariate_hypergeometric_law():
+    stored, count, seen = (6, 3, 0, 2), 4, {}
+    for step in range(6000):
+        plan = plan_draw(stored, [count], rng(step))
+        for destination in range(4):
+            key = tuple(plan.received_by(destination))
+            seen[key] = seen.get(key, 0) + 1
+    expected = {key: multivariate_hypergeom.pmf(key, stored, count) * 24_000 for key in seen}
+    assert sum(expected.values()) == pytest.approx(24_000)
+    assert chisquare(list(seen.values()), list(expected.values())).pvalue > 1e-4
 
 
-@pytest.mark.parametrize("stored", [(30, 10, 0, 3), (7, 7), (1, 0, 25)])
-def test_every_stored_sample_is_drawn_equally_often_with_unequal_and_empty_ranks(stored):
-    assert chisquare(_counts(stored, 20_000, _global)).pvalue > 1e-4
+def test_pairs_are_drawn_as_often_as_any_other_pair():
+    together = np.zeros((9, 9))
+    for step in range(20_000):
+        first, second, third = plan_draw((4, 5), [3], rng(step)).positions[0]
+        for a, b in ((first, second), (first, third), (second, third)):
+            together[a, b] += 1
+    assert chisquare(together[np.triu_indices(9, 1)]).pvalue > 1e-4
 
 
 def test_the_test_of_uniformity_can_fail():
-    assert chisquare(_counts((30, 10, 0, 3), 2_000, _local)).pvalue < 1e-10
+    """An owner first, then one of its rows: what a draw looks like that forgets unequal stores."""
+    stored, counts = (30, 10, 0, 3), np.zeros(43)
+    for step in range(2000):
+        random = rng(step)
+        for owner in random.choice([0, 1, 3], 5):
+            counts[sum(stored[:owner]) + random.integers(stored[owner])] += 1
+    assert chisquare(counts).pvalue < 1e-10
 
 
-def test_a_draw_depends_on_seed_and_step_and_on_nothing_else():
-    same = [plan_draw((9, 4), 3, seed=1, step=2).rows.tolist() for _ in range(2)]
-    assert same[0] == same[1]
-    assert (
-        plan_draw((90, 40), 30, seed=1, step=3).rows.tolist()
-        != plan_draw((90, 40), 30, seed=1, step=2).rows.tolist()
-    )
-    assert (
-        plan_draw((90, 40), 30, seed=2, step=2).rows.tolist()
-        != plan_draw((90, 40), 30, seed=1, step=2).rows.tolist()
-    )
+def test_destinations_do_not_draw_the_same():
+    positions = plan_draw((500, 500), [20], rng(1)).positions
+    assert len(set(positions[0]) & set(positions[1])) < 5
+
+
+def test_a_draw_depends_on_its_key_and_on_nothing_else():
+    keyed = Rekeyed(3, "draw")
+    plan = plan_draw((90, 40), [30], keyed.at(0, 2)).positions.tolist()
+    keyed.at(7).integers(9, size=5)
+    assert plan_draw((90, 40), [30], keyed.at(0, 2)).positions.tolist() == plan
+    assert plan_draw((90, 40), [30], generator(3, "draw", 0, 2)).positions.tolist() == plan
+    for other in (keyed.at(0, 3), keyed.at(1, 2), generator(4, "draw", 0, 2)):
+        assert plan_draw((90, 40), [30], other).positions.tolist() != plan

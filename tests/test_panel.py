@@ -46,8 +46,8 @@ class StandIn:
     def stop(self) -> int:
         return self._wish("stop")
 
-    def steer(self, *, learning_rate: float | None = None, representatives: int | None = None) -> int:
-        return self._wish((learning_rate, representatives))
+    def steer(self, **wanted: float) -> int:
+        return self._wish(wanted)
 
     def preview(self, task: int | None) -> Preview | None:
         ramp = np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4)
@@ -88,6 +88,7 @@ def steps(first: int, task: int, losses: tuple[float, ...]) -> Steps:
         losses=losses,
         seconds=0.5,
         waited=0.1,
+        hidden=0.3,
         representatives=3,
         remote=1,
         stored=40,
@@ -153,18 +154,27 @@ def test_sliders_steer_once(session):
     controls = Controls(session)
     controls.learning_rate.value = 2e-4
     controls.representatives.value = 12
-    assert session.asked == [(2e-4, None), (None, 12)]
+    controls.capacity.value = 3000
+    assert session.asked == [{"learning_rate": 2e-4}, {"representatives": 12}, {"capacity": 3000}]
     assert not controls.learning_rate.continuous_update
     assert not controls.representatives.continuous_update
 
 
 def test_slider_follows_what_is_in_force_without_asking_again(session):
     controls = Controls(session)
-    settings = {"learning_rate": 5e-4, "representatives": 200}
+    settings = {"learning_rate": 5e-4, "representatives": 200, "capacity": 9000}
     session.timeline.append(applied(0, settings=settings))
     controls.refresh()
     assert (controls.learning_rate.value, controls.representatives.value) == (5e-4, 200)
+    assert controls.capacity.value == 9000
     assert session.asked == []
+
+
+def test_a_capacity_in_bytes_has_no_slider(session):
+    session.rehearsal = Rehearsal(capacity="1 GiB")
+    controls = Controls(session)
+    assert controls.capacity is None
+    assert "capacity" not in controls.said.value
 
 
 def test_slider_waits_for_the_answer_to_its_own_wish(session):

@@ -108,10 +108,21 @@ def test_commands_take_effect_at_one_step_and_are_written_down(tmp_path, scans):
     )
     applied = timeline.records(Applied)
     assert [record.kind for record in applied] == ["Arrived", "Steer", "Pause", "Resume", "FinishStream"]
-    assert applied[1].settings == {"learning_rate": 5e-4, "representatives": 3}
+    assert applied[1].settings == {"learning_rate": 5e-4, "representatives": 3, "capacity": 64}
     assert applied[0].digest != applied[1].digest == applied[2].digest
     assert drawn(timeline) == (rank.step - 2) * 3
     assert [e["number"] for e in read_ledger(job.run.effects)] == [1, 2, 3, 4, 5]
+
+
+def test_a_capacity_below_what_is_drawn_is_refused_and_another_taken(tmp_path, scans):
+    job = small_job(tmp_path / "run")
+    commands = (scans[0], Steer(capacity=7), scans[1], Steer(capacity=100, representatives=9), FinishStream())
+    _, timeline, _ = alone(job, *commands)
+    in_force = [(record.refused, record.settings["capacity"]) for record in timeline.records(Applied)]
+    assert "at most 7 samples" in in_force[1][0]  # fewer than the 8 representatives in force
+    assert in_force[1][1] == 64
+    assert in_force[3] == ("", 100)
+    assert max(record.stored for record in timeline.records(Steps)) > 64
 
 
 def test_stop_ends_before_the_next_step_and_saves_what_was_learned(tmp_path, scans):

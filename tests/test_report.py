@@ -36,8 +36,8 @@ def timeline(forgetting: float, *, name: str = "scan") -> Timeline:
         )  # fmt: skip
         told.append(
             Steps(
-                first=step, task=after, losses=losses, seconds=2.0, waited=0.1, representatives=9, remote=4,
-                stored=20, time=1.7e9,
+                first=step, task=after, losses=losses, seconds=2.0, waited=0.1, hidden=0.2, representatives=9,
+                remote=4, stored=20, time=1.7e9,
             )
         )  # fmt: skip
         told.append(TaskEnded(step=step + 50, task=after, seconds=2.0 + forgetting, time=1.7e9 + 60 * after))

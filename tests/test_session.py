@@ -111,9 +111,18 @@ def test_a_person_steers_and_both_ranks_obey_at_the_same_step(cluster, tmp_path,
         assert (first.rank, second.rank) == (0, 1)
         assert first.step == second.step == session.acknowledged(number)[0].step
         assert first.digest == second.digest
-        assert first.settings == {"learning_rate": 2e-4, "representatives": 5}
+        assert first.settings == {"learning_rate": 2e-4, "representatives": 5, "capacity": 80}
         resumed = session.resume()
         until(session, lambda timeline: timeline.last(Steps).first > still.first)
+        larger = session.steer(capacity=120)
+        until(session, lambda timeline: timeline.last(Steps).stored == 120)
+        smaller = session.steer(capacity=40)
+        until(session, lambda timeline: timeline.last(Steps).stored == 40)
+        too_large = session.steer(capacity=2**40)
+        until(session, lambda _: len(session.acknowledged(too_large)) == 2)
+        said = [record.refused for number in (larger, smaller) for record in session.acknowledged(number)]
+        assert said == [""] * 4
+        assert all("GiB are free there" in record.refused for record in session.acknowledged(too_large))
         assert session.acknowledged(resumed)[0].step == first.step
         with pytest.raises(SettingsError, match="finite number"):
             session.steer(learning_rate=float("nan"))

@@ -42,6 +42,13 @@ def test_a_command_survives_json(command):
         (Steer, {}),
         (Steer, {"learning_rate": math.inf}),
         (Steer, {"representatives": 2.5}),
+        (Steer, {"capacity": 0}),
+        (Rehearsal, {"distillation": -1}),
+        (Rehearsal, {"policy": "random"}),
+        (Rehearsal, {"draw": "classes"}),
+        (Rehearsal, {"capacity": "lots"}),
+        (Rehearsal, {"capacity": "0 GB"}),
+        (Rehearsal, {"capacity": "12"}),
         (Arrived, {"name": "", "path": "x"}),
         (Arrived, {"name": "a", "path": "x", "region": (3.0, 1.0, 0.0, 2.0)}),
     ],
@@ -49,6 +56,27 @@ def test_a_command_survives_json(command):
 def test_a_wrong_value_is_named_with_what_is_allowed(make, values):
     with pytest.raises(SettingsError, match=r"must be|takes any of"):
         make(**values)
+
+
+@pytest.mark.parametrize("drawn", ["representatives", "distillation"])
+def test_no_draw_can_ask_for_more_than_is_ever_held(drawn):
+    with pytest.raises(SettingsError, match="at most 20 samples"):
+        Rehearsal(**{"representatives": 8, "capacity": 20, drawn: 21})
+    with pytest.raises(SettingsError, match="at most 10 samples"):
+        Rehearsal(**{"representatives": 8, "capacity": "1 kB", drawn: 11}).samples(100)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("1 kB", 1000), ("1KiB", 1024), ("1.5 MiB", 3 * 2**19), ("2 GB", 2 * 10**9), ("7 B", 7)],
+)
+def test_capacity_in_bytes(text, size):
+    assert Rehearsal(representatives=0, capacity=text).samples(7) == size // 7
+
+
+def test_less_than_one_sample_is_no_capacity():
+    with pytest.raises(SettingsError, match="one sample takes 2000 bytes"):
+        Rehearsal(capacity="1 kB").samples(2000)
 
 
 def test_one_base_catches_every_error_and_a_wrong_value_is_a_value_error():

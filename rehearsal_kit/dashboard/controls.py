@@ -46,16 +46,17 @@ class Controls:
         self.pause = _press("Pause", "pause")
         self.stop = _press("Stop", "stop")
         self.learning_rate = _learning_rate_slider(session.training.learning_rate)
-        self.representatives = _representatives_slider(session.rehearsal.representatives)
+        self.representatives = _whole_slider("representatives", session.rehearsal.representatives, low=0)
+        self._sliders = {"learning_rate": self.learning_rate, "representatives": self.representatives}
+        if not isinstance(session.rehearsal.capacity, str):  # given in bytes it has no slider
+            self._sliders["capacity"] = _whole_slider("capacity", session.rehearsal.capacity, low=1)
+        self.capacity = self._sliders.get("capacity")
         self.said = widgets.HTML()
-        self._known = {
-            "learning_rate": session.training.learning_rate,
-            "representatives": session.rehearsal.representatives,
-        }
+        self._known = _chosen(session)
         """What each slider was last told, by a person or by the ranks: its echo is not a new wish."""
         self._listen()
         row = widgets.HBox(
-            [self.start, self.pause, self.stop, self.learning_rate, self.representatives],
+            [self.start, self.pause, self.stop, *self._sliders.values()],
             layout={"align_items": "center", "flex_flow": "row wrap", "grid_gap": "2px 4px"},
         )
         self.box = widgets.VBox([row, self.said])
@@ -76,13 +77,13 @@ class Controls:
         self.stop.button_style = "danger" if armed else ""
         stoppable = state in ("starting", *STEERABLE)
         _allow(self.stop, stoppable, state=state, tooltip="End the run here; what was learned is saved")
-        for slider in (self.learning_rate, self.representatives):
+        for slider in self._sliders.values():
             _allow(slider, state in STEERABLE, state=state, tooltip="Takes effect on all ranks at one step")
         self.said.value = _CSS + self._said()
 
     def close(self) -> None:
         """Take no more gestures."""
-        for widget in (self.start, self.pause, self.stop, self.learning_rate, self.representatives):
+        for widget in (self.start, self.pause, self.stop, *self._sliders.values()):
             widget.disabled = True
             widget.tooltip = "this panel is closed"
 
@@ -95,10 +96,8 @@ class Controls:
         self.start.on_click(lambda _: self._ask("start", self._session.start))
         self.pause.observe(self._on_pause, "value")
         self.stop.observe(self._on_stop, "value")
-        self.learning_rate.observe(lambda change: self._on_slider("learning_rate", change["new"]), "value")
-        self.representatives.observe(
-            lambda change: self._on_slider("representatives", change["new"]), "value"
-        )
+        for name, slider in self._sliders.items():
+            slider.observe(lambda change, name=name: self._on_slider(name, change["new"]), "value")
 
     def _on_pause(self, _change: object) -> None:
         # What the person read on the button is what the click means.
@@ -123,10 +122,13 @@ class Controls:
             return
         self._known[name] = value
         words = _settings({name: value})
-        if name == "learning_rate":
-            self._ask(words, lambda: self._session.steer(learning_rate=value))
-        else:
-            self._ask(words, lambda: self._session.steer(representatives=int(value)))
+        match name:
+            case "learning_rate":
+                self._ask(words, lambda: self._session.steer(learning_rate=value))
+            case "representatives":
+                self._ask(words, lambda: self._session.steer(representatives=int(value)))
+            case "capacity":
+                self._ask(words, lambda: self._session.steer(capacity=int(value)))
 
     def _ask(self, words: str, call: Callable[[], object]) -> None:
         self._trouble = ""
@@ -143,10 +145,7 @@ class Controls:
         if not applied or newest < self._wish[0]:
             return
         settings = applied[-1].settings
-        for name, slider in (
-            ("learning_rate", self.learning_rate),
-            ("representatives", self.representatives),
-        ):
+        for name, slider in self._sliders.items():
             value = settings.get(name, self._known[name])
             if value != self._known[name]:
                 self._known[name] = value
@@ -182,15 +181,23 @@ def answer(applied: list[Applied], number: int, ranks: int) -> str:
 def _in_force(applied: list[Applied], session: Session) -> str:
     if applied:
         return f"settings in force: {escape(_settings(applied[-1].settings))}"
-    chosen = {
+    return f"settings chosen: {escape(_settings(_chosen(session)))}"
+
+
+def _chosen(session: Session) -> dict[str, float]:
+    values = {
         "learning_rate": session.training.learning_rate,
         "representatives": session.rehearsal.representatives,
     }
-    return f"settings chosen: {escape(_settings(chosen))}"
+    capacity = session.rehearsal.capacity
+    return values if isinstance(capacity, str) else {**values, "capacity": capacity}
 
 
 def _settings(values: Any) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in values.items())
+    return ", ".join(
+        f"{name.replace('_', ' ')} {value if isinstance(value, int) else f'{value:.3g}'}"
+        for name, value in values.items()
+    )
 
 
 def _allow(widget: Any, allowed: bool, *, state: str, tooltip: str) -> None:
@@ -220,9 +227,9 @@ def _learning_rate_slider(value: float) -> Any:
     return slider
 
 
-def _representatives_slider(value: int) -> Any:
+def _whole_slider(name: str, value: int, *, low: int) -> Any:
     return widgets.IntSlider(
-        value=value, min=0, max=max(64, 2 * value), description="representatives",
+        value=value, min=low, max=max(64, 2 * value), description=name,
         continuous_update=False, style={"description_width": "112px"}, layout={"width": "290px"},
     )  # fmt: skip
 

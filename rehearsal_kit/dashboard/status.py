@@ -32,13 +32,18 @@ def facts(timeline: Timeline, *, state: str, ranks: int) -> list[tuple[str, str]
     steps = sum(len(record.losses) for record in recent)
     seconds = sum(record.seconds for record in recent)
     moving = state == "running" and seconds > 0
+
+    def share(part: float) -> str:
+        return f"{part / seconds:.0%}" if seconds > 0 else "–"  # noqa: RUF001
+
     return [
         ("task", f"{began.task + 1} of {arrived}" if began else f"0 of {arrived}"),
         ("step", str(recent[-1].first + len(recent[-1].losses)) if recent else "0"),
         ("steps/s", f"{steps / seconds:.1f}" if moving else "–"),  # noqa: RUF001
         ("samples stored", str(recent[-1].stored) if recent else "0"),
         ("ranks", str(ranks)),
-        ("waited for samples", f"{sum(r.waited for r in recent) / seconds:.0%}" if seconds > 0 else "–"),  # noqa: RUF001
+        ("waited for samples", share(sum(record.waited for record in recent))),
+        ("hidden behind training", share(sum(record.hidden for record in recent))),
     ]
 
 

@@ -1,0 +1,159 @@
+"""Work in fresh processes: one alone, or real ranks that meet; none of them outlives the call."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import secrets
+import signal
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rehearsal_kit.errors import RehearsalKitError
+from rehearsal_kit.groups import Meeting, meet
+
+GRACE_S = 10.0
+"""For a process that has answered to end by itself, and for others to answer after one has failed."""
+
+Call = tuple[Callable[..., Any], tuple[Any, ...]]
+"""A function that can be pickled, and its arguments."""
+
+
+def in_child(work: Callable[..., Any], *arguments: Any) -> Any:
+    """What `work(*arguments)` returns in a fresh process with one torch thread.
+
+    RehearsalKitError, with the child's traceback, if it fails.
+    """
+    return _together([(work, arguments)])[0]
+
+
+def in_children(
+    work: Callable[..., Any], each: Sequence[tuple[Any, ...]], *, say: Callable[[str], None], shared: bool
+) -> list[Any]:
+    """What `work` returns for each of these arguments, one after the other, in a fresh process each.
+
+    say: is told of each before it begins. shared: all in one process instead, which saves seconds and
+    spoils what depends on a fresh one.
+    """
+    if shared:
+        answers: list[Any] = in_child(_one_by_one, work, each)
+        return answers
+    results = []
+    for number, arguments in enumerate(each, 1):
+        say(f"measuring {number} of {len(each)}: {arguments[0]}")
+        results.append(in_child(work, *arguments))
+    return results
+
+
+def on_ranks(devices: Sequence[str], work: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """What `work(groups, *arguments)` returns on each rank, each in a fresh process; in order of rank.
+
+    devices: of each rank, such as "cpu" or "cuda:0"; their number is that of the ranks. RehearsalKitError,
+    with the tracebacks of those that failed, if any does.
+    """
+    nonce = secrets.token_hex(16)
+    with tempfile.TemporaryDirectory(prefix="rehearsal-bench-") as folder:  # readable by its owner only
+        meetings = [
+            Meeting(
+                rendezvous=Path(folder) / "rendezvous",
+                nonce=nonce,
+                rank=rank,
+                ranks=len(devices),
+                device=device,
+            )
+            for rank, device in enumerate(devices)
+        ]
+        return _together([(_as_rank, (meeting, work, *arguments)) for meeting in meetings])
+
+
+def _together(calls: Sequence[Call]) -> list[Any]:
+    context = multiprocessing.get_context("spawn")
+    processes: list[SpawnProcess] = []
+    answers: dict[Connection, int] = {}
+    grace = 0.0
+    try:
+        for number, call in enumerate(calls):
+            receiving, sending = context.Pipe(duplex=False)
+            answers[receiving] = number
+            with closing(sending):  # the child then holds the only one, so that its end is noticed here
+                process = context.Process(target=_answer, args=(sending, *call), daemon=True)
+                process.start()
+            processes.append(process)
+        results = _collected(answers)
+        grace = GRACE_S
+    finally:
+        for process in processes:
+            process.join(grace)
+            process.kill()
+            process.join()
+            process.close()
+        for connection in answers:
+            connection.close()
+    return results
+
+
+def _collected(answers: dict[Connection, int]) -> list[Any]:
+    # After a first failure the others are given a moment: one that only lost its partner may be the first
+    # to say so. Then they are ended.
+    results: dict[int, Any] = {}
+    errors: dict[int, str] = {}
+    while len(results) + len(errors) < len(answers):
+        silent = [c for c, number in answers.items() if number not in results and number not in errors]
+        ready = wait(silent, GRACE_S if errors else None)
+        if not ready:
+            break
+        for connection in ready:
+            if isinstance(connection, Connection):
+                value, error = _received(connection)
+                if error:
+                    errors[answers[connection]] = error
+                else:
+                    results[answers[connection]] = value
+    if errors:
+        told = "\n".join(f"process {number}: {error}" for number, error in sorted(errors.items()))
+        raise RehearsalKitError(f"{len(errors)} of {len(answers)} measuring processes failed.\n{told}")
+    return [results[number] for number in range(len(answers))]
+
+
+def _received(connection: Connection) -> tuple[Any, str]:
+    try:
+        value, error = connection.recv()
+    except EOFError:
+        return None, "it ended without an answer. The machine may be out of memory; try --quick."
+    return value, error
+
+
+def _answer(sending: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal; the parent ends this
+    threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
+    torch.set_num_threads(1)
+    try:
+        answer = work(*arguments), ""
+    except Exception:
+        answer = None, traceback.format_exc()
+    sending.send(answer)
+
+
+def _one_by_one(work: Callable[..., Any], each: Sequence[tuple[Any, ...]]) -> list[Any]:
+    return [work(*arguments) for arguments in each]
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _as_rank(meeting: Meeting, work: Callable[..., Any], *arguments: Any) -> Any:
+    with meet(meeting) as groups:
+        return work(groups, *arguments)

@@ -1,0 +1,158 @@
+"""rehearsal-kit bench buffer, exchange, step: what is measured, how long, and what is printed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from rehearsal_kit.bench import beside_others, growth
+from rehearsal_kit.bench.children import in_children, on_ranks
+from rehearsal_kit.bench.exchange_costs import ExchangeCost, exchange_table
+from rehearsal_kit.bench.exchange_ranks import PUBLISHED, measure_exchange
+from rehearsal_kit.bench.growth_tables import growth_tables
+from rehearsal_kit.bench.machine import Machine
+from rehearsal_kit.bench.plan_costs import measure_plans, plan_table
+from rehearsal_kit.bench.step_costs import StepCost, step_table
+from rehearsal_kit.bench.step_ranks import Trial, measure_steps
+from rehearsal_kit.bench.subjects import ON_CPU, ON_CUDA, RESNET_ON_CUDA, Subject
+from rehearsal_kit.bench.table import Measured
+from rehearsal_kit.bench.workload import WIDE_FIELDS, Workload
+from rehearsal_kit.errors import SettingsError
+from rehearsal_kit.settings import require_integer
+
+PAIRS = 40
+LEAST_STEP_S = 0.15
+RATIOS = ((56, 7, 14), (16, 24, 8))
+"""b, r and c as published (Bouvier et al. 2025): for classification, and for ptychography."""
+QUICK_NOTE = "--quick: too few rounds and too small sizes; the numbers mean nothing."
+
+
+def add_bench(parser: argparse.ArgumentParser) -> None:
+    """Declare the measurements and their options."""
+    benches = parser.add_subparsers(required=True, metavar="WHAT")
+    buffer = benches.add_parser("buffer", help="the local store beside other libraries; minutes")
+    buffer.set_defaults(command=_buffer)
+    exchange = benches.add_parser("exchange", help="the background work between real ranks, and its plan")
+    exchange.set_defaults(command=_exchange)
+    step = benches.add_parser("step", help="training steps with and without rehearsal, on real ranks")
+    step.add_argument("--ranks", type=int, default=2, metavar="N", help="processes (2)")
+    step.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="on which they train (cpu)")
+    step.add_argument("--pairs", type=int, default=PAIRS, metavar="N", help=f"steps of either kind ({PAIRS})")
+    step.set_defaults(command=_step)
+    for bench in (buffer, exchange, step):
+        bench.add_argument("--json", type=Path, metavar="FILE", help="everything as data, single rounds too")
+        bench.add_argument("--quick", action="store_true", help="only to see that it works: seconds")
+
+
+def _buffer(chosen: argparse.Namespace) -> int:
+    machine = _begin(chosen)
+    workload = Workload(capacity=500 if chosen.quick else 10_000, fields=WIDE_FIELDS)
+    effort = beside_others.Effort(rounds=3, steps=5) if chosen.quick else beside_others.Effort(15, 40)
+    sizes = growth.QUICK if chosen.quick else growth.Sizes()
+    each = [(entry, workload, effort) for entry in beside_others.entries()]
+    outcomes = in_children(beside_others.measure, each, say=_say, shared=chosen.quick)
+    policies = [(policy, sizes) for policy in growth.POLICIES]
+    found = in_children(growth.measure, policies, say=_say, shared=chosen.quick)
+    tables = beside_others.table(outcomes, workload, effort), *growth_tables(found, sizes)
+    data = {
+        "workload": asdict(workload),
+        "contestants": [outcome.data() for outcome in outcomes],
+        "growth": [one.data() for one in found],
+    }
+    return _end(chosen, Measured(tables, data, machine))
+
+
+def _exchange(chosen: argparse.Namespace) -> int:
+    machine = _begin(chosen)
+    costs = []
+    for ranks in (2,) if chosen.quick else (1, 2, 4):
+        for rows in PUBLISHED[:1] if chosen.quick else PUBLISHED:
+            _say(f"measuring the exchange of {rows.name}, ranks: {ranks}")
+            times = on_ranks(["cpu"] * ranks, measure_exchange, rows, 3 if chosen.quick else 40)
+            costs.append(ExchangeCost(ranks, rows, times))
+    _say("measuring the plan")
+    plans = measure_plans(rounds=3 if chosen.quick else 15, steps=5 if chosen.quick else 40)
+    data = {"exchange": [cost.data() for cost in costs], "plan": [plan.data() for plan in plans]}
+    return _end(chosen, Measured((exchange_table(costs, machine.cpus), plan_table(plans)), data, machine))
+
+
+def _step(chosen: argparse.Namespace) -> int:
+    require_integer("ranks", chosen.ranks, low=1)
+    require_integer("pairs", chosen.pairs, low=2)
+    devices = _devices(chosen.device, chosen.ranks)
+    machine = _begin(chosen)
+    costs, missing = [], []
+    for subjects in (ON_CPU,) if chosen.device == "cpu" else (ON_CUDA, RESNET_ON_CUDA):
+        for ratio in RATIOS[:1] if chosen.quick else RATIOS:
+            trial = _trial(ratio, subjects, devices=devices, chosen=chosen)
+            _say(f"measuring steps of {subjects[0].family} with b={ratio[0]}, r={ratio[1]}, c={ratio[2]}")
+            steps = on_ranks(devices, measure_steps, trial)
+            reasons = [answer for answer in steps if isinstance(answer, str)]
+            if reasons:
+                missing.append(f"{subjects[0].family} was not measured: {reasons[0]}")
+                break
+            costs.append(StepCost(trial, tuple(steps)))
+    table = step_table(costs, missing=missing, cpus=machine.cpus)
+    data = {"steps": [cost.data() for cost in costs], "missing": missing}
+    return _end(chosen, Measured((table,), data, machine))
+
+
+def _trial(
+    ratio: tuple[int, int, int],
+    subjects: tuple[Subject, ...],
+    *,
+    devices: tuple[str, ...],
+    chosen: argparse.Namespace,
+) -> Trial:
+    batch, representatives, candidates = ratio
+    return Trial(
+        batch=batch,
+        representatives=representatives,
+        candidates=candidates,
+        capacity=100 if chosen.quick else 1000,
+        pairs=min(chosen.pairs, 3) if chosen.quick else chosen.pairs,
+        warm_up=1 if chosen.quick else 3,
+        least_s=0.0 if chosen.quick else LEAST_STEP_S,
+        subjects=subjects,
+        devices=devices,
+    )
+
+
+def _devices(kind: str, ranks: int) -> tuple[str, ...]:
+    if kind == "cpu":
+        return ("cpu",) * ranks
+    there = torch.cuda.device_count()
+    if ranks > there:
+        raise SettingsError(
+            f"ranks is {ranks}, but there are {there} CUDA devices; every rank needs one of its own. Give "
+            "--ranks a smaller number, or leave out --device cuda."
+        )
+    return tuple(f"cuda:{rank}" for rank in range(ranks))
+
+
+def _begin(chosen: argparse.Namespace) -> Machine:
+    if chosen.json is not None and not chosen.json.absolute().parent.is_dir():
+        raise SettingsError(
+            f"--json is {str(chosen.json)!r}, but its folder does not exist; make it before, so that what is "
+            "measured is not lost."
+        )
+    if chosen.quick:
+        _say(QUICK_NOTE)
+    return Machine.here()
+
+
+def _end(chosen: argparse.Namespace, measured: Measured) -> int:
+    print(measured.text(), flush=True)
+    if chosen.quick:
+        print(QUICK_NOTE)
+    if chosen.json is not None:
+        measured.write(chosen.json)
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

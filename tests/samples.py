@@ -1,0 +1,94 @@
+"""Samples whose every number tells which sample it belongs to, so that any mix-up shows."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+
+from rehearsal_kit.draw import DrawPlan
+from rehearsal_kit.exchange import Empty, GroupExchange
+from rehearsal_kit.groups import Groups
+from rehearsal_kit.layout import RowLayout
+from rehearsal_kit.rehearsal import DistributedBuffer
+from rehearsal_kit.settings import Rehearsal
+
+SENTINEL = -(2**40) - 7
+
+
+def samples(identities, *, outputs=torch.float32):
+    """Fields of every width, outputs in a dtype of choice; numbers up to 2^19 stay exact."""
+    identity = torch.as_tensor(list(identities), dtype=torch.int64)
+    image = identity.float()[:, None, None] + torch.tensor([[0.0, 0.25], [0.5, 0.75]])
+    return {
+        "image": image,
+        "flag": identity % 2 == 1,
+        "target": -identity.double()[:, None] - 0.5,
+        "outputs": (identity[:, None] % 1000 + torch.arange(3)).to(outputs),
+        "label": (identity % 251).to(torch.uint8),
+        "sample_id": identity,
+    }
+
+
+def assert_whole(got, *, outputs=torch.float32):
+    """Every field of every row belongs to the same sample (small whole numbers are exact in float16, too)."""
+    expected = samples(got["sample_id"].tolist(), outputs=outputs)
+    assert set(got) == set(expected)
+    for name, tensor in expected.items():
+        assert torch.equal(got[name].cpu(), tensor), name
+        assert got[name].dtype == tensor.dtype
+
+
+def identity_of(rank, step, place):
+    return rank * 2**17 + step * 2**8 + place
+
+
+def rank_of(identity):
+    return identity // 2**17
+
+
+def step_of(identity):
+    return identity % 2**17 // 2**8
+
+
+def batch_of(rank, step, size):
+    return samples(identity_of(rank, step, place) for place in range(size))
+
+
+class Watched:
+    """An exchange that counts, fills what is to be received with a sentinel, and may be slow."""
+
+    def __init__(self, groups: Groups, *, delay_s: float = 0.0) -> None:
+        self._real = GroupExchange(groups)
+        self._random = np.random.default_rng(groups.rank)
+        self._delay_s = delay_s
+        self.rank, self.ranks = groups.rank, groups.ranks
+        self.gathers = self.exchanges = 0
+
+    def gather(self, numbers):
+        self.gathers += 1
+        time.sleep(self._random.uniform(0, self._delay_s))
+        return self._real.gather(numbers)
+
+    def rows(self, outgoing: torch.Tensor, plan: DrawPlan, empty: Empty) -> torch.Tensor:
+        self.exchanges += 1
+        time.sleep(self._random.uniform(0, self._delay_s))
+        return self._real.rows(outgoing, plan, lambda count: empty(count).fill_(SENTINEL))
+
+
+def alone_in_its_store(groups: Groups) -> GroupExchange:
+    """What a local draw is: a rank that knows of no other."""
+    return GroupExchange(Groups(rank=0, ranks=1))
+
+
+def new_buffer(groups, *, exchange=None, seed=9, outputs=torch.float32, device="cpu", **settings):
+    layout = RowLayout.of(samples([], outputs=outputs), half=settings.get("half", ()))
+    values = {"representatives": 6, "candidates": 3, "capacity": 40, **settings}
+    return DistributedBuffer(
+        layout,
+        Rehearsal(**values),
+        seed=seed,
+        exchange=exchange or GroupExchange(groups),
+        device=device,
+    )

@@ -1,0 +1,308 @@
+"""The measurements measure what they say; how long anything takes is none of the tests' business."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import torch
+
+from rehearsal_kit.bench import beside_others, children, growth
+from rehearsal_kit.bench.exchange_ranks import Rows, measure_exchange
+from rehearsal_kit.bench.floor import Floor
+from rehearsal_kit.bench.ours import LocalStore
+from rehearsal_kit.bench.plan_costs import RANKS, REPRESENTATIVES
+from rehearsal_kit.bench.spread import Interval, Spread
+from rehearsal_kit.bench.step_costs import StepCost
+from rehearsal_kit.bench.step_ranks import RankSteps, Trial, measure_steps
+from rehearsal_kit.bench.subjects import Ptychography, ResNet18
+from rehearsal_kit.bench.table import Table
+from rehearsal_kit.bench.workload import Stream, Workload
+from rehearsal_kit.cli import main
+from rehearsal_kit.errors import RehearsalKitError
+from rehearsal_kit.groups import Groups
+
+SMALL = Workload(capacity=200, fields=(("values", (4,)), ("more", (2, 2))))
+
+
+@pytest.fixture(autouse=True)
+def own_signals():
+    """The command line sets a handler for the whole process."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def bench(tmp_path, capsys, *arguments: str) -> tuple[dict, str]:
+    file = tmp_path / "found.json"
+    assert main(["bench", *arguments, "--quick", "--json", str(file)]) == 0
+    return json.loads(file.read_text()), capsys.readouterr().out
+
+
+def positive(*numbers: float) -> bool:
+    return all(math.isfinite(number) and number > 0 for number in numbers)
+
+
+# The commands ---------------------------------------------------------------------------------------------
+
+
+def test_buffer(tmp_path, capsys):
+    data, said = bench(tmp_path, capsys, "buffer")
+    entries = beside_others.entries()
+    assert [c["name"] for c in data["contestants"]] == [entry.name for entry in entries]
+    for entry, found in zip(entries, data["contestants"], strict=True):
+        assert entry.name in said
+        assert bool(found["missing"]) == (not found["phases"])
+        if entry.module and importlib.util.find_spec(entry.module) is None:
+            assert entry.module in found["missing"]
+            assert f"missing: pip install 'rehearsal-kit[{entry.extra}]'" in said
+        elif not entry.extra:
+            assert not found["missing"]
+        for phase in found["phases"].values():
+            assert positive(*phase["cpu_us"], *phase["reference_us"], *phase["ratio"].values())
+            assert len(phase["cpu_us"]) == len(phase["reference_us"]) == 3
+    whole = next(c for c in data["contestants"] if "whole" in c["name"])
+    assert list(whole["phases"]) == ["both"]
+    assert " CPUs (" in said
+    growing(data["growth"])
+
+
+def growing(found: list[dict]) -> None:
+    assert [one["policy"] for one in found] == ["quotas", "reservoir", "fifo"]
+    for one in found:
+        assert abs(one["resident"]["ratio"] - 1) < 0.05
+        assert one["resident"]["before"] > 2**20
+        for growth_of in (one["stream"], one["capacity"]):
+            assert growth_of["ratio"][0] == 1
+            assert positive(*growth_of["ratio"], *(number for line in growth_of["cpu_us"] for number in line))
+            assert all(len(line) == len(growth_of["sizes"]) for line in growth_of["cpu_us"])
+
+
+def test_exchange(tmp_path, capsys):
+    data, said = bench(tmp_path, capsys, "exchange")
+    assert [(p["representatives"], p["ranks"]) for p in data["plan"]] == [
+        (r, n) for r in REPRESENTATIVES for n in RANKS
+    ]
+    assert {8, 1024} <= set(RANKS)
+    assert all(positive(p["median_cpu_us"], *p["ratio"].values()) for p in data["plan"])
+    (cost,) = data["exchange"]
+    assert cost["row_bytes"] == 4 * 3 * 224 * 224 + 8
+    assert len(cost["by_rank"]) == cost["ranks"] == 2
+    for rank in cost["by_rank"]:
+        assert {len(values) for values in rank.values()} == {3}
+        assert positive(*rank["header_s"], *rank["gather_s"], *rank["all_to_all_s"], *rank["job_s"])
+        assert all(count % cost["row_bytes"] == 0 for count in rank["from_others"])
+        assert sum(rank["from_others"]) <= 3 * 7 * cost["row_bytes"]
+    for word in ("header us", "all-to-all ms", "MB/s", "plan / integers", "load average"):
+        assert word in said
+
+
+def test_step(tmp_path, capsys):
+    data, said = bench(tmp_path, capsys, "step", "--ranks", "2")
+    (step,) = data["steps"]
+    assert (step["batch"], step["representatives"], step["candidates"]) == (56, 7, 14)
+    assert len(step["by_rank"]) == len(step["devices"]) == 2
+    for rank in step["by_rank"]:
+        assert len(rank["with_s"]) == len(rank["without_s"]) == len(rank["waited_s"]) == step["pairs"] == 3
+        assert all(waited < whole for waited, whole in zip(rank["waited_s"], rank["with_s"], strict=True))
+    difference = step["difference"]
+    assert difference["low"] <= difference["mean"] <= difference["high"]
+    assert positive(step["worked_s"], step["median_with_s"], step["median_without_s"])
+    assert 0 <= step["waited_share"] < 1
+    assert step["verdict"] in ("within 2%", "above 2%", "not resolved")
+    assert step["verdict"] in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["step", "--ranks", "0"], "ranks is 0"),
+        (["step", "--pairs", "1"], "pairs is 1"),
+        (["step", "--device", "cuda", "--ranks", "99"], "99, but there are"),
+        (["buffer", "--json", "/no/such/folder/x.json"], "its folder does not exist"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_at_once(capsys, arguments, said):
+    assert main(["bench", *arguments]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_interrupted_it_leaves_no_process(tmp_path):
+    """Ctrl-C in a terminal reaches the whole process group."""
+    command = subprocess.Popen(
+        [sys.executable, "-m", "rehearsal_kit.cli", "bench", "step"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
+    )
+    ranks = wait_for_children(psutil.Process(command.pid))
+    os.killpg(command.pid, signal.SIGINT)
+    _, said = command.communicate(timeout=60)
+    assert command.returncode == 130, said
+    assert not psutil.wait_procs(ranks, timeout=10)[1]
+    assert not list(tmp_path.glob("rehearsal-bench-*"))
+
+
+def wait_for_children(process: psutil.Process) -> list[psutil.Process]:
+    """Two ranks that have met: from then on they would train for a minute."""
+    while True:
+        ranks = [p for p in process.children() if "resource_tracker" not in " ".join(p.cmdline())]
+        if len(ranks) == 2 and all(p.cpu_times().user > 3 for p in ranks):
+            return ranks
+        time.sleep(0.1)
+
+
+# Its parts ------------------------------------------------------------------------------------------------
+
+
+def refuse(groups: Groups) -> int:
+    if groups.rank:
+        raise ValueError("this rank will not")
+    return groups.sum(torch.ones(1)).item()
+
+
+def vanish() -> None:
+    os._exit(3)
+
+
+def test_a_rank_that_fails_ends_the_others():
+    with pytest.raises(RehearsalKitError, match="this rank will not"):
+        children.on_ranks(["cpu", "cpu"], refuse)
+
+
+def test_a_child_that_vanishes_is_noticed():
+    with pytest.raises(RehearsalKitError, match="without an answer"):
+        children.in_child(vanish)
+
+
+def test_the_floor_accepts_with_the_probability_of_a_reservoir():
+    workload = Workload(capacity=50, fields=(("values", (1,)),), batch=10)
+    floor = Floor(workload, seen=450, everything=True)
+    store, changed = floor._stores["values"], 0
+    for _ in range(400):
+        before = store.clone()
+        floor.update()
+        floor.reset()
+        changed += int((store != before).sum())
+    # 400 times 10 samples, each kept with probability 50 / 455.5: 439, standard deviation 20.
+    assert abs(changed - 439) < 100
+    assert floor.draw()["values"].shape == (7, 1)
+
+
+@pytest.mark.parametrize("policy", growth.POLICIES)
+def test_a_local_store_is_full_and_draws_what_was_offered(policy):
+    store = LocalStore(SMALL, policy).fill()
+    assert store.held == SMALL.capacity
+    drawn = store.see(500).draw()
+    assert drawn["values"].shape == (SMALL.representatives, 4)
+    assert drawn["more"].shape == (SMALL.representatives, 2, 2)
+
+
+def test_a_reservoir_goes_back_to_full():
+    store = LocalStore(SMALL, "reservoir").fill().keep()
+    store.see(2000)
+    assert store._store.policy.threshold < 2**63 - 1
+    store.go_back()
+    assert store.held == SMALL.capacity
+    assert store._store.policy.threshold == 2**63 - 1
+    store.update()  # with samples that never came before
+
+
+def test_a_stream_never_repeats_a_sample_id():
+    stream = Stream(SMALL, identified=True)
+    seen = torch.cat([stream.next()["sample_id"], stream.next(3)["sample_id"], stream.next()["sample_id"]])
+    assert seen.tolist() == list(range(2 * SMALL.batch + 3))
+
+
+def test_a_peer_that_cannot_be_imported_is_missing_and_ours_is_an_error():
+    def broken(workload: Workload) -> None:
+        raise ImportError("half installed")
+
+    effort = beside_others.Effort(rounds=1, steps=1)
+    peer = beside_others.Entry(name="peer", build=broken, extra="bench")
+    assert beside_others.measure(peer, SMALL, effort).missing == "half installed"
+    ours = beside_others.Entry(name="ours", build=broken)
+    with pytest.raises(ImportError):
+        beside_others.measure(ours, SMALL, effort)
+
+
+def test_a_rank_alone_receives_nothing_from_others():
+    rows = Rows(name="tiny", image=(1, 4, 4), batch=8, candidates=4, representatives=3, capacity=20)
+    times = measure_exchange(Groups(0, 1), rows, 5)
+    assert times.from_others == [0] * 5
+    assert len(times.job_s) == 5
+    assert positive(*times.job_s)
+
+
+def trial(**changes) -> Trial:
+    values = {
+        "batch": 4,
+        "representatives": 3,
+        "candidates": 2,
+        "capacity": 20,
+        "pairs": 4,
+        "warm_up": 1,
+        "least_s": 0.0,
+        "subjects": (Ptychography("small", 8),),
+        "devices": ("cpu",),
+    }
+    return Trial(**{**values, **changes})
+
+
+def test_the_last_subject_is_trained_when_none_is_slow_enough():
+    subjects = (Ptychography("small", 8), Ptychography("small", 12))
+    found = measure_steps(Groups(0, 1), trial(subjects=subjects, least_s=1e9))
+    assert found.subject == "PtychoNN small, 12 x 12"
+    assert measure_steps(Groups(0, 1), trial(subjects=subjects)).subject == "PtychoNN small, 8 x 8"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="torchvision is installed")
+def test_without_torchvision_resnet_says_so():
+    assert "torchvision" in measure_steps(Groups(0, 1), trial(subjects=(ResNet18(32),)))
+
+
+@pytest.mark.parametrize(
+    ("with_s", "verdict"),
+    [
+        ([1.000, 1.004, 0.998, 1.002], "within 2%"),
+        ([1.050, 1.054, 1.048, 1.052], "above 2%"),
+        ([0.900, 1.100, 1.200, 0.900], "not resolved"),
+    ],
+)
+def test_the_verdict_looks_at_the_whole_interval(with_s, verdict):
+    slow = RankSteps("net", 8, with_s=with_s, waited_s=[0.1] * 4, without_s=[1.0] * 4, worked_s=2.0)
+    fast = RankSteps("net", 8, with_s=[0.5] * 4, waited_s=[0.0] * 4, without_s=[0.5] * 4, worked_s=2.0)
+    cost = StepCost(trial(), (slow, fast))
+    assert cost.with_s == with_s
+    assert cost.verdict == verdict
+    assert cost.hidden_s == pytest.approx(0.5 - 0.05)
+
+
+def test_spread_and_interval():
+    assert Spread.of([1, 2, 3, 4, 5]) == Spread(2, 3, 4)
+    found = Interval.of([1.0, 2.0, 3.0])
+    assert found.mean == 2
+    assert found.high - 2 == pytest.approx(4.303 / math.sqrt(3), rel=1e-3)
+
+
+def test_tables_are_aligned():
+    table = Table("title", ("name", "number"), (("a", "1"), ("long name", "missing")), ("note",))
+    assert table.text().splitlines()[1:4] == [
+        "name        number",
+        "---------  -------",
+        "a                1",
+    ]
+    remark = Table("t", ("name", "x", "y"), (("a", "1", "2"), ("b", "missing: a long remark")))
+    assert remark.text().splitlines()[-2:] == ["a     1  2", "b     missing: a long remark"]

@@ -1,0 +1,51 @@
+"""README's example of the buffer alone: run as it stands there, by torchrun, without Dask or a notebook."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rehearsal_kit.snapshots import read_shards
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def example() -> str:
+    found = re.search(r"<!-- torchrun example -->\n```python\n(.*?)```", README.read_text(), re.DOTALL)
+    return found[1]
+
+
+def run(folder, code, ranks):
+    (folder / "loop.py").write_text(code)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "loop.py"]
+    done = subprocess.run(
+        [sys.executable, *launch], cwd=folder, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("right:")]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_readmes_loop_remembers_every_class_and_leaves_a_snapshot(tmp_path, ranks):
+    assert run(tmp_path, example(), ranks) == [["True"] * 8] * ranks
+    state = read_shards(tmp_path / "buffer", rank=0, ranks=ranks)
+    labels = state.layout.unpack(state.contents.rows)["label"].bincount().tolist()
+    assert labels == [400 // ranks // 8] * 8
+
+
+def test_without_representatives_the_same_loop_forgets(tmp_path):
+    code = example().replace("representatives=16", "representatives=0")
+    (right,) = run(tmp_path, code, 1)
+    assert right[-2:] == ["True", "True"]
+    assert right.count("False") >= 4
+
+
+def test_the_loop_is_short():
+    lines = [line for line in example().splitlines() if line.strip()]
+    of_the_buffer = [line for line in lines if re.search(r"\brk\b|buffer|\bsettings\b|\blike\b", line)]
+    assert len(of_the_buffer) <= 7
+    assert len(lines) <= 18
