@@ -14,14 +14,18 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from rehearsal_kit.dashboard.figures import (
+from rehearsal_kit.errors import SettingsError
+from rehearsal_kit.preview import Image
+from rehearsal_kit.telemetry import Joined, TaskArrived, TaskEnded
+from rehearsal_kit.timeline import Timeline
+from rehearsal_kit.widgets.figures import (
     CONFIG,
     bars_figure,
     loss_figure,
     matrix_figure,
     watched_figure,
 )
-from rehearsal_kit.dashboard.images import (
+from rehearsal_kit.widgets.images import (
     Scale,
     amplitude_scale,
     diffraction_picture,
@@ -29,10 +33,6 @@ from rehearsal_kit.dashboard.images import (
     png_uri,
     shrink,
 )
-from rehearsal_kit.errors import SettingsError
-from rehearsal_kit.preview import Image
-from rehearsal_kit.telemetry import Joined, TaskArrived, TaskEnded
-from rehearsal_kit.timeline import Timeline
 
 SIDE = 96
 """Longest edge of a picture in the file; the file stays small with many tasks."""

@@ -25,7 +25,12 @@ DEADLINE_S = 120
 
 
 def on_ranks(
-    ranks: int, folder: Path, work: Callable[..., Any], *arguments: Any, dying: int = 0
+    ranks: int,
+    folder: Path,
+    work: Callable[..., Any],
+    *arguments: Any,
+    dying: int = 0,
+    timeout_s: float = 60.0,
 ) -> list[Any]:
     """`work(groups, *arguments)` on every rank, each a process of its own; results in order of rank.
 
@@ -35,7 +40,15 @@ def on_ranks(
     results = context.Queue()
     rendezvous = folder / "rendezvous"
     processes = [
-        context.Process(target=_one, args=(rank, ranks, rendezvous, results, work, arguments))
+        context.Process(
+            target=_one,
+            args=(
+                Meeting(rendezvous=rendezvous, nonce="test", rank=rank, ranks=ranks, timeout_s=timeout_s),
+                results,
+                work,
+                arguments,
+            ),
+        )
         for rank in range(ranks)
     ]
     for process in processes:
@@ -107,19 +120,15 @@ def _many(rank: int, ranks: int, rendezvous: Path, work: Any, results: Any) -> N
             results.put((rank, (value, error)))
 
 
-def _one(
-    rank: int, ranks: int, rendezvous: Path, results: Any, work: Callable[..., Any], arguments: Any
-) -> None:
+def _one(meeting: Meeting, results: Any, work: Callable[..., Any], arguments: Any) -> None:
     torch.set_num_threads(1)
     value, error = None, ""
     try:
-        with meet(
-            Meeting(rendezvous=rendezvous, nonce="test", rank=rank, ranks=ranks, timeout_s=60)
-        ) as groups:
+        with meet(meeting) as groups:
             value = work(groups, *arguments)
     except Exception:
         error = traceback.format_exc()
-    results.put((rank, (value, error)))
+    results.put((meeting.rank, (value, error)))
 
 
 class Tiny(torch.nn.Module):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +19,8 @@ from rehearsal_kit.draw import plan_draw, plan_group_draw
 from rehearsal_kit.errors import SettingsError
 from rehearsal_kit.layout import RowLayout
 from rehearsal_kit.policies import FirstInFirstOut, Quotas, Reservoir, new_policy
+from rehearsal_kit.rounds import BufferState
+from rehearsal_kit.snapshots import read_shards, write_shard
 
 LAYOUT = RowLayout.of(samples([]))
 POLICIES = ("quotas", "reservoir", "fifo")
@@ -81,14 +86,31 @@ class Store(RuleBasedStateMachine):
             buffer.trim(threshold)
 
     @rule()
-    def restore(self):
-        """A second store goes on from the contents of the first; from now on they must stay equal."""
-        twin = RehearsalBuffer(LAYOUT, self.buffer.capacity, policy=new_policy(self.policy, 3))
-        state = self.buffer.contents
-        twin.fill(type(state)(state.rows.copy(), state.groups, state.places))
-        twin.policy.threshold = self.buffer.policy.threshold
+    def snapshot_and_restore(self):
+        """A second store goes on from a file of the first; from now on they must stay equal."""
+        buffer, twin = (
+            self.buffer,
+            RehearsalBuffer(LAYOUT, self.buffer.capacity, policy=new_policy(self.policy, 3)),
+        )
+        state = BufferState(
+            layout=LAYOUT,
+            policy=self.policy,
+            seed=3,
+            capacity=buffer.capacity,
+            contents=buffer.contents,
+            oldest=getattr(buffer.policy, "oldest", 0),
+            threshold=buffer.policy.threshold,
+            step=0,
+            pending=None,
+            drawn=None,
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            write_shard(Path(folder), state, rank=0, ranks=1)
+            state = read_shards(Path(folder), rank=0, ranks=1)
+        twin.fill(state.contents)
+        twin.trim(state.threshold)
         if isinstance(twin.policy, FirstInFirstOut):
-            twin.policy.oldest = self.buffer.policy.oldest
+            twin.policy.oldest = state.oldest
         self.twin = twin
 
     @rule(count=st.integers(1, 9), seed=st.integers(0, 99), by_group=st.booleans())
@@ -136,7 +158,7 @@ class Store(RuleBasedStateMachine):
             assert (tags < self.buffer.policy.threshold).all()
 
 
-Store.TestCase.settings = settings(max_examples=120, stateful_step_count=25, deadline=None)
+Store.TestCase.settings = settings(max_examples=100, stateful_step_count=25, deadline=None)
 TestStore = Store.TestCase
 
 

@@ -38,8 +38,20 @@ def test_the_public_names_are_sorted_complete_and_real():
     assert rehearsal_kit.__all__ == in_order
     assert all(getattr(rehearsal_kit, name).__doc__ for name in rehearsal_kit.__all__)
     modules = {path.stem for path in (ROOT / "rehearsal_kit").iterdir()}
-    public = {name for name in vars(rehearsal_kit) if not name.startswith("_")} - modules
-    assert public | {"dashboard"} == set(rehearsal_kit.__all__)
+    helpers = {"annotations", "importlib", "Any", "TYPE_CHECKING"}
+    public = {name for name in dir(rehearsal_kit) if not name.startswith("_")} - modules - helpers
+    assert public == set(rehearsal_kit.__all__)
+    with pytest.raises(AttributeError, match="public names are ER"):
+        _ = rehearsal_kit.Nothing
+
+
+def test_the_buffer_needs_neither_dask_nor_widgets():
+    code = (
+        "import sys, rehearsal_kit as rk; rk.DistributedBuffer, rk.Rehearsal;"
+        "print([name for name in ('dask', 'distributed', 'ipywidgets', 'plotly') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_the_version_is_semantic_and_the_same_everywhere():

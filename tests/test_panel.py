@@ -8,17 +8,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from rehearsal_kit.dashboard import images
-from rehearsal_kit.dashboard.controls import Controls, answer
-from rehearsal_kit.dashboard.figures import PALETTE, decimate, live_figure, loss_curves, watched_curves
-from rehearsal_kit.dashboard.live import Pacer
-from rehearsal_kit.dashboard.panel import CAPTIONS, Panel, dashboard
-from rehearsal_kit.dashboard.status import facts, tasks_html
 from rehearsal_kit.errors import SessionError
 from rehearsal_kit.preview import Preview
 from rehearsal_kit.settings import Rehearsal, Training
 from rehearsal_kit.telemetry import Applied, Evaluated, Steps, TaskArrived, TaskBegan, TaskEnded, TaskSetAside
 from rehearsal_kit.timeline import Timeline
+from rehearsal_kit.widgets import images
+from rehearsal_kit.widgets.controls import Controls, answer
+from rehearsal_kit.widgets.figures import PALETTE, decimate, live_figure, loss_curves, watched_curves
+from rehearsal_kit.widgets.live import Pacer
+from rehearsal_kit.widgets.panel import CAPTIONS, Panel, dashboard
+from rehearsal_kit.widgets.status import facts, tasks_html
 
 
 class StandIn:

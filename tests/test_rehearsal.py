@@ -412,6 +412,27 @@ def test_alone_it_works_without_any_process_group():
     assert set(seen[-1][3]) == {0}
 
 
+def get_stuck(groups):
+    buffer = new_buffer(groups)
+    for step in range(40):
+        try:
+            buffer.advance()
+        except RankError as error:
+            buffer.abandon()
+            return str(error), step
+        if (groups.rank, step) == (1, 12):
+            os.kill(os.getpid(), signal.SIGSTOP)
+        buffer.offer(batch_of(groups.rank, step, 8), group=0)
+    return "", 40
+
+
+def test_a_rank_that_hangs_ends_the_others_by_the_time_out(tmp_path):
+    ((said, step),) = on_ranks(2, tmp_path, get_stuck, dying=1, timeout_s=3.0)
+    assert "rank 0 could not exchange" in said
+    assert "longer than the time-out" in said
+    assert 12 <= step <= 14
+
+
 def lose_a_rank(groups):
     buffer = new_buffer(groups)
     for step in range(40):

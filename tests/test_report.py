@@ -10,12 +10,12 @@ import labkit
 import numpy as np
 import pytest
 
-from rehearsal_kit.dashboard.images import Scale, colours, png_uri
 from rehearsal_kit.errors import SettingsError
 from rehearsal_kit.preview import Preview, append_preview
 from rehearsal_kit.report import ReportedRun, write_report
 from rehearsal_kit.telemetry import Evaluated, Joined, Steps, TaskArrived, TaskEnded
 from rehearsal_kit.timeline import Timeline
+from rehearsal_kit.widgets.images import Scale, colours, png_uri
 
 TABLE = "<table><tr><th>strategy</th><th>mean</th></tr><tr><td>ER</td><td>0.1</td></tr></table>"
 STRATEGIES = {"ER": 0.02, "Incremental": 0.2, "FromScratch": 0.0}

@@ -10,14 +10,14 @@ from typing import Any
 import ipywidgets as widgets
 import plotly.graph_objects as go
 
-from rehearsal_kit.dashboard.controls import Controls
-from rehearsal_kit.dashboard.figures import CONFIG, live_figure, look, loss_curves, watched_curves
-from rehearsal_kit.dashboard.images import amplitude_scale, diffraction_picture, phase_scale
-from rehearsal_kit.dashboard.live import Pacer, StateLine, Tile, Tiles
-from rehearsal_kit.dashboard.status import facts, tasks_html
 from rehearsal_kit.preview import Preview
 from rehearsal_kit.session import Session
 from rehearsal_kit.telemetry import TaskArrived
+from rehearsal_kit.widgets.controls import Controls
+from rehearsal_kit.widgets.figures import CONFIG, live_figure, look, loss_curves, watched_curves
+from rehearsal_kit.widgets.images import amplitude_scale, diffraction_picture, phase_scale
+from rehearsal_kit.widgets.live import Pacer, StateLine, Tile, Tiles
+from rehearsal_kit.widgets.status import facts, tasks_html
 
 PERIOD_S = 0.5
 """Between two pushes."""

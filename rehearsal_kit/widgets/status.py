@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from html import escape
 
-from rehearsal_kit.dashboard.figures import task_colour
 from rehearsal_kit.telemetry import Evaluated, Steps, TaskArrived, TaskBegan, TaskEnded, TaskSetAside
 from rehearsal_kit.timeline import Timeline
+from rehearsal_kit.widgets.figures import task_colour
 
 RECENT = 12
 """Records of steps over which speed and waiting are averaged."""

@@ -14,8 +14,8 @@ from typing import Any
 import anywidget
 import traitlets
 
-from rehearsal_kit.dashboard.images import Scale, colours, indices, shrink
 from rehearsal_kit.preview import Image
+from rehearsal_kit.widgets.images import Scale, colours, indices, shrink
 
 LIVE_SIDE = 128
 """Longest edge of a tile in pixels of data; larger pictures are averaged down."""
