@@ -188,7 +188,9 @@ def _probe(random: np.random.Generator, number: int, side: int) -> NDArray[np.co
         (np.abs(rows) < 1.1 * cut) & (np.abs(columns) < 0.75 * cut),
     )[number % 4]
     # The steepest phase sends light `reach` pixels from the axis.
-    reach = random.uniform(13, 16) * side / 64
+    reach = (
+        (random.uniform(13, 16) + 5 * (number // 4 % 2)) * side / 64
+    )  # no aperture comes back with its beam
     wave = aperture * np.exp(-1j * np.pi * reach / cut * distance**2)
     focus = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(wave)))
     probe: NDArray[np.complex64] = focus.astype(np.complex64)[None]
