@@ -1,12 +1,13 @@
-"""The distributed buffer between 1, 2 and 4 real ranks: sixteen acceptance checks, and what else can go wrong.
+"""The distributed buffer between 1, 2 and 4 real ranks: sixteen acceptance checks, and other trouble.
 
-1 integrity of every field, r_d below, equal to and above r; 2 number of rows, none twice in a draw; 3 capacity;
-4 filling, also with c = 0 and c = b; 5 acceptance and uniform victims; 6 quotas; 7 uniform over everything stored
-anywhere; 8 share of other ranks; 9 one exchange a step; 10 overlap with training; 11 no aliasing; 12 first steps,
-every hand-over stored once; 13 life cycle, a killed rank; 14 snapshots; 15 learning; 16 cost of a step.
+1 integrity of every field, r_d below, equal to and above r; 2 number of rows, none twice in a draw; 3
+capacity; 4 filling, also with c = 0 and c = b; 5 acceptance and uniform victims; 6 quotas; 7 uniform over
+everything stored anywhere; 8 share of other ranks; 9 one exchange a step; 10 overlap with training; 11 no
+aliasing; 12 first steps, every hand-over stored once; 13 life cycle, a killed rank; 14 snapshots; 15
+learning; 16 cost of a step.
 
-Checks of one store alone (4, 5, 6) are in test_buffer.py, 14 in test_snapshots.py, 15 in test_cli.py (ER below
-Incremental) and test_rank.py (r = 0 is Incremental bit for bit), 16 in `rehearsal-kit bench step`.
+Checks of one store alone (4, 5, 6) are in test_buffer.py, 14 in test_snapshots.py, 15 in test_cli.py (ER
+below Incremental) and test_rank.py (r = 0 is Incremental bit for bit), 16 in `rehearsal-kit bench step`.
 """
 
 from __future__ import annotations
