@@ -55,11 +55,13 @@ class Controls:
         self._known = _chosen(session)
         """What each slider was last told, by a person or by the ranks: its echo is not a new wish."""
         self._listen()
-        row = widgets.HBox(
-            [self.start, self.pause, self.stop, *self._sliders.values()],
-            layout={"align_items": "center", "flex_flow": "row wrap", "grid_gap": "2px 4px"},
-        )
-        self.box = widgets.VBox([row, self.said])
+        rows = [
+            widgets.HBox(
+                children, layout={"align_items": "center", "flex_flow": "row wrap", "grid_gap": "2px 4px"}
+            )
+            for children in ([self.start, self.pause, self.stop], [*self._sliders.values()])
+        ]
+        self.box = widgets.VBox([*rows, self.said])
         self.outputs = (self.start, self.pause, self.stop, self.said)
         """What only the kernel writes; the sliders belong to the person as well."""
         self.refresh()

@@ -43,7 +43,7 @@ def facts(timeline: Timeline, *, state: str, ranks: int) -> list[tuple[str, str]
         ("samples stored", str(recent[-1].stored) if recent else "0"),
         ("ranks", str(ranks)),
         ("waited for samples", share(sum(record.waited for record in recent))),
-        ("hidden behind training", share(sum(record.hidden for record in recent))),
+        ("hidden", share(sum(record.hidden for record in recent))),
     ]
 
 
