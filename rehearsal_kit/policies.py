@@ -89,8 +89,8 @@ class Quotas(AbstractPolicy):
 class FirstInFirstOut(AbstractPolicy):
     """The store holds the newest samples of its rank: the oldest goes first."""
 
-    def __init__(self, oldest: int = 0) -> None:
-        self.oldest = oldest
+    def __init__(self) -> None:
+        self.oldest = 0
         """The row that goes next; ages fall from it upwards, around the end of the store."""
 
     def candidates(self, identities: Rows | int, *, count: int, intake: Intake, random: _Random) -> Rows:

@@ -25,7 +25,7 @@ def generator(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
 
 
 class Rekeyed:
-    """One generator that is set anew for every use: the numbers of `generator` at a tenth of its cost.
+    """One generator that is set anew for every use: the numbers of `generator` without building one.
 
     For what is drawn at every step. Each use ends the one before it; one thread only.
     """

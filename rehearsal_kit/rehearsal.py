@@ -153,7 +153,7 @@ class DistributedBuffer:
             random=self._candidates.at(self._exchange.rank, self._step),
         )
         rows = self._staging.hand_over(samples, chosen)
-        self._pending = Pending(self._step, rows, groups[chosen].tolist())
+        self._pending = Pending(rows, groups[chosen].tolist())
 
     def require_capacity(self, rehearsal: Rehearsal) -> None:
         """SettingsError if the buffers could not take the capacity of these settings now."""

@@ -51,7 +51,6 @@ class Round:
 class Pending:
     """A hand-over on its way to the store: what one mini-batch offered."""
 
-    step: int
     rows: Callable[[], Words]
     """Gives the packed rows: (sample, word)."""
     groups: list[int]

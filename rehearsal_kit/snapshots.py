@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -20,6 +19,7 @@ from rehearsal_kit.errors import SnapshotError
 from rehearsal_kit.group_index import GroupIndex
 from rehearsal_kit.layout import IDENTITY, WORD, Field, RowLayout, Rows
 from rehearsal_kit.rounds import BufferState, Drawn, Pending
+from rehearsal_kit.run_folder import written_whole
 
 FORMAT = 1
 CHUNK = 4096
@@ -30,9 +30,7 @@ def write_shard(folder: Path, state: BufferState, *, rank: int, ranks: int) -> P
     """Write what one rank holds; the file is whole or not there, and readable by its owner only."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = _path(folder, rank, ranks)
-    partial = path.with_suffix(".partial")
-    os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
-    with h5py.File(partial, "w") as file:
+    with written_whole(path) as partial, h5py.File(partial, "w") as file:
         file.attrs.update(
             format=FORMAT,
             layout=_layout_as_text(state.layout),
@@ -48,13 +46,10 @@ def write_shard(folder: Path, state: BufferState, *, rank: int, ranks: int) -> P
         _write(file, "store", store)
         if pending is not None:
             offered = {ROWS: pending.rows(), "groups": np.array(pending.groups, dtype=np.int64)}
-            _write(file, "pending", offered).attrs["step"] = pending.step
+            _write(file, "pending", offered)
         if drawn is not None:
             came = {ROWS: drawn.rows.numpy(), "owners": drawn.owners, "second": drawn.second}
             _write(file, "drawn", came).attrs["stored"] = drawn.stored
-    with partial.open("rb") as written:
-        os.fsync(written.fileno())
-    partial.replace(path)
     return path
 
 
@@ -87,7 +82,7 @@ def _whole(file: h5py.File) -> BufferState:
     drawn = pending = None
     if "pending" in file:
         part = file["pending"]
-        pending = _handed_over(part[ROWS][:], part["groups"][:], int(part.attrs["step"]))
+        pending = _handed_over(part[ROWS][:], part["groups"][:])
     if "drawn" in file:
         part = file["drawn"]
         rows = torch.from_numpy(part[ROWS][:])
@@ -111,7 +106,7 @@ def _dealt(files: Sequence[h5py.File], mine: slice) -> BufferState:
     if parts := [file["pending"] for file in files if "pending" in file]:
         offered = np.concatenate([part[ROWS][:] for part in parts])[mine]
         of_groups = np.concatenate([part["groups"][:] for part in parts])[mine]
-        pending = _handed_over(offered, of_groups, int(parts[0].attrs["step"]))
+        pending = _handed_over(offered, of_groups)
     return replace(_common(files, contents), pending=pending)
 
 
@@ -166,8 +161,8 @@ def _common(files: Sequence[h5py.File], contents: Contents) -> BufferState:
     )
 
 
-def _handed_over(rows: NDArray[np.int64], groups: NDArray[np.int64], step: int) -> Pending:
-    return Pending(step, lambda: rows, groups.tolist())
+def _handed_over(rows: NDArray[np.int64], groups: NDArray[np.int64]) -> Pending:
+    return Pending(lambda: rows, groups.tolist())
 
 
 # Files -----------------------------------------------------------------------------------------------------
