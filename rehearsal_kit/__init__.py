@@ -14,29 +14,45 @@ if TYPE_CHECKING:
     from rehearsal_kit.cluster import start_cluster as start_cluster
     from rehearsal_kit.commands import Arrived as Arrived
     from rehearsal_kit.errors import RehearsalKitError as RehearsalKitError
+    from rehearsal_kit.networks.convnet import ConvNet as ConvNet
     from rehearsal_kit.networks.ptychonn import PtychoNN as PtychoNN
+    from rehearsal_kit.networks.resnet import ResNet as ResNet
     from rehearsal_kit.preparation import Preparation as Preparation
     from rehearsal_kit.rehearsal import DistributedBuffer as DistributedBuffer
+    from rehearsal_kit.scan_tasks import regions as regions
     from rehearsal_kit.scans.opening import open_scan as open_scan
     from rehearsal_kit.scans.scan import Scan as Scan
     from rehearsal_kit.session import Session as Session
     from rehearsal_kit.settings import Rehearsal as Rehearsal
     from rehearsal_kit.settings import Training as Training
-    from rehearsal_kit.strategies import ER as ER
-    from rehearsal_kit.strategies import FromScratch as FromScratch
-    from rehearsal_kit.strategies import Incremental as Incremental
+    from rehearsal_kit.strategies.dark import DER as DER
+    from rehearsal_kit.strategies.dark import DERpp as DERpp
+    from rehearsal_kit.strategies.references import Cumulative as Cumulative
+    from rehearsal_kit.strategies.references import FromScratch as FromScratch
+    from rehearsal_kit.strategies.references import Incremental as Incremental
+    from rehearsal_kit.strategies.replay import AGEM as AGEM
+    from rehearsal_kit.strategies.replay import ER as ER
+    from rehearsal_kit.strategies.strategy import Strategy as Strategy
+    from rehearsal_kit.strategies.strategy import Term as Term
     from rehearsal_kit.synthetic import Beamline as Beamline
-    from rehearsal_kit.tasks import regions as regions
+    from rehearsal_kit.tensor_tasks import TensorTask as TensorTask
+    from rehearsal_kit.tensor_tasks import split_classes as split_classes
+    from rehearsal_kit.tensor_tasks import split_instances as split_instances
     from rehearsal_kit.timeline import Timeline as Timeline
     from rehearsal_kit.widgets.panel import dashboard as dashboard
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AGEM",
+    "DER",
     "ER",
     "Arrived",
     "Beamline",
     "Cluster",
+    "ConvNet",
+    "Cumulative",
+    "DERpp",
     "DistributedBuffer",
     "FromScratch",
     "Incremental",
@@ -44,35 +60,52 @@ __all__ = [
     "PtychoNN",
     "Rehearsal",
     "RehearsalKitError",
+    "ResNet",
     "Scan",
     "Session",
+    "Strategy",
+    "TensorTask",
+    "Term",
     "Timeline",
     "Training",
     "dashboard",
     "open_scan",
     "regions",
+    "split_classes",
+    "split_instances",
     "start_cluster",
 ]
 
 _HOMES = {
-    "ER": "strategies",
+    "AGEM": "strategies.replay",
+    "DER": "strategies.dark",
+    "ER": "strategies.replay",
     "Arrived": "commands",
     "Beamline": "synthetic",
     "Cluster": "cluster",
+    "ConvNet": "networks.convnet",
+    "Cumulative": "strategies.references",
+    "DERpp": "strategies.dark",
     "DistributedBuffer": "rehearsal",
-    "FromScratch": "strategies",
-    "Incremental": "strategies",
+    "FromScratch": "strategies.references",
+    "Incremental": "strategies.references",
     "Preparation": "preparation",
     "PtychoNN": "networks.ptychonn",
     "Rehearsal": "settings",
     "RehearsalKitError": "errors",
+    "ResNet": "networks.resnet",
     "Scan": "scans.scan",
     "Session": "session",
+    "Strategy": "strategies.strategy",
+    "TensorTask": "tensor_tasks",
+    "Term": "strategies.strategy",
     "Timeline": "timeline",
     "Training": "settings",
     "dashboard": "widgets.panel",
     "open_scan": "scans.opening",
-    "regions": "tasks",
+    "regions": "scan_tasks",
+    "split_classes": "tensor_tasks",
+    "split_instances": "tensor_tasks",
     "start_cluster": "cluster",
 }
 

@@ -1,4 +1,4 @@
-"""The command line: rehearsal-kit demo, lab, stop, bench."""
+"""The command line: rehearsal-kit demo, compare, lab, stop, bench."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rehearsal_kit.bench.command import add_bench
 from rehearsal_kit.cluster import running_clusters, stop_cluster
+from rehearsal_kit.compare.command import add_compare
 from rehearsal_kit.demo import Demo, run_demo
 from rehearsal_kit.errors import RehearsalKitError
 from rehearsal_kit.lab import copy_notebooks, open_lab
@@ -53,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     stop = commands.add_parser("stop", help="end clusters that were left running")
     stop.add_argument("clusters", nargs="*", metavar="ID", help="which; all of yours by default")
     stop.set_defaults(command=_stop)
+    add_compare(commands.add_parser("compare", help="all strategies on the same stream, with their costs"))
     add_bench(commands.add_parser("bench", help="measure the rehearsal buffer on this machine"))
     return parser
 

@@ -104,8 +104,13 @@ def start_cluster(
         return Cluster(files, reason=reason, server=server)
     except BaseException:
         server.terminate()
-        server.wait(STOP_TIMEOUT_S)
-        shutil.rmtree(files.folder, ignore_errors=True)
+        try:
+            server.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:  # what went wrong is to be told, not this
+            server.kill()
+            server.wait()
+        finally:
+            shutil.rmtree(files.folder, ignore_errors=True)
         raise
 
 

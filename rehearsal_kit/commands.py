@@ -85,6 +85,13 @@ class Steer:
     representatives: int | None = None
     capacity: int | None = None
     """Samples that the buffers of all ranks together may hold."""
+    distillation: int | None = None
+    strategy: str | None = None
+    """Name of one of our strategies."""
+    alpha: float | None = None
+    """Weight of the distillation (DER, DERpp)."""
+    beta: float | None = None
+    """Weight of the representatives (DERpp)."""
 
     def __post_init__(self) -> None:
         if all(getattr(self, field.name) is None for field in fields(self)):
@@ -96,6 +103,13 @@ class Steer:
             require_integer("representatives", self.representatives, low=0, high=2**20)
         if self.capacity is not None:
             require_integer("capacity", self.capacity, low=1)
+        if self.distillation is not None:
+            require_integer("distillation", self.distillation, low=0, high=2**20)
+        if self.strategy is not None and not isinstance(self.strategy, str):
+            raise SettingsError(f"strategy is {self.strategy!r}; it must be the name of one.")
+        for name in ("alpha", "beta"):
+            if (weight := getattr(self, name)) is not None:
+                require_number(name, weight, low=0, high=1e6)
 
 
 Command = Arrived | SetAside | Watch | Pause | Resume | Stop | FinishStream | Steer

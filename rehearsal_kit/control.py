@@ -41,7 +41,7 @@ class Control:
 
         Each decision is on disk before rank 0 carries it out, and carried out before the next is prepared.
         """
-        text = self._groups.broadcast(self._collect() if self._groups.rank == 0 else "")
+        text = self._groups.broadcast(self._collect(step) if self._groups.rank == 0 else "")
         for plain in json.loads(text) if text else []:
             wish = Wish(plain.pop("number"), from_plain(plain))
             yield self._vote(step, wish, prepare)
@@ -59,7 +59,7 @@ class Control:
         if self._effects is not None:
             self._effects.close()
 
-    def _collect(self) -> str:
+    def _collect(self, step: int) -> str:
         wishes = []
         while not self._mailbox.empty():
             wishes.append(Wish.from_json(self._mailbox.get()))
@@ -67,7 +67,7 @@ class Control:
             if isinstance(wish.command, Watch):
                 self._watcher.watch(wish.command)
         wishes += [Wish(0, arrived) for arrived in self._watcher.poll()]
-        return json.dumps([to_plain(_with_digest(wish)) for wish in wishes]) if wishes else ""
+        return json.dumps([to_plain(_with_digest(wish, step)) for wish in wishes]) if wishes else ""
 
     def _vote(self, step: int, wish: Wish, prepare: Prepare) -> Decision:
         trouble: str = ""
@@ -75,7 +75,7 @@ class Control:
         try:
             commit = prepare(wish.command)
         except Exception as error:  # whatever one rank cannot do, none does, and the run goes on
-            trouble = said(error)
+            trouble = said(error, rank=self._groups.rank, step=step)
         refused = self.agree(trouble)
         if refused and isinstance(wish.command, Arrived):
             aside = SetAside(name=wish.command.name, path=wish.command.path, reason=refused)
@@ -91,19 +91,20 @@ class Control:
             self._effects.append({**entry, "refused": refused} if refused else entry)
 
 
-def _with_digest(wish: Wish) -> Wish:
+def _with_digest(wish: Wish, step: int) -> Wish:
     if not isinstance(wish.command, Arrived):
         return wish
     try:
         return Wish(wish.number, with_digest(wish.command))
     except OSError as error:
-        reason = f"scan {wish.command.path} cannot be read: {error.strerror or error}."
+        reason = f"{wish.command.path} cannot be read: {error.strerror or error} (rank 0, before step {step})"
         return Wish(wish.number, SetAside(name=wish.command.name, path=wish.command.path, reason=reason))
 
 
-def said(error: Exception) -> str:
-    """What an error says; with its type where it is not one of ours, which say enough."""
-    return str(error) if isinstance(error, RehearsalKitError) else f"{type(error).__name__}: {error}"
+def said(error: Exception, *, rank: int, step: int) -> str:
+    """What an error says, and where; with its type where it is not one of ours, which say enough."""
+    words = str(error) if isinstance(error, RehearsalKitError) else f"{type(error).__name__}: {error}"
+    return f"{words} (rank {rank}, before step {step})"
 
 
 def _nothing() -> None:

@@ -8,12 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from rehearsal_kit.cluster import start_cluster
 from rehearsal_kit.comparison import Comparison, Outcome
 from rehearsal_kit.demo_scans import FromBeamline, FromFiles, find_files, from_files, running_beamline
 from rehearsal_kit.errors import ScanError, SettingsError
+from rehearsal_kit.following import follow
 from rehearsal_kit.memory import peak_memory
 from rehearsal_kit.networks.ptychonn import PtychoNN
 from rehearsal_kit.preparation import Preparation
@@ -21,9 +20,10 @@ from rehearsal_kit.report import ReportedRun, write_report
 from rehearsal_kit.run_folder import RunFolder
 from rehearsal_kit.session import Session
 from rehearsal_kit.settings import Rehearsal, Training, require_integer
-from rehearsal_kit.strategies import ER, FromScratch, Incremental, Strategy
+from rehearsal_kit.strategies.references import FromScratch, Incremental
+from rehearsal_kit.strategies.replay import ER
+from rehearsal_kit.strategies.strategy import Strategy
 from rehearsal_kit.synthetic import Beamline
-from rehearsal_kit.telemetry import Steps, TaskArrived, TaskBegan, TaskSetAside
 
 IDLE_TIMEOUT_S = 300.0
 ARRIVAL_S = 8.0
@@ -102,19 +102,20 @@ def run_demo(demo: Demo, say: Callable[[str], None]) -> Comparison:
     with start_cluster(workers=demo.workers, idle_timeout_s=IDLE_TIMEOUT_S) as cluster:
         say(f"devices     {cluster.address.workers} x {cluster.address.kind}, because {cluster.reason}")
         say("to stop     Ctrl-C here; from another terminal: rehearsal-kit stop")
-        with peak_memory(cluster.processes) as peak:
-            for seed in demo.seeds:
-                home = folder.path / f"seed-{seed}"
-                with _stream(demo, files, seed=seed, home=home) as stream:
-                    for strategy in STRATEGIES:
-                        job = _settings(demo, strategy, seed=seed, preset=preset_for(files))
-                        with Session(cluster, run=home / type(strategy).__name__.lower(), **job) as session:
-                            run = _train(session, stream)
-                        comparison.add(seed, Outcome.of(run.name, run.timeline))
-                        reported.append(run)
-                        _require_a_task(comparison.outcomes[seed][-1])
-        comparison.memory_bytes = peak.bytes
-    scans = len(comparison.of("ER")[0].tasks)
+        for seed in demo.seeds:
+            home = folder.path / f"seed-{seed}"
+            with _stream(demo, files, seed=seed, home=home) as stream:
+                for strategy in STRATEGIES:
+                    job = _settings(demo, strategy, seed=seed, preset=preset_for(files))
+                    with (
+                        peak_memory(cluster.processes) as peak,
+                        Session(cluster, run=home / strategy.name.lower(), **job) as session,
+                    ):
+                        run = _train(session, stream)
+                    comparison.add(seed, Outcome.of(run.name, run.timeline, memory_bytes=peak.bytes))
+                    reported.append(run)
+                    _require_a_task(comparison.outcomes[seed][-1])
+    scans = len(comparison.outcomes[demo.seeds[0]][0].tasks)
     title = f"{scans} tasks, {demo.workers} workers, seed {', '.join(map(str, demo.seeds))}"
     if len(demo.seeds) > 1:
         title += f" (table: all seeds; plots: seed {demo.seeds[0]})"
@@ -158,44 +159,11 @@ def _train(session: Session, stream: FromFiles | FromBeamline) -> ReportedRun:
     """One session from start to end, with a progress bar."""
     stream.begin(session)
     session.start()
-    _follow(session, stream.expected)
+    names = [strategy.name for strategy in STRATEGIES]
+    title = f"{names.index(session.strategy.name) + 1}/{len(names)} {session.strategy.name.ljust(11)}"
+    follow(session, title, expected=stream.expected, finish=True)
     session.wait()
-    return ReportedRun(type(session.strategy).__name__, session.timeline, session.run.previews)
-
-
-def _follow(session: Session, expected: int) -> None:
-    """Draw the progress until the run is over; finish the stream when all scans have come."""
-    seen, known, finished = 0, 0, False
-    # The first task tells how long the others will be: equally long, or longer and longer from scratch.
-    weights = [len(session.strategy.tasks(task)) for task in range(expected)]
-    names = [type(strategy).__name__ for strategy in STRATEGIES]
-    strategy = type(session.strategy).__name__
-    title = f"{names.index(strategy) + 1}/{len(names)} {strategy.ljust(11)}"
-    with tqdm(desc=title, unit="step", dynamic_ncols=True) as bar:
-        while not session.over:
-            session.timeline.wait(seen, 0.2)
-            records = session.timeline.records(since=seen)
-            seen += len(records)
-            for record in records:
-                match record:
-                    case TaskBegan(task=task, steps=steps):
-                        known += steps
-                        bar.total = known + steps * sum(weights[task + 1 :]) // weights[task]
-                        bar.set_postfix_str(f"task {task + 1} of {expected}")
-                    case Steps(losses=losses):
-                        bar.update(len(losses))
-                    case TaskSetAside(name=name, reason=reason):
-                        bar.write(f"set aside {name}: {reason}")
-            if not finished and len(_settled(session)) >= expected:
-                session.finish_stream()
-                finished = True
-
-
-def _settled(session: Session) -> set[tuple[str, str]]:
-    """Tasks that have come, for good or ill."""
-    timeline = session.timeline
-    arrived = {(task.name, task.path) for task in timeline.records(TaskArrived)}
-    return arrived | {(task.name, task.path) for task in timeline.records(TaskSetAside)}
+    return ReportedRun(session.strategy.name, session.timeline, session.run.previews)
 
 
 def _require_a_task(outcome: Outcome) -> None:

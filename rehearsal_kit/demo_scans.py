@@ -12,9 +12,9 @@ from pathlib import Path
 from rehearsal_kit.arrivals import natural_key
 from rehearsal_kit.commands import Arrived
 from rehearsal_kit.errors import ScanError
+from rehearsal_kit.scan_tasks import regions
 from rehearsal_kit.session import Session
 from rehearsal_kit.synthetic import Beamline, convert
-from rehearsal_kit.tasks import regions
 
 REGIONS = 4
 """Tasks that a single scan is divided into."""

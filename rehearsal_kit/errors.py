@@ -3,6 +3,9 @@
 RehearsalKitError
 ├── SettingsError     a setting or a command outside what is allowed (also a ValueError)
 ├── ScanError         a file that cannot be read as a scan (also a ValueError)
+├── DatasetError      a data set that is missing or damaged (also a ValueError)
+├── TaskError         tensors that cannot be read as a task, or do not fit the run (also a ValueError)
+├── ExportError       a network that cannot be written as ONNX, or not computed the same from there
 ├── SnapshotError     a snapshot of a buffer that is broken or incomplete (also a ValueError)
 ├── RunFolderError    a run folder that exists already, is not private, or is not one
 ├── ClusterError      a cluster that cannot be started, reached or trusted
@@ -21,6 +24,18 @@ class SettingsError(RehearsalKitError, ValueError):
 
 class ScanError(RehearsalKitError, ValueError):
     """A file that cannot be read as a scan; names the file and, where known, the dataset."""
+
+
+class DatasetError(RehearsalKitError, ValueError):
+    """A data set that is missing or damaged; names the file or the folder."""
+
+
+class TaskError(RehearsalKitError, ValueError):
+    """Tensors that cannot be read as a task, or that do not fit the network or the tasks before."""
+
+
+class ExportError(RehearsalKitError):
+    """A network that cannot be written as ONNX, or that onnxruntime does not compute as torch does."""
 
 
 class SnapshotError(RehearsalKitError, ValueError):

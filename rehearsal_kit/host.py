@@ -88,9 +88,9 @@ class RankHost(WorkerPlugin):
         rank = self._of(topic).rank
         if rank is None:
             return None
-        rank.wanted_preview = task
-        chosen = max(rank.previews, default=-1) if task is None else task
-        return rank.previews.get(chosen)
+        rank.gallery.wanted = task
+        chosen = max(rank.gallery.newest, default=-1) if task is None else task
+        return rank.gallery.newest.get(chosen)
 
     def _of(self, topic: str) -> _Hosted:
         if self._hosted is None or self._hosted.order.topic != topic:

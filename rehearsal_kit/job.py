@@ -10,10 +10,14 @@ from importlib.metadata import version
 import torch
 from safetensors.torch import save
 
+from rehearsal_kit.layout import Samples
 from rehearsal_kit.preparation import Preparation
 from rehearsal_kit.run_folder import RunFolder, write_private
+from rehearsal_kit.scan_tasks import ScanExperience
 from rehearsal_kit.settings import Rehearsal, Training
-from rehearsal_kit.strategies import Strategy
+from rehearsal_kit.strategies.choice import plain_strategy
+from rehearsal_kit.strategies.strategy import Strategy
+from rehearsal_kit.tasks import Experience
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +34,22 @@ class Job:
     device: str = "cpu"
 
 
+def keep_inputs(job: Job, experience: Experience, samples: Samples) -> None:
+    """Write what the network takes, and how it is prepared from what is measured (JSON)."""
+    inputs = {
+        "field": experience.inputs,
+        "shape": list(experience.raw_shape),
+        "dtype": str(samples[experience.inputs].dtype).removeprefix("torch."),
+        "preparation": asdict(experience.preparation) if isinstance(experience, ScanExperience) else None,
+    }
+    write_private(job.run.inputs, json.dumps(inputs, indent=2))
+
+
 def keep_job(job: Job, *, ranks: int) -> None:
     """Write the settings (JSON) and the initial weights (safetensors) into the run folder."""
     network = type(job.network)
     settings = {
-        "strategy": type(job.strategy).__name__,
+        **plain_strategy(job.strategy),
         "network": {
             "class": f"{network.__module__}:{network.__qualname__}",
             "arguments": getattr(job.network, "arguments", None),
@@ -50,5 +65,7 @@ def keep_job(job: Job, *, ranks: int) -> None:
         },
     }
     write_private(job.run.settings, json.dumps(settings, indent=2))
-    weights = {name: tensor.contiguous() for name, tensor in job.network.state_dict().items()}
+    weights = {
+        name: tensor.detach().clone().contiguous() for name, tensor in job.network.state_dict().items()
+    }
     write_private(job.run.initial_weights, save(weights))

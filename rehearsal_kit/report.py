@@ -16,23 +16,20 @@ from plotly.offline import get_plotlyjs
 
 from rehearsal_kit.errors import SettingsError
 from rehearsal_kit.preview import Image
-from rehearsal_kit.telemetry import Joined, TaskArrived, TaskEnded
+from rehearsal_kit.telemetry import Joined, Steps, TaskArrived, TaskEnded
 from rehearsal_kit.timeline import Timeline
 from rehearsal_kit.widgets.figures import (
     CONFIG,
+    age_figure,
     bars_figure,
     loss_figure,
     matrix_figure,
+    terms_figure,
+    tradeoff_figure,
     watched_figure,
 )
-from rehearsal_kit.widgets.images import (
-    Scale,
-    amplitude_scale,
-    diffraction_picture,
-    phase_scale,
-    png_uri,
-    shrink,
-)
+from rehearsal_kit.widgets.images import Scale, png_uri, shrink
+from rehearsal_kit.widgets.live import field_scale, input_tile
 
 SIDE = 96
 """Longest edge of a picture in the file; the file stays small with many tasks."""
@@ -56,6 +53,8 @@ th:first-child, td:first-child { text-align: left; } thead th { border-bottom-wi
 .pictures th, .pictures td { border: 0; padding: 3px 7px; text-align: center;
   font-weight: 400; font-size: 13px; }
 .pictures td:first-child { color: var(--soft); white-space: nowrap; }
+.made { min-width: 0; align-self: center; } .words td { border: 0; text-align: left; }
+.words td:first-child { color: var(--soft); white-space: nowrap; }
 .beside { display: flex; gap: 10px; } figure { margin: 15px 0; }
 figcaption { font-size: 13px; padding-bottom: 4px; text-align: center; }
 img { width: 128px; aspect-ratio: 1; image-rendering: pixelated; display: block;
@@ -83,20 +82,47 @@ class ReportedRun:
 
 
 @dataclass(frozen=True)
+class _Made:
+    """What a network made of the sample at one time."""
+
+    images: Mapping[str, Image]
+    """By field."""
+    words: str
+
+
+@dataclass(frozen=True)
 class _Pictures:
     """What one run's previews say about one task."""
 
-    diffraction: Image
-    amplitude: Image
-    phase: Image
-    after: Mapping[int, tuple[Image, Image]]
-    """Predicted amplitude and phase by the task after which they were made, in order."""
+    name: str
+    """Of the field that goes into the network."""
+    input: Image
+    truth: Mapping[str, Image]
+    """By field; none where only classes are predicted."""
+    after: Mapping[int, _Made]
+    """By the task after which it was made, in order."""
 
 
-def write_report(path: str | Path, runs: Sequence[ReportedRun], *, title: str, table_html: str) -> None:
+_Kept = Mapping[str, Mapping[int, _Pictures]]
+"""By name of the run and by task."""
+
+
+Points = Mapping[str, tuple[Sequence[float], Sequence[float]]]
+"""By strategy: training times relative to Incremental's and final errors, seed by seed."""
+
+
+def write_report(
+    path: str | Path,
+    runs: Sequence[ReportedRun],
+    *,
+    title: str,
+    table_html: str,
+    points: Points | None = None,
+) -> None:
     """Write a self-contained HTML report that compares runs on the same stream of tasks.
 
     `table_html` is the table of results, already escaped by the caller; every other text is escaped here.
+    `points` may be of more strategies and seeds than `runs`, which are shown one by one.
     """
     names = [run.name for run in runs]
     if not runs or len(set(names)) != len(names):
@@ -107,6 +133,7 @@ def write_report(path: str | Path, runs: Sequence[ReportedRun], *, title: str, t
     body = [
         _header(runs, title),
         f'<h2>Results</h2><div class="wide">{table_html}</div>',
+        *_about_costs(points or {}),
         _section(
             "What is kept and what is forgotten",
             "Test error on every task (column) after every task (row): darker is better. "
@@ -121,8 +148,17 @@ def write_report(path: str | Path, runs: Sequence[ReportedRun], *, title: str, t
             watched_figure(timelines),
         ),
         _section("Loss", "Of the mini-batches trained on, representatives included.", loss_figure(timelines)),
+        *_about_terms(timelines),
     ]
     Path(path).write_text(_document(title, "\n".join(body)), encoding="utf-8")
+
+
+def _about_costs(points: Points) -> list[str]:
+    if not points:
+        return []
+    words = "Means over the seeds with their standard deviation. Below: better; to the left: quicker."
+    escaped = {escape(name): values for name, values in points.items()}
+    return [_section("What it costs and what it brings", words, tradeoff_figure(escaped))]
 
 
 def _document(title: str, body: str) -> str:
@@ -168,55 +204,95 @@ def _section(title: str, words: str, figure: go.Figure) -> str:
     return f'<h2>{title}</h2><p class="soft">{words}</p>{plot}'
 
 
+def _about_terms(timelines: Mapping[str, Timeline]) -> list[str]:
+    """What a loss of several terms adds to the report; nothing where no run has one."""
+    steps = {name: timeline.records(Steps) for name, timeline in timelines.items()}
+    several = {name: t for name, t in timelines.items() if len({n for r in steps[name] for n in r.terms}) > 1}
+    sections = []
+    if several:
+        words = "Weight included: the loss is their sum. A line begins where its term is above zero."
+        sections.append(_section("Terms of the loss", words, terms_figure(several)))
+    if any(record.outputs_age is not None for records in steps.values() for record in records):
+        words = "Steps since the stored outputs were made that a step is compared with, on average."
+        sections.append(_section("Age of stored outputs", words, age_figure(timelines)))
+    return sections
+
+
 def _pictures_html(runs: Sequence[ReportedRun]) -> str:
     kept = {run.name: _read(run.previews) for run in runs if run.previews is not None}
     tasks = sorted({task for pictures in kept.values() for task in pictures})
     if not tasks:
         return "<h2>Pictures</h2><p class='soft'>These runs kept no pictures.</p>"
     names = {r.task: r.name for run in runs for r in run.timeline.records(TaskArrived)}
-    blocks = [
-        "<h2>One held-out pattern of every task, at the end of the run</h2>",
-        '<p class="soft">Truth and predictions of a row share one grey or colour scale.</p>',
-    ]
+    blocks = ["<h2>One held-out sample of every task, at the end of the run</h2>"]
+    shown = [pictures for of_run in kept.values() for pictures in of_run.values()]
+    if any(pictures.truth for pictures in shown):
+        words = "Truth and predictions of a row share one grey or colour scale."
+        blocks.append(f'<p class="soft">{words}</p>')
+    if any(made.words for pictures in shown for made in pictures.after.values()):
+        words = "Classes by their numbers, the likeliest first, with the probability that the network gives."
+        blocks.append(f'<p class="soft">{words}</p>')
     for task in tasks:
-        blocks.append(f"<h3>Task {task}: {escape(names.get(task, ''))}</h3>{_task_table(kept, task)}")
+        blocks.append(f"<h3>Task {task}: {escape(names.get(task, ''))}</h3>{_task_html(kept, task)}")
     blocks.append(
         f"<h2>Task {tasks[0]}: right after it was learned, and at the end</h2>"
-        f"{_forgetting_table(kept, tasks[0])}"
+        f"{_forgetting_html(kept, tasks[0])}"
     )
     return "\n".join(blocks)
 
 
-def _task_table(kept: Mapping[str, Mapping[int, _Pictures]], task: int) -> str:
-    truth = next(pictures[task] for pictures in kept.values() if task in pictures)
-    columns = {"truth": (truth.amplitude, truth.phase)}
-    for name, pictures in kept.items():
-        if task in pictures and pictures[task].after:
-            columns[name] = [*pictures[task].after.values()][-1]
-    pattern = _img(*diffraction_picture(truth.diffraction), "diffraction")
-    return (
-        f'<div class="beside"><figure><figcaption>diffraction (log10)</figcaption>{pattern}</figure>'
-        f"{_grid(truth, columns)}</div>"
-    )
+def _task_html(kept: _Kept, task: int) -> str:
+    """The input of a task and what every run made of it at its end."""
+    made = {
+        name: [*pictures[task].after.values()][-1]
+        for name, pictures in kept.items()
+        if task in pictures and pictures[task].after
+    }
+    return _beside_input(_first(kept, task), made)
 
 
-def _forgetting_table(kept: Mapping[str, Mapping[int, _Pictures]], task: int) -> str:
-    truth = next(pictures[task] for pictures in kept.values() if task in pictures)
-    columns = {"truth": (truth.amplitude, truth.phase)}
+def _forgetting_html(kept: _Kept, task: int) -> str:
+    """What every run made of a task when it had just been learned, and at the end."""
+    made = {}
     for name, pictures in kept.items():
         after = pictures[task].after if task in pictures else {}
         for number in sorted({min(after), max(after)}) if after else ():
-            columns[f"{name}, after task {number}"] = after[number]
-    return _grid(truth, columns)
+            made[f"{name}, after task {number}"] = after[number]
+    first = _first(kept, task)
+    return _grid(first.truth, made) + _words_table(made) if first.truth else _beside_input(first, made)
 
 
-def _grid(truth: _Pictures, columns: Mapping[str, tuple[Image, Image]]) -> str:
+def _first(kept: _Kept, task: int) -> _Pictures:
+    """Input and truth of a task are the same in all runs."""
+    return next(pictures[task] for pictures in kept.values() if task in pictures)
+
+
+def _beside_input(pictures: _Pictures, made: Mapping[str, _Made]) -> str:
+    tile = input_tile(pictures.name, pictures.input)
+    image = _img(tile.image, tile.scale, pictures.name)
+    grid = _grid(pictures.truth, made) if pictures.truth else ""
+    return (
+        f'<div class="beside"><figure><figcaption>{escape(tile.caption)}</figcaption>{image}</figure>'
+        f'<div class="made">{grid}{_words_table(made)}</div></div>'
+    )
+
+
+def _words_table(made: Mapping[str, _Made]) -> str:
+    """A row for everything that says something; empty where no classes are predicted."""
+    said = {name: each.words for name, each in made.items() if each.words}
+    rows = "".join(f"<tr><td>{escape(n)}</td><td>{escape(words)}</td></tr>" for n, words in said.items())
+    return f'<table class="words">{rows}</table>' if rows else ""
+
+
+def _grid(truth: Mapping[str, Image], made: Mapping[str, _Made]) -> str:
+    """A row per field, the truth and everything that was made of it beside each other."""
+    columns = {"truth": truth, **{name: each.images for name, each in made.items()}}
     head = "".join(f"<th>{escape(name)}</th>" for name in columns)
     rows = ""
-    scales = {"amplitude": amplitude_scale(truth.amplitude), "phase / rad": phase_scale(truth.phase)}
-    for number, (word, scale) in enumerate(scales.items()):
-        cells = "".join(f"<td>{_img(c[number], scale, f'{word}, {n}')}</td>" for n, c in columns.items())
-        rows += f"<tr><td>{word}<br>{scale.low:.2f} to {scale.high:.2f}</td>{cells}</tr>"
+    for field, image in truth.items():
+        word, scale = "phase / rad" if field == "phase" else field, field_scale(field, image)
+        cells = "".join(f"<td>{_img(c[field], scale, f'{word}, {n}')}</td>" for n, c in columns.items())
+        rows += f"<tr><td>{escape(word)}<br>{scale.low:.2f} to {scale.high:.2f}</td>{cells}</tr>"
     return f'<div class="wide"><table class="pictures"><tr><th></th>{head}</tr>{rows}</table></div>'
 
 
@@ -231,17 +307,22 @@ def _read(path: Path) -> dict[int, _Pictures]:
 
 
 def _read_task(group: h5py.Group) -> _Pictures:
-    predictions = {
-        _number(name): (_image(made, "predicted_amplitude"), _image(made, "predicted_phase"))
-        for name, made in group.items()
+    made = {
+        _number(name): _Made(_images(each, "predicted"), str(each.attrs["words"]))
+        for name, each in group.items()
         if name.startswith("after_")
     }
     return _Pictures(
-        diffraction=_image(group, "diffraction"),
-        amplitude=_image(group, "amplitude"),
-        phase=_image(group, "phase"),
-        after=dict(sorted(predictions.items())),
+        name=str(group["input"].attrs["name"]),
+        input=_image(group, "input"),
+        truth=_images(group, "truth"),
+        after=dict(sorted(made.items())),
     )
+
+
+def _images(group: h5py.Group, name: str) -> dict[str, Image]:
+    """The images in a folder of a file by field; the folder is missing where only classes are predicted."""
+    return {field: _image(group[name], field) for field in group.get(name, ())}
 
 
 def _image(group: h5py.Group, name: str) -> Image:

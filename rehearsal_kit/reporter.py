@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from rehearsal_kit.rounds import Representatives
 from rehearsal_kit.run_folder import Ledger, RunFolder
@@ -19,9 +20,11 @@ class Reporter:
         self._rank = rank
         self._publish = publish
         self._timeline = Ledger(run.timeline, durable=False) if rank == 0 else None
-        self._state = ""
+        self._state = ("", "")
         self._losses: list[float] = []
-        self._first = self._task = self._representatives = self._remote = self._stored = 0
+        self._terms: dict[str, float] = {}
+        self._ages: list[float] = []
+        self._first = self._task = self._representatives = self._remote = self._stored = self._distilled = 0
         self._began = self._seconds = self._waited = self._hidden = 0.0
 
     def tell(self, record: Record) -> None:
@@ -35,29 +38,42 @@ class Reporter:
         if self._timeline is not None:
             self._timeline.append(to_plain(record))
 
-    def state(self, step: int, state: str) -> None:
-        """What the run does from now on; said when it changes."""
-        if state != self._state:
-            self._state = state
-            self.tell(StateChanged(step=step, state=state))
+    def state(self, step: int, state: str, *, reason: str = "") -> None:
+        """What the run does from now on, and why; said when it changes."""
+        if (state, reason) != self._state:
+            self._state = (state, reason)
+            self.tell(StateChanged(step=step, state=state, reason=reason))
 
-    def stepped(self, step: int, task: int, *, loss: float, seconds: float) -> None:
+    def stepped(self, step: int, task: int, *, terms: Mapping[str, float], seconds: float) -> None:
         """One training step is done; told together with others a few times a second."""
         if not self._losses:
             self._first, self._task, self._began = step, task, time.monotonic()
-        self._losses.append(loss)
+        self._losses.append(sum(terms.values()))
+        for name, value in terms.items():
+            self._terms[name] = self._terms.get(name, 0.0) + value
         self._seconds += seconds
         if time.monotonic() - self._began > PUBLISH_INTERVAL_S:
             self.flush()
 
-    def drew(self, drawn: Representatives | None, waited: float, *, worked: float) -> None:
-        """What the step now under way got from the buffer, how long it waited for it, how long it took."""
+    def drew(
+        self, drawn: Representatives | None, waited: float, *, worked: float, trained: bool = True
+    ) -> None:
+        """What the step now under way got from the buffer, how long it waited for it, how long it took.
+
+        trained: whether the representatives are trained on.
+        """
         self._waited += waited
         self._hidden += max(0.0, worked - waited)
         if drawn is not None:
-            self._representatives += len(drawn.owners)
-            self._remote += int((drawn.owners != self._rank).sum())
+            self._representatives += len(drawn.owners) if trained else 0
+            self._remote += int((drawn.owners != self._rank).sum()) if trained else 0
             self._stored = drawn.stored
+
+    def distilled(self, age: float | None, count: int) -> None:
+        """How many samples the step under way compares with their stored outputs, and how old those are."""
+        self._distilled += count
+        if age is not None:
+            self._ages.append(age)
 
     def flush(self) -> None:
         """Tell of the steps that no record has told of yet."""
@@ -74,8 +90,11 @@ class Reporter:
             remote=self._remote,
             stored=self._stored,
             time=time.time(),
+            terms={name: total / len(self._losses) for name, total in self._terms.items()},
+            distilled=self._distilled,
+            outputs_age=statistics.fmean(self._ages) if self._ages else None,
         )
-        self._losses = []
+        self._losses, self._ages, self._terms, self._distilled = [], [], {}, 0
         self._seconds = self._waited = self._hidden = 0.0
         self._representatives = self._remote = 0
         self.tell(steps)

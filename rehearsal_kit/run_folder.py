@@ -55,6 +55,17 @@ class RunFolder:
         return self.path / "weights.safetensors"
 
     @property
+    def inputs(self) -> Path:
+        """What the network takes, and the fitted preparation, as JSON; from the first task on."""
+        return self.path / "inputs.json"
+
+    def new_task(self) -> Path:
+        """Where the next task of tensors is written; makes its private folder."""
+        folder = self.path / "tasks"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return folder / f"{len(list(folder.iterdir())):04d}.h5"
+
+    @property
     def rendezvous(self) -> Path:
         """Where the ranks meet; exists only while they do."""
         return self.path / "rendezvous"

@@ -40,12 +40,49 @@ class Training:
     epochs: int = 3
     """Passes over the data of a task."""
     learning_rate: float = 1e-3
-    """Of Adam; steerable while the run goes on. Not scaled with the number of ranks."""
+    """The highest of the schedule; steerable while the run goes on. Not scaled with the number of ranks."""
+    schedule: str = "constant"
+    """What becomes of the learning rate within a task: "constant", "cosine" (down to zero) or "cyclic" (up
+    and down once an epoch between an eighth and the whole, as PtychoNN is trained)."""
+    warmup: float = 0.0
+    """Share of the steps of a task over which the learning rate first grows from zero."""
+    optimizer: str = "adam"
+    """"adam", "adamw" or "sgd" (momentum 0.9)."""
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+    """The gradient over all ranks is shortened to this norm where it is longer; None: never."""
+    precision: str = "auto"
+    """Of the forward pass: "float32", "bfloat16" (automatic mixed precision), or "auto": bfloat16 on GPUs
+    that know it."""
+    evaluated: int = 8
+    """Earlier tasks that are evaluated after every task, in turns, besides the newest; all are at the end. So
+    evaluation does not grow with the square of the number of tasks."""
 
     def __post_init__(self) -> None:
         require_integer("batch", self.batch, low=1)
         require_integer("epochs", self.epochs, low=1)
         require_number("learning_rate", self.learning_rate, low=1e-9, high=10.0)
+        require_one_of("schedule", self.schedule, ("constant", "cosine", "cyclic"))
+        require_number("warmup", self.warmup, low=0.0, high=1.0)
+        require_one_of("optimizer", self.optimizer, ("adam", "adamw", "sgd"))
+        require_number("weight_decay", self.weight_decay, low=0.0, high=1.0)
+        if self.clip_norm is not None:
+            require_number("clip_norm", self.clip_norm, low=1e-9, high=1e9)
+        require_one_of("precision", self.precision, ("auto", "float32", "bfloat16"))
+        require_integer("evaluated", self.evaluated, low=0)
+
+    def factor(self, step: int, *, steps: int, steps_per_epoch: int) -> float:
+        """By which the learning rate is multiplied at step `step` (from 0) of the `steps` of a task."""
+        rising = self.warmup * steps
+        warm = min(1.0, (step + 1) / rising) if rising else 1.0
+        match self.schedule:
+            case "cosine":
+                return warm * 0.5 * (1 + math.cos(math.pi * step / steps))
+            case "cyclic":
+                # Smith, "Cyclical learning rates for training neural networks", WACV 2017: a triangle.
+                phase = step % steps_per_epoch / steps_per_epoch
+                return warm * (0.125 + 0.875 * (1 - abs(2 * phase - 1)))
+        return warm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +103,10 @@ class Rehearsal:
     draw: str = "samples"
     """What is equally likely to come back: every one of the stored "samples", or of their "groups"."""
     half: tuple[str, ...] = ()
-    """Fields stored as float16."""
+    """Fields stored as float16; "outputs" means all stored outputs."""
+    outputs: bool = False
+    """Whether outputs are stored even while the strategy does not ask for them, so that the run can be
+    switched to one that does; costs memory."""
 
     def __post_init__(self) -> None:
         require_integer("representatives", self.representatives, low=0)

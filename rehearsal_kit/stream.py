@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from rehearsal_kit.groups import Groups
-from rehearsal_kit.layout import Samples
-from rehearsal_kit.tasks import Experience, load, shard
+from rehearsal_kit.layout import IDENTITY, Samples
+from rehearsal_kit.tasks import NUMBER, Experience, shard
 
-EVALUATION_BATCH = 64
+EVALUATION_BATCH = 256
 
 
 class Stream:
@@ -38,6 +38,12 @@ class Stream:
         self._experiences.append(experience)
         return len(self._experiences) - 1
 
+    def inputs(self, task: int) -> str:
+        """The field of a task's samples that goes into the network."""
+        experience = self._experiences[task]
+        assert experience is not None  # noqa: S101 - for the type checker; the caller has looked
+        return experience.inputs
+
     def set_aside(self, task: int) -> None:
         """Forget what the task brings."""
         self._experiences[task] = None
@@ -52,9 +58,11 @@ class Stream:
         experience = self._experiences[task]
         if experience is None:
             return
-        mine = getattr(experience, split)[self._groups.rank :: self._groups.ranks]
+        mine = np.arange(self._groups.rank, experience.count(split), self._groups.ranks)
         for at in range(0, len(mine), EVALUATION_BATCH):
-            yield load(experience, mine[at : at + EVALUATION_BATCH])
+            samples = experience.load(split, mine[at : at + EVALUATION_BATCH])
+            del samples[NUMBER]
+            yield samples
 
     def shown(self, task: int) -> Samples | None:
         """The watched sample of a task that previews show, (1, ...): the first with beam from the middle on.
@@ -64,9 +72,10 @@ class Stream:
         experience = self._experiences[task]
         if experience is None:
             return None
-        for frame in experience.watched[len(experience.watched) // 2 :]:
-            sample = load(experience, np.array([frame]))
-            if len(sample["frame"]):
+        watched = experience.count("watched")
+        for place in range(watched // 2, watched):
+            sample = experience.load("watched", np.array([place]))
+            if len(sample[NUMBER]):
                 return sample
         return None
 
@@ -75,5 +84,6 @@ class Stream:
         assert experience is not None  # noqa: S101 - for the type checker; the caller has looked
         rank, ranks = self._groups.rank, self._groups.ranks
         chosen = shard(experience, seed=self._seed, task=task, rank=rank, ranks=ranks)
-        samples = load(experience, chosen)
-        return {**samples, "sample_id": (task << 40) + samples.pop("frame")}
+        samples = experience.load("training", chosen)
+        numbers = samples.pop(NUMBER)
+        return {**samples, IDENTITY: (task << 40) + numbers}

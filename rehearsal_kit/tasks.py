@@ -1,225 +1,68 @@
-"""What a scan brings to the stream: an experience, split by region of the sample, and its shards.
-
-Neighbouring frames see the same part of the sample, so a random split would test on what was trained on.
-Here no held-out target overlaps a training target.
-"""
+"""What a task brings to the stream: an experience, whatever it was made of, and its shards."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rehearsal_kit.commands import Arrived, Box
-from rehearsal_kit.errors import ScanError
-from rehearsal_kit.preparation import Preparation
 from rehearsal_kit.randomness import generator
-from rehearsal_kit.scans.opening import open_scan
-from rehearsal_kit.scans.scan import Scan, patch_corners
 
 Indices = NDArray[np.int64]
 
-HELD_OUT = 0.2
-"""Share of the frames whose targets lie in the held-out strip, about."""
+SPLITS = ("training", "watched", "test")
+NUMBER = "number"
+"""The field that says which sample of its task a sample is."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Experience:
-    """The data that one task brings: disjoint sets of frames of one scan, as sorted indices."""
+class Experience(Protocol):
+    """The data that one task brings: training, watched (plotted) and test samples (final tables only)."""
 
-    name: str
-    scan: Scan
-    preparation: Preparation
-    training: Indices = field(repr=False)
-    watched: Indices = field(repr=False)
-    """Plotted while the run goes on."""
-    test: Indices = field(repr=False)
-    """For final tables only."""
-    unit: complex
-    """The object is divided by it: median amplitude 1, circular-mean phase 0 where patches lie."""
+    @property
+    def name(self) -> str:
+        """As people read it."""
+
+    @property
+    def path(self) -> Path:
+        """The file it comes from."""
+
+    @property
+    def inputs(self) -> str:
+        """The field that goes into the network."""
+
+    @property
+    def raw_shape(self) -> tuple[int, ...]:
+        """Of one sample as it is measured, before any preparation."""
+
+    @property
+    def group(self) -> str | None:
+        """The field by which the buffer keeps quotas, such as the class; None: the task."""
+
+    @property
+    def simulated(self) -> bool:
+        """Whether its measurements were computed rather than measured."""
 
     @property
     def skipped(self) -> int:
-        """Frames in none of the sets: their target leaves the object or touches another set's."""
-        return len(self.scan) - len(self.training) - len(self.watched) - len(self.test)
+        """Samples of the file that are in none of the splits."""
 
+    def count(self, split: str) -> int:
+        """Samples of a split: "training", "watched" or "test"."""
 
-def open_experience(arrived: Arrived, preparation: Preparation) -> Experience:
-    """Open the scan of a task and split it; reads positions and object, no frames.
+    def load(self, split: str, places: Indices) -> dict[str, torch.Tensor]:
+        """Samples of a split by their places in it, (sample, ...), with `number`, int64 (sample,).
 
-    Training targets (`preparation.size` pixels around the centre) lie in `arrived.region` and do not touch
-    the box that is held out. Targets wholly inside that box are held out: one half watched, one half
-    tested, on two sides of a line that neither crosses.
-
-    Raises:
-        ScanError: no scan, no object, frames that do not fit the preparation, or a set that is empty.
-    """
-    scan = open_scan(arrived.path)
-    preparation.require_fit(scan)
-    image = scan.object()
-    size = preparation.size
-    corners = patch_corners(scan.positions_px, size)
-    inside = _within(corners, size, (0, image.shape[0], 0, image.shape[1]))
-    if not inside.any():
-        raise ScanError(
-            f"{scan.path}: no target of {size} pixels lies wholly in the object of {image.shape}; choose a "
-            "smaller size in Preparation."
-        )
-    box = arrived.held_out or _lowest_rows(corners[inside])
-    held_out = np.flatnonzero(inside & _within(corners, size, box))
-    training = inside & ~_touches(corners, size, box)
-    if arrived.region is not None:
-        training &= _within(corners, size, arrived.region)
-    watched, test = _halves(corners, size, held_out)
-    experience = Experience(
-        name=arrived.name,
-        scan=scan,
-        preparation=preparation,
-        training=np.flatnonzero(training),
-        watched=watched,
-        test=test,
-        unit=_unit(scan.path, image, corners=corners[inside], size=size),
-    )
-    _require_samples(experience, box, arrived.region)
-    return experience
+        There may be fewer than places: a scan leaves out frames without beam.
+        """
 
 
 def shard(experience: Experience, *, seed: int, task: int, rank: int, ranks: int) -> Indices:
-    """The training frames that one rank trains on; the shards of all ranks are disjoint and cover all.
+    """Places of the training samples that one rank trains on; all ranks' shards are disjoint and cover all.
 
     A permutation keyed by (seed, task) deals them out, so sizes differ by at most one.
     """
-    dealt = generator(seed, "shard", task).permutation(experience.training)
-    return dealt[rank::ranks]
-
-
-def load(experience: Experience, indices: Indices) -> dict[str, torch.Tensor]:
-    """Prepared samples of these frames, in their order.
-
-    The fields are "diffraction", "amplitude" and "phase" (rad, in (-pi, pi]), each float32
-    (sample, 1, row, column), and "frame", int64 (sample,), the index of each. Frames without beam, with
-    no counts at all, are left out, so there may be fewer samples than indices.
-
-    Raises:
-        ScanError: a frame that cannot be read, or with counts that are negative or not finite.
-    """
-    frames = experience.scan.frames(indices)
-    lit = frames.any(axis=(1, 2))
-    numbers = np.asarray(indices, np.int64)[lit]
-    patches = _patches(experience, numbers)
-    # numpy's angle is in [-pi, pi]; the cut belongs to one side only.
-    phase = np.angle(patches)
-    phase[phase <= -np.float32(np.pi)] = np.pi
-    return {
-        "diffraction": experience.preparation.apply(frames[lit]),
-        "amplitude": torch.from_numpy(np.abs(patches))[:, None],
-        "phase": torch.from_numpy(phase)[:, None],
-        "frame": torch.from_numpy(numbers),
-    }
-
-
-def regions(path: str | Path, count: int, *, size: int = 64) -> list[Arrived]:
-    """One scan as a stream of `count` tasks: bands of columns, and one held-out strip common to all.
-
-    The strip is the lowest rows, as for a scan that is one task. Each band holds about equally many frames;
-    neighbouring bands overlap by `size`, so that no frame is lost between them.
-
-    Args:
-        path: a scan with an object.
-        count: of tasks.
-        size: pixels of a side of a target, as in Preparation.
-
-    Raises:
-        ScanError: fewer frames than tasks, or no object.
-    """
-    scan = open_scan(path)
-    rows, columns = scan.object().shape
-    corners = patch_corners(scan.positions_px, size)
-    corners = corners[_within(corners, size, (0, rows, 0, columns))]
-    if not 1 <= count <= len(corners):
-        raise ScanError(
-            f"{path}: {count} regions were asked for; the scan has {len(corners)} frames to share out."
-        )
-    strip = _lowest_rows(corners)
-    left = corners[~_touches(corners, size, strip), 1]
-    edges = np.quantile(left, np.linspace(0, 1, count + 1))
-    return [
-        Arrived(
-            name=f"{Path(path).stem} {chr(ord('a') + number) if count <= 26 else number}",
-            path=str(path),
-            region=(0.0, strip[0], float(np.floor(first)), float(np.floor(last)) + size),
-            held_out=(strip[0], float(rows), 0.0, float(columns)),
-        )
-        for number, (first, last) in enumerate(pairwise(edges))
-    ]
-
-
-def _within(corners: Indices, size: int, box: Box) -> NDArray[np.bool_]:
-    """Whether targets lie wholly in the box."""
-    (row, column) = corners.T
-    inside: NDArray[np.bool_] = (
-        (row >= box[0]) & (row + size <= box[1]) & (column >= box[2]) & (column + size <= box[3])
-    )
-    return inside
-
-
-def _touches(corners: Indices, size: int, box: Box) -> NDArray[np.bool_]:
-    """Whether targets share a pixel with the box."""
-    (row, column) = corners.T
-    touches: NDArray[np.bool_] = (
-        (row < box[1]) & (row + size > box[0]) & (column < box[3]) & (column + size > box[2])
-    )
-    return touches
-
-
-def _lowest_rows(corners: Indices) -> Box:
-    """The strip at the bottom (largest row numbers) that holds about HELD_OUT of the targets."""
-    return (float(np.ceil(np.quantile(corners[:, 0], 1 - HELD_OUT))), np.inf, -np.inf, np.inf)
-
-
-def _halves(corners: Indices, size: int, held_out: Indices) -> tuple[Indices, Indices]:
-    """Held-out frames on the two sides of a line across the longer way; those on the line are left out."""
-    if len(held_out) == 0:
-        return held_out, held_out
-    low, high = corners[held_out].min(axis=0), corners[held_out].max(axis=0)
-    axis = int(np.argmax(high - low))
-    line = (low[axis] + high[axis] + size) / 2
-    begins = corners[held_out, axis]
-    return held_out[begins + size <= line], held_out[begins >= line]
-
-
-def _unit(path: Path, image: NDArray[np.complex64], *, corners: Indices, size: int) -> complex:
-    covered = np.zeros(image.shape, bool)
-    for row, column in corners:
-        covered[row : row + size, column : column + size] = True
-    seen = image[covered]
-    amplitude = np.abs(seen)
-    if np.median(amplitude) == 0:
-        raise ScanError(f"{path}: the object is zero where the patches lie; its reconstruction has failed.")
-    turn = (seen[amplitude > 0] / amplitude[amplitude > 0]).mean()
-    return complex(np.median(amplitude) * turn / abs(turn))
-
-
-def _patches(experience: Experience, indices: Indices) -> NDArray[np.complex64]:
-    size = experience.preparation.size
-    image = experience.scan.object() / np.complex64(experience.unit)
-    patches = np.empty((len(indices), size, size), np.complex64)
-    corners = patch_corners(experience.scan.positions_px[indices], size)
-    for patch, (row, column) in zip(patches, corners, strict=True):
-        patch[:] = image[row : row + size, column : column + size]
-    return patches
-
-
-def _require_samples(experience: Experience, box: Box, region: Box | None) -> None:
-    for label in ("training", "watched", "test"):
-        if len(getattr(experience, label)) == 0:
-            raise ScanError(
-                f"{experience.scan.path}: no frame is left for {label}. Of {len(experience.scan)} frames "
-                f"with targets of {experience.preparation.size} pixels, held out are those wholly in {box}, "
-                f"trained on those that lie in {region or 'the whole object'} and do not touch it (rows "
-                "from, to, columns from, to). Choose a smaller size or other boxes, or a larger scan."
-            )
+    dealt: Indices = generator(seed, "shard", task).permutation(experience.count("training"))
+    return dealt[rank::ranks].astype(np.int64)

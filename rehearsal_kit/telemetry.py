@@ -7,10 +7,13 @@ int or float. Arrays never travel as records.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rehearsal_kit.errors import SettingsError
+
+UNTRAINED = -1
+"""Stands for a task in `Evaluated.after`: evaluated with the initial weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +35,8 @@ class StateChanged:
 
     step: int
     state: str
+    reason: str = ""
+    """Why the ranks paused on their own; empty when a person asked for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +48,7 @@ class Applied:
     number: int
     """The number the kernel gave the wish; 0 for a decision of rank 0."""
     kind: str
-    settings: Mapping[str, float]
+    settings: Mapping[str, float | str]
     """The settings in force from this step on."""
     digest: str
     """Of these settings."""
@@ -110,20 +115,29 @@ class Steps:
     stored: int
     """Samples in the buffers of all ranks."""
     time: float
+    terms: Mapping[str, float] = field(default_factory=dict)
+    """Each term of the loss, weight included, on average over these steps."""
+    distilled: int = 0
+    """Samples of the second draw that rank 0 compared with their stored outputs in these steps."""
+    outputs_age: float | None = None
+    """Steps since these outputs were made, on average."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
-    """Mean absolute error on the watched or test samples of one task, after another was trained."""
+    """How good the network is on the watched or test samples of one task, after another was trained."""
 
     step: int
     after: int
-    """The last task that was trained."""
+    """The last task that was trained; UNTRAINED: none, these are the initial weights."""
     task: int
     split: str
     """"watched" or "test"."""
     errors: Mapping[str, float]
-    """By field; phase in rad, wrapped, its free constant fitted per scan."""
+    """By field: the share of wrong classes, or the mean absolute error; phase in rad, wrapped, its free
+    constant fitted per scan."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """By field and metric: "label top-1", "phase SSIM" ..."""
 
     @property
     def error(self) -> float:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
-from rehearsal_kit.telemetry import Evaluated, Record, Steps, TaskEnded, from_plain
+from rehearsal_kit.telemetry import UNTRAINED, Evaluated, Record, Steps, TaskEnded, from_plain
 
 Kind = TypeVar("Kind", bound=Record)
 
@@ -75,7 +75,31 @@ class Timeline:
         """Row i, column j: error on task j after task i was trained; None where it was not evaluated."""
         rows: dict[int, dict[int, float]] = {}
         for record in self.records(Evaluated):
-            if record.split == split:
+            if record.split == split and record.after >= record.task:
                 rows.setdefault(record.after, {})[record.task] = record.error
         size = 1 + max((max(after, *row) for after, row in rows.items()), default=-1)
         return [[rows.get(i, {}).get(j) for j in range(size)] for i in range(size)]
+
+    def untaught(self) -> tuple[list[float | None], list[float | None]]:
+        """Test error on each task just before it was trained, and that of the untrained network.
+
+        For forward transfer; None where it was not evaluated. Before the first task both are the same.
+        """
+        before: dict[int, float] = {}
+        untrained: dict[int, float] = {}
+        for record in self.records(Evaluated):
+            if record.split == "test" and record.after == UNTRAINED:
+                untrained[record.task] = record.error
+            elif record.split == "test" and record.after < record.task:
+                before[record.task] = record.error
+        before = {**({0: untrained[0]} if 0 in untrained else {}), **before}
+        tasks = range(1 + max([*before, *untrained], default=-1))
+        return [before.get(task) for task in tasks], [untrained.get(task) for task in tasks]
+
+    def metrics(self, split: str) -> list[Mapping[str, float]]:
+        """The last metrics of each task; empty where it was not evaluated."""
+        last: dict[int, Mapping[str, float]] = {}
+        for record in self.records(Evaluated):
+            if record.split == split and record.after >= record.task:
+                last[record.task] = record.metrics
+        return [last.get(task, {}) for task in range(1 + max(last, default=-1))]

@@ -18,7 +18,7 @@ from rehearsal_kit.preparation import Preparation
 from rehearsal_kit.rank import Rank
 from rehearsal_kit.run_folder import RunFolder
 from rehearsal_kit.settings import Rehearsal, Training
-from rehearsal_kit.strategies import ER
+from rehearsal_kit.strategies.replay import ER
 from rehearsal_kit.timeline import Timeline
 
 DEADLINE_S = 120

@@ -24,6 +24,8 @@ from rehearsal_kit.bench.plan_costs import RANKS, REPRESENTATIVES
 from rehearsal_kit.bench.spread import Interval, Spread
 from rehearsal_kit.bench.step_costs import StepCost
 from rehearsal_kit.bench.step_ranks import RankSteps, Trial, measure_steps
+from rehearsal_kit.bench.strategy_costs import strategy_costs
+from rehearsal_kit.bench.strategy_ranks import Turns, measure_turns
 from rehearsal_kit.bench.subjects import Ptychography, ResNet18
 from rehearsal_kit.bench.table import Table
 from rehearsal_kit.bench.workload import Stream, Workload
@@ -268,9 +270,10 @@ def test_the_last_subject_is_trained_when_none_is_slow_enough():
     assert measure_steps(Groups(0, 1), trial(subjects=subjects)).subject == "PtychoNN small, 8 x 8"
 
 
-@pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="torchvision is installed")
-def test_without_torchvision_resnet_says_so():
-    assert "torchvision" in measure_steps(Groups(0, 1), trial(subjects=(ResNet18(32),)))
+def test_resnet_is_trained_on_labelled_images():
+    found = measure_steps(Groups(0, 1), trial(subjects=(ResNet18(32),)))
+    assert found.subject == "ResNet-18, 3 x 32 x 32"
+    assert positive(*found.with_s, *found.without_s)
 
 
 @pytest.mark.parametrize(
@@ -288,6 +291,29 @@ def test_the_verdict_looks_at_the_whole_interval(with_s, verdict):
     assert cost.with_s == with_s
     assert cost.verdict == verdict
     assert cost.hidden_s == pytest.approx(0.5 - 0.05)
+
+
+def test_steps_of_all_strategies_in_turns():
+    turns = Turns("fashion", rounds=3, warm_up=1, capacity=200)
+    (cost, *others) = strategy_costs(turns, [measure_turns(Groups(0, 1), turns)])
+    assert (cost.strategy, cost.ratio.median, cost.rows) == ("Incremental", 1.0, 1.0)
+    assert {other.strategy: other.rows for other in others} == {
+        "ER": 1.5,
+        "AGEM": 1.5,
+        "DER": 1.5,
+        "DERpp": 2.0,
+    }
+    assert all(positive(*other.seconds) for other in others)
+
+
+@pytest.mark.parametrize(("seconds", "verdict"), [(1.57, "within"), (1.58, "above")])
+def test_a_strategy_may_cost_its_rows_and_a_twentieth(seconds, verdict):
+    turns = Turns("fashion", rounds=2, warm_up=0, capacity=1)
+    slow = {"Incremental": [1.0, 2.0], "ER": [seconds, 2 * seconds]}
+    quick = {"Incremental": [0.5, 0.5], "ER": [0.1, 0.1]}
+    _, cost = strategy_costs(turns, [slow, quick])
+    assert cost.ratio.median == pytest.approx(seconds)
+    assert cost.line()[-1] == verdict
 
 
 def test_spread_and_interval():

@@ -41,7 +41,7 @@ def test_the_public_names_are_sorted_complete_and_real():
     helpers = {"annotations", "importlib", "Any", "TYPE_CHECKING"}
     public = {name for name in dir(rehearsal_kit) if not name.startswith("_")} - modules - helpers
     assert public == set(rehearsal_kit.__all__)
-    with pytest.raises(AttributeError, match="public names are ER"):
+    with pytest.raises(AttributeError, match="public names are AGEM"):
         _ = rehearsal_kit.Nothing
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from html import escape
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,13 +12,22 @@ import pytest
 from rehearsal_kit.errors import SessionError
 from rehearsal_kit.preview import Preview
 from rehearsal_kit.settings import Rehearsal, Training
-from rehearsal_kit.telemetry import Applied, Evaluated, Steps, TaskArrived, TaskBegan, TaskEnded, TaskSetAside
+from rehearsal_kit.telemetry import (
+    Applied,
+    Evaluated,
+    StateChanged,
+    Steps,
+    TaskArrived,
+    TaskBegan,
+    TaskEnded,
+    TaskSetAside,
+)
 from rehearsal_kit.timeline import Timeline
 from rehearsal_kit.widgets import images
 from rehearsal_kit.widgets.controls import Controls, answer
 from rehearsal_kit.widgets.figures import PALETTE, decimate, live_figure, loss_curves, watched_curves
 from rehearsal_kit.widgets.live import Pacer
-from rehearsal_kit.widgets.panel import CAPTIONS, Panel, dashboard
+from rehearsal_kit.widgets.panel import CAPTIONS, Panel, dashboard, tiles
 from rehearsal_kit.widgets.status import facts, tasks_html
 
 
@@ -28,6 +38,7 @@ class StandIn:
         self.state, self.error, self.ranks, self.panel = state, "", 2, None
         self.training, self.rehearsal = Training(), Rehearsal()
         self.timeline = Timeline()
+        self.shown = preview("diffraction", ("amplitude", "phase"))
         self.asked: list[object] = []
 
     def _wish(self, wish: object) -> int:
@@ -50,9 +61,7 @@ class StandIn:
         return self._wish(wanted)
 
     def preview(self, task: int | None) -> Preview | None:
-        ramp = np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4)
-        names = ("diffraction", "amplitude", "phase", "predicted_amplitude", "predicted_phase")
-        return Preview(task=task or 0, step=5, **dict.fromkeys(names, ramp))
+        return self.shown
 
 
 class Clock:
@@ -63,16 +72,15 @@ class Clock:
         return self.now
 
 
+def preview(name: str, fields: tuple[str, ...], words: str = "") -> Preview:
+    ramp = np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4)
+    truth, predicted = dict.fromkeys(fields, ramp), dict.fromkeys(fields, 2 * ramp)
+    return Preview(task=0, step=5, name=name, input=ramp, truth=truth, predicted=predicted, words=words)
+
+
 def applied(number: int, **values: object) -> Applied:
-    given = {
-        "rank": 0,
-        "step": 7,
-        "kind": "Steer",
-        "digest": "d",
-        "settings": {"learning_rate": 1e-3},
-        **values,
-    }
-    return Applied(number=number, **given)
+    given = {"rank": 0, "step": 7, "kind": "Steer", "digest": "d", "settings": {"learning_rate": 1e-3}}
+    return Applied(number=number, **{**given, **values})
 
 
 def arrived(task: int, name: str = "scan") -> TaskArrived:
@@ -83,17 +91,9 @@ def arrived(task: int, name: str = "scan") -> TaskArrived:
 
 def steps(first: int, task: int, losses: tuple[float, ...]) -> Steps:
     return Steps(
-        first=first,
-        task=task,
-        losses=losses,
-        seconds=0.5,
-        waited=0.1,
-        hidden=0.3,
-        representatives=3,
-        remote=1,
-        stored=40,
-        time=0.0,
-    )
+        first=first, task=task, losses=losses, seconds=0.5, waited=0.1, hidden=0.3, representatives=3,
+        remote=1, stored=40, time=0.0,
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -168,6 +168,34 @@ def test_slider_follows_what_is_in_force_without_asking_again(session):
     assert (controls.learning_rate.value, controls.representatives.value) == (5e-4, 200)
     assert controls.capacity.value == 9000
     assert session.asked == []
+
+
+def test_settings_may_be_text(session):
+    session.timeline.append(
+        applied(0, settings={"strategy": "<DERpp>", "alpha": 0.5, "representatives": 8, "capacity": "1 GiB"})
+    )
+    controls = Controls(session)
+    assert "strategy &lt;DERpp&gt;, alpha 0.5, representatives 8, capacity 1 GiB" in controls.said.value
+    assert (controls.representatives.value, controls.capacity.value) == (8, session.rehearsal.capacity)
+
+
+def test_why_the_ranks_paused_is_said_until_the_run_goes_on(session):
+    reason = f"the loss is <nan>; {'x' * 570} or stop."
+    session.state = "paused"
+    session.timeline.append(StateChanged(step=3, state="paused", reason=reason))
+    controls = Controls(session)
+    assert '<span class="rk-refused">The ranks paused' in controls.said.value
+    assert escape(reason) in controls.said.value
+    session.state = "running"
+    session.timeline.append(StateChanged(step=3, state="running"))
+    controls.refresh()
+    assert 'rk-refused">' not in controls.said.value
+
+
+def test_a_pause_that_a_person_asked_for_needs_no_reason(session):
+    session.state = "paused"
+    session.timeline.append(StateChanged(step=3, state="paused"))
+    assert 'rk-refused">' not in Controls(session).said.value
 
 
 def test_a_capacity_in_bytes_has_no_slider(session):
@@ -295,6 +323,31 @@ def test_panel_pushes_absolute_state(session):
     assert [tile["caption"] for tile in panel.tiles.tiles] == list(CAPTIONS)
     assert panel.figure.data[0].y[:2].tolist() == [1, 2]
     assert [name for name, _ in panel.pattern.options] == ["newest", "0 scan_7"]
+    panel.close()
+
+
+def test_truth_and_prediction_share_the_scale_of_the_truth():
+    shown = tiles(preview("diffraction", ("amplitude", "phase", "height")))
+    assert [tile.caption for tile in shown] == [*CAPTIONS, "true height", "predicted height"]
+    ramp = shown[1].image
+    amplitude, phase = images.amplitude_scale(ramp), images.phase_scale(ramp)
+    assert [tile.scale for tile in shown[1:]] == [amplitude] * 2 + [phase] * 2 + [amplitude] * 2
+
+
+def test_pictures_follow_what_the_preview_holds(session):
+    session.shown = preview("image", (), "true label 3; predicted <3> (0.92)")
+    panel = Panel(session, pump=False)
+    assert [tile["caption"] for tile in panel.tiles.tiles] == list(CAPTIONS)
+    assert panel.about.value == ""
+    panel.push()
+    (tile,) = panel.tiles.tiles
+    assert (tile["caption"], tile["colours"]) == ("image", images.colours("grey"))
+    assert panel.about.value == "task 0, as predicted at step 5: true label 3; predicted &lt;3&gt; (0.92)"
+    said, session.shown = panel.about.value, None
+    session.timeline.append(arrived(0))
+    panel.push()
+    assert panel.about.value == f"last picture: {said}"
+    assert len(panel.tiles.tiles) == 1
     panel.close()
 
 

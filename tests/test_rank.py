@@ -16,7 +16,8 @@ from rehearsal_kit.groups import Groups
 from rehearsal_kit.rank import Rank
 from rehearsal_kit.run_folder import read_ledger
 from rehearsal_kit.settings import Rehearsal, Training
-from rehearsal_kit.strategies import ER, FromScratch, Incremental
+from rehearsal_kit.strategies.references import FromScratch, Incremental
+from rehearsal_kit.strategies.replay import ER
 from rehearsal_kit.synthetic import Beamline
 from rehearsal_kit.telemetry import Applied, Evaluated, Steps, TaskArrived, TaskBegan, TaskEnded, TaskSetAside
 from rehearsal_kit.timeline import Timeline
@@ -60,8 +61,8 @@ def test_what_remains_of_a_run(tmp_path, scans):
     assert all(torch.equal(weights[name], value) for name, value in job.network.state_dict().items())
     with h5py.File(job.run.previews) as file:
         assert sorted(file) == ["task_0", "task_1"]
-        assert {"after_0", "after_1", "amplitude", "phase", "diffraction"} == set(file["task_0"])
-        assert file["task_0/after_1/predicted_phase"].shape == (16, 16)
+        assert {"after_0", "after_1", "input", "truth"} == set(file["task_0"])
+        assert file["task_0/after_1/predicted/phase"].shape == (16, 16)
     effects = read_ledger(job.run.effects)
     assert [(e["kind"], e["step"]) for e in effects] == [("Arrived", 0), ("Arrived", 0), ("FinishStream", 0)]
     assert all(len(e["digest"]) == 64 for e in effects[:2])
@@ -108,7 +109,13 @@ def test_commands_take_effect_at_one_step_and_are_written_down(tmp_path, scans):
     )
     applied = timeline.records(Applied)
     assert [record.kind for record in applied] == ["Arrived", "Steer", "Pause", "Resume", "FinishStream"]
-    assert applied[1].settings == {"learning_rate": 5e-4, "representatives": 3, "capacity": 64}
+    assert applied[1].settings == {
+        "learning_rate": 5e-4,
+        "representatives": 3,
+        "distillation": 0,
+        "capacity": 64,
+        "strategy": "ER",
+    }
     assert applied[0].digest != applied[1].digest == applied[2].digest
     assert drawn(timeline) == (rank.step - 2) * 3
     assert [e["number"] for e in read_ledger(job.run.effects)] == [1, 2, 3, 4, 5]

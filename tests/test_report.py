@@ -15,6 +15,7 @@ from rehearsal_kit.preview import Preview, append_preview
 from rehearsal_kit.report import ReportedRun, write_report
 from rehearsal_kit.telemetry import Evaluated, Joined, Steps, TaskArrived, TaskEnded
 from rehearsal_kit.timeline import Timeline
+from rehearsal_kit.widgets.figures import age_figure, terms_figure
 from rehearsal_kit.widgets.images import Scale, colours, png_uri
 
 TABLE = "<table><tr><th>strategy</th><th>mean</th></tr><tr><td>ER</td><td>0.1</td></tr></table>"
@@ -23,7 +24,9 @@ STRATEGIES = {"ER": 0.02, "Incremental": 0.2, "FromScratch": 0.0}
 TASKS = 3
 
 
-def timeline(forgetting: float, *, name: str = "scan") -> Timeline:
+def timeline(
+    forgetting: float, *, name: str = "scan", terms: tuple[str, ...] = (), age: float | None = None
+) -> Timeline:
     told = Timeline([Joined(rank=0, ranks=2, device="cpu", process=1, time=1.7e9)])
     for after in range(TASKS):
         step = 50 * after
@@ -37,7 +40,8 @@ def timeline(forgetting: float, *, name: str = "scan") -> Timeline:
         told.append(
             Steps(
                 first=step, task=after, losses=losses, seconds=2.0, waited=0.1, hidden=0.2, representatives=9,
-                remote=4, stored=20, time=1.7e9,
+                remote=4, stored=20, time=1.7e9, terms={term: 0.1 * (1 + len(term)) for term in terms},
+                outputs_age=None if age is None else age * (1 + after),
             )
         )  # fmt: skip
         told.append(TaskEnded(step=step + 50, task=after, seconds=2.0 + forgetting, time=1.7e9 + 60 * after))
@@ -58,15 +62,34 @@ def previews(path, forgetting: float):
             noise = np.random.default_rng(task).normal(size=wave.shape) * (
                 0.02 + 3 * forgetting * (after - task)
             )
-            arrays = {
-                "diffraction": np.exp(-8 * (rows**2 + columns**2)),
-                "amplitude": 1 + 0.2 * wave,
-                "phase": wave,
-                "predicted_amplitude": 1 + 0.2 * (wave + noise),
-                "predicted_phase": wave + noise,
-            }
-            pictures = {name: array.astype(np.float32) for name, array in arrays.items()}
-            append_preview(path, Preview(task=task, step=50 * after, **pictures), after=after)
+            preview = Preview(
+                task=task, step=50 * after, name="diffraction",
+                input=np.exp(-8 * (rows**2 + columns**2)).astype(np.float32),
+                truth=fields(wave), predicted=fields(wave + noise), words="",
+            )  # fmt: skip
+            append_preview(path, preview, after=after)
+    return path
+
+
+def fields(wave):
+    return {"amplitude": (1 + 0.2 * wave).astype(np.float32), "phase": wave.astype(np.float32)}
+
+
+def class_previews(path, name: str):
+    ramp = np.linspace(0, 1, 28 * 28, dtype=np.float32).reshape(28, 28)
+    for after in range(TASKS):
+        for task in range(after + 1):
+            words = f"true label {task}; predicted {after} (0.90), 7 (0.06), 9 (0.02) by <{name}>"
+            preview = Preview(
+                task=task,
+                step=50 * after,
+                name="image <grey>",
+                input=ramp,
+                truth={},
+                predicted={},
+                words=words,
+            )
+            append_preview(path, preview, after=after)
     return path
 
 
@@ -100,6 +123,54 @@ def test_report_shows_every_strategy_and_what_was_forgotten(report):
     for name in STRATEGIES:
         assert f"{name}, after task 0" in text
         assert f"{name}, after task 2" in text
+
+
+@pytest.fixture
+def class_report(tmp_path):
+    told = {
+        "ER": timeline(0.02, terms=("augmented",)),
+        "DERpp": timeline(0.01, terms=("new", "distillation", "<i>replay"), age=12.0),
+    }
+    runs = [ReportedRun(name, of, class_previews(tmp_path / name, name)) for name, of in told.items()]
+    path = tmp_path / "class-report.html"
+    write_report(path, runs, title="Two strategies", table_html=TABLE)
+    return path
+
+
+def test_report_of_classes_says_what_was_predicted(class_report):
+    text = class_report.read_text()
+    assert text.count("<img ") == TASKS + 1
+    assert "one grey or colour scale" not in text
+    assert "image &lt;grey&gt;" in text
+    # At the end of the run for each task, and for task 0 once more, before and after.
+    for name in ("ER", "DERpp"):
+        for task in range(TASKS):
+            words = f"true label {task}; predicted 2 (0.90), 7 (0.06), 9 (0.02) by &lt;{name}&gt;"
+            assert f"<tr><td>{name}</td><td>{words}</td></tr>" in text
+        for after in (0, 2):
+            assert f"<td>{name}, after task {after}</td><td>true label 0; predicted {after} (0.90)" in text
+    for bad in ("<ER>", "<grey>", "<i>replay"):
+        assert bad not in text
+
+
+def test_terms_and_ages_are_shown_where_there_are_any(report, class_report):
+    for title in ("<h2>Terms of the loss</h2>", "<h2>Age of stored outputs</h2>"):
+        assert title in class_report.read_text()
+        assert title not in report.read_text()
+
+
+def test_a_line_per_term_with_its_explanation_once():
+    runs = {"DERpp": timeline(0.1, terms=("new", "replay"), age=5.0), "AGEM": timeline(0.1, terms=("new",))}
+    figure = terms_figure(runs)
+    assert [(trace.name, trace.showlegend) for trace in figure.data] == [
+        ("new", True),
+        ("replay", True),
+        ("new", False),
+    ]
+    assert figure.data[0].line.color == figure.data[2].line.color
+    assert figure.data[0].x.tolist() == [24.5, 74.5, 124.5]
+    (ages,) = age_figure(runs).data
+    assert (ages.name, ages.y.tolist()) == ("DERpp", [5, 10, 15])
 
 
 def test_texts_are_escaped(tmp_path):

@@ -28,7 +28,8 @@ from rehearsal_kit.errors import (
 from rehearsal_kit.preparation import Preparation
 from rehearsal_kit.session import Session
 from rehearsal_kit.settings import Rehearsal, Training
-from rehearsal_kit.strategies import ER, Strategy
+from rehearsal_kit.strategies.replay import ER
+from rehearsal_kit.strategies.strategy import Strategy
 from rehearsal_kit.synthetic import Beamline
 from rehearsal_kit.telemetry import Joined, StateChanged, Steps, TaskArrived, TaskSetAside
 

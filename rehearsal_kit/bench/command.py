@@ -1,4 +1,4 @@
-"""rehearsal-kit bench buffer, exchange, step: what is measured, how long, and what is printed."""
+"""rehearsal-kit bench buffer, exchange, step, strategies: what is measured, how long, and what is printed."""
 
 from __future__ import annotations
 
@@ -18,13 +18,17 @@ from rehearsal_kit.bench.machine import Machine
 from rehearsal_kit.bench.plan_costs import measure_plans, plan_table
 from rehearsal_kit.bench.step_costs import StepCost, step_table
 from rehearsal_kit.bench.step_ranks import Trial, measure_steps
+from rehearsal_kit.bench.strategy_costs import StrategyCost, strategy_costs, strategy_table
+from rehearsal_kit.bench.strategy_ranks import Turns, measure_turns
 from rehearsal_kit.bench.subjects import ON_CPU, ON_CUDA, RESNET_ON_CUDA, Subject
 from rehearsal_kit.bench.table import Measured
 from rehearsal_kit.bench.workload import WIDE_FIELDS, Workload
+from rehearsal_kit.compare.streams import stream_named
 from rehearsal_kit.errors import SettingsError
 from rehearsal_kit.settings import require_integer
 
 PAIRS = 40
+ROUNDS = 100
 LEAST_STEP_S = 0.15
 RATIOS = ((56, 7, 14), (16, 24, 8))
 """b, r and c as published (Bouvier et al. 2025): for classification, and for ptychography."""
@@ -43,7 +47,14 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     step.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="on which they train (cpu)")
     step.add_argument("--pairs", type=int, default=PAIRS, metavar="N", help=f"steps of either kind ({PAIRS})")
     step.set_defaults(command=_step)
-    for bench in (buffer, exchange, step):
+    strategies = benches.add_parser("strategies", help="training steps of all strategies, on real ranks")
+    strategies.add_argument("--ranks", type=int, default=2, metavar="N", help="processes (2)")
+    strategies.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where (cpu)")
+    strategies.add_argument(
+        "--streams", nargs="+", default=["fashion", "beamline"], metavar="NAME", help="as of `compare`"
+    )
+    strategies.set_defaults(command=_strategies)
+    for bench in (buffer, exchange, step, strategies):
         bench.add_argument("--json", type=Path, metavar="FILE", help="everything as data, single rounds too")
         bench.add_argument("--quick", action="store_true", help="only to see that it works: seconds")
 
@@ -85,20 +96,30 @@ def _step(chosen: argparse.Namespace) -> int:
     require_integer("pairs", chosen.pairs, low=2)
     devices = _devices(chosen.device, chosen.ranks)
     machine = _begin(chosen)
-    costs, missing = [], []
+    costs = []
     for subjects in (ON_CPU,) if chosen.device == "cpu" else (ON_CUDA, RESNET_ON_CUDA):
         for ratio in RATIOS[:1] if chosen.quick else RATIOS:
             trial = _trial(ratio, subjects, devices=devices, chosen=chosen)
             _say(f"measuring steps of {subjects[0].family} with b={ratio[0]}, r={ratio[1]}, c={ratio[2]}")
-            steps = on_ranks(devices, measure_steps, trial)
-            reasons = [answer for answer in steps if isinstance(answer, str)]
-            if reasons:
-                missing.append(f"{subjects[0].family} was not measured: {reasons[0]}")
-                break
-            costs.append(StepCost(trial, tuple(steps)))
-    table = step_table(costs, missing=missing, cpus=machine.cpus)
-    data = {"steps": [cost.data() for cost in costs], "missing": missing}
+            costs.append(StepCost(trial, tuple(on_ranks(devices, measure_steps, trial))))
+    table = step_table(costs, cpus=machine.cpus)
+    data = {"steps": [cost.data() for cost in costs]}
     return _end(chosen, Measured((table,), data, machine))
+
+
+def _strategies(chosen: argparse.Namespace) -> int:
+    require_integer("ranks", chosen.ranks, low=1)
+    devices = _devices(chosen.device, chosen.ranks)
+    streams = [stream_named(name) for name in chosen.streams]
+    machine = _begin(chosen)
+    costs: list[StrategyCost] = []
+    for stream in streams[:1] if chosen.quick else streams:
+        rounds, warm_up, capacity = (3, 1, 200) if chosen.quick else (ROUNDS, 5, 2000)
+        turns = Turns(stream.name, rounds, warm_up, capacity, chosen.device)
+        _say(f"measuring steps of all strategies with the settings of {stream.name}")
+        costs += strategy_costs(turns, on_ranks(devices, measure_turns, turns))
+    table = strategy_table(costs, ranks=chosen.ranks)
+    return _end(chosen, Measured((table,), {"strategies": [cost.data() for cost in costs]}, machine))
 
 
 def _trial(

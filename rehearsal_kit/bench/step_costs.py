@@ -112,7 +112,7 @@ class StepCost:
         }
 
 
-def step_table(costs: Sequence[StepCost], *, missing: Sequence[str], cpus: int) -> Table:
+def step_table(costs: Sequence[StepCost], *, cpus: int) -> Table:
     """All of them, at least one, with what they mean."""
     trial = costs[0].trial
     ranks = len(trial.devices)
@@ -133,7 +133,7 @@ def step_table(costs: Sequence[StepCost], *, missing: Sequence[str], cpus: int) 
         f"Training step with and without rehearsal; ranks: {ranks}, on {trial.devices[0].split(':')[0]}",
         COLUMNS,
         tuple(cost.line() for cost in costs),
-        (*notes, *missing),
+        tuple(notes),
     )
 
 

@@ -12,9 +12,10 @@ from rehearsal_kit.errors import RehearsalKitError
 from rehearsal_kit.exchange import GroupExchange
 from rehearsal_kit.groups import Groups
 from rehearsal_kit.layout import RowLayout
-from rehearsal_kit.learner import Learner
+from rehearsal_kit.learner import Learner, MiniBatch
 from rehearsal_kit.rehearsal import DistributedBuffer
-from rehearsal_kit.settings import Rehearsal
+from rehearsal_kit.settings import Rehearsal, Training
+from rehearsal_kit.strategies.replay import ER
 
 SEED = 0
 POOL = 4
@@ -66,16 +67,13 @@ class RankSteps:
     """All background jobs of these steps together."""
 
 
-def measure_steps(groups: Groups, trial: Trial) -> RankSteps | str:
-    """On one rank; all ranks call it together. A text says why it could not be measured."""
+def measure_steps(groups: Groups, trial: Trial) -> RankSteps:
+    """On one rank; all ranks call it together."""
     torch.manual_seed(SEED + groups.rank)
     device = trial.devices[groups.rank]
     if device != "cpu":
         torch.cuda.set_device(device)
-    try:
-        subject, learner = _long_enough(groups, trial, device)
-    except ImportError as error:
-        return str(error)
+    subject, learner = _long_enough(groups, trial, device)
     rehearsal = Rehearsal(
         representatives=trial.representatives,
         candidates=trial.candidates,
@@ -142,8 +140,7 @@ class _Arms:
         began = self._now()
         drawn = self._buffer.advance()
         samples = drawn.samples if drawn is not None else {}
-        batch = {name: torch.cat([tensor, samples[name]]) for name, tensor in new.items()}
-        self._train(batch)
+        self._train(MiniBatch(new, samples, {}))
         self._buffer.offer(new, group=self._steps % TASKS)
         trained = self._now()
         # The next step of a run would wait here. It also keeps the job out of the step without rehearsal.
@@ -154,19 +151,18 @@ class _Arms:
     def _without(self) -> float:
         self._steps += 1
         began = self._now()
-        self._train(self._whole[self._steps % POOL])
+        self._train(MiniBatch(self._whole[self._steps % POOL], {}, {}))
         return self._now() - began
 
-    def _train(self, batch: dict[str, torch.Tensor]) -> None:
+    def _train(self, batch: MiniBatch) -> None:
         expected = self._trial.batch + self._trial.representatives
-        rows = len(batch[self._subject.inputs])
+        rows = sum(len(part[self._subject.inputs]) for part in batch.parts if part)
         if rows != expected:
             raise RehearsalKitError(
                 f"a mini-batch has {rows} samples instead of {expected}: the store was not full. "
                 "This is an error of the benchmark."
             )
-        strategy, inputs = self._subject.strategy, self._subject.inputs
-        self._learner.step(batch, strategy=strategy, inputs=inputs, seed=self._steps)
+        self._learner.step(batch, strategy=ER(), seed=self._steps)
 
     def _now(self) -> float:
         if self._learner.device != "cpu":
@@ -178,7 +174,9 @@ def _long_enough(groups: Groups, trial: Trial, device: str) -> tuple[Subject, Le
     # The first subject, from small to large, whose step is long enough; the last one if none is.
     samples = trial.batch + trial.representatives
     for subject in trial.subjects:
-        learner = Learner(subject.build(), learning_rate=1e-4, device=device, groups=groups)
+        training = Training(learning_rate=1e-4, precision="float32")
+        learner = Learner(subject.build(), training, device=device, groups=groups)
+        learner.signature = learner.meet(subject.samples(1), subject.inputs)
         if _step_s(groups, subject, learner=learner, samples=samples) >= MARGIN * trial.least_s:
             break
     return subject, learner
@@ -190,7 +188,7 @@ def _step_s(groups: Groups, subject: Subject, *, learner: Learner, samples: int)
     for _ in range(1 + PROBES):
         began = time.perf_counter()
         # It reads the loss at its end: on a CUDA device, too, nothing but the optimizer is then under way.
-        learner.step(batch, strategy=subject.strategy, inputs=subject.inputs, seed=0)
+        learner.step(MiniBatch(batch, {}, {}), strategy=ER())
         lengths.append(time.perf_counter() - began)
     shortest = torch.tensor([min(lengths[1:])], dtype=torch.float64, device=learner.device)
     return float(groups.sum(shortest).item()) / groups.ranks

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,14 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from rehearsal_kit.networks.ptychonn import PtychoNN
-from rehearsal_kit.strategies import ER, Strategy, Tensors
+from rehearsal_kit.networks.resnet import ResNet
 
 CLASSES = 1000
-_REPLAY = ER()
 
 
 class Subject(Protocol):
-    """A network, its samples and its loss."""
+    """A network and its samples."""
 
     @property
     def family(self) -> str:
@@ -31,12 +29,8 @@ class Subject(Protocol):
     def inputs(self) -> str:
         """The field that goes into the network."""
 
-    @property
-    def strategy(self) -> Strategy:
-        """That knows the loss."""
-
     def build(self) -> nn.Module:
-        """The network; ImportError if something for it is not installed."""
+        """The network."""
 
     def samples(self, count: int) -> dict[str, Tensor]:
         """Random samples: named tensors (sample, ...)."""
@@ -50,7 +44,6 @@ class Ptychography:
     side: int
     family = "PtychoNN"
     inputs = "diffraction"
-    strategy: Strategy = _REPLAY
 
     @property
     def name(self) -> str:
@@ -68,32 +61,12 @@ class Ptychography:
 
 
 @dataclass(frozen=True)
-class Classification:
-    """Experience replay with the cross-entropy of one label."""
-
-    rehearses = True
-    restarts = False
-
-    def tasks(self, newest: int) -> range:
-        """The newest one only."""
-        return range(newest, newest + 1)
-
-    def loss(self, outputs: Tensors, targets: Tensors) -> Tensor:
-        """Of each sample: (sample,)."""
-        return nn.functional.cross_entropy(outputs["label"], targets["label"], reduction="none")
-
-
-_CLASSIFICATION = Classification()
-
-
-@dataclass(frozen=True)
 class ResNet18:
-    """torchvision's ResNet-18 on square colour images of `side` pixels, without pretrained weights."""
+    """ResNet-18 on square colour images of `side` pixels, for 1000 classes."""
 
     side: int
     family = "ResNet-18"
     inputs = "image"
-    strategy: Strategy = _CLASSIFICATION
 
     @property
     def name(self) -> str:
@@ -101,27 +74,13 @@ class ResNet18:
         return f"ResNet-18, 3 x {self.side} x {self.side}"
 
     def build(self) -> nn.Module:
-        """The network; ImportError unless torchvision is installed in a build that fits torch."""
-        try:
-            models = importlib.import_module("torchvision.models")
-        except RuntimeError as error:  # a build for another torch: its compiled operators are missing
-            raise ImportError(f"torchvision does not fit this torch: {error}") from error
-        return _Labelled(models.resnet18(weights=None, num_classes=CLASSES))
+        """The network."""
+        return ResNet(depth=18, classes=CLASSES)
 
     def samples(self, count: int) -> dict[str, Tensor]:
         """Random samples: image (sample, 3, row, column) and label (sample,)."""
         image = torch.rand(count, 3, self.side, self.side)
         return {"image": image, "label": torch.randint(CLASSES, (count,))}
-
-
-class _Labelled(nn.Module):
-    # A classifier whose output has the name of its target.
-    def __init__(self, classifier: nn.Module) -> None:
-        super().__init__()
-        self.classifier = classifier
-
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
-        return {"label": self.classifier(image)}
 
 
 ON_CPU: tuple[Subject, ...] = (

@@ -1,1 +1,1 @@
-"""Networks that turn a diffraction pattern into the sample."""
+"""Networks for reconstruction and for classification."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from html import escape
 from typing import Any
 
@@ -15,13 +15,13 @@ import ipywidgets as widgets
 
 from rehearsal_kit.errors import RehearsalKitError
 from rehearsal_kit.session import Session
-from rehearsal_kit.telemetry import Applied
+from rehearsal_kit.telemetry import Applied, StateChanged
 
 CONFIRM_S = 5.0
 """How long Stop waits for its confirmation."""
 DOUBLE_CLICK_S = 0.4
 """Two clicks closer than this are one: a double click on Stop confirms nothing."""
-ERROR_LENGTH = 400
+ERROR_LENGTH = 700
 STEERABLE = ("waiting", "running", "paused")
 
 _CSS = """<style>
@@ -149,7 +149,8 @@ class Controls:
         settings = applied[-1].settings
         for name, slider in self._sliders.items():
             value = settings.get(name, self._known[name])
-            if value != self._known[name]:
+            # The strategy is in force as well, by its name; a slider shows numbers.
+            if not isinstance(value, str) and value != self._known[name]:
                 self._known[name] = value
                 _reach(slider, value)
                 slider.value = value
@@ -157,14 +158,17 @@ class Controls:
     def _said(self) -> str:
         applied = self._session.timeline.records(Applied)
         number, words = self._wish
+        changed = self._session.timeline.last(StateChanged)
         lines = []
         if number:
             said = answer(applied, number, self._session.ranks)
             lines.append(f"asked (no. {number}): <b>{escape(words)}</b> &rarr; {said}")
-        for trouble in filter(None, (self._trouble, self._session.error)):
-            lines.append(f'<span class="rk-refused">{escape(trouble[:ERROR_LENGTH])}</span>')
+        lines += [_refused(trouble) for trouble in (self._trouble, self._session.error) if trouble]
         lines.append(_in_force(applied, self._session))
-        return f'<div class="rk-said">{" &nbsp;·&nbsp; ".join(lines)}</div>'
+        said = " &nbsp;·&nbsp; ".join(lines)
+        if self._session.state == "paused" and changed is not None and changed.reason:
+            said = f"{_refused(f'The ranks paused on their own. {changed.reason}')}<br>{said}"
+        return f'<div class="rk-said">{said}</div>'
 
 
 def answer(applied: list[Applied], number: int, ranks: int) -> str:
@@ -178,6 +182,10 @@ def answer(applied: list[Applied], number: int, ranks: int) -> str:
     steps = " / ".join(str(step) for step in sorted({record.step for record in answers.values()}))
     who = f"all {ranks} ranks" if len(answers) == ranks else f"{len(answers)} of {ranks} ranks"
     return f"in force from step {steps} on {who}"
+
+
+def _refused(words: str) -> str:
+    return f'<span class="rk-refused">{escape(words[:ERROR_LENGTH])}</span>'
 
 
 def _in_force(applied: list[Applied], session: Session) -> str:
@@ -195,9 +203,9 @@ def _chosen(session: Session) -> dict[str, float]:
     return values if isinstance(capacity, str) else {**values, "capacity": capacity}
 
 
-def _settings(values: Any) -> str:
+def _settings(values: Mapping[str, float | str]) -> str:
     return ", ".join(
-        f"{name.replace('_', ' ')} {value if isinstance(value, int) else f'{value:.3g}'}"
+        f"{name.replace('_', ' ')} {f'{value:.3g}' if isinstance(value, float) else value}"
         for name, value in values.items()
     )
 

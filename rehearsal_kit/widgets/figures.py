@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from itertools import pairwise
 
 import numpy as np
@@ -11,7 +12,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
-from rehearsal_kit.quality import final_error
+from rehearsal_kit.forgetting import final_error
 from rehearsal_kit.telemetry import Evaluated, Steps
 from rehearsal_kit.timeline import Timeline
 
@@ -20,6 +21,8 @@ from rehearsal_kit.timeline import Timeline
 PALETTE = ("#3389c2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#9a8f2e", "#8c8c8c")
 CONFIG = {"displaylogo": False, "showSendToCloud": False, "responsive": True}
 """No upload button and no vendor's logo in the tool bar."""
+MAPS = 3
+"""Matrices side by side."""
 POINTS = 800
 """Points of the loss curve that leave the kernel."""
 TICKS = [digit * 10.0**power for power in range(-8, 9) for digit in (1, 2, 5)]
@@ -27,6 +30,7 @@ TICKS = [digit * 10.0**power for power in range(-8, 9) for digit in (1, 2, 5)]
 
 _CLEAR = "rgba(0,0,0,0)"
 _Split = dict[int, tuple[list[float], list[float]]]
+_Points = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -120,8 +124,14 @@ def look(theme: str) -> dict[str, object]:
 
 def matrix_figure(timelines: Mapping[str, Timeline]) -> go.Figure:
     """Test error on every task (column) after every task (row), a map per strategy on one colour scale."""
-    figure = make_subplots(cols=len(timelines), subplot_titles=[*timelines], horizontal_spacing=0.06)
-    for column, timeline in enumerate(timelines.values(), start=1):
+    rows = -(-len(timelines) // MAPS)
+    columns = min(len(timelines), MAPS)
+    figure = make_subplots(
+        rows=rows, cols=columns, subplot_titles=[*timelines], horizontal_spacing=0.06,
+        vertical_spacing=0.3 / rows,
+    )  # fmt: skip
+    for number, timeline in enumerate(timelines.values()):
+        row, column = divmod(number, MAPS)
         matrix = timeline.error_matrix("test")
         names = [str(number) for number in range(len(matrix))]
         figure.add_trace(
@@ -129,12 +139,14 @@ def matrix_figure(timelines: Mapping[str, Timeline]) -> go.Figure:
                 z=matrix, x=names, y=names, coloraxis="coloraxis", texttemplate="%{z:.3f}", hoverongaps=False,
                 hovertemplate="after task %{y}: error %{z:.4f} on task %{x}<extra></extra>",
             ),
-            row=1, col=column,
+            row=row + 1, col=column + 1,
         )  # fmt: skip
     figure.update_xaxes(title_text="error on task", type="category", showgrid=False)
     figure.update_yaxes(type="category", autorange="reversed", showgrid=False)
     figure.update_yaxes(title_text="after task", col=1)
-    figure.update_layout(coloraxis={"colorscale": "Viridis", "colorbar": {"title": "error"}}, height=380)
+    figure.update_layout(
+        coloraxis={"colorscale": "Viridis", "colorbar": {"title": "error"}}, height=380 * rows
+    )
     return _in_report(figure)
 
 
@@ -167,6 +179,50 @@ def loss_figure(timelines: Mapping[str, Timeline]) -> go.Figure:
     return _in_report(figure)
 
 
+def terms_figure(timelines: Mapping[str, Timeline]) -> go.Figure:
+    """Each term of the loss, weight included, against step: a sub-plot per strategy, a colour per term."""
+    figure = make_subplots(
+        cols=len(timelines), subplot_titles=[*timelines], shared_yaxes=True, horizontal_spacing=0.03
+    )
+    curves = [_term_curves(timeline) for timeline in timelines.values()]
+    names = [*dict.fromkeys(name for terms in curves for name in terms)]
+    explained: set[str] = set()
+    for column, terms in enumerate(curves, start=1):
+        for name, (steps, values) in terms.items():
+            line = {"color": task_colour(names.index(name)), "width": 1.3}
+            figure.add_trace(
+                go.Scatter(
+                    x=steps, y=values, name=escape(name), mode="lines", line=line,
+                    legendgroup=escape(name), showlegend=name not in explained,
+                ),
+                row=1, col=column,
+            )  # fmt: skip
+            explained.add(name)
+    figure.update_xaxes(title_text="step")
+    figure.update_yaxes(title_text="term of the loss", col=1)
+    figure.update_yaxes(type="log", tickvals=TICKS, tickformat="~g")
+    figure.update_layout(height=340, showlegend=True)
+    return _in_report(figure)
+
+
+def age_figure(timelines: Mapping[str, Timeline]) -> go.Figure:
+    """Age of the stored outputs that a step is compared with, in steps: one decimated curve per strategy.
+
+    In the colours of `loss_figure`; strategies that compare no stored outputs have no curve.
+    """
+    figure = go.Figure()
+    for colour, (name, timeline) in zip(_cycle(len(timelines)), timelines.items(), strict=True):
+        points = [(_middle(r), r.outputs_age) for r in timeline.records(Steps) if r.outputs_age is not None]
+        if points:
+            steps, ages = _thinned(points)
+            line = {"color": colour, "width": 1.3}
+            figure.add_trace(go.Scatter(x=steps, y=ages, name=name, mode="lines", line=line))
+    figure.update_xaxes(title_text="step")
+    figure.update_yaxes(title_text="age in steps", rangemode="tozero")
+    figure.update_layout(height=340, showlegend=True)
+    return _in_report(figure)
+
+
 def bars_figure(timelines: Mapping[str, Timeline]) -> go.Figure:
     """Mean of the final test errors and time spent training, a bar per strategy."""
     figure = make_subplots(cols=2, subplot_titles=["mean final test error", "training time in s"])
@@ -186,6 +242,33 @@ def bars_figure(timelines: Mapping[str, Timeline]) -> go.Figure:
     return _in_report(figure)
 
 
+def tradeoff_figure(points: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> go.Figure:
+    """Final error against training time, both over seeds, one point with its spread per strategy.
+
+    points: by name, the training times relative to Incremental's and the final errors, seed by seed. What is
+    wanted lies in the lower left corner.
+    """
+    figure = go.Figure()
+    for colour, (name, (times, errors)) in zip(_cycle(len(points)), points.items(), strict=True):
+        figure.add_trace(
+            go.Scatter(
+                x=[np.mean(times)], y=[np.mean(errors)], name=name, text=[name], mode="markers+text",
+                textposition="top center", marker={"color": colour, "size": 11},
+                error_x={"array": [_deviation(times)], "color": colour, "thickness": 1},
+                error_y={"array": [_deviation(errors)], "color": colour, "thickness": 1},
+                hovertemplate=f"{name}: error %{{y:.4f}}, %{{x:.2f}} x Incremental<extra></extra>",
+            )
+        )  # fmt: skip
+    figure.update_xaxes(title_text="training time, relative to Incremental", rangemode="tozero")
+    figure.update_yaxes(title_text="final error", rangemode="tozero")
+    figure.update_layout(height=420, showlegend=False)
+    return _in_report(figure)
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
 def _by_colour(points: _Split, share: Callable[[int], int]) -> list[Curve]:
     parts: list[list[NDArray[np.float64]]] = [[] for _ in PALETTE]
     for task in sorted(points):
@@ -194,6 +277,25 @@ def _by_colour(points: _Split, share: Callable[[int], int]) -> list[Curve]:
         part = np.stack([steps[kept], values[kept], np.full(len(kept), task)])
         parts[task % len(PALETTE)] += [part, np.full((3, 1), np.nan)]
     return [Curve(*np.hstack([np.zeros((3, 0)), *part]).astype(np.float32)) for part in parts]
+
+
+def _term_curves(timeline: Timeline) -> dict[str, _Points]:
+    points: dict[str, list[tuple[float, float]]] = {}
+    for record in timeline.records(Steps):
+        for name, value in record.terms.items():
+            points.setdefault(name, []).append((_middle(record), value))
+    return {name: _thinned(pairs) for name, pairs in points.items()}
+
+
+def _middle(record: Steps) -> float:
+    """Where a mean over consecutive steps belongs."""
+    return record.first + (len(record.losses) - 1) / 2
+
+
+def _thinned(pairs: Sequence[tuple[float, float]]) -> _Points:
+    steps, values = np.array(pairs, np.float64).T
+    kept = decimate(values, most=POINTS)
+    return steps[kept], values[kept]
 
 
 def _trace(curve: Curve, colour: str, mode: str) -> go.Scatter:

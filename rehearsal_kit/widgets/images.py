@@ -61,13 +61,17 @@ def indices(image: Image, scale: Scale) -> NDArray[np.uint8]:
 
 
 def shrink(image: Image, side: int) -> Image:
-    """Means over square blocks, so that no edge is longer than `side`; what fills no block is cut off."""
+    """Means over blocks, square unless the image is thinner, so that no edge is longer than `side`.
+
+    What fills no block is cut off.
+    """
     block = -(-max(image.shape) // side)
     if block == 1:
         return image
-    rows, columns = (length // block for length in image.shape)
-    cut = image[: rows * block, : columns * block]
-    means: Image = cut.reshape(rows, block, columns, block).mean(axis=(1, 3), dtype=np.float32)
+    down, across = (min(block, length) for length in image.shape)
+    rows, columns = image.shape[0] // down, image.shape[1] // across
+    cut = image[: rows * down, : columns * across]
+    means: Image = cut.reshape(rows, down, columns, across).mean(axis=(1, 3), dtype=np.float32)
     return means
 
 

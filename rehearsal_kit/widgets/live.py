@@ -15,7 +15,15 @@ import anywidget
 import traitlets
 
 from rehearsal_kit.preview import Image
-from rehearsal_kit.widgets.images import Scale, colours, indices, shrink
+from rehearsal_kit.widgets.images import (
+    Scale,
+    amplitude_scale,
+    colours,
+    diffraction_picture,
+    indices,
+    phase_scale,
+    shrink,
+)
 
 LIVE_SIDE = 128
 """Longest edge of a tile in pixels of data; larger pictures are averaged down."""
@@ -123,10 +131,12 @@ function render({ model, el }) {
   };
   const draw = () => {
     queued = false;
-    model.get("tiles").forEach((tile, i) => {
+    const tiles = model.get("tiles");
+    while (el.children.length > tiles.length) el.lastChild.remove();
+    tiles.forEach((tile, i) => {
       const figure = cell(i), [picture, scale] = figure.querySelectorAll("canvas");
       const [low, high] = figure.querySelectorAll("span");
-      figure.firstChild.textContent = tile.caption;
+      figure.firstChild.textContent = figure.firstChild.title = tile.caption;
       picture.setAttribute("aria-label", tile.caption + ", from " + tile.low + " to " + tile.high);
       paint(picture, tile.pixels, tile.shape, tile.colours);
       paint(scale, ramp, [1, 255], tile.colours);
@@ -145,7 +155,8 @@ export default { render };
 _TILES_CSS = """
 .rk-tiles { display: grid; grid-template-columns: repeat(5, minmax(90px, 168px)); gap: 14px; padding: 1px; }
 .rk-tiles figure { margin: 0; min-width: 0; }
-.rk-tiles figcaption { font-size: 12px; margin-bottom: 3px; white-space: nowrap; }
+.rk-tiles figcaption { font-size: 12px; margin-bottom: 3px; white-space: nowrap; overflow: hidden;
+  text-overflow: ellipsis; }
 .rk-tiles figure > canvas { width: 100%; aspect-ratio: 1; image-rendering: pixelated; display: block;
   box-shadow: 0 0 0 1px var(--jp-border-color2, #ccc); }
 .rk-scale { display: flex; align-items: center; gap: 5px; margin-top: 4px; font-size: 11px;
@@ -201,6 +212,18 @@ class Tile:
     caption: str
     image: Image
     scale: Scale
+
+
+def input_tile(name: str, image: Image) -> Tile:
+    """What goes into the network, float32 (row, column): diffraction is on a logarithmic axis."""
+    if name == "diffraction":
+        return Tile("diffraction (log10)", *diffraction_picture(image))
+    return Tile(name, image, amplitude_scale(image))
+
+
+def field_scale(name: str, truth: Image) -> Scale:
+    """The scale that the truth of a field, float32 (row, column), shares with what is predicted of it."""
+    return phase_scale(truth) if name == "phase" else amplitude_scale(truth)
 
 
 class Tiles(anywidget.AnyWidget):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from html import escape
 from typing import Any
 
 import ipywidgets as widgets
@@ -15,8 +16,7 @@ from rehearsal_kit.session import Session
 from rehearsal_kit.telemetry import TaskArrived
 from rehearsal_kit.widgets.controls import Controls
 from rehearsal_kit.widgets.figures import CONFIG, live_figure, look, loss_curves, watched_curves
-from rehearsal_kit.widgets.images import amplitude_scale, diffraction_picture, phase_scale
-from rehearsal_kit.widgets.live import Pacer, StateLine, Tile, Tiles
+from rehearsal_kit.widgets.live import Pacer, StateLine, Tile, Tiles, field_scale, input_tile
 from rehearsal_kit.widgets.status import facts, tasks_html
 
 PERIOD_S = 0.5
@@ -31,6 +31,7 @@ CAPTIONS = (
     "true phase (rad)",
     "predicted phase (rad)",
 )
+"""Of the empty frames before the first picture: those of ptychography."""
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ class Panel:
         self.tiles.clear(CAPTIONS)
         self.box = self._arrange()
         self._last = ""
-        """What the pictures show."""
+        """What the pictures show, as HTML."""
         self._shown: object = None
         self._dressed: object = None
         self._repaired_at = 0.0
@@ -152,7 +153,7 @@ class Panel:
         task = self.pattern.value
         preview = self.session.preview(None if task == NEWEST else task)
         if preview is not None:
-            self._last = f"task {preview.task}, as predicted at step {preview.step}"
+            self._last = about(preview)
             self.about.value = self._last
             self.tiles.show(tiles(preview))
         else:
@@ -185,17 +186,19 @@ class Panel:
 
 
 def tiles(preview: Preview) -> list[Tile]:
-    """The five pictures of a preview; truth and prediction share the limits of the truth."""
-    amplitude, phase = amplitude_scale(preview.amplitude), phase_scale(preview.phase)
-    pattern, pattern_scale = diffraction_picture(preview.diffraction)
-    pictures = (
-        (pattern, pattern_scale),
-        (preview.amplitude, amplitude),
-        (preview.predicted_amplitude, amplitude),
-        (preview.phase, phase),
-        (preview.predicted_phase, phase),
-    )
-    return [Tile(caption, *picture) for caption, picture in zip(CAPTIONS, pictures, strict=True)]
+    """The pictures of a preview: the input, then truth and prediction of each field on the truth's scale."""
+    shown = [input_tile(preview.name, preview.input)]
+    for name, truth in preview.truth.items():
+        caption, scale = "phase (rad)" if name == "phase" else name, field_scale(name, truth)
+        shown.append(Tile(f"true {caption}", truth, scale))
+        shown.append(Tile(f"predicted {caption}", preview.predicted[name], scale))
+    return shown
+
+
+def about(preview: Preview) -> str:
+    """What a preview shows and says, as HTML."""
+    made = f"task {preview.task}, as predicted at step {preview.step}"
+    return f"{made}: {escape(preview.words)}" if preview.words else made
 
 
 def _figure_widget() -> Any:

@@ -63,7 +63,7 @@ def tasks_html(timeline: Timeline) -> str:
     rows += [_aside(record) for record in timeline.records(TaskSetAside)]
     right = "<th class='rk-right'>"
     head = f"<th>task</th><th>state</th>{right}error</th>{right}change</th>"
-    body = "".join(rows) or "<tr><td colspan='4'>no scan has arrived yet</td></tr>"
+    body = "".join(rows) or "<tr><td colspan='4'>no task has arrived yet</td></tr>"
     note = "<p class='rk-note'>error: on the watched samples, now; change: since the task was learned</p>"
     return f"{_CSS}<table class='rk-tasks'><tr>{head}</tr>{body}</table>{note}"
 

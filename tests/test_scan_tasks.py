@@ -8,11 +8,12 @@ from real_data import real_data
 from rehearsal_kit.commands import Arrived
 from rehearsal_kit.errors import ScanError
 from rehearsal_kit.preparation import Preparation
+from rehearsal_kit.scan_tasks import open_scan_task, regions
 from rehearsal_kit.scans.acquisition import Acquisition
 from rehearsal_kit.scans.cxi_writing import write_cxi
 from rehearsal_kit.scans.scan import patch_corners
 from rehearsal_kit.synthetic import Beamline, convert
-from rehearsal_kit.tasks import load, open_experience, regions, shard
+from rehearsal_kit.tasks import shard
 
 SIZE = 32
 PREPARATION = Preparation(size=SIZE, scale=30.0)
@@ -25,7 +26,7 @@ def path(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def experience(path):
-    return open_experience(Arrived(name="a", path=str(path)), PREPARATION)
+    return open_scan_task(Arrived(name="a", path=str(path)), PREPARATION)
 
 
 def painted(experience, indices):
@@ -64,7 +65,7 @@ def test_targets_of_training_watched_and_test_share_no_pixel(experience):
 )
 def test_real_scans_are_split_without_overlap(tmp_path, name, size):
     path = convert(real_data(name), tmp_path, seed=0)
-    real = open_experience(Arrived(name="real", path=str(path)), Preparation(size=size, scale=1.0))
+    real = open_scan_task(Arrived(name="real", path=str(path)), Preparation(size=size, scale=1.0))
     assert_separate(real)
     assert len(real.training) > 200
 
@@ -73,7 +74,7 @@ def test_regions_of_one_scan_share_a_held_out_strip_that_no_training_touches(tmp
     path = convert(real_data("cnm_hxn_scan247/scan247.npz"), tmp_path, seed=0)
     tasks = regions(path, 3, size=SIZE)
     assert len({task.name for task in tasks}) == 3
-    opened = [open_experience(task, PREPARATION) for task in tasks]
+    opened = [open_scan_task(task, PREPARATION) for task in tasks]
     trained = [painted(one, one.training) for one in opened]
     for one in opened:
         assert len(one.training) > 80
@@ -88,7 +89,7 @@ def test_regions_of_one_scan_share_a_held_out_strip_that_no_training_touches(tmp
 
 def test_boxes_are_kept(path):
     held_out, region = (120.0, 200.0, 0.0, 200.0), (0.0, 100.0, 20.0, 200.0)
-    one = open_experience(Arrived(name="a", path=str(path), held_out=held_out, region=region), PREPARATION)
+    one = open_scan_task(Arrived(name="a", path=str(path), held_out=held_out, region=region), PREPARATION)
     rows, columns = np.nonzero(painted(one, np.concatenate([one.watched, one.test])))
     assert rows.min() >= 120
     assert rows.max() < 200
@@ -102,7 +103,7 @@ def test_shards_are_disjoint_cover_and_differ_by_at_most_one(experience):
     for ranks in (1, 2, 5):
         shards = [shard(experience, seed=1, task=0, rank=rank, ranks=ranks) for rank in range(ranks)]
         assert max(map(len, shards)) - min(map(len, shards)) <= 1
-        np.testing.assert_array_equal(np.sort(np.concatenate(shards)), experience.training)
+        np.testing.assert_array_equal(np.sort(np.concatenate(shards)), np.arange(len(experience.training)))
     other = shard(experience, seed=1, task=1, rank=0, ranks=1)
     assert (other != shards[0][0]).any()
     assert (other != shard(experience, seed=2, task=1, rank=0, ranks=1)).any()
@@ -110,9 +111,9 @@ def test_shards_are_disjoint_cover_and_differ_by_at_most_one(experience):
 
 def test_samples_hold_pattern_and_the_central_target_in_the_order_asked_for(experience):
     indices = experience.training[[5, 2, 9]]
-    samples = load(experience, indices)
-    assert samples["frame"].tolist() == indices.tolist()
-    images = {name: (tuple(v.shape), v.dtype) for name, v in samples.items() if name != "frame"}
+    samples = experience.load("training", np.array([5, 2, 9]))
+    assert samples["number"].tolist() == indices.tolist()
+    images = {name: (tuple(v.shape), v.dtype) for name, v in samples.items() if name != "number"}
     assert images == dict.fromkeys(("diffraction", "amplitude", "phase"), ((3, 1, SIZE, SIZE), torch.float32))
     wave = (samples["amplitude"] * torch.exp(1j * samples["phase"])).numpy()[1, 0]
     row, column = np.round(experience.scan.positions_px[indices[1]]).astype(int) - SIZE // 2
@@ -148,26 +149,26 @@ def blank(tmp_path, **changes):
 def test_frames_without_beam_are_left_out_when_loaded(tmp_path):
     counts = np.ones((240, 16, 16), np.uint16)
     counts[3] = 0
-    one = open_experience(blank(tmp_path, counts=counts), Preparation(size=16, scale=1.0))
-    assert {len(values) for values in load(one, np.array([2, 3, 4])).values()} == {2}
-    assert load(one, np.array([2, 3, 4]))["frame"].tolist() == [2, 4]
-    assert {len(values) for values in load(one, np.array([], np.int64)).values()} == {0}
+    one = open_scan_task(blank(tmp_path, counts=counts), Preparation(size=16, scale=1.0))
+    assert {len(values) for values in one.load("training", np.array([2, 3, 4])).values()} == {2}
+    assert one.load("training", np.array([2, 3, 4]))["number"].tolist() == [2, 4]
+    assert {len(values) for values in one.load("training", np.array([], np.int64)).values()} == {0}
 
 
 def test_the_phase_of_the_cut_is_plus_pi(tmp_path):
     image = np.ones((120, 90), np.complex64)
     image[10, 10] = complex(-1, -0.0)
-    one = open_experience(blank(tmp_path, object=image), Preparation(size=16, scale=1.0))
-    phase = load(one, np.array([0]))["phase"]
+    one = open_scan_task(blank(tmp_path, object=image), Preparation(size=16, scale=1.0))
+    phase = one.load("training", np.array([0]))["phase"]
     assert phase.max().item() == pytest.approx(np.pi)
     assert phase.min() > -np.pi
 
 
 def test_frames_whose_target_leaves_the_object_are_skipped(tmp_path):
-    inside = open_experience(blank(tmp_path), Preparation(size=16, scale=1.0))
+    inside = open_scan_task(blank(tmp_path), Preparation(size=16, scale=1.0))
     positions = inside.scan.positions_px.copy()
     positions[[0, 5]] = [[7.0, 20.0], [20.0, 85.0]]
-    one = open_experience(blank(tmp_path, positions_px=positions), Preparation(size=16, scale=1.0))
+    one = open_scan_task(blank(tmp_path, positions_px=positions), Preparation(size=16, scale=1.0))
     assert one.skipped == inside.skipped + 2
     assert not set(one.training) & {0, 5}
 
@@ -183,15 +184,15 @@ def test_frames_whose_target_leaves_the_object_are_skipped(tmp_path):
 def test_empty_sets_say_why(tmp_path, changes, says):
     arrived = blank(tmp_path)
     with pytest.raises(ScanError, match=rf"blank\.cxi: {says}.*16 pixels"):
-        open_experience(Arrived(name="a", path=arrived.path, **changes), Preparation(size=16, scale=1.0))
+        open_scan_task(Arrived(name="a", path=arrived.path, **changes), Preparation(size=16, scale=1.0))
 
 
 def test_scans_that_cannot_be_trained_on_are_refused(tmp_path):
     with pytest.raises(ScanError, match=r"blank\.cxi: no reconstruction: nothing to train on"):
-        open_experience(blank(tmp_path, object=None), Preparation(size=16))
+        open_scan_task(blank(tmp_path, object=None), Preparation(size=16))
     with pytest.raises(ScanError, match=r"blank\.cxi: frames are 16 x 16"):
-        open_experience(blank(tmp_path), PREPARATION)
+        open_scan_task(blank(tmp_path), PREPARATION)
     with pytest.raises(ScanError, match=r"blank\.cxi: the object is zero"):
-        open_experience(blank(tmp_path, object=np.zeros((120, 90), np.complex64)), Preparation(size=16))
+        open_scan_task(blank(tmp_path, object=np.zeros((120, 90), np.complex64)), Preparation(size=16))
     with pytest.raises(ScanError, match="no target of 16 pixels"):
-        open_experience(blank(tmp_path, object=np.ones((10, 10), np.complex64)), Preparation(size=16))
+        open_scan_task(blank(tmp_path, object=np.ones((10, 10), np.complex64)), Preparation(size=16))

@@ -1,0 +1,158 @@
+"""Training steps of several strategies in turns, on one of several real ranks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from rehearsal_kit.compare.streams import CLASSES, CompareStream, stream_named
+from rehearsal_kit.exchange import GroupExchange
+from rehearsal_kit.groups import Groups
+from rehearsal_kit.layout import IDENTITY, RowLayout
+from rehearsal_kit.learner import Learner, MiniBatch
+from rehearsal_kit.rehearsal import DistributedBuffer
+from rehearsal_kit.rounds import Representatives, Round
+from rehearsal_kit.stored_outputs import with_outputs, without_outputs
+from rehearsal_kit.strategies.choice import named_strategy
+from rehearsal_kit.strategies.strategy import Strategy
+
+SEED = 0
+POOL = 8
+"""Different mini-batches, used again and again."""
+STRATEGIES = ("Incremental", "ER", "AGEM", "DER", "DERpp")
+
+
+@dataclass(frozen=True)
+class Turns:
+    """What is measured; the same on all ranks."""
+
+    stream: str
+    rounds: int
+    """Steps of each strategy that count."""
+    warm_up: int
+    """Rounds before these."""
+    capacity: int
+    """Samples over all ranks."""
+    device: str = "cpu"
+
+
+def measure_turns(groups: Groups, turns: Turns) -> dict[str, list[float]]:
+    """Seconds of each step by strategy, round by round; all ranks call it together."""
+    torch.manual_seed(SEED + groups.rank)
+    stream = stream_named(turns.stream)
+    arms = {name: _Arm(named_strategy(name), stream, groups=groups, turns=turns) for name in STRATEGIES}
+    try:
+        times: dict[str, list[float]] = {name: [] for name in arms}
+        for number in range(turns.warm_up + turns.rounds):
+            # Who begins changes from round to round: the first step finds the caches cold.
+            order = [*arms][number % len(arms) :] + [*arms][: number % len(arms)]
+            for name in order:
+                seconds = arms[name].step()
+                if number >= turns.warm_up:
+                    times[name].append(seconds)
+        return times
+    finally:
+        for arm in arms.values():
+            arm.close()
+
+
+class _Arm:
+    # One strategy with a network, an optimizer and a full buffer of its own.
+
+    def __init__(self, strategy: Strategy, stream: CompareStream, *, groups: Groups, turns: Turns) -> None:
+        self._strategy = strategy
+        self._stream = stream
+        self._device = turns.device if turns.device == "cpu" else f"{turns.device}:{groups.rank}"
+        self._pool = [_samples(stream, number, groups.rank) for number in range(POOL)]
+        self._learner = Learner(
+            stream.small(SEED),
+            replace(stream.training, precision="float32"),
+            device=self._device,
+            groups=groups,
+        )
+        inputs = "image" if stream.measure == CLASSES else "diffraction"
+        self._learner.signature = self._learner.meet(self._pool[0], inputs)
+        self._steps = 0
+        self._buffer = None
+        if strategy.replays or strategy.distils:
+            rehearsal = replace(stream.rehearsal, capacity=turns.capacity)
+            layout = RowLayout.of(
+                self._kept(self._pool[0], self._learner.signature.no_outputs("cpu"), none=True)
+            )
+            exchange = GroupExchange(groups)
+            self._buffer = DistributedBuffer(
+                layout, rehearsal, seed=SEED, exchange=exchange, device=self._device
+            )
+            self._fill(-(-turns.capacity // groups.ranks // stream.training.batch) + 2)
+
+    def step(self) -> float:
+        """Seconds of one step, the background work that it began included."""
+        self._steps += 1
+        new = self._pool[self._steps % POOL]
+        began = self._now()
+        drawn = self._advance()
+        replayed = without_outputs(drawn.samples) if drawn is not None and self._strategy.replays else {}
+        distilled = drawn.distillation if drawn is not None and self._strategy.distils else {}
+        stepped = self._learner.step(MiniBatch(new, replayed, distilled), strategy=self._strategy)
+        if self._buffer is not None:
+            self._buffer.offer(self._kept(new, stepped.outputs), group=self._steps % 2)
+            self._buffer.state()  # waits: what is under way would slow down the next strategy's step
+        return self._now() - began
+
+    def close(self) -> None:
+        if self._buffer is not None:
+            self._buffer.close()
+
+    def _advance(self) -> Representatives | None:
+        if self._buffer is None:
+            return None
+        rehearsal, strategy = self._stream.rehearsal, self._strategy
+        return self._buffer.advance(
+            Round(
+                step=self._steps,
+                representatives=rehearsal.representatives if strategy.replays else 0,
+                distillation=rehearsal.distillation if strategy.distils else 0,
+            )
+        )
+
+    def _fill(self, mini_batches: int) -> None:
+        for _ in range(mini_batches):
+            self._steps += 1
+            new = self._pool[self._steps % POOL]
+            self._advance()
+            assert self._buffer is not None  # noqa: S101 - for the type checker; the caller has made it
+            outputs = self._learner.predict(new[self._inputs])
+            self._buffer.offer(self._kept(new, outputs), group=self._steps % 2)
+        assert self._buffer is not None  # noqa: S101 - as above
+        self._buffer.state()
+
+    @property
+    def _inputs(self) -> str:
+        assert self._learner.signature is not None  # noqa: S101 - for the type checker
+        return self._learner.signature.inputs
+
+    def _kept(
+        self, new: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor], *, none: bool = False
+    ) -> Mapping[str, torch.Tensor]:
+        if not self._strategy.distils:
+            return new
+        samples = {name: tensor[:0] for name, tensor in new.items()} if none else new
+        return with_outputs(samples, outputs, version=self._steps)
+
+    def _now(self) -> float:
+        if self._device != "cpu":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+
+def _samples(stream: CompareStream, number: int, rank: int) -> dict[str, torch.Tensor]:
+    count = stream.training.batch
+    identity = torch.arange(count) + count * (number + POOL * rank)
+    values = torch.rand(count, *stream.shape)
+    if stream.measure == CLASSES:
+        return {"image": values, "label": torch.randint(10, (count,)), IDENTITY: identity}
+    fields = {name: torch.rand(count, *stream.shape) for name in ("amplitude", "phase")}
+    return {"diffraction": values, **fields, IDENTITY: identity}

@@ -1,0 +1,1 @@
+"""`rehearsal-kit compare`: all strategies on the same stream, and what each of them costs."""

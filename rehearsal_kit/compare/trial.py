@@ -1,0 +1,120 @@
+"""One strategy on one stream with one seed: a run in a folder, and its outcome beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from rehearsal_kit.cluster import Cluster
+from rehearsal_kit.commands import Arrived
+from rehearsal_kit.compare.streams import CompareStream
+from rehearsal_kit.comparison import Outcome
+from rehearsal_kit.errors import SettingsError
+from rehearsal_kit.following import follow
+from rehearsal_kit.memory import peak_memory
+from rehearsal_kit.run_folder import written_whole
+from rehearsal_kit.session import Session
+from rehearsal_kit.settings import require_number
+from rehearsal_kit.strategies.choice import named_strategy
+from rehearsal_kit.strategies.strategy import Strategy
+
+PERCENT = 30.0
+"""Of the stream that buffers hold, unless said otherwise."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A strategy, and how much of the stream its buffer holds."""
+
+    strategy: str
+    percent: float
+
+    @staticmethod
+    def parsed(text: str) -> Arm:
+        """From "er", "er@5" or "derpp@10": the number is the percentage; SettingsError for anything else."""
+        name, at, percent = text.partition("@")
+        made = named_strategy(name)
+        try:
+            share = round(float(percent), 4) if at else PERCENT
+        except ValueError as error:
+            raise SettingsError(
+                f"strategy {text!r}: {percent!r} is no percentage; write for example er@10."
+            ) from error
+        require_number("the percentage of the buffer", share, low=0.01, high=100.0)
+        return Arm(made.name, share if made.replays or made.distils else 0.0)
+
+    @property
+    def label(self) -> str:
+        """As tables call it."""
+        return f"{self.strategy} {self.percent:g} %" if self.percent else self.strategy
+
+    @property
+    def slug(self) -> str:
+        """As folders are called."""
+        return f"{self.strategy.lower()}-{self.percent:g}" if self.percent else self.strategy.lower()
+
+    def made(self, stream: CompareStream) -> Strategy:
+        """The strategy with the weights that suit a stream."""
+        weights = {"DER": {"alpha": stream.alpha}, "DERpp": {"alpha": stream.alpha, "beta": stream.beta}}
+        return named_strategy(self.strategy, **weights.get(self.strategy, {}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Laid:
+    """A stream as it lies on disk for one seed."""
+
+    stream: CompareStream
+    tasks: Sequence[Arrived]
+    samples: int
+    """For training, over all tasks."""
+    seed: int
+    full: bool
+    """Whether the full network is trained."""
+
+
+def run_trial(cluster: Cluster, arm: Arm, laid: Laid, *, folder: Path, title: str) -> Outcome:
+    """Train, or read what an earlier call has written; a run that was cut short is done anew.
+
+    RankError where the run failed or paused on its own; it is then left as it is.
+    """
+    outcome_at = folder / f"{arm.slug}.json"
+    if outcome_at.exists():
+        return Outcome.from_plain(json.loads(outcome_at.read_text()))
+    run = folder / arm.slug
+    if run.exists():
+        _put_aside(run)
+    stream = laid.stream
+    capacity = max(1, round(arm.percent / 100 * laid.samples))
+    drawn = max(stream.rehearsal.representatives, stream.rehearsal.distillation)
+    with (
+        peak_memory(cluster.processes) as peak,
+        Session(
+            cluster,
+            run=run,
+            strategy=arm.made(stream),
+            network=(stream.full if laid.full else stream.small)(laid.seed),
+            seed=laid.seed,
+            preparation=stream.preparation,
+            training=stream.training,
+            rehearsal=replace(stream.rehearsal, capacity=max(capacity, drawn)),
+        ) as session,
+    ):
+        for task in laid.tasks:
+            session.submit(task)
+        session.finish_stream()
+        session.start()
+        follow(session, title, expected=len(laid.tasks), finish=False)
+        session.wait()
+    outcome = Outcome.of(arm.label, session.timeline, memory_bytes=peak.bytes)
+    with written_whole(outcome_at) as partial:
+        partial.write_text(json.dumps(asdict(outcome), indent=1))
+    return outcome
+
+
+def _put_aside(run: Path) -> None:
+    number = 1
+    while (there := run.with_name(f"{run.name}.cut-short-{number}")).exists():
+        number += 1
+    run.rename(there)

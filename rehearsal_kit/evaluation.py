@@ -1,0 +1,84 @@
+"""Which tasks are evaluated when, so that all is known in the end and the effort stays bounded."""
+
+from __future__ import annotations
+
+import math
+
+from rehearsal_kit.learner import Learner
+from rehearsal_kit.reporter import Reporter
+from rehearsal_kit.stream import Stream
+from rehearsal_kit.telemetry import UNTRAINED, Evaluated
+
+HELD_OUT = ("watched", "test")
+
+
+class Evaluation:
+    """Evaluates and tells; all ranks call the same methods at the same step.
+
+    After a task: that one and at most `earlier` of those before it, the longest not evaluated first and
+    the first task always. At the end: all. Per task that is a constant, not the number of tasks.
+    """
+
+    def __init__(self, learner: Learner, stream: Stream, *, reporter: Reporter, earlier: int) -> None:
+        self._learner = learner
+        self._stream = stream
+        self._reporter = reporter
+        self._earlier = earlier
+        self.newest = UNTRAINED
+        """The last task that was trained."""
+        self.sound = True
+        """Whether the newest task's predictions were finite after it was trained."""
+        self._seen: dict[int, int] = {}
+        """After which task each was last evaluated."""
+
+    def before(self, task: int, *, step: int) -> None:
+        """A task about to be trained, by the network as it is and by the untrained one: forward transfer."""
+        with self._learner.untrained():
+            self._tell(task, "test", after=UNTRAINED, step=step)
+        if task > 0:
+            self._tell(task, "test", after=task - 1, step=step)
+
+    def after(self, task: int, *, step: int) -> list[int]:
+        """The task that was just trained, and some of those before it; returns which."""
+        self.newest = task
+        chosen = [*self._chosen(task), task]
+        for each in chosen:
+            self.sound = self._tell_both(each, step)
+        return chosen
+
+    def last(self, *, step: int) -> list[int]:
+        """All tasks that have not been evaluated since the last one was trained; returns which."""
+        left = [task for task in sorted(self._seen) if self._seen[task] < self.newest]
+        for task in left:
+            self._tell_both(task, step)
+        return left
+
+    def _chosen(self, newest: int) -> list[int]:
+        earlier = [task for task in range(newest) if self._stream[task] is not None]
+        if len(earlier) <= self._earlier:
+            return earlier
+        waiting = sorted(earlier[1:], key=lambda task: (self._seen[task], task))
+        return sorted([*earlier[: min(1, self._earlier)], *waiting[: max(0, self._earlier - 1)]])
+
+    def _tell_both(self, task: int, step: int) -> bool:
+        self._seen[task] = self.newest
+        sound = [self._tell(task, split, after=self.newest, step=step) for split in HELD_OUT]
+        return all(sound)
+
+    def _tell(self, task: int, split: str, *, after: int, step: int) -> bool:
+        if self._stream[task] is None:
+            return True
+        scores = self._learner.quality(self._stream.held_out(task, split))
+        if not all(map(math.isfinite, scores.errors.values())):
+            return False  # a network that predicts no numbers has no error; what became of it the loss tells
+        self._reporter.tell(
+            Evaluated(
+                step=step,
+                after=after,
+                task=task,
+                split=split,
+                errors=scores.errors,
+                metrics={name: value for name, value in scores.metrics.items() if math.isfinite(value)},
+            )
+        )
+        return True

@@ -1,0 +1,105 @@
+"""What a run has come to: the trained network, what it predicts, its table, its export."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+
+from rehearsal_kit.errors import SessionError
+from rehearsal_kit.exporting import PreparedNetwork
+from rehearsal_kit.preparation import Preparation
+from rehearsal_kit.run_folder import RunFolder
+from rehearsal_kit.telemetry import TaskArrived
+from rehearsal_kit.timeline import Timeline
+
+BATCH = 256
+
+
+class TrainedNetwork:
+    """A network of a run as it was after the last task that ended, behind the preparation of that run."""
+
+    def __init__(self, run: RunFolder, network: torch.nn.Module) -> None:
+        """network: as it was given to the run. SessionError if no task has ended yet."""
+        if not run.weights.exists() or not run.inputs.exists():
+            raise SessionError(
+                f"run {run.path} has no trained weights yet: they are kept after every task and at the end."
+            )
+        inputs = json.loads(run.inputs.read_text())
+        self.field: str = inputs["field"]
+        """That goes into the network."""
+        self.shape: tuple[int, ...] = tuple(inputs["shape"])
+        """Of one frame as it is measured, (row, column), or of one input of a network without preparation."""
+        self.dtype: torch.dtype = getattr(torch, inputs["dtype"])
+        given = inputs["preparation"]
+        self.preparation = None if given is None else Preparation(**given)
+        self.network = copy.deepcopy(network).cpu()
+        self.network.load_state_dict(load_file(run.weights))
+        self.network.eval()
+
+    @property
+    def prepared(self) -> PreparedNetwork:
+        """From counts, as the detector gives them, to outputs."""
+        return PreparedNetwork(self.network, self.preparation).eval()
+
+    def predict(self, frames: torch.Tensor | NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+        """Outputs by field, float32 (sample, ...), for counts (sample, row, column) or inputs (sample, ...).
+
+        SettingsError or SessionError for frames of another shape than those the network was trained on.
+        """
+        inputs = torch.as_tensor(frames).to(self.dtype)
+        if tuple(inputs.shape[1:]) != self.shape or not len(inputs):
+            raise SessionError(
+                f"frames have shape {tuple(inputs.shape)}; this network was trained on {self.field} of "
+                f"(sample, {', '.join(map(str, self.shape))}), and there must be one at least."
+            )
+        network = self.prepared
+        parts: list[Mapping[str, torch.Tensor]] = []
+        with torch.no_grad():
+            for begin in range(0, len(inputs), BATCH):
+                outputs = network(inputs[begin : begin + BATCH])
+                parts.append(outputs if isinstance(outputs, Mapping) else {"output": outputs})
+        return {name: torch.cat([part[name] for part in parts]).float().numpy() for name in parts[0]}
+
+    def example(self) -> torch.Tensor:
+        """Two samples of the right shape, for an export: counts between 0 and 100, or numbers from 0 to 1."""
+        numbers = torch.rand(2, *self.shape, generator=torch.Generator().manual_seed(0))
+        return (numbers if self.preparation is None else (100 * numbers).round()).to(self.dtype)
+
+
+def results_table(timeline: Timeline) -> pd.DataFrame:
+    """One row per task: test error right after it was trained and now, and all metrics of now.
+
+    "error" is the share of wrong classes, or the mean absolute error summed over the fields; NaN where a
+    task was not evaluated (yet). Index: number of the task.
+    """
+    matrix, metrics = timeline.error_matrix("test"), timeline.metrics("test")
+    before, _ = timeline.untaught()
+    rows = []
+    for arrived in timeline.records(TaskArrived):
+        task = arrived.task
+        column = [row[task] if task < len(row) else None for row in matrix]
+        known = [error for error in column[task:] if error is not None]
+        learned = column[task] if task < len(column) else None
+        rows.append({
+            "task": task,
+            "name": arrived.name,
+            "training samples": arrived.training,
+            "error before": before[task] if task < len(before) else None,
+            "error when learned": learned,
+            "error now": known[-1] if known else None,
+            "change": known[-1] - learned if known and learned is not None else None,
+            **(metrics[task] if task < len(metrics) else {}),
+        })  # fmt: skip
+    if not rows:
+        return pd.DataFrame()
+    table = pd.DataFrame(rows).set_index("task")
+    numbers = [name for name in table.columns if name != "name"]
+    return table.assign(**{name: pd.to_numeric(table[name]) for name in numbers})

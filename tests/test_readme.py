@@ -1,0 +1,50 @@
+"""What README says about strategies of one's own runs as it stands there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+from distributed.protocol.pickle import dumps, loads
+from ranks import alone, small_job
+
+from rehearsal_kit.commands import FinishStream
+from rehearsal_kit.networks.convnet import ConvNet
+from rehearsal_kit.settings import Rehearsal, Training
+from rehearsal_kit.telemetry import Steps, TaskEnded
+from rehearsal_kit.tensor_tasks import split_classes, write_task
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def own_strategy():
+    found = re.search(r"<!-- strategy example -->\n```python\n(.*?)```", README.read_text(), re.DOTALL)
+    names = {"__name__": "__main__"}  # as a notebook's
+    exec(found[1], names)
+    return names["Balanced"]()
+
+
+def arrivals(folder):
+    random = torch.Generator().manual_seed(0)
+    labels = torch.arange(80) % 4
+    images = labels.reshape(-1, 1, 1, 1) + torch.randn(80, 1, 8, 8, generator=random)
+    tasks = split_classes(images, labels, classes_per_task=2, test=(images, labels))
+    return [write_task(task, folder / f"{number}.h5") for number, task in enumerate(tasks)]
+
+
+def test_a_strategy_of_ones_own_crosses_to_the_workers_and_trains(tmp_path):
+    strategy = loads(dumps(own_strategy()))
+    job = small_job(
+        tmp_path / "run",
+        strategy=strategy,
+        network=ConvNet(classes=4, width=4),
+        training=Training(batch=8, epochs=1),
+        rehearsal=Rehearsal(representatives=4, candidates=4, capacity=20),
+    )
+    outcome, timeline, _ = alone(job, *arrivals(tmp_path), FinishStream())
+    assert outcome == "finished"
+    assert len(timeline.records(TaskEnded)) == 2
+    terms = timeline.records(Steps)[-1].terms
+    assert set(terms) == {"new", "old"}
+    assert terms["old"] > 0
