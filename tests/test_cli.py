@@ -87,6 +87,7 @@ def the_run_folder_is_private_and_the_report_needs_no_network(folder: Path) -> N
             "settings.json",
             "wishes.jsonl",
             "effects.jsonl",
+            "inputs.json",
             "timeline.jsonl",
             "previews.h5",
             "initial.safetensors",

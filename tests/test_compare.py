@@ -178,7 +178,7 @@ def test_the_weights_are_those_of_the_stream():
 
 
 def test_arms_that_differ_never_share_a_folder():
-    arms = {Arm.parsed(text) for text in (*DEFAULT_ARMS, "er@33.33333", "er@33.333334")}
+    arms = {Arm.parsed(text) for text in (*DEFAULT_ARMS, "er@33.3333", "er@33.3334")}
     assert len(arms) == len(DEFAULT_ARMS) + 2
     assert len({arm.slug for arm in arms}) == len({arm.label for arm in arms}) == len(arms)
 
@@ -440,15 +440,15 @@ def test_an_outcome_with_a_task_set_aside_survives_json():
 # As a person calls it -----------------------------------------------------------------------------------
 
 
-def nothing_runs() -> bool:
-    """No process of any cluster whose keys lie in the home folder of these tests."""
+def of_clusters() -> set[int]:
+    """Numbers of the processes of all clusters whose keys lie in the home folder of these tests."""
     home = os.environ["REHEARSAL_KIT_HOME"]
-    return not [p for p in psutil.process_iter(["cmdline"]) if home in " ".join(p.info["cmdline"] or [])]
+    return {p.pid for p in psutil.process_iter(["cmdline"]) if home in " ".join(p.info["cmdline"] or [])}
 
 
 @pytest.mark.cluster
 def test_real_digits_from_the_command_line(tmp_path):
-    data = real_data("mnist_5k/mnist_5k.csv.gz").parents[1]
+    data, before = real_data("mnist_5k/mnist_5k.csv.gz").parents[1], of_clusters()
     options = ["--stream", "mnist", "--data", data, "--strategies", "er@10", "--seeds", 1, "--first-seed", 7]
     done = subprocess.run(
         [*COMMAND, *map(str, options), "--run", str(tmp_path / "run")],
@@ -468,12 +468,12 @@ def test_real_digits_from_the_command_line(tmp_path):
         assert word in done.stdout
     assert (tmp_path / "run" / "report.html").stat().st_size > 10**5
     assert (tmp_path / "run" / "seed-7" / "er-10.json").exists()
-    assert nothing_runs()
+    assert not of_clusters() - before
 
 
 @pytest.mark.cluster
 def test_an_interrupt_leaves_no_process_and_a_folder_to_go_on_with(tmp_path):
-    run = tmp_path / "run"
+    run, before = tmp_path / "run", of_clusters()
     options = ["--stream", "beamline", "--strategies", "er", "--seeds", "1", "--workers", "1"]
     process = subprocess.Popen(
         [*COMMAND, *options, "--run", str(run)],
@@ -495,7 +495,7 @@ def test_an_interrupt_leaves_no_process_and_a_folder_to_go_on_with(tmp_path):
     assert process.returncode == 130, said
     assert "interrupted; everything it had started has ended" in said
     assert "Traceback" not in said
-    assert nothing_runs()
+    assert not of_clusters() - before
     assert not list(run.rglob("rendezvous"))
     assert (run / "seed-0" / "er-30").exists()
     assert not list((run / "seed-0").glob("*.json"))

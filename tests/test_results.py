@@ -109,9 +109,9 @@ def two_tasks() -> list[TensorTask]:
 
 
 def spoilt_task(sample: int) -> TensorTask:
-    """A task in which one training image has a number so large that every network overflows."""
+    """A task in which one training image has numbers so large that every network overflows."""
     images, labels = labelled(64, seed=2)
-    images[sample, 0, 3, 3] = 3e38
+    images[sample] = 3e38
     return labelled_task("spoilt", (images, labels), test=labelled(40, seed=3))
 
 

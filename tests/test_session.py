@@ -104,7 +104,7 @@ def test_a_person_steers_and_both_ranks_obey_at_the_same_step(cluster, tmp_path,
         until(session, lambda timeline: timeline.last(StateChanged).state == "paused")
         still = session.timeline.last(Steps)
         until(session, lambda _: session.preview() is not None)
-        assert session.preview().predicted_phase.shape == (16, 16)
+        assert session.preview().predicted["phase"].shape == (16, 16)
         steered = session.steer(representatives=5, learning_rate=2e-4)
         until(session, lambda _: len(session.acknowledged(steered)) == 2)
         assert session.timeline.last(Steps) == still

@@ -19,12 +19,23 @@ def example() -> str:
 
 def run(folder, code, ranks):
     (folder / "loop.py").write_text(code)
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "loop.py"]
+    # What the ranks say goes into files: on one pipe they would speak at the same time.
+    apart = ["--log-dir", "said", "--redirects", "3"]
+    launch = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(ranks),
+        *apart,
+        "loop.py",
+    ]
     done = subprocess.run(
         [sys.executable, *launch], cwd=folder, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("right:")]
+    said = [path.read_text() for path in sorted((folder / "said").rglob("stdout.log"))]
+    return [line.split()[1:] for text in said for line in text.splitlines() if line.startswith("right:")]
 
 
 def test_readmes_loop_remembers_every_class_and_leaves_a_snapshot(tmp_path):
