@@ -112,7 +112,13 @@ def test_a_person_steers_and_both_ranks_obey_at_the_same_step(cluster, tmp_path,
         assert (first.rank, second.rank) == (0, 1)
         assert first.step == second.step == session.acknowledged(number)[0].step
         assert first.digest == second.digest
-        assert first.settings == {"learning_rate": 2e-4, "representatives": 5, "capacity": 80}
+        assert first.settings == {
+            "learning_rate": 2e-4,
+            "representatives": 5,
+            "distillation": 0,
+            "capacity": 80,
+            "strategy": "ER",
+        }
         resumed = session.resume()
         until(session, lambda timeline: timeline.last(Steps).first > still.first)
         larger = session.steer(capacity=120)
