@@ -165,22 +165,16 @@ class Comparison:
 
     def ratios(self, strategy: str) -> list[float]:
         """Training time relative to Incremental's, seed by seed; empty where that is not there."""
-        base, mine = self.by_seed("Incremental"), self.by_seed(strategy)
-        return [
-            mine[seed].seconds / base[seed].seconds for seed in mine if seed in base and base[seed].seconds
-        ]
+        return [*self._ratios(strategy).values()]
 
     def points(self) -> dict[str, tuple[list[float], list[float]]]:
         """By strategy: training times relative to Incremental's and final errors, where both are known."""
-        base, points = self.by_seed("Incremental"), {}
+        points = {}
         for name in self.strategies:
-            known = [
-                (outcome.seconds / base[seed].seconds, outcome.final)
-                for seed, outcome in self.by_seed(name).items()
-                if seed in base and base[seed].seconds and math.isfinite(outcome.final)
-            ]
+            errors = {seed: outcome.final for seed, outcome in self.by_seed(name).items()}
+            known = {s: r for s, r in self._ratios(name).items() if math.isfinite(errors[s])}
             if known:
-                points[name] = ([time for time, _ in known], [error for _, error in known])
+                points[name] = ([*known.values()], [errors[seed] for seed in known])
         return points
 
     def text(self) -> str:
@@ -255,6 +249,14 @@ class Comparison:
             incremental=self.finals("Incremental"),
             from_scratch=self.finals("FromScratch"),
         )
+
+    def _ratios(self, strategy: str) -> dict[int, float]:
+        base = self.by_seed("Incremental")
+        return {
+            seed: outcome.seconds / base[seed].seconds
+            for seed, outcome in self.by_seed(strategy).items()
+            if seed in base and base[seed].seconds
+        }
 
     def _comparable(self, *strategies: str) -> bool:
         """Whether all of them have a final error for the same seeds."""

@@ -7,9 +7,8 @@ import math
 from rehearsal_kit.learner import Learner
 from rehearsal_kit.reporter import Reporter
 from rehearsal_kit.stream import Stream
+from rehearsal_kit.tasks import HELD_OUT
 from rehearsal_kit.telemetry import UNTRAINED, Evaluated
-
-HELD_OUT = ("watched", "test")
 
 
 class Evaluation:
@@ -35,8 +34,8 @@ class Evaluation:
         """A task about to be trained, by the network as it is and by the untrained one: forward transfer."""
         with self._learner.untrained():
             self._tell(task, "test", after=UNTRAINED, step=step)
-        if task > 0:
-            self._tell(task, "test", after=task - 1, step=step)
+        if self.newest != UNTRAINED:
+            self._tell(task, "test", after=self.newest, step=step)
 
     def after(self, task: int, *, step: int) -> list[int]:
         """The task that was just trained, and some of those before it; returns which."""

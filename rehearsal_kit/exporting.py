@@ -120,7 +120,7 @@ def _scale_of(preparation: Preparation) -> float:
 def _transformed(counts: Tensor, preparation: Preparation) -> Tensor:
     """`Preparation.apply`, but for the scale, in operations of torch."""
     try:
-        preparation._require_shape(counts.shape[1:], "")
+        preparation.require_shape(counts.shape[1:], "")
     except ScanError as error:
         raise SettingsError(
             f"counts has shape {tuple(counts.shape)}; give (sample, row, column): {error}"

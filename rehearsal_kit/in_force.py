@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from rehearsal_kit.commands import Steer
 from rehearsal_kit.layout import RowLayout, Samples
@@ -33,7 +34,7 @@ class InForce:
             values["capacity"] = self.rehearsal.capacity
         return {**values, **plain_strategy(self.strategy)}
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Fingerprint of the plain values."""
         return digest(self.plain)

@@ -10,11 +10,11 @@ from importlib.metadata import version
 import torch
 from safetensors.torch import save
 
-from rehearsal_kit.layout import Samples
 from rehearsal_kit.preparation import Preparation
 from rehearsal_kit.run_folder import RunFolder, write_private
 from rehearsal_kit.scan_tasks import ScanExperience
 from rehearsal_kit.settings import Rehearsal, Training
+from rehearsal_kit.signature import Signature
 from rehearsal_kit.strategies.choice import plain_strategy
 from rehearsal_kit.strategies.strategy import Strategy
 from rehearsal_kit.tasks import Experience
@@ -34,12 +34,14 @@ class Job:
     device: str = "cpu"
 
 
-def keep_inputs(job: Job, experience: Experience, samples: Samples) -> None:
-    """Write what the network takes, and how it is prepared from what is measured (JSON)."""
+def keep_inputs(job: Job, experience: Experience, signature: Signature) -> None:
+    """Write what the network takes and gives, and how it is prepared from what is measured (JSON)."""
+    (taken,) = [field for field in signature.layout.fields if field.name == signature.inputs]
     inputs = {
         "field": experience.inputs,
         "shape": list(experience.raw_shape),
-        "dtype": str(samples[experience.inputs].dtype).removeprefix("torch."),
+        "dtype": str(taken.dtype).removeprefix("torch."),
+        "outputs": list(signature.outputs),
         "preparation": asdict(experience.preparation) if isinstance(experience, ScanExperience) else None,
     }
     write_private(job.run.inputs, json.dumps(inputs, indent=2))

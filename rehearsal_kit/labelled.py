@@ -9,7 +9,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rehearsal_kit.errors import DatasetError, SettingsError
-from rehearsal_kit.randomness import generator
-from rehearsal_kit.settings import require_integer
+from rehearsal_kit.errors import DatasetError
 
 Bytes = NDArray[np.uint8]
 Images = NDArray[np.float32]
@@ -63,27 +61,6 @@ class LabelledImages:
     """int64 (sample,), indexes of `classes`."""
     classes: tuple[str, ...]
     """The name of every class."""
-
-    def fewer(self, training: int, test: int, *, seed: int) -> LabelledImages:
-        """A random subset with equally many images of every class, in the order of the whole set.
-
-        Args:
-            training: training images per class.
-            test: test images per class.
-            seed: the choice depends on it alone; of two subsets of one seed the larger contains the smaller.
-
-        Raises SettingsError if a class has fewer images, or for numbers below 1.
-        """
-        require_integer("seed", seed, low=0)
-        kept = _balanced(self.training_labels, training, part="training", classes=self.classes, seed=seed)
-        held = _balanced(self.test_labels, test, part="test", classes=self.classes, seed=seed)
-        return replace(
-            self,
-            training_images=self.training_images[kept],
-            training_labels=self.training_labels[kept],
-            test_images=self.test_images[held],
-            test_labels=self.test_labels[held],
-        )
 
 
 def read_fashion_mnist(folder: Path = FASHION_MNIST) -> LabelledImages:
@@ -188,22 +165,6 @@ def _parted(
         test_labels=labels[in_test].astype(np.int64),
         classes=classes,
     )
-
-
-def _balanced(
-    labels: Labels, count: int, *, part: str, classes: tuple[str, ...], seed: int
-) -> NDArray[np.int64]:
-    """Sorted indexes of `count` samples of every class."""
-    require_integer(part, count, low=1)
-    chosen = []
-    for label, name in enumerate(classes):
-        where = np.flatnonzero(labels == label)
-        if count > len(where):
-            raise SettingsError(
-                f"{part} is {count} images per class, but class {name!r} has {len(where)}; ask for fewer."
-            )
-        chosen.append(generator(seed, f"fewer {part}", label).permutation(where)[:count])
-    return np.sort(np.concatenate(chosen))
 
 
 def _scaled(pixels: Bytes) -> Images:

@@ -46,7 +46,7 @@ class Preparation:
 
     def require_fit(self, scan: Scan) -> None:
         """Raises a ScanError that names the file unless the frames of a scan can be prepared."""
-        self._require_shape(scan.frame_shape, f"{scan.path}: ")
+        self.require_shape(scan.frame_shape, f"{scan.path}: ")
 
     def fitted(self, scan: Scan) -> Preparation:
         """The same with the scale fixed by a scan, the first task: most inputs then lie in 0..1.
@@ -80,7 +80,7 @@ class Preparation:
             raise SettingsError(
                 "scale is None; use fitted(first_scan).apply(...), or set Preparation(scale=...)."
             )
-        self._require_shape(frames.shape[1:], "")
+        self.require_shape(frames.shape[1:], "")
         return torch.from_numpy(self._transformed(frames) / np.float32(self.scale))[:, None]
 
     def _transformed(self, frames: Frames) -> Frames:
@@ -93,7 +93,8 @@ class Preparation:
                 np.log1p(binned, out=binned)
         return binned
 
-    def _require_shape(self, shape: tuple[int, ...], where: str) -> None:
+    def require_shape(self, shape: tuple[int, ...], where: str) -> None:
+        """ScanError that begins with `where`, unless frames of this shape can be binned to `size`."""
         allowed = f"a multiple of size {self.size}" if self.crop is None else f"the crop, {self.crop}"
         side = shape[-1] if shape else 0
         fits = side >= self.size and side % self.size == 0 and self.crop in (None, side)

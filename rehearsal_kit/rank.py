@@ -12,7 +12,7 @@ from safetensors.torch import save
 
 from rehearsal_kit.commands import Arrived, Command, FinishStream, Pause, Resume, SetAside, Steer, Stop
 from rehearsal_kit.control import Commit, Control, said
-from rehearsal_kit.evaluation import HELD_OUT, Evaluation
+from rehearsal_kit.evaluation import Evaluation
 from rehearsal_kit.exchange import GroupExchange
 from rehearsal_kit.experiences import open_experience
 from rehearsal_kit.gallery import Gallery
@@ -29,17 +29,10 @@ from rehearsal_kit.rounds import Representatives, Round
 from rehearsal_kit.run_folder import write_private
 from rehearsal_kit.scan_tasks import ScanExperience
 from rehearsal_kit.signature import Signature
-from rehearsal_kit.stored_outputs import (
-    PREFIX,
-    VERSION,
-    having_outputs,
-    mean_age,
-    with_outputs,
-    without_outputs,
-)
+from rehearsal_kit.stored_outputs import ages, disowning, for_layout, without_outputs
 from rehearsal_kit.strategies.choice import require_stored
 from rehearsal_kit.stream import Stream
-from rehearsal_kit.tasks import Experience
+from rehearsal_kit.tasks import HELD_OUT, Experience
 from rehearsal_kit.telemetry import Applied, Joined, Record, TaskArrived, TaskBegan, TaskEnded, TaskSetAside
 
 IDLE_S = 0.02
@@ -133,7 +126,8 @@ class Rank:
             return
         if self._buffer is not None:
             group = lesson.task if lesson.group is None else new[lesson.group]
-            self._buffer.offer(self._kept_of(new, stepped.outputs), group=group)
+            stored = for_layout(new, stepped.outputs, layout=self._buffer.layout, version=self._step)
+            self._buffer.offer(stored, group=group)
         seconds = time.perf_counter() - began
         lesson.seconds += seconds
         self._reporter.stepped(self._step, lesson.task, terms=stepped.terms, seconds=seconds)
@@ -164,17 +158,9 @@ class Rank:
         # What was drawn before the strategy was changed is left out where the new one has no use for it.
         replayed = without_outputs(drawn.samples) if self._in_force.strategy.replays else {}
         distils = self._in_force.strategy.distils
-        distilled = having_outputs(drawn.distillation, spoilt=self._spoilt) if distils else {}
-        if distilled:
-            count = len(distilled[VERSION])
-            self._reporter.distilled(mean_age(distilled, self._step), count)
+        distilled = disowning(drawn.distillation, self._spoilt) if distils else {}
+        self._reporter.distilled(ages(distilled, self._step))
         return MiniBatch(new, replayed, distilled)
-
-    def _kept_of(self, new: Samples, outputs: Samples) -> Samples:
-        assert self._buffer is not None  # noqa: S101 - for the type checker; the caller has looked
-        stored = [field for field in self._buffer.layout.fields if field.name.startswith(PREFIX)]
-        half = any(field.half for field in stored)
-        return with_outputs(new, outputs, version=self._step, half=half) if stored else new
 
     def _start_over(self, lesson: Lesson, trouble: str, *, guilty: bool = False) -> None:
         """After a loss that is not finite: back to where the task began, and wait for a person.
@@ -296,7 +282,7 @@ class Rank:
             self._set_aside(task, reason or "no training frame has any counts; was the shutter closed?")
             return None
         if self._learner.signature is None:
-            self._meet(read[1], lesson)
+            self._meet(read[1], task)
         self._lesson = lesson
         self._evaluation.before(task, step=self._step)
         if self._in_force.strategy.restarts:
@@ -307,11 +293,11 @@ class Rank:
         self._reporter.tell(TaskBegan(step=self._step, task=task, steps=self._lesson.steps, time=time.time()))
         return self._lesson
 
-    def _meet(self, signature: Signature, lesson: Lesson) -> None:
+    def _meet(self, signature: Signature, task: int) -> None:
         self._learner.signature = signature
-        experience = self._stream[lesson.task]
+        experience = self._stream[task]
         if self._groups.rank == 0 and experience is not None:
-            keep_inputs(self._job, experience, lesson.samples)
+            keep_inputs(self._job, experience, signature)
 
     def _read(self, task: int) -> tuple[Samples, Signature]:
         """This rank's training samples, once all that the task brings was seen to fit the run."""

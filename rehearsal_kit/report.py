@@ -28,8 +28,7 @@ from rehearsal_kit.widgets.figures import (
     tradeoff_figure,
     watched_figure,
 )
-from rehearsal_kit.widgets.images import Scale, png_uri, shrink
-from rehearsal_kit.widgets.live import field_scale, input_tile
+from rehearsal_kit.widgets.images import Scale, field_scale, input_tile, png_uri, shrink
 
 SIDE = 96
 """Longest edge of a picture in the file; the file stays small with many tasks."""

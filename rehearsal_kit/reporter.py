@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from rehearsal_kit.rounds import Representatives
 from rehearsal_kit.run_folder import Ledger, RunFolder
@@ -23,8 +23,8 @@ class Reporter:
         self._state = ("", "")
         self._losses: list[float] = []
         self._terms: dict[str, float] = {}
-        self._ages: list[float] = []
-        self._first = self._task = self._representatives = self._remote = self._stored = self._distilled = 0
+        self._ages: list[int] = []
+        self._first = self._task = self._representatives = self._remote = self._stored = 0
         self._began = self._seconds = self._waited = self._hidden = 0.0
 
     def tell(self, record: Record) -> None:
@@ -69,11 +69,9 @@ class Reporter:
             self._remote += int((drawn.owners != self._rank).sum()) if trained else 0
             self._stored = drawn.stored
 
-    def distilled(self, age: float | None, count: int) -> None:
-        """How many samples the step under way compares with their stored outputs, and how old those are."""
-        self._distilled += count
-        if age is not None:
-            self._ages.append(age)
+    def distilled(self, ages: Sequence[int]) -> None:
+        """Steps since the stored outputs were made with which the step under way compares samples."""
+        self._ages.extend(ages)
 
     def flush(self) -> None:
         """Tell of the steps that no record has told of yet."""
@@ -91,10 +89,10 @@ class Reporter:
             stored=self._stored,
             time=time.time(),
             terms={name: total / len(self._losses) for name, total in self._terms.items()},
-            distilled=self._distilled,
+            distilled=len(self._ages),
             outputs_age=statistics.fmean(self._ages) if self._ages else None,
         )
-        self._losses, self._ages, self._terms, self._distilled = [], [], {}, 0
+        self._losses, self._ages, self._terms = [], [], {}
         self._seconds = self._waited = self._hidden = 0.0
         self._representatives = self._remote = 0
         self.tell(steps)

@@ -38,6 +38,7 @@ class TrainedNetwork:
         self.shape: tuple[int, ...] = tuple(inputs["shape"])
         """Of one frame as it is measured, (row, column), or of one input of a network without preparation."""
         self.dtype: torch.dtype = getattr(torch, inputs["dtype"])
+        self._outputs: list[str] = inputs["outputs"]
         given = inputs["preparation"]
         self.preparation = None if given is None else Preparation(**given)
         self.network = copy.deepcopy(network).cpu()
@@ -65,7 +66,7 @@ class TrainedNetwork:
         with torch.no_grad():
             for begin in range(0, len(inputs), BATCH):
                 outputs = network(inputs[begin : begin + BATCH])
-                parts.append(outputs if isinstance(outputs, Mapping) else {"output": outputs})
+                parts.append(outputs if isinstance(outputs, Mapping) else {self._outputs[0]: outputs})
         return {name: torch.cat([part[name] for part in parts]).float().numpy() for name in parts[0]}
 
     def example(self) -> torch.Tensor:

@@ -21,7 +21,7 @@ from rehearsal_kit.scans.opening import open_scan
 from rehearsal_kit.scans.scan import Scan, patch_corners
 from rehearsal_kit.tasks import NUMBER, SPLITS, Indices
 
-HELD_OUT = 0.2
+SHARE_HELD_OUT = 0.2
 """Share of the frames whose targets lie in the held-out strip, about."""
 
 
@@ -191,8 +191,8 @@ def _touches(corners: Indices, size: int, box: Box) -> NDArray[np.bool_]:
 
 
 def _lowest_rows(corners: Indices) -> Box:
-    """The strip at the bottom (largest row numbers) that holds about HELD_OUT of the targets."""
-    return (float(np.ceil(np.quantile(corners[:, 0], 1 - HELD_OUT))), np.inf, -np.inf, np.inf)
+    """The strip at the bottom (largest row numbers) that holds about SHARE_HELD_OUT of the targets."""
+    return (float(np.ceil(np.quantile(corners[:, 0], 1 - SHARE_HELD_OUT))), np.inf, -np.inf, np.inf)
 
 
 def _halves(corners: Indices, size: int, held_out: Indices) -> tuple[Indices, Indices]:

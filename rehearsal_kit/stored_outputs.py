@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from rehearsal_kit.layout import Samples
+from rehearsal_kit.layout import RowLayout, Samples
 
 PREFIX = "outputs."
 VERSION = f"{PREFIX}version"
@@ -36,6 +36,19 @@ def with_outputs(
     return {**samples, **fields, VERSION: made_by}
 
 
+def stores_outputs(layout: RowLayout) -> bool:
+    """Whether rows of this layout have room for outputs."""
+    return any(field.name == VERSION for field in layout.fields)
+
+
+def for_layout(samples: Samples, outputs: Samples, *, layout: RowLayout, version: int) -> Samples:
+    """The samples as a buffer of this layout takes them: with their outputs, or without."""
+    if not stores_outputs(layout):
+        return samples
+    half = any(field.half for field in layout.fields if field.name.startswith(PREFIX))
+    return with_outputs(samples, outputs, version=version, half=half)
+
+
 def without_outputs(samples: Samples) -> dict[str, torch.Tensor]:
     """The samples as they were before their outputs were added."""
     return {name: tensor for name, tensor in samples.items() if not name.startswith(PREFIX)}
@@ -50,18 +63,22 @@ def outputs_of(samples: Samples) -> dict[str, torch.Tensor]:
     }
 
 
-def having_outputs(samples: Samples, *, spoilt: Sequence[range] = ()) -> dict[str, torch.Tensor]:
-    """Those of the samples whose outputs some model has made; none if they have no such field.
-
-    spoilt: versions that do not count, because training has gone back to before them.
-    """
+def having_outputs(samples: Samples) -> dict[str, torch.Tensor]:
+    """Those of the samples whose outputs some model has made; none if they have no such field."""
     if VERSION not in samples:
         return {name: tensor[:0] for name, tensor in samples.items()}
-    version = samples[VERSION]
-    made = version >= 0
-    for steps in spoilt:
-        made &= (version < steps.start) | (version >= steps.stop)
+    made = samples[VERSION] >= 0
     return dict(samples) if bool(made.all()) else {name: tensor[made] for name, tensor in samples.items()}
+
+
+def disowning(samples: Samples, spoilt: Sequence[range]) -> Samples:
+    """The samples, those with outputs of these versions now without: training has gone back before them."""
+    if not spoilt or VERSION not in samples:
+        return samples
+    version = samples[VERSION].clone()
+    for steps in spoilt:
+        version[(version >= steps.start) & (version < steps.stop)] = NO_MODEL
+    return {**samples, VERSION: version}
 
 
 def named_halves(half: Sequence[str], samples: Samples) -> tuple[str, ...]:
@@ -71,7 +88,10 @@ def named_halves(half: Sequence[str], samples: Samples) -> tuple[str, ...]:
     return tuple(dict.fromkeys(spelt))
 
 
-def mean_age(samples: Samples, step: int) -> float | None:
-    """Steps since the outputs of these samples were made, on average; None where no sample has any."""
-    versions = samples[VERSION] if VERSION in samples else torch.zeros(0)
-    return float(step - versions.double().mean()) if len(versions) else None
+def ages(samples: Samples, step: int) -> list[int]:
+    """Steps since the outputs of each sample that has any were made."""
+    return (
+        [step - version for version in samples[VERSION].tolist() if version >= 0]
+        if VERSION in samples
+        else []
+    )

@@ -13,7 +13,8 @@ from rehearsal_kit.randomness import generator
 
 Indices = NDArray[np.int64]
 
-SPLITS = ("training", "watched", "test")
+HELD_OUT = ("watched", "test")
+SPLITS = ("training", *HELD_OUT)
 NUMBER = "number"
 """The field that says which sample of its task a sample is."""
 

@@ -10,7 +10,7 @@ import pytest
 from real_data import real_data
 
 from rehearsal_kit import labelled
-from rehearsal_kit.errors import DatasetError, RehearsalKitError, SettingsError
+from rehearsal_kit.errors import DatasetError, RehearsalKitError
 from rehearsal_kit.labelled import (
     FASHION_MNIST,
     LabelledImages,
@@ -252,56 +252,6 @@ def test_without_pillow_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(DatasetError, match=r"Pillow.*rehearsal-kit\[images\]"):
         read_cifar10_subset(tmp_path)
-
-
-def made(training: int = 300, test: int = 100) -> LabelledImages:
-    """Two classes in random order; every image is its index."""
-    random = np.random.default_rng(0)
-    return LabelledImages(
-        name="made",
-        training_images=np.arange(training, dtype=np.float32).reshape(-1, 1, 1, 1),
-        training_labels=random.permutation(np.arange(training) % 2),
-        test_images=np.arange(test, dtype=np.float32).reshape(-1, 1, 1, 1),
-        test_labels=random.permutation(np.arange(test) % 2),
-        classes=("even", "odd"),
-    )
-
-
-def test_a_subset_is_balanced_and_keeps_images_with_labels_in_order():
-    whole, part = made(), made().fewer(30, 50, seed=1)
-    assert np.bincount(part.training_labels).tolist() == [30, 30]
-    indexes = part.training_images.ravel().astype(int)
-    assert (np.diff(indexes) > 0).all()
-    np.testing.assert_array_equal(part.training_labels, whole.training_labels[indexes])
-    np.testing.assert_array_equal(part.test_images, whole.test_images)  # 50 per class are all
-    np.testing.assert_array_equal(part.test_labels, whole.test_labels)
-    assert (part.name, part.classes) == (whole.name, whole.classes)
-
-
-def test_a_subset_depends_on_the_seed_alone_and_grows_by_adding():
-    def chosen(training: int, test: int, seed: int) -> tuple[set[float], set[float]]:
-        part = made().fewer(training, test, seed=seed)
-        return set(part.training_images.ravel()), set(part.test_images.ravel())
-
-    assert chosen(30, 20, 1) == chosen(30, 20, 1)
-    assert chosen(30, 20, 1)[0] != chosen(30, 20, 2)[0]
-    assert chosen(30, 20, 1)[1] != chosen(30, 20, 2)[1]
-    assert chosen(30, 20, 1)[0] == chosen(30, 10, 1)[0] < chosen(40, 20, 1)[0]
-
-
-@pytest.mark.parametrize(
-    ("training", "test", "seed", "message"),
-    [
-        (151, 1, 0, "training is 151 images per class, but class 'even' has 150"),
-        (1, 51, 0, "test is 51 images per class, but class 'even' has 50"),
-        (0, 1, 0, "training is 0; it must be a whole number from 1"),
-        (1, 1.5, 0, "test is 1.5; it must be a whole number from 1"),
-        (1, 1, -1, "seed is -1"),
-    ],
-)
-def test_a_subset_that_cannot_be_is_refused(training, test, seed, message):
-    with pytest.raises(SettingsError, match=message):
-        made().fewer(training, test, seed=seed)
 
 
 def test_the_real_fashion_mnist():

@@ -298,6 +298,7 @@ def test_predict_takes_counts_as_the_detector_gives_them(scanned):
     preparation = Preparation(size=32).fitted(scan)
     assert json.loads(session.run.inputs.read_text()) == {
         "field": "diffraction",
+        "outputs": ["amplitude", "phase"],
         "shape": [64, 64],
         "dtype": "float32",
         "preparation": {"size": 32, "counts": "sqrt", "crop": None, "scale": preparation.scale},

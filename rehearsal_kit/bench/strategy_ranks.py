@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,11 +10,12 @@ import torch
 from rehearsal_kit.compare.streams import CLASSES, CompareStream, stream_named
 from rehearsal_kit.exchange import GroupExchange
 from rehearsal_kit.groups import Groups
-from rehearsal_kit.layout import IDENTITY, RowLayout
+from rehearsal_kit.in_force import InForce
+from rehearsal_kit.layout import IDENTITY, Samples
 from rehearsal_kit.learner import Learner, MiniBatch
 from rehearsal_kit.rehearsal import DistributedBuffer
 from rehearsal_kit.rounds import Representatives, Round
-from rehearsal_kit.stored_outputs import with_outputs, without_outputs
+from rehearsal_kit.stored_outputs import for_layout, without_outputs
 from rehearsal_kit.strategies.choice import named_strategy
 from rehearsal_kit.strategies.strategy import Strategy
 
@@ -63,42 +63,40 @@ class _Arm:
     # One strategy with a network, an optimizer and a full buffer of its own.
 
     def __init__(self, strategy: Strategy, stream: CompareStream, *, groups: Groups, turns: Turns) -> None:
-        self._strategy = strategy
-        self._stream = stream
         self._device = turns.device if turns.device == "cpu" else f"{turns.device}:{groups.rank}"
         self._pool = [_samples(stream, number, groups.rank) for number in range(POOL)]
-        self._learner = Learner(
-            stream.small(SEED),
-            replace(stream.training, precision="float32"),
-            device=self._device,
-            groups=groups,
+        training = replace(stream.training, precision="float32")
+        self._learner = Learner(stream.small(SEED), training, device=self._device, groups=groups)
+        self._inputs = "image" if stream.measure == CLASSES else "diffraction"
+        self._learner.signature = self._learner.meet(self._pool[0], self._inputs)
+        self._in_force = InForce(
+            learning_rate=training.learning_rate,
+            rehearsal=replace(stream.rehearsal, capacity=turns.capacity),
+            strategy=strategy,
         )
-        inputs = "image" if stream.measure == CLASSES else "diffraction"
-        self._learner.signature = self._learner.meet(self._pool[0], inputs)
         self._steps = 0
         self._buffer = None
-        if strategy.replays or strategy.distils:
-            rehearsal = replace(stream.rehearsal, capacity=turns.capacity)
-            layout = RowLayout.of(
-                self._kept(self._pool[0], self._learner.signature.no_outputs("cpu"), none=True)
+        if self._in_force.needs_buffer:
+            layout, rehearsal = self._in_force.stored(
+                self._pool[0], self._learner.signature.no_outputs("cpu")
             )
             exchange = GroupExchange(groups)
             self._buffer = DistributedBuffer(
                 layout, rehearsal, seed=SEED, exchange=exchange, device=self._device
             )
-            self._fill(-(-turns.capacity // groups.ranks // stream.training.batch) + 2)
+            self._fill(self._buffer, -(-turns.capacity // groups.ranks // training.batch) + 2)
 
     def step(self) -> float:
         """Seconds of one step, the background work that it began included."""
         self._steps += 1
-        new = self._pool[self._steps % POOL]
+        new, strategy = self._pool[self._steps % POOL], self._in_force.strategy
         began = self._now()
-        drawn = self._advance()
-        replayed = without_outputs(drawn.samples) if drawn is not None and self._strategy.replays else {}
-        distilled = drawn.distillation if drawn is not None and self._strategy.distils else {}
-        stepped = self._learner.step(MiniBatch(new, replayed, distilled), strategy=self._strategy)
+        drawn = None if self._buffer is None else self._advance(self._buffer)
+        replayed = without_outputs(drawn.samples) if drawn is not None and strategy.replays else {}
+        distilled = drawn.distillation if drawn is not None and strategy.distils else {}
+        stepped = self._learner.step(MiniBatch(new, replayed, distilled), strategy=strategy)
         if self._buffer is not None:
-            self._buffer.offer(self._kept(new, stepped.outputs), group=self._steps % 2)
+            self._offer(self._buffer, new, stepped.outputs)
             self._buffer.state()  # waits: what is under way would slow down the next strategy's step
         return self._now() - began
 
@@ -106,41 +104,26 @@ class _Arm:
         if self._buffer is not None:
             self._buffer.close()
 
-    def _advance(self) -> Representatives | None:
-        if self._buffer is None:
-            return None
-        rehearsal, strategy = self._stream.rehearsal, self._strategy
-        return self._buffer.advance(
+    def _advance(self, buffer: DistributedBuffer) -> Representatives | None:
+        return buffer.advance(
             Round(
                 step=self._steps,
-                representatives=rehearsal.representatives if strategy.replays else 0,
-                distillation=rehearsal.distillation if strategy.distils else 0,
+                representatives=self._in_force.representatives,
+                distillation=self._in_force.distillation,
             )
         )
 
-    def _fill(self, mini_batches: int) -> None:
+    def _offer(self, buffer: DistributedBuffer, new: Samples, outputs: Samples) -> None:
+        stored = for_layout(new, outputs, layout=buffer.layout, version=self._steps)
+        buffer.offer(stored, group=self._steps % 2)
+
+    def _fill(self, buffer: DistributedBuffer, mini_batches: int) -> None:
         for _ in range(mini_batches):
             self._steps += 1
             new = self._pool[self._steps % POOL]
-            self._advance()
-            assert self._buffer is not None  # noqa: S101 - for the type checker; the caller has made it
-            outputs = self._learner.predict(new[self._inputs])
-            self._buffer.offer(self._kept(new, outputs), group=self._steps % 2)
-        assert self._buffer is not None  # noqa: S101 - as above
-        self._buffer.state()
-
-    @property
-    def _inputs(self) -> str:
-        assert self._learner.signature is not None  # noqa: S101 - for the type checker
-        return self._learner.signature.inputs
-
-    def _kept(
-        self, new: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor], *, none: bool = False
-    ) -> Mapping[str, torch.Tensor]:
-        if not self._strategy.distils:
-            return new
-        samples = {name: tensor[:0] for name, tensor in new.items()} if none else new
-        return with_outputs(samples, outputs, version=self._steps)
+            self._advance(buffer)
+            self._offer(buffer, new, self._learner.predict(new[self._inputs]))
+        buffer.state()
 
     def _now(self) -> float:
         if self._device != "cpu":

@@ -41,9 +41,7 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
         help=f"with the buffer as a percentage of the stream ({PERCENT:g} where it is left out)",
     )
     add("--seeds", type=int, default=3, metavar="N", help="runs of each, seeds 0 to N - 1 (3)")
-    add(
-        "--first-seed", type=int, default=0, metavar="S", help="begin at another; settings were chosen on 100"
-    )
+    add("--first-seed", type=int, default=0, metavar="S", help="begin at another (0)")
     add("--workers", type=int, default=2, metavar="N", help="worker processes (2)")
     add("--data", type=Path, metavar="DIR", help="where data sets lie that are not part of this project")
     add("--run", type=Path, metavar="DIR", help="folder of all runs; one that exists is gone on with")

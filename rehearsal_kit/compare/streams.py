@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 
 from rehearsal_kit.commands import Arrived
+from rehearsal_kit.comparison import RECONSTRUCTION
+from rehearsal_kit.demo_scans import from_files
 from rehearsal_kit.errors import DatasetError, SettingsError
 from rehearsal_kit.labelled import (
     FASHION_MNIST,
@@ -21,13 +23,11 @@ from rehearsal_kit.networks.convnet import ConvNet
 from rehearsal_kit.networks.ptychonn import PtychoNN
 from rehearsal_kit.networks.resnet import ResNet
 from rehearsal_kit.preparation import Preparation
-from rehearsal_kit.scan_tasks import regions
 from rehearsal_kit.settings import Rehearsal, Training
-from rehearsal_kit.synthetic import Beamline, convert
+from rehearsal_kit.synthetic import Beamline
 from rehearsal_kit.tensor_tasks import split_classes, write_task
 
 SCANS = 8
-REGIONS = 4
 OBJECTS = {
     "cnm_hxn_scan247/epie_reconstruction.npz": "rPIE of scan 247, 26-ID of the APS (data: tike 0.26 on PyPI)",
     "als_gold_balls_recon/gold_balls.mat": "github.com/cdtools-developers/cdtools, example_reconstructions",
@@ -55,7 +55,7 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class CompareStream:
-    """A stream and its settings, chosen on seeds from 100 on; tables use seeds from 0 on."""
+    """A stream and its settings: fashion's and beamline's were chosen on seed 100, the others follow them."""
 
     name: str
     title: str
@@ -80,7 +80,6 @@ class CompareStream:
 
 
 CLASSES = "share of wrong classes, one head, no task number at test time"
-RECONSTRUCTION = "mean absolute error of amplitude (median 1) + of phase (rad), held-out regions"
 
 
 def _classes(images: LabelledImages, place: Place) -> list[Arrived]:
@@ -94,10 +93,10 @@ def _classes(images: LabelledImages, place: Place) -> list[Arrived]:
 
 
 def _fashion(place: Place) -> list[Arrived]:
-    here = place.data is not None and (place.data / "train-images-idx3-ubyte.gz").exists()
-    return _classes(
-        read_fashion_mnist(place.data if here and place.data is not None else FASHION_MNIST), place
-    )
+    folder = place.data
+    if folder is None or not (folder / "train-images-idx3-ubyte.gz").exists():
+        folder = FASHION_MNIST
+    return _classes(read_fashion_mnist(folder), place)
 
 
 def _mnist(place: Place) -> list[Arrived]:
@@ -108,15 +107,17 @@ def _cifar(place: Place) -> list[Arrived]:
     return _classes(read_cifar10_subset(_folder(place, CIFAR)), place)
 
 
-def _objects(place: Place) -> list[Arrived]:
-    found = [_file(place, name, origin) for name, origin in OBJECTS.items()]
-    return [Arrived(name=path.stem, path=str(convert(path, place.folder, seed=place.seed))) for path in found]
+def _objects(place: Place) -> Sequence[Arrived]:
+    return _scans(place, OBJECTS)
 
 
-def _scan247(place: Place) -> list[Arrived]:
-    ((name, origin),) = SCAN247.items()
-    scan = convert(_file(place, name, origin), place.folder, seed=place.seed)
-    return regions(scan, REGIONS, size=place.size)
+def _scan247(place: Place) -> Sequence[Arrived]:
+    return _scans(place, SCAN247)
+
+
+def _scans(place: Place, files: Mapping[str, str]) -> Sequence[Arrived]:
+    found = [_file(place, name, origin) for name, origin in files.items()]
+    return from_files(found, place.folder, seed=place.seed, size=place.size).tasks
 
 
 def _beamline(place: Place) -> list[Arrived]:

@@ -10,7 +10,7 @@ from rehearsal_kit.commands import Steer
 from rehearsal_kit.errors import SettingsError
 from rehearsal_kit.layout import RowLayout
 from rehearsal_kit.settings import Rehearsal
-from rehearsal_kit.stored_outputs import VERSION
+from rehearsal_kit.stored_outputs import stores_outputs
 from rehearsal_kit.strategies.dark import DER, DERpp
 from rehearsal_kit.strategies.references import Cumulative, FromScratch, Incremental
 from rehearsal_kit.strategies.replay import AGEM, ER
@@ -20,7 +20,7 @@ OURS: tuple[type[Any], ...] = (Incremental, FromScratch, Cumulative, ER, AGEM, D
 WEIGHTS = ("alpha", "beta")
 
 
-def named_strategy(name: str, **weights: float) -> Strategy:
+def named_strategy(name: str, **values: Any) -> Strategy:
     """One of ours by its name, as on a command line; SettingsError names those there are."""
     kinds = {kind.__name__.lower(): kind for kind in OURS}
     aliases = {"der++": "derpp", "a-gem": "agem", "scratch": "fromscratch"}
@@ -30,11 +30,11 @@ def named_strategy(name: str, **weights: float) -> Strategy:
             f"strategy {name!r} is unknown; known are {', '.join(kind.__name__ for kind in OURS)}."
         )
     allowed = {field.name for field in fields(kind)}
-    if unknown := [weight for weight in weights if weight not in allowed]:
+    if unknown := [value for value in values if value not in allowed]:
         raise SettingsError(
             f"{kind.__name__} has no {', '.join(unknown)}; it has {', '.join(sorted(allowed))}."
         )
-    made: Strategy = kind(**weights)
+    made: Strategy = kind(**values)
     return made
 
 
@@ -59,8 +59,8 @@ def switched(current: Strategy, command: Steer) -> Strategy:
     """The strategy in force after a command; an own loss stays. SettingsError for weights it has not."""
     weights = {name: value for name in WEIGHTS if (value := getattr(command, name)) is not None}
     if command.strategy is not None:
-        new = named_strategy(command.strategy, **weights)
-        return _with(new, loss=_loss(current)) if _has(current, "loss") else new
+        loss = {"loss": getattr(current, "loss")} if _has(current, "loss") else {}  # noqa: B009 - its base has none
+        return named_strategy(command.strategy, **weights, **loss)
     missing = [name for name in weights if not _has(current, name)]
     if missing:
         raise SettingsError(f"{current.name} has no {', '.join(missing)}; give the strategy as well.")
@@ -83,7 +83,7 @@ def require_stored(strategy: Strategy, layout: RowLayout | None) -> None:
             f"this run keeps no buffer, so it cannot be switched to {strategy.name}; start it with ER (with "
             "representatives=0 if nothing is to be replayed at first)."
         )
-    if layout is not None and strategy.distils and not any(f.name == VERSION for f in layout.fields):
+    if layout is not None and strategy.distils and not stores_outputs(layout):
         raise SettingsError(
             f"the buffer of this run stores no outputs, which {strategy.name} needs; start a run that is to "
             "be switched with Rehearsal(outputs=True)."
@@ -92,10 +92,6 @@ def require_stored(strategy: Strategy, layout: RowLayout | None) -> None:
 
 def _has(strategy: Any, name: str) -> bool:
     return is_dataclass(strategy) and any(field.name == name for field in fields(strategy))
-
-
-def _loss(strategy: Any) -> Any:
-    return strategy.loss
 
 
 def _with(strategy: Any, **changes: Any) -> Strategy:

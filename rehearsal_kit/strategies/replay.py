@@ -54,8 +54,8 @@ class AGEM(Strategy):
         new, reference = gradients.unbind()
         # In double precision: what is left against the reference would else grow with the parameters.
         along = torch.dot(new.double(), reference.double())
-        length = torch.dot(reference.double(), reference.double())
-        if along >= 0 or length == 0:
+        if along >= 0:
             return new
+        length = torch.dot(reference.double(), reference.double())
         projected: torch.Tensor = new.double() - along / length * reference.double()
         return projected.to(new.dtype)

@@ -53,6 +53,27 @@ def diffraction_picture(pattern: Image) -> tuple[Image, Scale]:
     return np.log10(relative).astype(np.float32), Scale(-3.0, 0.0, colours("dark"))
 
 
+@dataclass(frozen=True)
+class Tile:
+    """One picture with its caption."""
+
+    caption: str
+    image: Image
+    scale: Scale
+
+
+def input_tile(name: str, image: Image) -> Tile:
+    """What goes into the network, float32 (row, column): diffraction is on a logarithmic axis."""
+    if name == "diffraction":
+        return Tile("diffraction (log10)", *diffraction_picture(image))
+    return Tile(name, image, amplitude_scale(image))
+
+
+def field_scale(name: str, truth: Image) -> Scale:
+    """The scale that the truth of a field, float32 (row, column), shares with what is predicted of it."""
+    return phase_scale(truth) if name == "phase" else amplitude_scale(truth)
+
+
 def indices(image: Image, scale: Scale) -> NDArray[np.uint8]:
     """The number of its colour for every pixel: 1 to 255 from low to high, 0 where the image is NaN."""
     share = (image.astype(np.float64) - scale.low) / (scale.high - scale.low)

@@ -8,22 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import anywidget
 import traitlets
 
-from rehearsal_kit.preview import Image
-from rehearsal_kit.widgets.images import (
-    Scale,
-    amplitude_scale,
-    colours,
-    diffraction_picture,
-    indices,
-    phase_scale,
-    shrink,
-)
+from rehearsal_kit.widgets.images import Tile, colours, indices, shrink
 
 LIVE_SIDE = 128
 """Longest edge of a tile in pixels of data; larger pictures are averaged down."""
@@ -203,27 +193,6 @@ class StateLine(anywidget.AnyWidget):
     acknowledged = traitlets.Int(0).tag(sync=True)
     theme = traitlets.Unicode("light").tag(sync=True)
     hello = traitlets.Float(0).tag(sync=True)
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One picture with its caption."""
-
-    caption: str
-    image: Image
-    scale: Scale
-
-
-def input_tile(name: str, image: Image) -> Tile:
-    """What goes into the network, float32 (row, column): diffraction is on a logarithmic axis."""
-    if name == "diffraction":
-        return Tile("diffraction (log10)", *diffraction_picture(image))
-    return Tile(name, image, amplitude_scale(image))
-
-
-def field_scale(name: str, truth: Image) -> Scale:
-    """The scale that the truth of a field, float32 (row, column), shares with what is predicted of it."""
-    return phase_scale(truth) if name == "phase" else amplitude_scale(truth)
 
 
 class Tiles(anywidget.AnyWidget):

@@ -16,7 +16,8 @@ from rehearsal_kit.session import Session
 from rehearsal_kit.telemetry import TaskArrived
 from rehearsal_kit.widgets.controls import Controls
 from rehearsal_kit.widgets.figures import CONFIG, live_figure, look, loss_curves, watched_curves
-from rehearsal_kit.widgets.live import Pacer, StateLine, Tile, Tiles, field_scale, input_tile
+from rehearsal_kit.widgets.images import Tile, field_scale, input_tile
+from rehearsal_kit.widgets.live import Pacer, StateLine, Tiles
 from rehearsal_kit.widgets.status import facts, tasks_html
 
 PERIOD_S = 0.5
