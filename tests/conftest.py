@@ -21,6 +21,8 @@ OF_LIBRARIES = (
     "pymp-",
     "ThreadPoolExecutor",
 )
+OF_MULTIPROCESSING = ("resource_tracker", "forkserver")
+"""Kept, too, one of each; what a fork server has started is a child of it, and counts."""
 
 
 def _threads() -> set[threading.Thread]:
@@ -32,8 +34,11 @@ def _threads() -> set[threading.Thread]:
 
 
 def _processes() -> set[psutil.Process]:
-    children = psutil.Process().children(recursive=True)
-    return {p for p in children if "resource_tracker" not in " ".join(p.cmdline())}
+    this = psutil.Process()
+    kept = {
+        p for p in this.children() if any(helper in " ".join(p.cmdline()) for helper in OF_MULTIPROCESSING)
+    }
+    return set(this.children(recursive=True)) - kept
 
 
 @pytest.fixture(scope="session", autouse=True)

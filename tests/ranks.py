@@ -22,6 +22,9 @@ from rehearsal_kit.strategies.replay import ER
 from rehearsal_kit.timeline import Timeline
 
 DEADLINE_S = 120
+PROCESSES = multiprocessing.get_context("forkserver")
+"""Its server imports torch once, and every rank begins as a copy of it: not seconds after the others."""
+PROCESSES.set_forkserver_preload(["rehearsal_kit.rank", "rehearsal_kit.snapshots", "pytest", "scipy.stats"])
 
 
 def on_ranks(
@@ -36,11 +39,10 @@ def on_ranks(
 
     dying: how many of the last ranks will not live to answer.
     """
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
+    results = PROCESSES.Queue()
     rendezvous = folder / "rendezvous"
     processes = [
-        context.Process(
+        PROCESSES.Process(
             target=_one,
             args=(
                 Meeting(rendezvous=rendezvous, nonce="test", rank=rank, ranks=ranks, timeout_s=timeout_s),
@@ -56,8 +58,9 @@ def on_ranks(
     try:
         answers = dict(results.get(timeout=DEADLINE_S) for _ in processes[dying:])
     finally:
-        for process in processes:
-            process.join(10)
+        for rank, process in enumerate(processes):
+            if rank < ranks - dying:  # nobody needs to wait for one that hangs
+                process.join(10)
             process.kill()
             process.join()
             process.close()
@@ -73,11 +76,10 @@ class RankPool:
 
     def __init__(self, ranks: int, folder: Path) -> None:
         self.ranks = ranks
-        context = multiprocessing.get_context("spawn")
-        self._results = context.Queue()
-        self._work = [context.SimpleQueue() for _ in range(ranks)]
+        self._results = PROCESSES.Queue()
+        self._work = [PROCESSES.SimpleQueue() for _ in range(ranks)]
         self._processes = [
-            context.Process(
+            PROCESSES.Process(
                 target=_many, args=(rank, ranks, folder / f"pool-{ranks}", self._work[rank], self._results)
             )
             for rank in range(ranks)
