@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from samples import alone_in_its_store
 from scipy.stats import chisquare
@@ -60,14 +61,19 @@ def pvalue(results, ranks):
     return chisquare(held, offered * held.sum() / offered.sum()).pvalue
 
 
-def test_it_is_the_same_for_every_rank_and_every_age(pool):
-    results = pool(stream_global)
+@pytest.fixture(scope="module")
+def streamed(pool):
+    """What every rank holds of the same stream, and its threshold."""
+    return pool(stream_global)
+
+
+def test_it_is_the_same_for_every_rank_and_every_age(pool, streamed):
     assert sum(SIZES[: pool.ranks]) * STEPS >= 100_000
-    assert len({threshold for _, threshold in results}) == 1
-    assert max(len(held) for held, _ in results) > 1400
-    for held, _ in results:
+    assert len({threshold for _, threshold in streamed}) == 1
+    assert max(len(held) for held, _ in streamed) > 1400
+    for held, _ in streamed:
         assert len(set(held)) == len(held) <= 1500
-    assert pvalue(results, pool.ranks) > 1e-4
+    assert pvalue(streamed, pool.ranks) > 1e-4
 
 
 def test_the_test_fails_where_every_rank_has_a_threshold_of_its_own(pool):
@@ -78,8 +84,8 @@ def test_the_test_fails_where_every_rank_has_a_threshold_of_its_own(pool):
         assert pvalue(results, pool.ranks) < 1e-10
 
 
-def test_a_sample_is_held_exactly_if_its_tag_lies_below_the_threshold(pool):
-    for rank, (held, threshold) in enumerate(pool(stream_global)):
+def test_a_sample_is_held_exactly_if_its_tag_lies_below_the_threshold(streamed):
+    for rank, (held, threshold) in enumerate(streamed):
         everything = np.concatenate([identities(rank, step).numpy() for step in range(STEPS // 2)])
         below = everything[Reservoir(5).tags(everything) < threshold]
         assert sorted(held) == sorted(below.tolist())
