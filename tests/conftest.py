@@ -23,6 +23,32 @@ OF_LIBRARIES = (
 )
 OF_MULTIPROCESSING = ("resource_tracker", "forkserver")
 """Kept, too, one of each; what a fork server has started is a child of it, and counts."""
+LONG = (
+    "test_cli.py",
+    "test_rehearsal.py",
+    "test_notebooks.py",
+    "test_compare.py",
+    "test_session.py",
+    "test_house.py",
+    "test_bench.py",
+    "test_notebook_browser.py",
+    "test_cluster.py",
+    "test_torchrun.py",
+    "test_rank.py",
+    "test_results.py",
+)
+"""Files that take longest, the longest first: begun last, one of them would keep one process busy alone."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let pytest-xdist hand files out in order of collection, not those of most tests first."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first; within a file the order stays."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
 def _threads() -> set[threading.Thread]:
