@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rehearsal_kit.cluster import Cluster as Cluster
+    from rehearsal_kit.cluster import connect as connect
     from rehearsal_kit.cluster import start_cluster as start_cluster
     from rehearsal_kit.commands import Arrived as Arrived
     from rehearsal_kit.errors import RehearsalKitError as RehearsalKitError
@@ -68,6 +69,7 @@ __all__ = [
     "Term",
     "Timeline",
     "Training",
+    "connect",
     "dashboard",
     "open_scan",
     "regions",
@@ -101,6 +103,7 @@ _HOMES = {
     "Term": "strategies.strategy",
     "Timeline": "timeline",
     "Training": "settings",
+    "connect": "cluster",
     "dashboard": "widgets.panel",
     "open_scan": "scans.opening",
     "regions": "scan_tasks",

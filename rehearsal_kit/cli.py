@@ -1,4 +1,4 @@
-"""The command line: rehearsal-kit demo, compare, lab, stop, bench."""
+"""The command line: rehearsal-kit demo, compare, lab, stop, doctor, key, bench."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from rehearsal_kit.bench.command import add_bench
 from rehearsal_kit.cluster import running_clusters, stop_cluster
 from rehearsal_kit.compare.command import add_compare
 from rehearsal_kit.demo import Demo, run_demo
+from rehearsal_kit.doctor import examine, report, report_json, well
 from rehearsal_kit.errors import RehearsalKitError
 from rehearsal_kit.lab import copy_notebooks, open_lab
+from rehearsal_kit.trust import write_key
 
 DESCRIPTION = "Distributed rehearsal-based continual learning, steered in real time from a notebook."
 INTERRUPTED = 130
@@ -54,6 +56,14 @@ def _parser() -> argparse.ArgumentParser:
     stop = commands.add_parser("stop", help="end clusters that were left running")
     stop.add_argument("clusters", nargs="*", metavar="ID", help="which; all of yours by default")
     stop.set_defaults(command=_stop)
+    doctor = commands.add_parser("doctor", help="what this machine has, what it lacks, and the fix for each")
+    doctor.add_argument("--json", action="store_true", help="the same as data")
+    doctor.set_defaults(command=_doctor)
+    key = commands.add_parser(
+        "key", help="write a key file for a Dask cluster with TLS that you start yourself"
+    )
+    key.add_argument("file", type=Path, metavar="FILE", help="a new one; only you will be able to read it")
+    key.set_defaults(command=_key)
     add_compare(commands.add_parser("compare", help="all strategies on the same stream, with their costs"))
     add_bench(commands.add_parser("bench", help="measure the rehearsal buffer on this machine"))
     return parser
@@ -109,6 +119,18 @@ def _stop(chosen: argparse.Namespace) -> int:
         print(stop_cluster(running[name]))
     if not running:
         print("no cluster of yours is running.")
+    return 0
+
+
+def _doctor(chosen: argparse.Namespace) -> int:
+    findings = examine()
+    print(report_json(findings) if chosen.json else report(findings))
+    return 0 if well(findings) else 1
+
+
+def _key(chosen: argparse.Namespace) -> int:
+    write_key(chosen.file)
+    print(f"{chosen.file} holds a new certificate and its private key; keep it to yourself.")
     return 0
 
 

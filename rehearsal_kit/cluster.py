@@ -1,56 +1,62 @@
-"""Starts a Dask cluster that outlives the kernel, and ends it: TLS, loopback, private keys."""
+"""Starts a Dask cluster that outlives the kernel, or connects to one that somebody else started. TLS."""
 
 from __future__ import annotations
 
 import contextlib
-import glob
 import json
 import os
 import secrets
-import shutil
 import socket
-import stat
-import subprocess
-import sys
-import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 
 import psutil
+import torch
 from distributed import Client
 from distributed.security import Security
 
 from rehearsal_kit.cluster_server import ClusterAddress, ClusterFiles, ClusterOrder, tell_to_stop
-from rehearsal_kit.errors import ClusterError
+from rehearsal_kit.devices import choose_devices
+from rehearsal_kit.errors import ClusterError, ClusterGoneError
+from rehearsal_kit.interfaces import interface_named, is_loopback
 from rehearsal_kit.run_folder import write_private
+from rehearsal_kit.server_process import ServerProcess, clusters_folder, start_server
 from rehearsal_kit.settings import require_integer, require_number
+from rehearsal_kit.trust import read_trusted, require_private_folder, security_of, write_key
 
-# Not -m: the classes of a module that runs as __main__ are not those that others import from it.
-SERVER = "from rehearsal_kit.cluster_server import main; main()"
-START_TIMEOUT_S = 120.0
-STOP_TIMEOUT_S = 20.0
+CONNECT_TIMEOUT_S = 30.0
 
 
 class Cluster:
-    """A running cluster and this process's connection to it."""
+    """A running cluster and this process's connection to it: from start_cluster() or connect()."""
 
-    def __init__(self, files: ClusterFiles, *, reason: str, server: subprocess.Popen[bytes]) -> None:
-        self.files = files
-        self._server = server
-        self.address = _read_address(files)
+    def __init__(
+        self,
+        client: Client,
+        *,
+        address: ClusterAddress,
+        reason: str,
+        place: Mapping[str, str],
+        server: ServerProcess | None = None,
+    ) -> None:
+        self.client = client
+        self.address = address
         self.reason = reason
-        """Why these devices were chosen."""
-        self.client = Client(
-            self.address.scheduler, security=files.security(), set_as_default=False, timeout="30s"
-        )
+        """Why these devices were chosen; or how this process came to the cluster."""
+        self.place = dict(place)
+        """How another process reaches it again, in values for JSON: see reach()."""
+        self._server = server
+        """None where somebody else started the cluster."""
 
     def __repr__(self) -> str:
         device = "GPU" if self.address.kind == "cuda" else "CPU process"
-        return (
-            f"Cluster {self.files.folder.name}: {self.address.workers} x {device} on {self.address.host} "
-            f"({self.reason}); to end it: cluster.close() or rehearsal-kit stop {self.files.folder.name}"
-        )
+        what = f"{self.address.workers} x {device} at {self.address.scheduler} ({self.reason})"
+        if self._server is None:
+            return f"Cluster: {what}; cluster.close() disconnects and leaves it running"
+        name = self.files.folder.name
+        return f"Cluster {name}: {what}; to end it: cluster.close() or rehearsal-kit stop {name}"
 
     def __enter__(self) -> Cluster:
         return self
@@ -60,182 +66,257 @@ class Cluster:
     ) -> None:
         self.close()
 
+    @property
+    def files(self) -> ClusterFiles:
+        """The private folder of a cluster of ours; ClusterError where somebody else started it."""
+        if self._server is None:
+            raise ClusterError(f"{self!r} was started by somebody else and has no folder of ours.")
+        return self._server.files
+
     def processes(self) -> list[psutil.Process]:
-        """This process, the scheduler's and those of all workers on this machine."""
-        return [psutil.Process(), *_family(self.files, self.address)]
+        """This process, and those of the cluster that are on this machine and can be seen from it."""
+        if self._server is not None:
+            return [psutil.Process(), *self._server.family()]
+        found = [psutil.Process()]
+        for host, process in self.client.run(tell_process).values():
+            if host == socket.gethostname():
+                with contextlib.suppress(psutil.Error):  # it may run inside a container
+                    found.append(psutil.Process(process))
+        return found
 
     def close(self) -> None:
-        """End the cluster with everything that runs on it; nothing of it is left behind."""
-        family = _family(self.files, self.address)
-        if family:
+        """End a cluster of ours with everything that runs on it; from another one only disconnect."""
+        if self._server is not None and not self._server.is_here:
             with contextlib.suppress(OSError, RuntimeError):  # it may go while we ask
                 self.client.run_on_scheduler(tell_to_stop)
         self.client.close()
-        _wait_until_gone(family)
-        self._server.wait(STOP_TIMEOUT_S)
-        _remove_traces(self.files, self.address)
+        if self._server is not None:
+            self._server.end()
 
 
 def start_cluster(
-    kind: str = "auto", *, workers: int | None = None, idle_timeout_s: float = 3600.0
+    kind: str = "auto",
+    *,
+    workers: int | None = None,
+    interface: str | None = None,
+    idle_timeout_s: float = 3600.0,
 ) -> Cluster:
     """Start a cluster on this machine: one worker per GPU, else CPU processes; says which and why.
 
     It is detached from this process: it goes on training when a notebook kernel dies. It ends by `close`,
     by `rehearsal-kit stop`, or after `idle_timeout_s` seconds in which nobody was connected and no rank
-    told anything.
+    told anything. It also ends if one of its processes begins to listen on every interface.
 
     kind: "auto", "cpu" or "cuda".
     workers: how many; by default one per GPU, or 2 CPU processes.
+    interface: the one network interface it listens on, such as "ib0", for kernels on other machines; by
+        default loopback, which only this machine can reach. Ports are random; Dask speaks TLS with a key of
+        this cluster alone, the ranks among each other do not.
 
     Raises ClusterError with the server's last words if it does not come up.
     """
     require_number("idle_timeout_s", idle_timeout_s, low=1.0, high=1e9)
     chosen, reason, gpus = choose_devices(kind)
-    count = require_integer("workers", workers or (gpus if chosen == "cuda" else 2), low=1, high=1024)
-    files = ClusterFiles(folder=_clusters_folder() / secrets.token_hex(4))
+    order = ClusterOrder(
+        kind=chosen,
+        reason=reason,
+        workers=require_integer("workers", workers or (gpus if chosen == "cuda" else 2), low=1, high=1024),
+        interface=interface_named(interface).name,
+        idle_timeout_s=idle_timeout_s,
+    )
+    files = ClusterFiles(folder=clusters_folder() / secrets.token_hex(4))
     files.folder.mkdir(mode=0o700)
-    _write_key(files.key)
-    order = ClusterOrder(kind=chosen, workers=count, idle_timeout_s=idle_timeout_s)
+    write_key(files.key)
     write_private(files.order, json.dumps(asdict(order)))
-    server = _launch(files)
+    server = start_server(files)
     try:
-        _wait_until_up(files, server)
-        return Cluster(files, reason=reason, server=server)
+        return _connect_to(server)
     except BaseException:
-        server.terminate()
-        try:
-            server.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:  # what went wrong is to be told, not this
-            server.kill()
-            server.wait()
-        finally:
-            shutil.rmtree(files.folder, ignore_errors=True)
+        server.end()
         raise
 
 
-def choose_devices(kind: str) -> tuple[str, str, int]:
-    """("cpu" or "cuda", why, number of GPUs). Asks a child process, so that no CUDA context is made here."""
-    if kind not in ("auto", "cpu", "cuda"):
-        raise ClusterError(f"cluster kind is {kind!r}; it must be 'auto', 'cpu' or 'cuda'.")
-    if kind == "cpu":
-        return "cpu", "CPU was asked for", 0
-    gpus, lack = _usable_gpus()
-    if gpus:
-        return "cuda", f"{gpus} CUDA device{'s' if gpus > 1 else ''} found", gpus
-    if kind == "cuda":
-        raise ClusterError(f"no GPU can be used: {lack}.")
-    return "cpu", lack, 0
+def connect(
+    scheduler_file: str | Path,
+    *,
+    key: str | Path | None = None,
+    workers: int = 1,
+    timeout_s: float = 60.0,
+    insecure: bool = False,
+) -> Cluster:
+    r"""Connect to a cluster that somebody else started, a batch job for example; `close` only disconnects.
+
+    key: PEM file with certificate and private key, the same for all roles; it must be yours, mode 0600.
+    workers: how many to wait for, `timeout_s` seconds at most.
+    insecure: also go to a scheduler without TLS on another machine. Everybody on that network can then run
+        programs as you. On loopback that needs no asking: see to it that the machine is yours alone.
+
+    On the machines of the cluster (ADDRESS and INTERFACE: theirs; the last command once per machine):
+
+        rehearsal-kit key KEY
+        export DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION=True GLOO_SOCKET_IFNAME=INTERFACE
+        export DASK_DISTRIBUTED__SCHEDULER__HTTP__ROUTES="[]" DASK_DISTRIBUTED__WORKER__HTTP__ROUTES="[]"
+        export DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL="30 minutes"
+        dask scheduler --scheduler-file FILE --protocol tls --host ADDRESS --port 0 --no-dashboard \
+            --dashboard-address 127.0.0.1:0 --tls-ca-file KEY --tls-cert KEY --tls-key KEY
+        dask worker --scheduler-file FILE --protocol tls --host ADDRESS --no-dashboard \
+            --dashboard-address 127.0.0.1:0 --tls-ca-file KEY --tls-cert KEY --tls-key KEY \
+            --name "$(hostname)" --nworkers 2 --nthreads 1 --memory-limit 0 --preload rehearsal_kit.host
+
+    ClusterError where the files, the address or the key cannot be trusted, and where no workers come;
+    ClusterGoneError where nobody answers.
+    """
+    require_integer("workers", workers, low=1, high=100_000)
+    require_number("timeout_s", timeout_s, low=0.1, high=1e6)
+    file = Path(scheduler_file).expanduser().absolute()
+    key = None if key is None else Path(key).expanduser().absolute()
+    address = _scheduler_in(file)
+    _require_encrypted(address, key=key, insecure=insecure)
+    client = _open(address, None if key is None else security_of(key))
+    try:
+        count, kind = _wait_for_workers(client, workers, timeout_s=timeout_s)
+    except BaseException:
+        client.close()
+        raise
+    place = {"scheduler_file": str(file)}
+    place |= {} if key is None else {"key": str(key)}
+    place |= {"insecure": "yes"} if insecure else {}
+    return Cluster(
+        client,
+        address=ClusterAddress(scheduler=address, kind=kind, workers=count),
+        reason=f"connected through {file}",
+        place=place,
+    )
+
+
+def reach(place: Mapping[str, str]) -> Cluster:
+    """The cluster that has this `Cluster.place`, from any process of the same user.
+
+    One that was made by start_cluster() can be ended by `close` here too.
+
+    ClusterGoneError, which tells how the run can go on, where it does not answer or its files are gone;
+    ClusterError where these cannot be trusted.
+    """
+    try:
+        if "folder" in place:
+            return _reach_own(ClusterFiles(folder=Path(place["folder"])))
+        file = Path(place["scheduler_file"])
+        if not file.exists():
+            raise ClusterGoneError(f"its scheduler file {file} is not there any more")
+        return connect(file, key=place.get("key"), insecure="insecure" in place)
+    except KeyError as error:
+        raise ClusterError(f"{dict(place)} is no place of a cluster: {error} is missing.") from error
+    except ClusterGoneError as error:
+        raise ClusterGoneError(
+            f"the cluster of {place.get('folder') or place['scheduler_file']} is gone: {error}. "
+            "rk.resume(run, rk.start_cluster()) continues the run."
+        ) from error
 
 
 def running_clusters() -> list[ClusterFiles]:
     """Clusters of this user that have not said goodbye."""
-    found = [ClusterFiles(folder=path) for path in sorted(_clusters_folder().iterdir())]
+    found = [ClusterFiles(folder=path) for path in sorted(clusters_folder().iterdir())]
     return [files for files in found if files.address.exists()]
 
 
 def stop_cluster(files: ClusterFiles) -> str:
     """End a cluster that this process did not start; says in words what was done."""
-    address = _read_address(files)
-    family = _family(files, address)
-    if address.host == socket.gethostname() and not family:
-        _remove_traces(files, address)
+    server = ServerProcess(files)
+    if not server.is_here:
+        _connect_to(server).close()
+    elif not server.family():
+        server.end()
         return f"{files.folder.name}: its process had ended already; removed what it left."
-    try:
-        with Client(
-            address.scheduler, security=files.security(), set_as_default=False, timeout="10s"
-        ) as client:
-            client.run_on_scheduler(tell_to_stop)
-    except OSError as error:
-        if address.host != socket.gethostname():
-            raise ClusterError(
-                f"cluster {files.folder.name} on {address.host} does not answer: {error}."
-            ) from error
-    _wait_until_gone(family)
-    _remove_traces(files, address)
+    else:
+        server.end()
     return f"{files.folder.name}: stopped."
 
 
-def _usable_gpus() -> tuple[int, str]:
-    if not glob.glob("/dev/nvidia[0-9]*"):
-        return 0, "this machine shows no NVIDIA device"
-    probe = "import torch, dask_cuda; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
-    asked = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)  # noqa: S603
-    if asked.returncode:
-        last = asked.stderr.strip().splitlines()[-1]
-        return 0, f"{last}; install the extra that fits the driver: pip install 'rehearsal-kit[cuda13]'"
-    count = int(asked.stdout)
-    return count, "" if count else "this build of torch cannot use the NVIDIA device; install a CUDA build"
+# Called through client.run, in the processes of a cluster.
 
 
-def _clusters_folder() -> Path:
-    home = Path(os.environ.get("REHEARSAL_KIT_HOME", "~/.rehearsal-kit")).expanduser()
-    folder = home / "clusters"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = folder.stat()
-    if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077:
+def tell_process() -> tuple[str, int]:
+    """On which host this worker is, and its process number there."""
+    return socket.gethostname(), os.getpid()
+
+
+def tell_device() -> str:
+    """What a rank on this worker would train on: "cuda" or "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _reach_own(files: ClusterFiles) -> Cluster:
+    if not files.address.exists():
+        raise ClusterGoneError("its folder is not there any more")
+    require_private_folder(files.folder)
+    server = ServerProcess(files)
+    server.require_going()
+    return _connect_to(server)
+
+
+def _connect_to(server: ServerProcess) -> Cluster:
+    return Cluster(
+        _open(server.record.address.scheduler, server.files.security()),
+        address=server.record.address,
+        reason=server.record.reason,
+        place={"folder": str(server.files.folder)},
+        server=server,
+    )
+
+
+def _open(address: str, security: Security | None) -> Client:
+    try:
+        return Client(address, security=security, set_as_default=False, timeout=f"{CONNECT_TIMEOUT_S}s")
+    except OSError as error:
+        hint = "" if security is None else ", or it has another key"
+        raise ClusterGoneError(f"the scheduler at {address} does not answer{hint}: {error}") from error
+
+
+def _scheduler_in(file: Path) -> str:
+    text = read_trusted(file)
+    try:
+        address = str(json.loads(text)["address"])
+    except (ValueError, TypeError, KeyError) as error:
         raise ClusterError(
-            f"{folder} holds keys but belongs to user {status.st_uid} with mode "
-            f"{stat.S_IMODE(status.st_mode):o}; it must be yours alone: chmod 700 {folder}."
+            f"{file} is no scheduler file: {error!r}. `dask scheduler --scheduler-file {file}` writes one."
+        ) from error
+    if "://" not in address:
+        raise ClusterError(f"{file} has the address {address!r}; it must be like tls://10.1.2.3:4567.")
+    return address
+
+
+def _require_encrypted(address: str, *, key: Path | None, insecure: bool) -> None:
+    protocol, _, place = address.partition("://")
+    if protocol == "tls":
+        if key is None:
+            raise ClusterError(f"the scheduler at {address} speaks TLS; give key=, the key file it has.")
+    elif key is not None:
+        raise ClusterError(
+            f"a key was given, but the scheduler at {address} speaks no TLS: start it with --protocol tls "
+            "and the three --tls- options, see help(rehearsal_kit.connect)."
         )
-    return folder
-
-
-def _write_key(path: Path) -> None:
-    pair = Security.temporary()
-    write_private(path, f"{pair.tls_client_cert}\n{pair.tls_client_key}")
-
-
-def _launch(files: ClusterFiles) -> subprocess.Popen[bytes]:
-    descriptor = os.open(files.log, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        return subprocess.Popen(  # noqa: S603 - our own module
-            [sys.executable, "-c", SERVER, str(files.folder)],
-            stdin=subprocess.DEVNULL,
-            stdout=descriptor,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
+    elif not is_loopback(place.rpartition(":")[0]) and not insecure:
+        raise ClusterError(
+            f"the scheduler at {address} is on another machine or open to others, and speaks no TLS: whoever "
+            "reaches it runs programs as you. Allowed are tls:// with key=, and loopback; start it with TLS "
+            "(help(rehearsal_kit.connect) has the commands), or accept the risk with insecure=True."
         )
-    finally:
-        os.close(descriptor)
 
 
-def _wait_until_up(files: ClusterFiles, server: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while not files.address.exists():
-        if server.poll() is not None or time.monotonic() > deadline:
-            words = files.log.read_text(errors="replace").strip().splitlines()[-8:]
-            raise ClusterError("the cluster did not start; its last words:\n" + "\n".join(words))
-        time.sleep(0.05)
-
-
-def _read_address(files: ClusterFiles) -> ClusterAddress:
+def _wait_for_workers(client: Client, workers: int, *, timeout_s: float) -> tuple[int, str]:
+    """How many there are, and what they train on."""
+    with contextlib.suppress(TimeoutError):
+        client.wait_for_workers(workers, timeout=timeout_s)
+    count = len(client.nthreads())
+    if count < workers:
+        raise ClusterError(
+            f"the scheduler has {count} of {workers} workers after {timeout_s:g} s; are `dask worker` "
+            "started, with the same scheduler file and key? Their output says why not."
+        )
     try:
-        return ClusterAddress(**json.loads(files.address.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise ClusterError(f"{files.folder} is not the folder of a running cluster: {error}.") from error
-
-
-def _family(files: ClusterFiles, address: ClusterAddress) -> list[psutil.Process]:
-    """The server and its workers on this host; empty if it has ended or its number is another program's."""
-    if address.host != socket.gethostname():
-        return []
-    with contextlib.suppress(psutil.Error):
-        server = psutil.Process(address.process)
-        if str(files.folder) in server.cmdline() and server.status() != psutil.STATUS_ZOMBIE:
-            return [server, *server.children(recursive=True)]
-    return []
-
-
-def _wait_until_gone(family: list[psutil.Process]) -> None:
-    _, left = psutil.wait_procs(family, timeout=STOP_TIMEOUT_S)
-    for survivor in left:
-        survivor.kill()
-    psutil.wait_procs(left, timeout=STOP_TIMEOUT_S)
-
-
-def _remove_traces(files: ClusterFiles, address: ClusterAddress) -> None:
-    """What a server removes itself, unless it was killed."""
-    shutil.rmtree(files.folder, ignore_errors=True)
-    if address.host == socket.gethostname():
-        shutil.rmtree(address.scratch, ignore_errors=True)
+        kinds = set(client.run(tell_device).values())
+    except ImportError as error:
+        raise ClusterError(
+            f"the workers cannot import rehearsal_kit ({error}); install it where they run."
+        ) from error
+    return count, "cuda" if kinds == {"cuda"} else "cpu"

@@ -13,7 +13,6 @@ import signal
 import socket
 import sys
 import tempfile
-import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,12 +24,15 @@ from distributed import LocalCluster, Scheduler
 from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.security import Security
 
+from rehearsal_kit.errors import ClusterError
 from rehearsal_kit.host import TOPIC_PREFIX
+from rehearsal_kit.interfaces import interface_named, wildcard_listeners
 from rehearsal_kit.run_folder import write_private
+from rehearsal_kit.trust import security_of
 
 PLUGIN = "rehearsal-kit-server"
-LOOPBACK = "127.0.0.1"
-CHECK_S = 0.5
+CHECK_S = 0.2
+LISTENERS_CHECK_S = 3.0
 
 # Our ranks are no tasks: Dask must neither steal, retry nor profile, nor kill a worker for the memory of a
 # rehearsal buffer that it knows nothing of, nor for a long call that holds the interpreter.
@@ -43,17 +45,19 @@ DASK_SETTINGS = {
     "distributed.worker.memory.pause": False,
     "distributed.worker.memory.terminate": False,
     "distributed.worker.profile.enabled": False,
-    # Dask has workers give freed memory back at once; a training step would fetch it again every time.
-    "distributed.nanny.pre-spawn-environ": {
-        "OMP_NUM_THREADS": "1",
-        "MALLOC_TRIM_THRESHOLD_": str(2**28),
-        "MALLOC_MMAP_THRESHOLD_": str(2**28),
-        "GLOO_SOCKET_IFNAME": "lo",
-    },
+    # Dask's web pages know no password and no TLS; its ports remain, and answer nothing.
+    "distributed.scheduler.http.routes": [],
+    "distributed.worker.http.routes": [],
     "distributed.comm.require-encryption": True,
     "distributed.comm.timeouts.connect": "60s",
     "distributed.comm.timeouts.tcp": "120s",
     "distributed.admin.low-level-log-length": 20000,
+}
+# Dask has workers give freed memory back at once; a training step would fetch it again every time.
+WORKER_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MALLOC_TRIM_THRESHOLD_": str(2**28),
+    "MALLOC_MMAP_THRESHOLD_": str(2**28),
 }
 
 
@@ -85,10 +89,7 @@ class ClusterFiles:
 
     def security(self) -> Security:
         """TLS for every role; nothing unencrypted is spoken or accepted."""
-        pem = str(self.key)
-        roles = ("client", "scheduler", "worker")
-        pairs = {f"tls_{role}_{part}": pem for role in roles for part in ("cert", "key")}
-        return Security(require_encryption=True, tls_ca_file=pem, **pairs)
+        return security_of(self.key)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,22 +97,43 @@ class ClusterOrder:
     """What the server is to start."""
 
     kind: str
+    reason: str
+    """Why these devices were chosen."""
     workers: int
+    interface: str
+    """Name of the network interface that everything is bound to."""
     idle_timeout_s: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterAddress:
-    """Where a cluster is and which process owns it."""
+    """Where a cluster is and what it has."""
 
     scheduler: str
+    kind: str
+    workers: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerRecord:
+    """What the server of a cluster tells of it once it is up."""
+
+    address: ClusterAddress
+    reason: str
+    """Why these devices were chosen."""
     host: str
     process: int
     scratch: str
     """Where it and its workers keep temporary files, on a disk of that host; goes with them."""
-    started: float
-    kind: str
-    workers: int
+
+    @staticmethod
+    def read(files: ClusterFiles) -> ServerRecord:
+        """ClusterError where there is none, or none that can be read."""
+        try:
+            plain = json.loads(files.address.read_text())
+            return ServerRecord(**{**plain, "address": ClusterAddress(**plain["address"])})
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ClusterError(f"{files.folder} is not the folder of a running cluster: {error}.") from error
 
 
 class ServerPlugin(SchedulerPlugin):
@@ -120,7 +142,8 @@ class ServerPlugin(SchedulerPlugin):
     name = PLUGIN
 
     def __init__(self) -> None:
-        self.stop = threading.Event()
+        self.stop = False
+        """Whether the cluster is to end. No Event: a signal handler that sets one may wait for itself."""
         self._used = time.monotonic()
         self._clients: set[str] = set()
 
@@ -147,7 +170,7 @@ def tell_to_stop(dask_scheduler: Scheduler) -> None:
     """For client.run_on_scheduler: end the whole cluster."""
     plugin = dask_scheduler.plugins[PLUGIN]
     assert isinstance(plugin, ServerPlugin)  # noqa: S101 - the name is ours
-    plugin.stop.set()
+    plugin.stop = True
 
 
 def serve(files: ClusterFiles, scratch: str) -> None:
@@ -157,36 +180,39 @@ def serve(files: ClusterFiles, scratch: str) -> None:
     """
     order = ClusterOrder(**json.loads(files.order.read_text()))
     plugin = ServerPlugin()
+
+    def stop(*_: object) -> None:
+        plugin.stop = True
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: plugin.stop.set())
-    with _start(order, files, scratch=scratch) as cluster:
-        cluster.scheduler.add_plugin(plugin)
-        _refuse_wildcards()
-        address = ClusterAddress(
-            scheduler=cluster.scheduler_address,
-            host=socket.gethostname(),
-            process=os.getpid(),
-            scratch=scratch,
-            started=time.time(),
-            kind=order.kind,
-            workers=len(cluster.workers),
-        )
-        write_private(files.address, json.dumps(asdict(address)))
-        while not plugin.stop.wait(CHECK_S):
-            if plugin.idle_s() > order.idle_timeout_s or cluster.scheduler.status.name == "closed":
-                break
+        signal.signal(number, stop)
+    try:
+        with _start(order, files, scratch=scratch) as cluster:
+            cluster.scheduler.add_plugin(plugin)
+            _refuse_wildcards()
+            _tell(cluster, order, files, scratch=scratch)
+            _watch(cluster, plugin, idle_timeout_s=order.idle_timeout_s)
+    except BaseException:
+        files.key.unlink(missing_ok=True)  # what remains is the log, which says why
+        raise
     shutil.rmtree(files.folder)
 
 
 def _start(order: ClusterOrder, files: ClusterFiles, *, scratch: str) -> LocalCluster:
+    interface = interface_named(order.interface)
+    # The ranks meet where Dask is bound to, and nowhere else.
+    sockets = {"GLOO_SOCKET_IFNAME": interface.name, "NCCL_SOCKET_IFNAME": interface.name}
     dask.config.set(DASK_SETTINGS)
+    dask.config.set({"distributed.nanny.pre-spawn-environ": {**WORKER_ENVIRONMENT, **sockets}})
     common = {
         "n_workers": order.workers,
         "threads_per_worker": 1,
-        "host": LOOPBACK,
+        "host": interface.address,
         "protocol": "tls://",
         "security": files.security(),
         "dashboard_address": None,
+        # Without a dashboard it has a port all the same, by default one that is the same for everybody.
+        "scheduler_kwargs": {"dashboard_address": "127.0.0.1:0"},
         "local_directory": scratch,
         "memory_limit": 0,
         # A fresh worker imports torch before it says it is ready, not in the middle of its first call.
@@ -201,15 +227,38 @@ def _start(order: ClusterOrder, files: ClusterFiles, *, scratch: str) -> LocalCl
     return LocalCluster(**common, processes=True)
 
 
+def _tell(cluster: LocalCluster, order: ClusterOrder, files: ClusterFiles, *, scratch: str) -> None:
+    record = ServerRecord(
+        address=ClusterAddress(
+            scheduler=cluster.scheduler_address, kind=order.kind, workers=len(cluster.workers)
+        ),
+        reason=order.reason,
+        host=socket.gethostname(),
+        process=os.getpid(),
+        scratch=scratch,
+    )
+    write_private(files.address, json.dumps(asdict(record)))
+
+
+def _watch(cluster: LocalCluster, plugin: ServerPlugin, *, idle_timeout_s: float) -> None:
+    """Return when the cluster is to end; RuntimeError when it has to."""
+    looked = time.monotonic()
+    scheduler: Any = cluster.scheduler
+    while not plugin.stop and plugin.idle_s() <= idle_timeout_s and scheduler.status.name != "closed":
+        if time.monotonic() - looked > LISTENERS_CHECK_S:
+            _refuse_wildcards()  # workers open further ports when they train
+            looked = time.monotonic()
+        time.sleep(CHECK_S)
+
+
 def _refuse_wildcards() -> None:
     me = psutil.Process()
-    for process in [me, *me.children(recursive=True)]:
-        for connection in process.net_connections("inet"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.ip in ("0.0.0.0", "::"):  # noqa: S104
-                raise RuntimeError(
-                    f"process {process.pid} listens on every interface, port {connection.laddr.port}; "
-                    "the cluster ends, because anybody on this network could reach it."
-                )
+    open_to_all = wildcard_listeners([me, *me.children(recursive=True)])
+    if open_to_all:
+        raise RuntimeError(
+            f"listens on every interface: {', '.join(open_to_all)}; the cluster ends, because anybody on "
+            "this network could reach it."
+        )
 
 
 def main() -> None:

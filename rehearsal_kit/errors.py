@@ -9,6 +9,7 @@ RehearsalKitError
 ├── SnapshotError     a snapshot of a buffer that is broken or incomplete (also a ValueError)
 ├── RunFolderError    a run folder that exists already, is not private, or is not one
 ├── ClusterError      a cluster that cannot be started, reached or trusted
+│   └── ClusterGoneError   a cluster that has ended, or does not answer any more
 ├── SessionError      a call that the state of the session does not allow
 └── RankError         a rank failed while it trained
 """
@@ -48,6 +49,10 @@ class RunFolderError(RehearsalKitError):
 
 class ClusterError(RehearsalKitError):
     """A cluster that cannot be started, reached or trusted."""
+
+
+class ClusterGoneError(ClusterError):
+    """A cluster that has ended, or does not answer any more."""
 
 
 class SessionError(RehearsalKitError):

@@ -1,0 +1,146 @@
+"""The process that owns a cluster of ours, as any other process of this user sees it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from rehearsal_kit.cluster_server import ClusterFiles, ServerRecord
+from rehearsal_kit.errors import ClusterError, ClusterGoneError
+from rehearsal_kit.trust import require_private_folder
+
+# Not -m: the classes of a module that runs as __main__ are not those that others import from it.
+SERVER = "from rehearsal_kit.cluster_server import main; main()"
+START_TIMEOUT_S = 120.0
+STOP_TIMEOUT_S = 20.0
+
+
+class ServerProcess:
+    """Finds the server of a cluster that is up, and ends it."""
+
+    def __init__(self, files: ClusterFiles, *, child: subprocess.Popen[bytes] | None = None) -> None:
+        self.files = files
+        self.record = ServerRecord.read(files)
+        self._child = child
+        """Set where this process has started it, and so has to wait for it."""
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it runs, or ran, on this machine."""
+        return self.record.host == socket.gethostname()
+
+    def family(self) -> list[psutil.Process]:
+        """The server and its workers, if they are here; empty if it has ended."""
+        if self.is_here:
+            with contextlib.suppress(psutil.Error):
+                server = psutil.Process(self.record.process)
+                # Its number may by now be another program's.
+                if str(self.files.folder) in server.cmdline() and server.status() != psutil.STATUS_ZOMBIE:
+                    return [server, *server.children(recursive=True)]
+        return []
+
+    def require_going(self) -> None:
+        """ClusterGoneError with its last words if it was here and has ended."""
+        if self.is_here and not self.family():
+            raise ClusterGoneError(f"its process has ended{last_words(self.files, lines=1)}")
+
+    def end(self) -> None:
+        """End it and its workers, and remove what it leaves; one elsewhere was told to, and is waited for."""
+        if not self.is_here:
+            self._wait_until_gone()
+            return
+        family = self.family()
+        if family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                family[0].terminate()
+        _, left = psutil.wait_procs(family, timeout=STOP_TIMEOUT_S)
+        for survivor in left:
+            survivor.kill()
+        psutil.wait_procs(left, timeout=STOP_TIMEOUT_S)
+        if self._child is not None:
+            self._child.wait(STOP_TIMEOUT_S)
+        shutil.rmtree(self.files.folder, ignore_errors=True)
+        shutil.rmtree(self.record.scratch, ignore_errors=True)
+
+    def _wait_until_gone(self) -> None:
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        while self.files.folder.exists():
+            if time.monotonic() > deadline:
+                raise ClusterError(
+                    f"the cluster on {self.record.host} was told to end, but its folder {self.files.folder} "
+                    "is still there; look on that machine."
+                )
+            time.sleep(0.1)
+
+
+def start_server(files: ClusterFiles) -> ServerProcess:
+    """Start the server that the order in this folder asks for, and wait until its cluster is up.
+
+    ClusterError with its last words if it does not come up; nothing is then left of it.
+    """
+    child = _launch(files)
+    try:
+        _wait_until_up(files, child)
+        return ServerProcess(files, child=child)
+    except BaseException:
+        child.terminate()
+        try:
+            child.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:  # what went wrong is to be told, not this
+            child.kill()
+            child.wait()
+        finally:
+            shutil.rmtree(files.folder, ignore_errors=True)
+        raise
+
+
+def home_folder() -> Path:
+    """Where the toolkit keeps what belongs to one user: REHEARSAL_KIT_HOME, else ~/.rehearsal-kit."""
+    return Path(os.environ.get("REHEARSAL_KIT_HOME", "~/.rehearsal-kit")).expanduser()
+
+
+def clusters_folder() -> Path:
+    """Where the private folders of clusters lie; made if it is not there, ClusterError if others can look."""
+    folder = home_folder() / "clusters"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    require_private_folder(folder)
+    return folder
+
+
+def last_words(files: ClusterFiles, *, lines: int) -> str:
+    """The end of a server's log, to be put behind a sentence; empty if there is none."""
+    try:
+        words = files.log.read_text(errors="replace").strip().splitlines()[-lines:]
+    except OSError:
+        return ""
+    return "; its last words:\n" + "\n".join(words) if words else ""
+
+
+def _launch(files: ClusterFiles) -> subprocess.Popen[bytes]:
+    descriptor = os.open(files.log, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        return subprocess.Popen(  # noqa: S603 - our own module
+            [sys.executable, "-c", SERVER, str(files.folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=descriptor,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    finally:
+        os.close(descriptor)
+
+
+def _wait_until_up(files: ClusterFiles, child: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while not files.address.exists():
+        if child.poll() is not None or time.monotonic() > deadline:
+            raise ClusterError(f"the cluster did not start{last_words(files, lines=8)}")
+        time.sleep(0.05)

@@ -1,0 +1,228 @@
+"""A cluster that somebody else started, by the commands in the help of connect()."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from intruder import NOBODY, listening
+from ranks import Tiny
+
+from rehearsal_kit.cluster import connect, reach
+from rehearsal_kit.errors import ClusterError, ClusterGoneError
+from rehearsal_kit.interfaces import interface_named, interfaces, is_loopback
+from rehearsal_kit.preparation import Preparation
+from rehearsal_kit.session import Session
+from rehearsal_kit.settings import Rehearsal, Training
+from rehearsal_kit.strategies.replay import ER
+from rehearsal_kit.synthetic import Beamline
+from rehearsal_kit.telemetry import TaskEnded
+from rehearsal_kit.trust import write_key
+
+DEADLINE_S = 60
+
+
+def commands(folder: Path) -> str:
+    """The commands in the help of connect(), for loopback, as a script that runs until it is ended."""
+    said = re.search(r"\n( +rehearsal-kit key .*?)\n\n", connect.__doc__, re.DOTALL)[1]
+    script = textwrap.dedent(said)
+    loopback = interface_named(None)
+    words = {"KEY": folder / "key.pem", "FILE": folder / "scheduler.json"}
+    words |= {"ADDRESS": loopback.address, "INTERFACE": loopback.name}
+    for word, meant in words.items():
+        script = re.sub(rf"\b{word}\b", str(meant), script)
+    lines = script.replace("\\\n", " ").splitlines()
+    return "\n".join(f"{line} &" if line.startswith("dask") else line for line in [*lines, "wait"])
+
+
+@contextlib.contextmanager
+def running(script: str, log: Path):
+    """A shell with this script and everything it starts."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    with log.open("w") as said:
+        shell = subprocess.Popen(
+            ["bash", "-euc", script], env=environment, stdout=said, stderr=said, start_new_session=True
+        )
+    family = psutil.Process(shell.pid)
+    try:
+        yield family
+    finally:
+        everyone = [family, *family.children(recursive=True)]
+        os.killpg(shell.pid, signal.SIGTERM)
+        _, left = psutil.wait_procs(everyone[1:], timeout=20)
+        for process in left:
+            process.kill()
+        shell.wait()
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("theirs")
+    with running(commands(folder), folder / "log.txt") as family:
+        deadline = time.monotonic() + DEADLINE_S
+        while not (folder / "scheduler.json").exists():
+            assert family.is_running(), (folder / "log.txt").read_text()
+            assert time.monotonic() < deadline, (folder / "log.txt").read_text()
+            time.sleep(0.05)
+        yield folder, family
+
+
+def connected(folder: Path):
+    return connect(folder / "scheduler.json", key=folder / "key.pem", workers=2)
+
+
+@pytest.mark.cluster
+def test_a_run_on_a_cluster_that_was_started_by_hand(theirs, tmp_path):
+    folder, family = theirs
+    scan = Beamline(folder=tmp_path, scans=1, seed=1).write(0)
+    with connected(folder) as cluster:
+        assert (cluster.address.workers, cluster.address.kind) == (2, "cpu")
+        workers = cluster.processes()[1:]
+        assert len(workers) == 2
+        assert set(workers) <= set(family.children(recursive=True))
+        with Session(
+            cluster,
+            run=tmp_path / "run",
+            strategy=ER(),
+            network=Tiny(seed=1),
+            preparation=Preparation(size=16),
+            training=Training(batch=8, epochs=1),
+            rehearsal=Rehearsal(representatives=16, candidates=4, capacity=80),
+        ) as session:
+            session.submit(scan)
+            session.finish_stream()
+            session.start()
+            assert session.wait(DEADLINE_S) == "finished"
+        assert len(session.timeline.records(TaskEnded)) == 1
+        with pytest.raises(ClusterError, match="started by somebody else"):
+            _ = cluster.files
+    assert all(worker.is_running() for worker in workers)
+
+
+@pytest.mark.cluster
+def test_it_listens_on_loopback_only_and_another_process_reaches_it_again(theirs):
+    folder, family = theirs
+    with connected(folder) as cluster:
+        place = json.loads(json.dumps(cluster.place))
+    assert {host for host, _ in listening(family.children(recursive=True))} == {"127.0.0.1"}
+    with reach(place) as again:
+        assert len(again.client.nthreads()) == 2
+        assert "disconnects and leaves it running" in repr(again)
+
+
+@pytest.mark.cluster
+def test_without_the_right_key_it_is_not_entered(theirs, tmp_path):
+    folder, _ = theirs
+    with pytest.raises(ClusterError, match="speaks TLS; give key="):
+        connect(folder / "scheduler.json")
+    write_key(tmp_path / "key.pem")
+    with pytest.raises(ClusterGoneError, match="or it has another key"):
+        connect(folder / "scheduler.json", key=tmp_path / "key.pem", timeout_s=1)
+
+
+@pytest.mark.cluster
+def test_plain_tcp_beyond_loopback_is_for_those_who_ask_and_no_workers_are_told(tmp_path):
+    beyond = [each for each in interfaces() if not is_loopback(each.address)]
+    if not beyond:
+        pytest.skip("this machine has no interface but loopback")
+    file = tmp_path / "scheduler.json"
+    script = f"umask 077; exec dask scheduler --scheduler-file {file} --host {beyond[0].address} --port 0"
+    with running(f"{script} --dashboard-address 127.0.0.1:0", tmp_path / "log.txt"):
+        deadline = time.monotonic() + DEADLINE_S
+        while not file.exists():
+            assert time.monotonic() < deadline, (tmp_path / "log.txt").read_text()
+            time.sleep(0.05)
+        with pytest.raises(ClusterError, match="speaks no TLS: whoever reaches it runs programs as you"):
+            connect(file)
+        with pytest.raises(ClusterError, match=r"has 0 of 1 workers after 0\.5 s; are `dask worker` started"):
+            connect(file, insecure=True, timeout_s=0.5)
+    with pytest.raises(ClusterGoneError, match=r"is gone: .*does not answer.*rk\.resume\("):
+        reach({"scheduler_file": str(file), "insecure": "yes"})
+
+
+def scheduler_file(folder: Path, address: str, *, mode: int = 0o600) -> Path:
+    file = folder / "scheduler.json"
+    file.write_text(json.dumps({"address": address}))
+    file.chmod(mode)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("address", "mode", "said"),
+    [
+        ("tcp://10.1.2.3:4567", 0o600, r"tcp://10\.1\.2\.3:4567 .* speaks no TLS"),
+        ("ucx://10.1.2.3:4567", 0o600, "speaks no TLS"),
+        ("tcp://127.0.0.1.example:4567", 0o600, "speaks no TLS"),
+        ("tcp://[2001:db8::1]:4567", 0o600, "speaks no TLS"),
+        ("tls://10.1.2.3:4567", 0o600, "give key="),
+        ("tls://10.1.2.3:4567", 0o620, "mode 620; .*not writable by others: chmod 600"),
+        ("tls://10.1.2.3:4567", 0o602, "mode 602; .*not writable by others"),
+        ("somewhere", 0o600, "must be like tls://"),
+    ],
+)
+def test_a_scheduler_file_that_cannot_be_trusted_is_refused(tmp_path, address, mode, said):
+    with pytest.raises(ClusterError, match=said):
+        connect(scheduler_file(tmp_path, address, mode=mode))
+
+
+def test_a_key_promises_tls(tmp_path):
+    write_key(tmp_path / "key.pem")
+    with pytest.raises(ClusterError, match="a key was given, but .* speaks no TLS"):
+        connect(scheduler_file(tmp_path, "tcp://127.0.0.1:4567"), key=tmp_path / "key.pem", insecure=True)
+
+
+def test_files_that_are_none_are_refused(tmp_path):
+    file = tmp_path / "scheduler.json"
+    with pytest.raises(ClusterError, match="cannot be read: No such file"):
+        connect(file)
+    with pytest.raises(ClusterGoneError, match=r"scheduler\.json is not there any more"):
+        reach({"scheduler_file": str(file)})
+    with pytest.raises(ClusterError, match="no place of a cluster"):
+        reach({"key": "mine"})
+    file.write_text("[]")
+    with pytest.raises(ClusterError, match="no scheduler file"):
+        connect(file)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ClusterError, match="must be a file"):
+        connect(tmp_path / "pipe")
+
+
+def test_a_key_file_that_others_could_use_is_refused(tmp_path):
+    file, key = scheduler_file(tmp_path, "tls://10.1.2.3:4567"), tmp_path / "key.pem"
+    write_key(key)
+    for mode in (0o640, 0o604, 0o620, 0o602):
+        key.chmod(mode)
+        with pytest.raises(ClusterError, match=f"mode {mode:o}; .*yours alone: chmod 600"):
+            connect(file, key=key)
+    key.chmod(0o600)
+    (tmp_path / "link.pem").symlink_to(key)
+    with pytest.raises(ClusterError, match="symbolic link; give the file itself"):
+        connect(file, key=tmp_path / "link.pem")
+    with pytest.raises(ClusterError, match="choose a new name"):
+        write_key(tmp_path / "link.pem")
+    if os.getuid() == 0:
+        os.chown(key, NOBODY, NOBODY)
+        with pytest.raises(ClusterError, match=f"belongs to user {NOBODY}"):
+            connect(file, key=key)
+
+
+def test_the_command_key_writes_one_that_only_we_can_read(tmp_path):
+    command = [sys.executable, "-m", "rehearsal_kit.cli", "key", str(tmp_path / "key.pem")]
+    first = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert first.returncode == 0, first.stderr
+    assert (tmp_path / "key.pem").stat().st_mode & 0o777 == 0o600
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode == 1
+    assert "choose a new name" in again.stderr
+    assert "Traceback" not in again.stderr
