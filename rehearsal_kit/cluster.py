@@ -27,6 +27,7 @@ from rehearsal_kit.settings import require_integer, require_number
 from rehearsal_kit.trust import read_trusted, require_private_folder, security_of, write_key
 
 CONNECT_TIMEOUT_S = 30.0
+REACH_TIMEOUT_S = 10.0
 
 
 class Cluster:
@@ -130,7 +131,7 @@ def start_cluster(
     write_private(files.order, json.dumps(asdict(order)))
     server = start_server(files)
     try:
-        return _connect_to(server)
+        return _connect_to(server, timeout_s=CONNECT_TIMEOUT_S)
     except BaseException:
         server.end()
         raise
@@ -147,7 +148,8 @@ def connect(
     r"""Connect to a cluster that somebody else started, a batch job for example; `close` only disconnects.
 
     key: PEM file with certificate and private key, the same for all roles; it must be yours, mode 0600.
-    workers: how many to wait for, `timeout_s` seconds at most.
+    workers: how many to wait for.
+    timeout_s: how many seconds to wait, for an answer and for workers.
     insecure: also go to a scheduler without TLS on another machine. Everybody on that network can then run
         programs as you. On loopback that needs no asking: see to it that the machine is yours alone.
 
@@ -172,7 +174,7 @@ def connect(
     key = None if key is None else Path(key).expanduser().absolute()
     address = _scheduler_in(file)
     _require_encrypted(address, key=key, insecure=insecure)
-    client = _open(address, None if key is None else security_of(key))
+    client = _open(address, None if key is None else security_of(key), timeout_s=timeout_s)
     try:
         count, kind = _wait_for_workers(client, workers, timeout_s=timeout_s)
     except BaseException:
@@ -203,7 +205,7 @@ def reach(place: Mapping[str, str]) -> Cluster:
         file = Path(place["scheduler_file"])
         if not file.exists():
             raise ClusterGoneError(f"its scheduler file {file} is not there any more")
-        return connect(file, key=place.get("key"), insecure="insecure" in place)
+        return connect(file, key=place.get("key"), timeout_s=REACH_TIMEOUT_S, insecure="insecure" in place)
     except KeyError as error:
         raise ClusterError(f"{dict(place)} is no place of a cluster: {error} is missing.") from error
     except ClusterGoneError as error:
@@ -223,7 +225,7 @@ def stop_cluster(files: ClusterFiles) -> str:
     """End a cluster that this process did not start; says in words what was done."""
     server = ServerProcess(files)
     if not server.is_here:
-        _connect_to(server).close()
+        _connect_to(server, timeout_s=REACH_TIMEOUT_S).close()
     elif not server.family():
         server.end()
         return f"{files.folder.name}: its process had ended already; removed what it left."
@@ -251,12 +253,12 @@ def _reach_own(files: ClusterFiles) -> Cluster:
     require_private_folder(files.folder)
     server = ServerProcess(files)
     server.require_going()
-    return _connect_to(server)
+    return _connect_to(server, timeout_s=REACH_TIMEOUT_S)
 
 
-def _connect_to(server: ServerProcess) -> Cluster:
+def _connect_to(server: ServerProcess, *, timeout_s: float) -> Cluster:
     return Cluster(
-        _open(server.record.address.scheduler, server.files.security()),
+        _open(server.record.address.scheduler, server.files.security(), timeout_s=timeout_s),
         address=server.record.address,
         reason=server.record.reason,
         place={"folder": str(server.files.folder)},
@@ -264,9 +266,9 @@ def _connect_to(server: ServerProcess) -> Cluster:
     )
 
 
-def _open(address: str, security: Security | None) -> Client:
+def _open(address: str, security: Security | None, *, timeout_s: float) -> Client:
     try:
-        return Client(address, security=security, set_as_default=False, timeout=f"{CONNECT_TIMEOUT_S}s")
+        return Client(address, security=security, set_as_default=False, timeout=f"{timeout_s}s")
     except OSError as error:
         hint = "" if security is None else ", or it has another key"
         raise ClusterGoneError(f"the scheduler at {address} does not answer{hint}: {error}") from error

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -21,6 +23,7 @@ from rehearsal_kit.trust import require_private_folder
 SERVER = "from rehearsal_kit.cluster_server import main; main()"
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 20.0
+VANISH_TIMEOUT_S = 2.0
 
 
 class ServerProcess:
@@ -43,14 +46,14 @@ class ServerProcess:
             with contextlib.suppress(psutil.Error):
                 server = psutil.Process(self.record.process)
                 # Its number may by now be another program's.
-                if str(self.files.folder) in server.cmdline() and server.status() != psutil.STATUS_ZOMBIE:
+                if str(self.files.folder) in server.cmdline() and _is_alive(server):
                     return [server, *server.children(recursive=True)]
         return []
 
     def require_going(self) -> None:
-        """ClusterGoneError with its last words if it was here and has ended."""
+        """ClusterGoneError with its last error, if it had one, if it was here and has ended."""
         if self.is_here and not self.family():
-            raise ClusterGoneError(f"its process has ended{last_words(self.files, lines=1)}")
+            raise ClusterGoneError(f"its process has ended{_last_error(self.files)}")
 
     def end(self) -> None:
         """End it and its workers, and remove what it leaves; one elsewhere was told to, and is waited for."""
@@ -61,12 +64,15 @@ class ServerProcess:
         if family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 family[0].terminate()
-        _, left = psutil.wait_procs(family, timeout=STOP_TIMEOUT_S)
-        for survivor in left:
-            survivor.kill()
-        psutil.wait_procs(left, timeout=STOP_TIMEOUT_S)
+        for survivor in _left(family, _is_alive, within_s=STOP_TIMEOUT_S):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                survivor.kill()
+        _left(family, _is_alive, within_s=STOP_TIMEOUT_S)
         if self._child is not None:
             self._child.wait(STOP_TIMEOUT_S)
+        # A dead process stays listed until its parent has asked for it: a kernel that started this cluster may
+        # never do so, the system soon does.
+        _left(family, psutil.Process.is_running, within_s=VANISH_TIMEOUT_S)
         shutil.rmtree(self.files.folder, ignore_errors=True)
         shutil.rmtree(self.record.scratch, ignore_errors=True)
 
@@ -115,15 +121,6 @@ def clusters_folder() -> Path:
     return folder
 
 
-def last_words(files: ClusterFiles, *, lines: int) -> str:
-    """The end of a server's log, to be put behind a sentence; empty if there is none."""
-    try:
-        words = files.log.read_text(errors="replace").strip().splitlines()[-lines:]
-    except OSError:
-        return ""
-    return "; its last words:\n" + "\n".join(words) if words else ""
-
-
 def _launch(files: ClusterFiles) -> subprocess.Popen[bytes]:
     descriptor = os.open(files.log, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
@@ -142,5 +139,29 @@ def _wait_until_up(files: ClusterFiles, child: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while not files.address.exists():
         if child.poll() is not None or time.monotonic() > deadline:
-            raise ClusterError(f"the cluster did not start{last_words(files, lines=8)}")
+            words = files.log.read_text(errors="replace").strip().splitlines()[-8:]
+            raise ClusterError("the cluster did not start; its last words:\n" + "\n".join(words))
         time.sleep(0.05)
+
+
+def _last_error(files: ClusterFiles) -> str:
+    with contextlib.suppress(OSError):
+        found = re.findall(r"^[\w.]*Error: .*", files.log.read_text(errors="replace"), re.MULTILINE)
+        return f": {found[-1]}" if found else ""
+    return ""
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
+def _left(
+    processes: list[psutil.Process], there: Callable[[psutil.Process], bool], *, within_s: float
+) -> list[psutil.Process]:
+    """Those that are still there after waiting for all to go."""
+    deadline = time.monotonic() + within_s
+    while (left := [process for process in processes if there(process)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return left

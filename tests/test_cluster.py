@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
 import pytest
+from intruder import listening
 
-from rehearsal_kit.cli import main
-from rehearsal_kit.cluster import running_clusters, start_cluster, stop_cluster
-from rehearsal_kit.cluster_server import ClusterFiles
-from rehearsal_kit.errors import ClusterError
+from rehearsal_kit.cluster import reach, running_clusters, start_cluster, stop_cluster
+from rehearsal_kit.cluster_server import ClusterFiles, ServerRecord
+from rehearsal_kit.errors import ClusterError, ClusterGoneError
+from rehearsal_kit.interfaces import interfaces, is_loopback
 
 pytestmark = pytest.mark.cluster
 DEADLINE_S = 60
@@ -51,7 +55,7 @@ def test_closing_ends_every_process_and_removes_the_keys():
     assert not folder.exists()
 
 
-def test_it_outlives_a_killed_kernel_and_can_be_stopped_by_another_process(capsys):
+def test_it_outlives_a_killed_kernel_and_can_be_reached_and_ended_by_another_process():
     kernel, folder, family = kernel_with_cluster(3600)
     kernel.send_signal(signal.SIGKILL)
     kernel.wait()
@@ -59,12 +63,33 @@ def test_it_outlives_a_killed_kernel_and_can_be_stopped_by_another_process(capsy
     assert family
     assert all(process.is_running() for process in family)
     assert [str(files.folder) for files in running_clusters()] == [folder]
-    before = signal.getsignal(signal.SIGTERM)
-    assert main(["stop"]) == 0
-    signal.signal(signal.SIGTERM, before)  # the command line sets a handler for the whole process
-    assert "stopped" in capsys.readouterr().out
+    with reach({"folder": folder}) as again:
+        assert again.processes()[1:] == family
+        assert again.reason == "CPU was asked for"
     assert not any(process.is_running() for process in family)
     assert not os.path.exists(folder)
+
+
+def test_the_command_stop_ends_all():
+    with start_cluster("cpu", workers=1) as cluster:
+        family, folder = cluster.processes()[1:], cluster.files.folder
+        began = time.monotonic()
+        stop_by_command()
+        assert time.monotonic() - began < 30  # our own child: dead, and not yet waited for, when it looks
+        assert not folder.exists()
+    assert not any(process.is_running() for process in family)
+
+
+def stop_by_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "rehearsal_kit.cli", "stop"],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "stopped" in done.stdout
 
 
 def test_an_unused_cluster_ends_by_itself():
@@ -80,11 +105,13 @@ def test_an_unused_cluster_ends_by_itself():
 def test_what_a_killed_server_leaves_is_cleared_away():
     with start_cluster("cpu", workers=1) as cluster:
         family = cluster.processes()[1:]
-        scratch = Path(cluster.address.scratch)
+        scratch = Path(ServerRecord.read(cluster.files).scratch)
         family[0].kill()
         psutil.wait_procs(family, timeout=DEADLINE_S)
         (files,) = running_clusters()
         assert scratch.is_dir()
+        with pytest.raises(ClusterGoneError, match=r"is gone: its process has ended.*rk\.resume\("):
+            reach(cluster.place)
         assert "ended already" in stop_cluster(files)
         assert running_clusters() == []
         assert not scratch.exists()
@@ -106,3 +133,39 @@ def test_no_gpu_is_said_and_cuda_is_refused_with_the_lack():
         pytest.skip("this machine has a GPU")
     with pytest.raises(ClusterError, match="no NVIDIA device"):
         start_cluster("cuda")
+
+
+def listen_everywhere() -> int:
+    """For client.run: what a careless library might do."""
+    global careless  # noqa: PLW0603 - it must stay open
+    careless = socket.create_server(("0.0.0.0", 0))
+    return careless.getsockname()[1]
+
+
+def test_it_is_bound_to_one_interface_and_ends_when_something_listens_on_all(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    wanted = next((each for each in interfaces() if not is_loopback(each.address)), interfaces()[0])
+    with start_cluster("cpu", workers=1, interface=wanted.name) as cluster:
+        assert cluster.address.scheduler.startswith(f"tls://{wanted.address}:")
+        server, *others = cluster.processes()[1:]
+        assert {host for host, _ in listening(others)} == {wanted.address}
+        assert {host for host, _ in listening([server])} <= {wanted.address, "127.0.0.1"}
+        (variables,) = cluster.client.run(lambda: dict(os.environ)).values()
+        assert variables["GLOO_SOCKET_IFNAME"] == variables["NCCL_SOCKET_IFNAME"] == wanted.name
+        (port,) = cluster.client.run(listen_everywhere).values()
+        psutil.wait_procs([server, *others], timeout=DEADLINE_S)
+        with pytest.raises(
+            ClusterGoneError, match=rf"listens on every interface: process \d+ on port {port}"
+        ):
+            reach(cluster.place)
+        assert not cluster.files.key.exists()
+    assert running_clusters() == []
+
+
+def test_an_unknown_interface_is_refused_with_those_there_are():
+    known = ", ".join(f"{each.name} ({each.address})" for each in interfaces())
+    with pytest.raises(
+        ClusterError,
+        match=re.escape(f"'wlan7' is not there or has no IPv4 address; this machine has: {known}"),
+    ):
+        start_cluster("cpu", interface="wlan7")

@@ -75,6 +75,7 @@ def theirs(tmp_path_factory):
             assert family.is_running(), (folder / "log.txt").read_text()
             assert time.monotonic() < deadline, (folder / "log.txt").read_text()
             time.sleep(0.05)
+        connected(folder).close()  # the workers are up
         yield folder, family
 
 
@@ -147,8 +148,10 @@ def test_plain_tcp_beyond_loopback_is_for_those_who_ask_and_no_workers_are_told(
             connect(file)
         with pytest.raises(ClusterError, match=r"has 0 of 1 workers after 0\.5 s; are `dask worker` started"):
             connect(file, insecure=True, timeout_s=0.5)
-    with pytest.raises(ClusterGoneError, match=r"is gone: .*does not answer.*rk\.resume\("):
-        reach({"scheduler_file": str(file), "insecure": "yes"})
+        left = file.read_text()
+    file.write_text(left)  # as a scheduler that was killed leaves it
+    with pytest.raises(ClusterGoneError, match="does not answer"):
+        connect(file, insecure=True, timeout_s=0.5)
 
 
 def scheduler_file(folder: Path, address: str, *, mode: int = 0o600) -> Path:
@@ -178,7 +181,7 @@ def test_a_scheduler_file_that_cannot_be_trusted_is_refused(tmp_path, address, m
 
 def test_a_key_promises_tls(tmp_path):
     write_key(tmp_path / "key.pem")
-    with pytest.raises(ClusterError, match="a key was given, but .* speaks no TLS"):
+    with pytest.raises(ClusterError, match=r"a key was given, but .* speaks no TLS"):
         connect(scheduler_file(tmp_path, "tcp://127.0.0.1:4567"), key=tmp_path / "key.pem", insecure=True)
 
 
@@ -187,7 +190,7 @@ def test_files_that_are_none_are_refused(tmp_path):
     with pytest.raises(ClusterError, match="cannot be read: No such file"):
         connect(file)
     with pytest.raises(ClusterGoneError, match=r"scheduler\.json is not there any more"):
-        reach({"scheduler_file": str(file)})
+        reach({"scheduler_file": str(file), "key": str(tmp_path / "key.pem")})
     with pytest.raises(ClusterError, match="no place of a cluster"):
         reach({"key": "mine"})
     file.write_text("[]")
