@@ -14,7 +14,8 @@ from rehearsal_kit.bench.command import add_bench
 from rehearsal_kit.cluster import running_clusters, stop_cluster
 from rehearsal_kit.compare.command import add_compare
 from rehearsal_kit.demo import Demo, run_demo
-from rehearsal_kit.doctor import examine, report, report_json, well
+from rehearsal_kit.doctor.examination import examine
+from rehearsal_kit.doctor.finding import report, report_json, well
 from rehearsal_kit.errors import RehearsalKitError
 from rehearsal_kit.lab import copy_notebooks, open_lab
 from rehearsal_kit.trust import write_key

@@ -70,8 +70,8 @@ class ServerProcess:
         _left(family, _is_alive, within_s=STOP_TIMEOUT_S)
         if self._child is not None:
             self._child.wait(STOP_TIMEOUT_S)
-        # A dead process stays listed until its parent has asked for it: a kernel that started this cluster may
-        # never do so, the system soon does.
+        # A dead process stays listed until its parent has asked for it: a kernel that started this cluster
+        # may never do so, the system soon does.
         _left(family, psutil.Process.is_running, within_s=VANISH_TIMEOUT_S)
         shutil.rmtree(self.files.folder, ignore_errors=True)
         shutil.rmtree(self.record.scratch, ignore_errors=True)

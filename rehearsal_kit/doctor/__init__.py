@@ -1,0 +1,1 @@
+"""What this machine has for the toolkit, what it lacks, and the fix for each lack."""
