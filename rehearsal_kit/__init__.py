@@ -10,6 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rehearsal_kit.attaching import attach as attach
+    from rehearsal_kit.attaching import resume as resume
     from rehearsal_kit.cluster import Cluster as Cluster
     from rehearsal_kit.cluster import connect as connect
     from rehearsal_kit.cluster import start_cluster as start_cluster
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from rehearsal_kit.scans.opening import open_scan as open_scan
     from rehearsal_kit.scans.scan import Scan as Scan
     from rehearsal_kit.session import Session as Session
+    from rehearsal_kit.settings import Recovery as Recovery
     from rehearsal_kit.settings import Rehearsal as Rehearsal
     from rehearsal_kit.settings import Training as Training
     from rehearsal_kit.strategies.dark import DER as DER
@@ -59,6 +62,7 @@ __all__ = [
     "Incremental",
     "Preparation",
     "PtychoNN",
+    "Recovery",
     "Rehearsal",
     "RehearsalKitError",
     "ResNet",
@@ -69,10 +73,12 @@ __all__ = [
     "Term",
     "Timeline",
     "Training",
+    "attach",
     "connect",
     "dashboard",
     "open_scan",
     "regions",
+    "resume",
     "split_classes",
     "split_instances",
     "start_cluster",
@@ -93,6 +99,7 @@ _HOMES = {
     "Incremental": "strategies.references",
     "Preparation": "preparation",
     "PtychoNN": "networks.ptychonn",
+    "Recovery": "settings",
     "Rehearsal": "settings",
     "RehearsalKitError": "errors",
     "ResNet": "networks.resnet",
@@ -103,10 +110,12 @@ _HOMES = {
     "Term": "strategies.strategy",
     "Timeline": "timeline",
     "Training": "settings",
+    "attach": "attaching",
     "connect": "cluster",
     "dashboard": "widgets.panel",
     "open_scan": "scans.opening",
     "regions": "scan_tasks",
+    "resume": "attaching",
     "split_classes": "tensor_tasks",
     "split_instances": "tensor_tasks",
     "start_cluster": "cluster",

@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +23,11 @@ def with_digest(arrived: Arrived) -> Arrived:
     """The same arrival with the SHA-256 of its file; OSError if it cannot be read."""
     with open(arrived.path, "rb") as stream:
         return replace(arrived, digest=hashlib.file_digest(stream, "sha256").hexdigest())
+
+
+def with_known(command: Watch) -> Watch:
+    """The same command with the files that match already, where they are not to count."""
+    return command if command.existing else replace(command, known=tuple(sorted(glob.glob(command.pattern))))
 
 
 @dataclass(frozen=True)
@@ -46,11 +52,14 @@ class Watcher:
         self._growing: dict[str, _Seen] = {}
         self._looked = 0.0
 
-    def watch(self, command: Watch) -> None:
-        """Look at one more pattern from now on."""
-        self._patterns.append(command.pattern)
-        if not command.existing:
-            self._known.update(glob.glob(command.pattern))
+    def watch(self, pattern: str, *, known: Iterable[str] = ()) -> None:
+        """Look at one more pattern from now on, but not at these files."""
+        self._patterns.append(pattern)
+        self._known.update(known)
+
+    def know(self, path: str) -> None:
+        """This file has arrived already."""
+        self._known.add(path)
 
     def poll(self) -> list[Arrived]:
         """Files that have become whole since the last call, in natural order; empty between two looks."""

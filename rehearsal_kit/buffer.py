@@ -38,12 +38,7 @@ class RehearsalBuffer:
     """
 
     def __init__(self, layout: RowLayout, capacity: int, *, policy: AbstractPolicy) -> None:
-        if isinstance(policy, Reservoir) and not layout.has_identity:
-            raise SettingsError(
-                "the reservoir needs a field sample_id: one int64 per sample, different for every distinct "
-                f"sample of the whole stream. The fields are {', '.join(map(str, layout.fields))}. Add it, "
-                "or take the policy quotas."
-            )
+        require_identity(policy, layout)
         self.layout = layout
         self.capacity = capacity
         self.policy = policy
@@ -122,6 +117,16 @@ class RehearsalBuffer:
         self.capacity = capacity
         self._adopt(rows, len(kept), GroupIndex.of(groups))
 
+    def switch(self, policy: AbstractPolicy) -> None:
+        """Keep what is held, and let another policy decide from now on.
+
+        What is held becomes the past of the new policy: a reservoir is fair to all that come later and to
+        what is held now, not to what was let go before; for first-in-first-out rows are as old as their
+        numbers are low.
+        """
+        require_identity(policy, self.layout)
+        self.policy = policy
+
     def fill(self, contents: Contents) -> None:
         """Hold exactly this; for a store that is empty. SettingsError if it does not fit."""
         count, words = contents.rows.shape
@@ -197,3 +202,13 @@ class RehearsalBuffer:
         if identities is not None:
             self._identity[:count] = identities
             self._row_of = {identity: row for row, identity in enumerate(identities.tolist())}
+
+
+def require_identity(policy: AbstractPolicy, layout: RowLayout) -> None:
+    """SettingsError if a policy has to know samples again and rows of this layout have no identity."""
+    if isinstance(policy, Reservoir) and not layout.has_identity:
+        raise SettingsError(
+            "the reservoir needs a field sample_id: one int64 per sample, different for every distinct "
+            f"sample of the whole stream. The fields are {', '.join(map(str, layout.fields))}. Add it, "
+            "or take the policy quotas."
+        )

@@ -1,4 +1,4 @@
-"""The command line: rehearsal-kit demo, compare, lab, stop, doctor, key, bench."""
+"""The command line: rehearsal-kit demo, compare, replay, lab, stop, doctor, key, bench."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from rehearsal_kit.doctor.examination import examine
 from rehearsal_kit.doctor.finding import report, report_json, well
 from rehearsal_kit.errors import RehearsalKitError
 from rehearsal_kit.lab import copy_notebooks, open_lab
+from rehearsal_kit.replay import replay_command
 from rehearsal_kit.trust import write_key
 
 DESCRIPTION = "Distributed rehearsal-based continual learning, steered in real time from a notebook."
@@ -60,6 +61,13 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="what this machine has, what it lacks, and the fix for each")
     doctor.add_argument("--json", action="store_true", help="the same as data")
     doctor.set_defaults(command=_doctor)
+    replay = commands.add_parser("replay", help="carry out recorded runs again, from their ledgers")
+    replay.add_argument("run", type=Path, metavar="RUN", help="a run folder, or a folder of runs")
+    replay.add_argument(
+        "--check", action="store_true", help="compare the weights bit for bit; 1 if any differ"
+    )
+    replay.add_argument("--into", type=Path, metavar="DIR", help="keep the replayed runs there")
+    replay.set_defaults(command=_replay)
     key = commands.add_parser(
         "key", help="write a key file for a Dask cluster with TLS that you start yourself"
     )
@@ -127,6 +135,10 @@ def _doctor(chosen: argparse.Namespace) -> int:
     findings = examine()
     print(report_json(findings) if chosen.json else report(findings))
     return 0 if well(findings) else 1
+
+
+def _replay(chosen: argparse.Namespace) -> int:
+    return replay_command(chosen.run, check=chosen.check, keep=chosen.into)
 
 
 def _key(chosen: argparse.Namespace) -> int:

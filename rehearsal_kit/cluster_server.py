@@ -24,9 +24,11 @@ from distributed import LocalCluster, Scheduler
 from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.security import Security
 
+from rehearsal_kit.coordinator import PLUGIN as COORDINATOR
+from rehearsal_kit.coordinator import Coordinator
 from rehearsal_kit.errors import ClusterError
-from rehearsal_kit.host import TOPIC_PREFIX
 from rehearsal_kit.interfaces import interface_named, wildcard_listeners
+from rehearsal_kit.orders import TOPIC_PREFIX
 from rehearsal_kit.run_folder import write_private
 from rehearsal_kit.trust import security_of
 
@@ -38,6 +40,8 @@ LISTENERS_CHECK_S = 3.0
 # rehearsal buffer that it knows nothing of, nor for a long call that holds the interpreter.
 DASK_SETTINGS = {
     "distributed.scheduler.worker-ttl": "30 minutes",
+    # Dask gives a worker up for good that is not back in 15 s, also one that was back and was lost again.
+    "distributed.deploy.lost-worker-timeout": "10000 days",
     "distributed.scheduler.work-stealing": False,
     "distributed.scheduler.allowed-failures": 0,
     "distributed.worker.memory.target": False,
@@ -161,6 +165,10 @@ class ServerPlugin(SchedulerPlugin):
         if topic.startswith(TOPIC_PREFIX):
             self._used = time.monotonic()
 
+    def begin(self) -> None:
+        """The cluster is up: what it took to start does not count as idle."""
+        self._used = time.monotonic()
+
     def idle_s(self) -> float:
         """Seconds since a kernel was connected or a rank told anything."""
         return 0.0 if self._clients else time.monotonic() - self._used
@@ -190,8 +198,12 @@ def serve(files: ClusterFiles, scratch: str) -> None:
         with _start(order, files, scratch=scratch) as cluster:
             cluster.scheduler.add_plugin(plugin)
             _refuse_wildcards()
+            plugin.begin()
             _tell(cluster, order, files, scratch=scratch)
             _watch(cluster, plugin, idle_timeout_s=order.idle_timeout_s)
+            coordinator = cluster.scheduler.plugins.get(COORDINATOR)
+            if isinstance(coordinator, Coordinator):  # some kernel has started a run here
+                cluster.sync(coordinator.wind_down)
     except BaseException:
         files.key.unlink(missing_ok=True)  # what remains is the log, which says why
         raise

@@ -12,8 +12,10 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from rehearsal_kit.errors import SettingsError
-from rehearsal_kit.settings import require_integer, require_number
+from rehearsal_kit.settings import POLICIES, require_integer, require_number, require_one_of
 
+NOTE_LENGTH = 2000
+DRAWN = ("representatives", "distillation", "candidates")
 Box = tuple[float, float, float, float]
 """Rows from, rows to, columns from, columns to, in object pixels; the ends do not belong to it."""
 
@@ -46,6 +48,8 @@ class SetAside:
     name: str
     path: str
     reason: str
+    task: int | None = None
+    """Its number, if it had one already."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +59,8 @@ class Watch:
     pattern: str
     existing: bool = True
     """Whether the files that match already when the command takes effect count too."""
+    known: tuple[str, ...] = ()
+    """Files that do not count; rank 0 fills in those that were there already."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,84 @@ class FinishStream:
     """No task will come after those that have arrived; the run ends once they are trained."""
 
 
+@dataclass(frozen=True)
+class Reopen:
+    """A run that had ended goes on; if it had finished its tasks, more may come."""
+
+
+@dataclass(frozen=True)
+class FinishTask:
+    """The task under way has been trained enough: evaluate it and begin the next."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skip:
+    """A task that waits is not to be trained."""
+
+    task: int
+
+    def __post_init__(self) -> None:
+        require_integer("task", self.task, low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reorder:
+    """Of the tasks that wait, these come next, in this order; the tasks that wait are numbered anew."""
+
+    order: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.order, tuple) or len(set(self.order)) != len(self.order):
+            raise SettingsError(f"order is {self.order!r}; it must be numbers of tasks, each of them once.")
+        for task in self.order:
+            require_integer("a task in order", task, low=0)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Evaluate all tasks so far at this step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TakeCheckpoint:
+    """Keep all that the run is at this step; the n-th of a run is checkpoint n."""
+
+    spare: int | None = None
+    """An older one that must not make room for it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RollBack:
+    """Go on from a checkpoint as another branch of the run. Tasks that have arrived since stay."""
+
+    checkpoint: int
+
+    def __post_init__(self) -> None:
+        require_integer("checkpoint", self.checkpoint, low=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note:
+    """What a person wants to be remembered at this step."""
+
+    text: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str) or not self.text.strip() or len(self.text) > NOTE_LENGTH:
+            raise SettingsError(
+                f"a note is {self.text!r:.80}; it must be a text of 1 to {NOTE_LENGTH} letters."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskDone:
+    """A task has ended: a decision of all ranks, written down so that a replay can be held to it."""
+
+    task: int
+    weights: str
+    """Fingerprint of the weights."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Steer:
     """New values of the settings that may change while the run goes on; None leaves one as it is."""
@@ -86,6 +170,12 @@ class Steer:
     capacity: int | None = None
     """Samples that the buffers of all ranks together may hold."""
     distillation: int | None = None
+    candidates: int | None = None
+    """Samples of every mini-batch that a full buffer is offered, per rank."""
+    policy: str | None = None
+    """What stays in the buffer: "quotas", "reservoir" or "fifo"."""
+    batch: int | None = None
+    """New samples per rank and step, from the next mini-batch on."""
     strategy: str | None = None
     """Name of one of our strategies."""
     alpha: float | None = None
@@ -99,23 +189,38 @@ class Steer:
             raise SettingsError(f"steer was called without a value; it takes any of: {names}.")
         if self.learning_rate is not None:
             require_number("learning_rate", self.learning_rate, low=1e-9, high=10.0)
-        if self.representatives is not None:
-            require_integer("representatives", self.representatives, low=0, high=2**20)
-        if self.capacity is not None:
-            require_integer("capacity", self.capacity, low=1)
-        if self.distillation is not None:
-            require_integer("distillation", self.distillation, low=0, high=2**20)
+        if self.policy is not None:
+            require_one_of("policy", self.policy, POLICIES)
         if self.strategy is not None and not isinstance(self.strategy, str):
             raise SettingsError(f"strategy is {self.strategy!r}; it must be the name of one.")
+        for name, low in {"batch": 1, "capacity": 1, **dict.fromkeys(DRAWN, 0)}.items():
+            if (count := getattr(self, name)) is not None:
+                require_integer(name, count, low=low, high=2**40 if name == "capacity" else 2**20)
         for name in ("alpha", "beta"):
             if (weight := getattr(self, name)) is not None:
                 require_number(name, weight, low=0, high=1e6)
 
 
-Command = Arrived | SetAside | Watch | Pause | Resume | Stop | FinishStream | Steer
-_KINDS: Mapping[str, type[Any]] = {
-    kind.__name__: kind for kind in (Arrived, SetAside, Watch, Pause, Resume, Stop, FinishStream, Steer)
-}
+Command = (
+    Arrived
+    | SetAside
+    | Watch
+    | Pause
+    | Resume
+    | Stop
+    | FinishStream
+    | Reopen
+    | FinishTask
+    | Skip
+    | Reorder
+    | Evaluate
+    | TakeCheckpoint
+    | RollBack
+    | Note
+    | TaskDone
+    | Steer
+)
+_KINDS: Mapping[str, type[Any]] = {kind.__name__: kind for kind in Command.__args__}
 
 
 @dataclass(frozen=True)

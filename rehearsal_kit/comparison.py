@@ -20,9 +20,11 @@ from rehearsal_kit.forgetting import (
     forward_transfer,
     gap_closed,
 )
-from rehearsal_kit.telemetry import Applied, Steps, TaskArrived, TaskSetAside
+from rehearsal_kit.telemetry import Applied, Steps, TaskSetAside
 from rehearsal_kit.timeline import Timeline
 
+STEERING = frozenset({"Steer", "FinishTask", "Skip", "Reorder", "RollBack"})
+"""Commands after which a run is not what it would have been."""
 REFERENCES = ("Incremental", "FromScratch")
 RECONSTRUCTION = "mean absolute error of amplitude (median 1) + of phase (rad), held-out regions"
 FORMULAS = (
@@ -99,8 +101,10 @@ class Outcome:
 
     @staticmethod
     def of(strategy: str, timeline: Timeline, *, memory_bytes: int = 0) -> Outcome:
-        """What a timeline tells."""
-        arrived, steps = timeline.records(TaskArrived), timeline.records(Steps)
+        """What a timeline tells; of a run that was rolled back, what led to its newest branch."""
+        steered = any(r.kind in STEERING and not r.refused for r in timeline.records(Applied))
+        timeline = timeline.lineage()
+        arrived, steps = [*timeline.tasks().values()], timeline.records(Steps)
         drawn = sum(record.representatives for record in steps)
         before, untrained = timeline.untaught()
         return Outcome(
@@ -116,7 +120,7 @@ class Outcome:
             steps=sum(len(record.losses) for record in steps),
             waited=sum(record.waited for record in steps),
             remote=sum(record.remote for record in steps) / drawn if drawn else None,
-            steered=any(r.kind == "Steer" and not r.refused for r in timeline.records(Applied)),
+            steered=steered,
             memory_bytes=memory_bytes,
         )
 

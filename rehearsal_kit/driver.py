@@ -1,4 +1,4 @@
-"""The kernel's end of the line to the ranks: starts them, sends wishes, hears them, misses the lost."""
+"""The kernel's end of the line to a run: hands it to the coordinator, sends wishes, hears what is told."""
 
 from __future__ import annotations
 
@@ -7,61 +7,71 @@ import queue
 import secrets
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from rehearsal_kit.cluster import Cluster
 from rehearsal_kit.commands import Wish
+from rehearsal_kit.coordinator import Coordinator
 from rehearsal_kit.errors import SessionError
-from rehearsal_kit.groups import Meeting
-from rehearsal_kit.host import (
-    TOPIC_PREFIX,
-    Order,
-    RankHost,
-    get_preview,
-    post_wishes,
-    start_rank,
-)
-from rehearsal_kit.job import Job
+from rehearsal_kit.history import History
+from rehearsal_kit.host import RankHost, get_preview
+from rehearsal_kit.kernel_calls import ask_lease, begin_run, look_for, post_wishes, release_lease
+from rehearsal_kit.orders import TOPIC_PREFIX, RunOrder
 from rehearsal_kit.preview import Preview
-from rehearsal_kit.roster import known_workers, workers_in_order
-from rehearsal_kit.telemetry import Ended, Joined, StateChanged, from_plain
-from rehearsal_kit.timeline import Timeline
+from rehearsal_kit.run_folder import RunFolder
+from rehearsal_kit.telemetry import (
+    GenerationBegan,
+    GenerationEnded,
+    LeaseTaken,
+    RunOver,
+    Stalled,
+    StateChanged,
+    from_plain,
+)
 
-JOIN_TIMEOUT_S = 120.0
 LOOK_S = 1.0
-CLOSE_TIMEOUT_S = 30.0
+BROKEN_S = 8.0
+"""A kernel that cannot reach the scheduler for so long says so; the run may go on without it."""
+CLOSE_TIMEOUT_S = 60.0
+SUBSCRIBE_TIMEOUT_S = 60.0
+OF_THE_COORDINATOR = (GenerationBegan, GenerationEnded, Stalled, LeaseTaken, RunOver)
 ENDED = ("finished", "stopped", "failed")
 
 
 class Driver:
     """One run's thread in the kernel. What the run is doing is known here and nowhere else in the kernel."""
 
-    def __init__(self, cluster: Cluster, job: Job, timeline: Timeline) -> None:
-        self.timeline = timeline
+    def __init__(self, cluster: Cluster, run: RunFolder) -> None:
+        self.history = History(run)
+        self.timeline = self.history.timeline
         self.error = ""
         """Why the run failed; empty unless it did."""
         self.over = threading.Event()
+        self.leads = True
+        """Whether this kernel may steer."""
+        self.refused = ""
+        """Why the last wishes were not passed on."""
         self._cluster = cluster
-        self._job = job
-        self._topic = f"{TOPIC_PREFIX}{secrets.token_hex(8)}"
-        self._workers = workers_in_order(cluster)
+        self._run = run
+        self._topic = ""
+        self._holder = f"{cluster.client.id}/{secrets.token_hex(4)}"
         self._outbox: queue.SimpleQueue[Wish | None] = queue.SimpleQueue()
         self._heard = threading.Event()
         self._state = "created"
         self._thread: threading.Thread | None = None
 
     @property
-    def ranks(self) -> int:
-        """How many ranks train: one per worker of the cluster."""
-        return len(self._workers)
-
-    @property
     def state(self) -> str:
-        """created, starting, waiting, running, paused, finished, stopped or failed."""
+        """created, starting, waiting, running, paused, recovering, finished, stopped or failed."""
         if self._state != "live":
             return self._state
-        changed = self.timeline.last(StateChanged)
-        return changed.state if changed is not None else "starting"
+        newest = self.timeline.newest((StateChanged, GenerationBegan, GenerationEnded))
+        if isinstance(newest, StateChanged):
+            return newest.state
+        began = len(self.timeline.records(GenerationBegan))
+        return "starting" if began <= 1 and not isinstance(newest, GenerationEnded) else "recovering"
 
     @property
     def trouble(self) -> str:
@@ -69,20 +79,38 @@ class Driver:
         changed = self.timeline.last(StateChanged)
         return changed.reason if changed is not None and self.state == "paused" else ""
 
-    def start(self) -> None:
-        """Start one rank on every worker, in a thread of its own."""
+    def start(self, order: RunOrder) -> None:
+        """Have the coordinator start one rank on every worker; returns at once."""
         if self._state != "created":
             raise SessionError(f"start() was called, but this session is {self.state}; make a new Session.")
         self._state = "starting"
-        self._thread = threading.Thread(target=self._drive, name="session", daemon=True)
-        self._thread.start()
+        self._topic = order.topic
+        self._launch(order)
+
+    def attach(self, *, take: bool) -> None:
+        """Join a run that the cluster knows already; SessionError if it knows none in this folder.
+
+        take: steer from here, even if another kernel does; else only if nobody does.
+        """
+        client = self._cluster.client
+        found = client.run_on_scheduler(look_for, str(self._run.path))
+        if found is None:
+            raise SessionError(
+                f"no run of {self._run.path} is under way on this cluster; rk.resume(run, cluster) goes on "
+                "from its last checkpoint."
+            )
+        self._topic = found["topic"]
+        self.history.catch_up()
+        self.leads = client.run_on_scheduler(ask_lease, self._topic, self._holder, take=take)
+        self._state = "live"
+        self._launch(None)
 
     def send(self, wish: Wish) -> None:
         """Pass a wish on to rank 0, as soon as there is one."""
         self._outbox.put(wish)
 
     def close(self, stop: Wish | None) -> None:
-        """Let go of the ranks; `stop` has been sent if they were still training."""
+        """Let go of the run; `stop` has been sent if this kernel was to end it."""
         if self._thread is not None:
             if stop is not None and not self.over.wait(CLOSE_TIMEOUT_S):
                 self._end("failed", f"the ranks did not stop in {CLOSE_TIMEOUT_S:.0f} s; close the cluster.")
@@ -90,40 +118,52 @@ class Driver:
             self._thread.join(CLOSE_TIMEOUT_S)
             self._thread = None
         if self._state not in ENDED:
-            self._state = "stopped"
+            self._state = "stopped" if stop is not None or self._state == "created" else "left"
         self.over.set()
 
     def preview(self, task: int | None) -> Preview | None:
         """What rank 0 has of a task; None before there is one and once the ranks have ended."""
-        if self._state != "live":
+        began = self.timeline.last(GenerationBegan)
+        if self._state != "live" or began is None:
             return None
-        address = self._workers[0]
-        answers = self._cluster.client.run(get_preview, self._topic, task, workers=[address])
-        preview: Preview | None = answers[address]
-        return preview
+        address = began.workers[0]
+        with contextlib.suppress(OSError, ValueError, KeyError):  # its worker may be gone by now
+            answers = self._cluster.client.run(get_preview, self._topic, task, workers=[address])
+            preview: Preview | None = answers[address]
+            return preview
+        return None
 
-    def _drive(self) -> None:
-        """The session's one thread: starts the ranks, sends wishes, notices who is gone."""
+    def _launch(self, order: RunOrder | None) -> None:
+        self._thread = threading.Thread(target=self._drive, args=(order,), name="session", daemon=True)
+        self._thread.start()
+
+    def _drive(self, order: RunOrder | None) -> None:
+        """The session's one thread: begins the run, sends wishes, notices if the cluster is gone."""
+        client = self._cluster.client
         try:
             self._listen()
-            self._start_ranks()
-            self._wait_for_ranks()
-            while not self.over.is_set():
-                self._send_wishes()
-                self._look_for_the_lost()
+            if order is not None:
+                client.register_plugin(RankHost())
+                client.register_plugin(Coordinator())
+                refused = client.run_on_scheduler(begin_run, asdict(order), self._holder)
+                if refused:
+                    raise SessionError(refused)
+                self._state = "live"
+            while not self.over.is_set() and self._send_wishes():
+                self._look()
         except OSError as error:
             self._end("failed", f"the cluster cannot be reached any more; was it stopped? {error}")
         except Exception as error:
             self._end("failed", f"{type(error).__name__}: {error}")
         finally:
-            with contextlib.suppress(OSError, RuntimeError, ValueError):
-                self._cluster.client.unsubscribe_topic(self._topic)
-            self._job.run.rendezvous.unlink(missing_ok=True)
+            with contextlib.suppress(Exception):  # the cluster may be gone, or its client closed
+                client.unsubscribe_topic(self._topic)
+                client.run_on_scheduler(release_lease, self._topic, self._holder)
 
     def _listen(self) -> None:
         client = self._cluster.client
         client.subscribe_topic(self._topic, self._hear)
-        deadline = time.monotonic() + JOIN_TIMEOUT_S
+        deadline = time.monotonic() + SUBSCRIBE_TIMEOUT_S
         # A subscription takes effect at some later moment; what was told before that would be missed.
         while not self._heard.wait(0.05):
             client.log_event(self._topic, "hello")
@@ -136,16 +176,16 @@ class Driver:
             self._heard.set()
             return
         try:
-            record = from_plain(event[1]["told"])
+            told = from_plain(event[1]["told"])
+            of_generations = isinstance(told, OF_THE_COORDINATOR)
+            self.history.hear(told, event[1]["line"], of_generations=of_generations)
         except (KeyError, TypeError, ValueError) as error:  # Dask would log it and go on without us
             self._end("failed", f"a worker told something unknown, is its version another? {error}")
             return
-        self.timeline.append(record)
-        if isinstance(record, Ended):
-            if record.outcome == "failed":
-                self._end("failed", f"rank {record.rank}: {record.error}")
-            elif len(self.timeline.records(Ended)) == self.ranks:
-                self._end(record.outcome, "")
+        if isinstance(told, LeaseTaken):
+            self.leads = told.holder == self._holder
+        if isinstance(told, RunOver):
+            self._end(told.outcome, told.error)
 
     def _end(self, outcome: str, error: str) -> None:
         if not self.over.is_set():
@@ -153,37 +193,48 @@ class Driver:
             self._state = outcome
             self.over.set()
 
-    def _start_ranks(self) -> None:
-        client = self._cluster.client
-        client.register_plugin(RankHost())
-        nonce = secrets.token_hex(16)
-        self._state = "live"
-        for rank in range(self.ranks):
-            meeting = Meeting(rendezvous=self._job.run.rendezvous, nonce=nonce, rank=rank, ranks=self.ranks)
-            order = Order(topic=self._topic, job=self._job, meeting=meeting)
-            client.run(start_rank, order, workers=[self._workers[rank]])
-
-    def _wait_for_ranks(self) -> None:
-        deadline = time.monotonic() + JOIN_TIMEOUT_S
-        while not self.over.is_set() and len(self.timeline.records(Joined)) < self.ranks:
-            if time.monotonic() > deadline:
-                joined = len(self.timeline.records(Joined))
-                raise SessionError(f"only {joined} of {self.ranks} ranks came up in {JOIN_TIMEOUT_S:.0f} s.")
-            self.timeline.wait(len(self.timeline), 0.5)
-
-    def _send_wishes(self) -> None:
-        """Wait a moment for a wish, then send all there are in one message."""
+    def _send_wishes(self) -> bool:
+        """Wait a moment for a wish, then send all there are in one message; False once there will be none."""
         wishes: list[str] = []
+        goes_on = True
         with contextlib.suppress(queue.Empty):
             wish = self._outbox.get(timeout=LOOK_S)
             while wish is not None:
                 wishes.append(wish.to_json())
                 wish = self._outbox.get_nowait()
+            goes_on = False
         if wishes:
-            self._cluster.client.run(post_wishes, self._topic, wishes, workers=[self._workers[0]])
+            refused = self._ask(post_wishes, self._topic, wishes, holder=self._holder)
+            if refused:
+                self.leads, self.refused = False, refused
+        return goes_on
 
-    def _look_for_the_lost(self) -> None:
-        present = known_workers(self._cluster)
-        lost = [rank for rank, address in enumerate(self._workers) if address not in present]
-        if lost and not self.over.is_set():
-            self._end("failed", f"the worker of rank {lost[0]} is gone: its process has ended.")
+    def _ask(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        """Have the scheduler run this; TimeoutError where the connection to it is broken for long.
+
+        It may have run twice then, if it is slow: wishes are known by their numbers.
+        """
+        client = self._cluster.client
+        while True:
+            try:
+                return client.sync(
+                    client._run_on_scheduler, function, *arguments, callback_timeout=BROKEN_S, **named
+                )
+            except TimeoutError:
+                if client.status != "running":
+                    raise
+
+    def _look(self) -> None:
+        """Whether the coordinator still knows the run, and has told us all."""
+        found = self._ask(look_for, str(self._run.path))
+        self.history.catch_up()
+        if found is None:
+            self._end("failed", "the cluster does not know this run any more; rk.resume(run, cluster).")
+        elif found["outcome"]:
+            over = self.timeline.last(RunOver)
+            self._end(found["outcome"], "" if over is None else over.error)
+
+
+def new_topic() -> str:
+    """A name for a run on a cluster."""
+    return f"{TOPIC_PREFIX}{secrets.token_hex(8)}"

@@ -7,6 +7,8 @@ RehearsalKitError
 ├── TaskError         tensors that cannot be read as a task, or do not fit the run (also a ValueError)
 ├── ExportError       a network that cannot be written as ONNX, or not computed the same from there
 ├── SnapshotError     a snapshot of a buffer that is broken or incomplete (also a ValueError)
+├── CheckpointError   a checkpoint that is broken, incomplete or of another run (also a ValueError)
+├── ReplayError       a recorded run that does not come about again
 ├── RunFolderError    a run folder that exists already, is not private, or is not one
 ├── ClusterError      a cluster that cannot be started, reached or trusted
 │   └── ClusterGoneError   a cluster that has ended, or does not answer any more
@@ -41,6 +43,14 @@ class ExportError(RehearsalKitError):
 
 class SnapshotError(RehearsalKitError, ValueError):
     """A snapshot of a buffer that is broken, incomplete or not of one moment."""
+
+
+class CheckpointError(RehearsalKitError, ValueError):
+    """A checkpoint that is broken, incomplete, or not of this run."""
+
+
+class ReplayError(RehearsalKitError):
+    """What was recorded of a run cannot come about again: code, data or settings have changed."""
 
 
 class RunFolderError(RehearsalKitError):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from rehearsal_kit.learner import Learner
 from rehearsal_kit.reporter import Reporter
@@ -29,6 +31,8 @@ class Evaluation:
         """Whether the newest task's predictions were finite after it was trained."""
         self._seen: dict[int, int] = {}
         """After which task each was last evaluated."""
+        self._errors: dict[int, tuple[int, float]] = {}
+        """After which task each had which watched error."""
 
     def before(self, task: int, *, step: int) -> None:
         """A task about to be trained, by the network as it is and by the untrained one: forward transfer."""
@@ -52,6 +56,32 @@ class Evaluation:
             self._tell_both(task, step)
         return left
 
+    def now(self, upto: int, *, step: int) -> None:
+        """All tasks up to this one, between two tasks or in the middle of one."""
+        for task in range(upto + 1):
+            for split in HELD_OUT:
+                self._tell(task, split, after=upto, step=step)
+
+    @property
+    def error(self) -> float | None:
+        """Mean watched error of the tasks evaluated after the newest one; None before there is one."""
+        errors = [error for after, error in self._errors.values() if after == self.newest]
+        return sum(errors) / len(errors) if errors else None
+
+    def to_plain(self) -> dict[str, Any]:
+        """What decides which tasks are evaluated next, for a checkpoint."""
+        return {
+            "newest": self.newest,
+            "seen": [[task, after] for task, after in self._seen.items()],
+            "errors": [[task, *pair] for task, pair in self._errors.items()],
+        }
+
+    def restore(self, plain: Mapping[str, Any]) -> None:
+        """Go on where `to_plain` was called."""
+        self.newest, self.sound = plain["newest"], True
+        self._seen = dict(plain["seen"])
+        self._errors = {task: (after, error) for task, after, error in plain["errors"]}
+
     def _chosen(self, newest: int) -> list[int]:
         earlier = [task for task in range(newest) if self._stream[task] is not None]
         if len(earlier) <= self._earlier:
@@ -70,6 +100,8 @@ class Evaluation:
         scores = self._learner.quality(self._stream.held_out(task, split))
         if not all(map(math.isfinite, scores.errors.values())):
             return False  # a network that predicts no numbers has no error; what became of it the loss tells
+        if split == "watched" and after != UNTRAINED:
+            self._errors[task] = (after, sum(scores.errors.values()))
         self._reporter.tell(
             Evaluated(
                 step=step,

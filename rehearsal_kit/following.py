@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
+from typing import Any
+
 from tqdm import tqdm
 
+from rehearsal_kit.backlog import backlog
 from rehearsal_kit.errors import RankError
 from rehearsal_kit.session import Session
-from rehearsal_kit.telemetry import Steps, TaskArrived, TaskBegan, TaskSetAside
+from rehearsal_kit.telemetry import (
+    BranchBegan,
+    CheckpointFailed,
+    GenerationEnded,
+    Record,
+    Steps,
+    TaskArrived,
+    TaskBegan,
+    TaskEnded,
+    TaskSetAside,
+)
+from rehearsal_kit.timeline import Timeline
+
+SAY_S = 2.0
+"""Between two looks at the backlog."""
 
 
 def follow(session: Session, title: str, *, expected: int, finish: bool) -> None:
@@ -15,29 +34,76 @@ def follow(session: Session, title: str, *, expected: int, finish: bool) -> None
     expected: tasks that will come. finish: whether to finish the stream once they all have. RankError
     where the ranks have paused on their own, which nobody is there to mend.
     """
-    seen, known, finished = 0, 0, not finish
+    seen, finished = 0, not finish
     # The first task tells how long the others will be: equally long, or longer and longer from scratch.
     weights = [len(session.strategy.tasks(task)) for task in range(expected)]
     with tqdm(desc=title, unit="step", dynamic_ncols=True) as bar:
+        progress = Progress(bar, weights)
         while not session.over:
             session.timeline.wait(seen, 0.2)
             records = session.timeline.records(since=seen)
             seen += len(records)
-            for record in records:
-                match record:
-                    case TaskBegan(task=task, steps=steps):
-                        known += steps
-                        bar.total = known + steps * sum(weights[task + 1 :]) // weights[task]
-                        bar.set_postfix_str(f"task {task + 1} of {expected}")
-                    case Steps(losses=losses):
-                        bar.update(len(losses))
-                    case TaskSetAside(name=name, reason=reason):
-                        bar.write(f"set aside {name}: {reason}")
+            progress.take(records)
+            if any(isinstance(record, BranchBegan) for record in records):
+                progress.rolled_back(Timeline(session.timeline.records()[:seen]).lineage())
+            progress.say(session.timeline)
             if session.trouble:
                 raise RankError(session.trouble)
             if not finished and len(_settled(session)) >= expected:
                 session.finish_stream()
                 finished = True
+
+
+class Progress:
+    """Turns records into a bar."""
+
+    def __init__(self, bar: Any, weights: Sequence[int]) -> None:
+        self._bar = bar
+        self._weights = weights
+        self._known = 0
+        """Steps of the tasks that were begun."""
+        self._task = 0
+        self._said_at = 0.0
+
+    def take(self, records: Sequence[Record]) -> None:
+        """Move on by these."""
+        bar = self._bar
+        for record in records:
+            match record:
+                case TaskBegan(task=task, steps=steps):
+                    self._task = task
+                    self._expect(self._known + steps, steps)
+                case Steps(losses=losses):
+                    bar.update(len(losses))
+                case TaskEnded():  # perhaps earlier than planned, by a person's wish
+                    self._known = bar.n
+                case TaskSetAside(name=name, reason=reason):
+                    bar.write(f"set aside {name}: {reason}")
+                case GenerationEnded(reason=reason):
+                    bar.write(f"recovering: {reason}")
+                case CheckpointFailed(checkpoint=number, reason=reason):
+                    bar.write(f"checkpoint {number} could not be written: {reason}")
+
+    def rolled_back(self, lineage: Timeline) -> None:
+        """Begin again with what led to the branch that is new."""
+        self._bar.reset()
+        self._known = 0
+        self._bar.write(f"rolled back: branch {lineage.branches[-1]}")
+        self.take([r for r in lineage.records() if isinstance(r, (TaskBegan, Steps, TaskEnded))])
+
+    def say(self, timeline: Timeline) -> None:
+        """What waits, now and then."""
+        if time.monotonic() - self._said_at < SAY_S:
+            return
+        self._said_at = time.monotonic()
+        self._bar.set_postfix_str(f"task {self._task + 1} of {len(self._weights)}, {backlog(timeline).words}")
+
+    def _expect(self, known: int, steps: int) -> None:
+        task, weights = self._task, self._weights
+        self._known = known
+        weight = weights[task] if task < len(weights) else 1
+        self._bar.total = known + steps * sum(weights[task + 1 :]) // weight
+        self._said_at = 0.0
 
 
 def _settled(session: Session) -> set[tuple[str, str]]:

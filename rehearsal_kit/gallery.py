@@ -10,7 +10,7 @@ import torch
 
 from rehearsal_kit.layout import Samples
 from rehearsal_kit.learner import Learner
-from rehearsal_kit.preview import Image, Preview, append_preview
+from rehearsal_kit.preview import Image, Preview, append_previews
 from rehearsal_kit.stream import Stream
 
 INTERVAL_S = 1.0
@@ -41,10 +41,9 @@ class Gallery:
 
     def keep(self, path: Path, tasks: Iterable[int], *, after: int, step: int) -> None:
         """Append previews of these tasks, as they are after one was trained, to the file of a run."""
-        for task in tasks:
-            preview = self._make(task, step)
-            if preview is not None:
-                append_preview(path, preview, after=after)
+        made = [preview for task in tasks if (preview := self._make(task, step)) is not None]
+        if made:
+            append_previews(path, made, after=after)
 
     def _make(self, task: int, step: int) -> Preview | None:
         sample = self._stream.shown(task)

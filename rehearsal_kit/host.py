@@ -6,11 +6,14 @@ kernel. The calls below return at once: the training thread is the only one that
 
 from __future__ import annotations
 
+import gc
+import pickle
 import queue
 import threading
 import time
 import traceback
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,25 +21,15 @@ from distributed import Worker
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from rehearsal_kit.commands import Stop, Wish
-from rehearsal_kit.errors import ClusterError
+from rehearsal_kit.errors import ReplayError, SettingsError
 from rehearsal_kit.groups import Meeting, meet
 from rehearsal_kit.job import Job
+from rehearsal_kit.orders import HostStatus, Order
 from rehearsal_kit.preview import Preview
 from rehearsal_kit.rank import Rank
 from rehearsal_kit.telemetry import Ended, Record, to_plain
 
 PLUGIN = "rehearsal-kit"
-TOPIC_PREFIX = "rehearsal-kit/"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Order:
-    """What a host is told to start."""
-
-    topic: str
-    """Where its records go; also names the run on this cluster."""
-    job: Job
-    meeting: Meeting
 
 
 @dataclass
@@ -45,6 +38,12 @@ class _Hosted:
     mailbox: queue.SimpleQueue[str]
     thread: threading.Thread
     rank: Rank | None = None
+    outcome: str = ""
+    error: str = ""
+    fatal: bool = False
+    failed_at: float = 0.0
+    given_up: bool = False
+    """Whether another generation takes its place."""
 
 
 class RankHost(WorkerPlugin):
@@ -57,70 +56,151 @@ class RankHost(WorkerPlugin):
         """Called by Dask when the plugin arrives on a worker."""
         self._worker = worker
         self._hosted: _Hosted | None = None
+        worker.handlers.update({  # what the coordinator calls; plain values only, and all return at once
+            "rehearsal_kit_start": self.start,
+            "rehearsal_kit_post": self.post,
+            "rehearsal_kit_status": self.status,
+            "rehearsal_kit_give_up": self.give_up,
+        })  # fmt: skip
 
     def teardown(self, worker: Worker) -> None:
         """Called by Dask when the worker closes: rank 0 has all ranks stop at their next step."""
-        if self._hosted is not None and self._hosted.thread.is_alive():
-            self._hosted.mailbox.put(Wish(0, Stop()).to_json())
-            self._hosted.thread.join(timeout=5)
+        hosted = self._hosted
+        # Not where the ranks are given up: the next generation would find that somebody wanted them to stop.
+        if hosted is not None and hosted.thread.is_alive() and not hosted.given_up:
+            hosted.mailbox.put(Wish(0, Stop()).to_json())
+            hosted.thread.join(timeout=5)
 
-    def start(self, order: Order) -> None:
-        """Begin a rank in a thread of its own; ClusterError while another run has one here."""
-        live = self._hosted
+    async def start(self, order: dict[str, Any]) -> str:
+        """Begin a rank in a thread of its own; returns why not, if another has its thread here."""
+        wanted, live = Order(**order), self._hosted
         if live is not None and live.thread.is_alive():
-            raise ClusterError(
-                f"worker {self._worker.name} still trains for {live.order.job.run.path}; "
-                "close that session first, or start a second cluster."
+            return (
+                f"worker {self._worker.name} still trains for {live.order.run}; close that session first, or "
+                "start a second cluster."
             )
-        name = f"train-r{order.meeting.rank}"
+        if (
+            live is not None
+            and live.order.topic == wanted.topic
+            and live.order.generation >= wanted.generation
+        ):
+            return (
+                f"worker {self._worker.name} was asked for generation {wanted.generation}, but has had "
+                f"{live.order.generation} already; whoever asked is out of date."
+            )
+        name = f"train-g{wanted.generation}-r{wanted.rank}"
         mailbox: queue.SimpleQueue[str] = queue.SimpleQueue()
-        thread = threading.Thread(target=self._train, name=name, daemon=True)
-        self._hosted = _Hosted(order, mailbox, thread)
-        thread.start()
+        hosted = _Hosted(wanted, mailbox, threading.Thread(target=self._train, name=name, daemon=True))
+        self._hosted = hosted
+        hosted.thread.start()
+        return ""
 
-    def post(self, topic: str, wishes: list[str]) -> None:
+    async def post(self, topic: str, wishes: list[str]) -> str:
         """Put wishes (JSON) into the mailbox; rank 0 takes them out at its next step boundary."""
+        if self._hosted is None or self._hosted.order.topic != topic:
+            return f"worker {self._worker.name} has no rank of this run; was it restarted?"
         for wish in wishes:
-            self._of(topic).mailbox.put(wish)
+            self._hosted.mailbox.put(wish)
+        return ""
+
+    async def give_up(self, topic: str) -> str:
+        """Have the rank of this run fail at its next step boundary, if it gets there."""
+        hosted = self._hosted
+        if hosted is not None and hosted.order.topic == topic:
+            hosted.given_up = True
+            if hosted.rank is not None:
+                hosted.rank.give_up()
+        return ""
+
+    async def status(self, topic: str) -> dict[str, Any]:
+        """How the rank of this run is: a `HostStatus`."""
+        hosted = self._hosted
+        if hosted is None or hosted.order.topic != topic:
+            return asdict(HostStatus(alive=hosted is not None and hosted.thread.is_alive()))
+        rank = hosted.rank
+        return asdict(
+            HostStatus(
+                generation=hosted.order.generation,
+                alive=hosted.thread.is_alive(),
+                beats=0 if rank is None else rank.beats,
+                step=0 if rank is None else rank.step,
+                training=rank is not None,
+                outcome=hosted.outcome,
+                error=hosted.error,
+                fatal=hosted.fatal,
+                failed_at=hosted.failed_at,
+            )
+        )
 
     def preview(self, topic: str, task: int | None) -> Preview | None:
         """The newest preview of a task, and from now on keep that one fresh; None: the newest task."""
-        rank = self._of(topic).rank
+        hosted = self._hosted
+        rank = hosted.rank if hosted is not None and hosted.order.topic == topic else None
         if rank is None:
             return None
         rank.gallery.wanted = task
         chosen = max(rank.gallery.newest, default=-1) if task is None else task
         return rank.gallery.newest.get(chosen)
 
-    def _of(self, topic: str) -> _Hosted:
-        if self._hosted is None or self._hosted.order.topic != topic:
-            raise ClusterError(f"worker {self._worker.name} has no rank of this run; was it restarted?")
-        return self._hosted
-
     def _train(self) -> None:
         hosted = self._hosted
         assert hosted is not None  # noqa: S101 - start() has set it before this thread began
-        outcome, error, step = "failed", "", 0
+        order, weights = hosted.order, ""
+        outcome = "failed"
         try:
             device = "cuda:0" if torch.cuda.is_available() else "cpu"
-            with meet(replace(hosted.order.meeting, device=device)) as groups:
-                job = replace(hosted.order.job, device=device)
-                hosted.rank = Rank(job, groups, mailbox=hosted.mailbox, publish=self._publish)
+            job: Job = pickle.loads(order.job)  # noqa: S301 - from the kernel that runs this cluster
+            meeting = Meeting(
+                rendezvous=Path(order.rendezvous),
+                nonce=order.nonce,
+                rank=order.rank,
+                ranks=order.ranks,
+                timeout_s=order.timeout_s,
+                device=device,
+            )
+            with meet(meeting) as groups:
+                hosted.rank = Rank(
+                    replace(job, device=device),
+                    groups,
+                    mailbox=hosted.mailbox,
+                    publish=self._publish,
+                    generation=order.generation,
+                )
+                if hosted.given_up:  # while it was read
+                    hosted.rank.give_up()
                 outcome = hosted.rank.run()
+                weights = hosted.rank.fingerprint()
         except Exception as failure:
             where = traceback.extract_tb(failure.__traceback__)[-1]
-            error = f"{type(failure).__name__}: {failure} ({where.name}, {where.filename}:{where.lineno})"
+            hosted.failed_at = time.time()
+            hosted.fatal = isinstance(failure, (SettingsError, ReplayError))
+            hosted.error = (
+                f"{type(failure).__name__}: {failure} ({where.name}, {where.filename}:{where.lineno})"
+            )
             traceback.print_exception(failure)
-        if hosted.rank is not None:
-            step = hosted.rank.step
-        rank = hosted.order.meeting.rank
-        self._publish(Ended(rank=rank, step=step, outcome=outcome, error=error, time=time.time()))
+        step = 0 if hosted.rank is None else hosted.rank.step
+        if outcome == "failed":
+            # The others notice when the connections close, and they close with the last reference to them.
+            hosted.rank = None
+            gc.collect()
+        self._publish(
+            Ended(
+                rank=order.rank,
+                step=step,
+                outcome=outcome,
+                error=hosted.error,
+                time=time.time(),
+                generation=order.generation,
+                weights=weights,
+            )
+        )
+        hosted.outcome = outcome
 
-    def _publish(self, record: Record) -> None:
+    def _publish(self, record: Record, line: int | None = None) -> None:
         hosted = self._hosted
         assert hosted is not None  # noqa: S101 - only the training thread publishes
         # Wrapped, because Dask adds a key of its own to the dictionaries it passes on.
-        self._worker.log_event(hosted.order.topic, {"told": to_plain(record)})
+        self._worker.log_event(hosted.order.topic, {"told": to_plain(record), "line": line})
 
 
 async def dask_setup(worker: Worker) -> None:
@@ -128,25 +208,10 @@ async def dask_setup(worker: Worker) -> None:
     torch.optim.Adam([torch.zeros(1, requires_grad=True)])
 
 
-# Called through client.run, which passes the worker as `dask_worker`; all of them return at once.
-
-
-async def start_rank(order: Order, dask_worker: Worker) -> None:
-    """Start the rank of this order on its worker."""
-    _host(dask_worker).start(order)
-
-
-async def post_wishes(topic: str, wishes: list[str], dask_worker: Worker) -> None:
-    """Put wishes into the mailbox of rank 0."""
-    _host(dask_worker).post(topic, wishes)
+# Called through client.run, which passes the worker as `dask_worker`; returns at once.
 
 
 async def get_preview(topic: str, task: int | None, dask_worker: Worker) -> Preview | None:
-    """Fetch a preview from rank 0."""
-    return _host(dask_worker).preview(topic, task)
-
-
-def _host(worker: Any) -> RankHost:
-    host = worker.plugins[PLUGIN]
-    assert isinstance(host, RankHost)  # noqa: S101 - the name is ours
-    return host
+    """Fetch a preview from rank 0; None if this worker has no rank of the run."""
+    host = dask_worker.plugins.get(PLUGIN)
+    return host.preview(topic, task) if isinstance(host, RankHost) else None

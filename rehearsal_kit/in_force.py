@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from rehearsal_kit.commands import Steer
+from rehearsal_kit.job import Job
 from rehearsal_kit.layout import RowLayout, Samples
 from rehearsal_kit.settings import Rehearsal, digest
 from rehearsal_kit.stored_outputs import NO_MODEL, named_halves, with_outputs
@@ -19,16 +20,31 @@ class InForce:
 
     learning_rate: float
     """Before the schedule."""
+    batch: int
+    """New samples per rank and step (b)."""
     rehearsal: Rehearsal
     strategy: Strategy
+
+    @staticmethod
+    def of(job: Job) -> InForce:
+        """What a run begins with."""
+        return InForce(
+            learning_rate=job.training.learning_rate,
+            batch=job.training.batch,
+            rehearsal=job.rehearsal,
+            strategy=job.strategy,
+        )
 
     @property
     def plain(self) -> dict[str, float | str]:
         """As plain values, for records and people."""
         values: dict[str, float | str] = {
             "learning_rate": self.learning_rate,
+            "batch": self.batch,
             "representatives": self.rehearsal.representatives,
             "distillation": self.rehearsal.distillation,
+            "candidates": self.rehearsal.candidates,
+            "policy": self.rehearsal.policy,
         }
         if not isinstance(self.rehearsal.capacity, str):
             values["capacity"] = self.rehearsal.capacity
@@ -72,11 +88,12 @@ class InForce:
 
     def steered(self, command: Steer) -> InForce:
         """What will be in force after a command; SettingsError if that cannot be."""
-        names = ("representatives", "capacity", "distillation")
+        names = ("representatives", "capacity", "distillation", "candidates", "policy")
         wanted = {name: value for name in names if (value := getattr(command, name)) is not None}
-        rate = command.learning_rate
+        rate, batch = command.learning_rate, command.batch
         steered = InForce(
             learning_rate=self.learning_rate if rate is None else rate,
+            batch=self.batch if batch is None else batch,
             rehearsal=replace(self.rehearsal, **wanted),
             strategy=switched(self.strategy, command),
         )

@@ -2,35 +2,55 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
+import inspect
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 
+from rehearsal_kit.errors import RunFolderError, SettingsError
+from rehearsal_kit.networks.convnet import ConvNet
+from rehearsal_kit.networks.ptychonn import PtychoNN
+from rehearsal_kit.networks.resnet import ResNet
 from rehearsal_kit.preparation import Preparation
 from rehearsal_kit.run_folder import RunFolder, write_private
 from rehearsal_kit.scan_tasks import ScanExperience
-from rehearsal_kit.settings import Rehearsal, Training
+from rehearsal_kit.settings import Recovery, Rehearsal, Training
 from rehearsal_kit.signature import Signature
-from rehearsal_kit.strategies.choice import plain_strategy
+from rehearsal_kit.strategies.choice import WEIGHTS, named_strategy, plain_strategy
 from rehearsal_kit.strategies.strategy import Strategy
 from rehearsal_kit.tasks import Experience
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """What every rank of a run is told."""
+class RunSettings:
+    """All that is settled before the first step of a run, but for its network."""
 
     run: RunFolder
     seed: int
-    network: torch.nn.Module
     strategy: Strategy
     preparation: Preparation
     training: Training
     rehearsal: Rehearsal
+    recovery: Recovery = field(default_factory=Recovery)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(RunSettings):
+    """What every rank of a run is told."""
+
+    network: torch.nn.Module
+    """With its initial weights."""
+    replays: RunFolder | None = None
+    """Another run whose effects this one follows; None: it is steered."""
     device: str = "cpu"
 
 
@@ -55,19 +75,122 @@ def keep_job(job: Job, *, ranks: int) -> None:
         "network": {
             "class": f"{network.__module__}:{network.__qualname__}",
             "arguments": getattr(job.network, "arguments", None),
+            "source": _source(network),
         },
         "seed": job.seed,
         "ranks": ranks,
         "preparation": asdict(job.preparation),
         "training": asdict(job.training),
         "rehearsal": asdict(job.rehearsal),
-        "versions": {
-            "python": sys.version.split()[0],
-            **{name: version(name) for name in ("rehearsal-kit", "torch", "numpy", "distributed", "h5py")},
-        },
+        "recovery": asdict(job.recovery),
+        "versions": versions(),
     }
     write_private(job.run.settings, json.dumps(settings, indent=2))
     weights = {
         name: tensor.detach().clone().contiguous() for name, tensor in job.network.state_dict().items()
     }
     write_private(job.run.initial_weights, save(weights))
+
+
+def versions() -> dict[str, str]:
+    """Of everything that decides about the bits of a run."""
+    package = Path(__file__).parent
+    code = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        code.update(str(path.relative_to(package)).encode() + path.read_bytes())
+    return {
+        "python": sys.version.split()[0],
+        **{name: version(name) for name in ("rehearsal-kit", "torch", "numpy", "distributed", "h5py")},
+        "code of rehearsal-kit": code.hexdigest()[:16],
+        "CPU capability": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def stored_versions(run: RunFolder) -> dict[str, str]:
+    """What `versions` said when the run was begun."""
+    stored: dict[str, str] = _stored(run)["versions"]
+    return stored
+
+
+def read_settings(run: RunFolder, strategy: Strategy | None = None) -> RunSettings:
+    """What `keep_job` wrote. strategy: needed where it is not one of ours, else RunFolderError."""
+    plain = _stored(run)
+    if strategy is None:
+        weights = {name: plain[name] for name in WEIGHTS if name in plain}
+        try:
+            strategy = named_strategy(plain["strategy"], **weights)
+        except SettingsError as error:
+            raise RunFolderError(
+                f"run {run.path} was made with the strategy {plain['strategy']}, which is not one of ours; "
+                "give it again: strategy=..."
+            ) from error
+    elif strategy.name != plain["strategy"]:
+        raise RunFolderError(
+            f"strategy is {strategy.name}, but run {run.path} was made with {plain['strategy']}; give it."
+        )
+    return RunSettings(
+        run=run,
+        seed=plain["seed"],
+        strategy=strategy,
+        preparation=Preparation(**_tuples(plain["preparation"])),
+        training=Training(**plain["training"]),
+        rehearsal=Rehearsal(**_tuples(plain["rehearsal"])),
+        recovery=Recovery(**plain["recovery"]),
+    )
+
+
+def stored_ranks(run: RunFolder) -> int:
+    """How many ranks the run was begun with."""
+    return int(_stored(run)["ranks"])
+
+
+def read_network(run: RunFolder, network: torch.nn.Module | None = None) -> torch.nn.Module:
+    """The network of a run with its initial weights.
+
+    network: needed where it is not one of ours, with any weights. RunFolderError if it is missing or has
+    other parameters than the one that the run was made with.
+    """
+    kept = _stored(run)["network"]
+    if network is None:
+        made = {f"{kind.__module__}:{kind.__qualname__}": kind for kind in (ConvNet, PtychoNN, ResNet)}
+        if kept["class"] not in made or kept["arguments"] is None:
+            raise RunFolderError(
+                f"run {run.path} was made with the network {kept['class']}, which is not one of ours and is "
+                "not stored with it; give it again: network=..."
+            )
+        network = made[kept["class"]](**kept["arguments"])
+    source = _source(type(network))
+    if kept.get("source") and source and source != kept["source"]:
+        raise RunFolderError(
+            f"the source of {type(network).__name__} is not what it was when run {run.path} was made; give "
+            "the network that it was made with."
+        )
+    network = copy.deepcopy(network).cpu()
+    try:
+        network.load_state_dict(load_file(run.initial_weights))
+    except (RuntimeError, OSError, SafetensorError) as error:
+        raise RunFolderError(
+            f"the initial weights of run {run.path} do not fit the network {type(network).__name__}; give "
+            f"the one that the run was made with. {error}"
+        ) from error
+    return network
+
+
+def _source(kind: type) -> str:
+    """Fingerprint of the source of a class; empty where it cannot be found."""
+    try:
+        return hashlib.sha256(inspect.getsource(kind).encode()).hexdigest()[:16]
+    except (OSError, TypeError):
+        return ""
+
+
+def _stored(run: RunFolder) -> dict[str, Any]:
+    try:
+        stored: dict[str, Any] = json.loads(run.settings.read_text())
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{run.path} is not the folder of a run: {error}.") from error
+    return stored
+
+
+def _tuples(plain: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}

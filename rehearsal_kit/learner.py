@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +51,8 @@ class Stepped:
     """Why no step was taken: a loss or gradient that is not finite; the same on all ranks. Else empty."""
     guilty: bool
     """Whether the loss of this rank's own samples was not finite."""
+    busy: tuple[float, ...]
+    """Seconds that each rank computed by itself, in order of rank; the rest of a step waits for others."""
 
     @property
     def loss(self) -> float:
@@ -70,6 +74,8 @@ class Learner:
         """None until a first task was met."""
         self.learning_rate = training.learning_rate
         """Before the schedule; of the next step."""
+        self.calls = 0
+        """Steps and predictions so far; grows while this learner gets on."""
         self._training = training
         self._groups = groups
         self._initial = copy.deepcopy(self.network.state_dict())
@@ -123,22 +129,27 @@ class Learner:
         factor: of the schedule, by which the learning rate is multiplied. seed: of whatever is random in the
         forward pass (dropout), on this rank and at this step. RankError if no rank has a sample.
         """
+        self.calls += 1
         self.network.train()
+        began = time.perf_counter()
         new, replayed, distilled = self._forward(batch, apart=strategy.separate, seed=seed)
         terms = strategy.terms(new, replayed, distilled)
+        busy = time.perf_counter() - began  # what comes next waits for the other ranks
         scaled, count = self._scaled(terms)
+        began = time.perf_counter()
         gradients = self._gradients(scaled if strategy.separate else [torch.stack(scaled).sum()])
         buffers = [b for b in self.network.buffers() if b.is_floating_point()]
         own = torch.stack(scaled).detach()
-        flat = self._groups.sum(
-            torch.cat([gradients.flatten(), *(b.flatten() / self._groups.ranks for b in buffers), own])
-        )
+        parts = [gradients.flatten(), *(b.flatten() / self._groups.ranks for b in buffers), own]
+        spent = torch.zeros(self._groups.ranks, device=own.device)
+        spent[self._groups.rank] = busy + time.perf_counter() - began
+        flat = self._groups.sum(torch.cat([*parts, spent]))
+        flat, spent = flat[: -self._groups.ranks], flat[-self._groups.ranks :]
         size = gradients.shape[1]
         summed = flat[: gradients.numel()].view(-1, size)
         gradient = strategy.direction(summed) if strategy.separate else summed[0]
-        *values, norm, samples = torch.cat(
-            [flat[-len(terms) :], torch.stack([gradient.norm(), count])]
-        ).tolist()
+        found = torch.cat([spent, flat[-len(terms) :], torch.stack([gradient.norm(), count])]).tolist()
+        seconds, (*values, norm, samples) = found[: self._groups.ranks], found[self._groups.ranks :]
         if not samples:
             raise RankError("a step was taken in which no rank had a sample.")
         trouble = _trouble(values, norm)
@@ -147,6 +158,7 @@ class Learner:
             {name: tensor.detach() for name, tensor in new.outputs.items()},
             trouble,
             guilty=bool(trouble) and not bool(own.isfinite().all()),
+            busy=tuple(seconds),
         )
         if not stepped.trouble:
             _write(flat[gradients.numel() : -len(terms)], buffers)
@@ -155,6 +167,7 @@ class Learner:
 
     def predict(self, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
         """Outputs on the CPU, float32, for inputs (sample, ...); changes no state."""
+        self.calls += 1
         self.network.eval()
         with torch.no_grad(), self._precision():
             outputs = _named(self.network(inputs.to(self.device)), [*self._known.kinds])
@@ -170,6 +183,34 @@ class Learner:
     def weights(self) -> Mapping[str, torch.Tensor]:
         """Parameters and buffers, on the CPU: copies, so that also tied ones can be written."""
         return {name: t.detach().cpu().clone().contiguous() for name, t in self.network.state_dict().items()}
+
+    def fingerprint(self) -> str:
+        """Of the weights: equal on two ranks exactly when they hold the same numbers."""
+        seen = hashlib.sha256()
+        for name, tensor in self.network.state_dict().items():
+            seen.update(name.encode())
+            seen.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return seen.hexdigest()[:16]
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All that training has changed, by name, on the CPU: copies. For `adopt`."""
+        states = {"now": (self.network.state_dict(), self._optimizer.state_dict())}
+        if self._kept is not None:
+            states["kept"] = self._kept
+        return {
+            f"{which}.{name}": tensor.detach().cpu().clone().contiguous()
+            for which, (weights, optimizer) in states.items()
+            for name, tensor in _flat(weights, optimizer).items()
+        }
+
+    def adopt(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Go on where `tensors` was called."""
+        weights, optimizer = _unflat(_under("now.", tensors), self._optimizer.state_dict())
+        self.network.load_state_dict(weights)
+        self._optimizer = self._new_optimizer()
+        self._optimizer.load_state_dict(optimizer)
+        kept = _under("kept.", tensors)
+        self._kept = _unflat(kept, self._optimizer.state_dict()) if kept else None
 
     @property
     def _known(self) -> Signature:
@@ -297,3 +338,26 @@ def _write(flat: torch.Tensor, tensors: Sequence[torch.Tensor]) -> None:
     """Put consecutive numbers into tensors."""
     for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
         tensor.copy_(part.view_as(tensor))
+
+
+def _flat(weights: Mapping[str, torch.Tensor], optimizer: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    named = {f"weights.{name}": tensor for name, tensor in weights.items()}
+    for number, values in optimizer["state"].items():
+        named |= {f"optimizer.{number}.{n}": v for n, v in values.items() if isinstance(v, torch.Tensor)}
+    return named
+
+
+def _unflat(
+    tensors: Mapping[str, torch.Tensor], optimizer: Mapping[str, Any]
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Weights and state of the optimizer; its groups are those of the one that is given."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in _under("optimizer.", tensors).items():
+        number, _, value = name.partition(".")
+        state.setdefault(int(number), {})[value] = tensor.clone()
+    groups = {"state": state, "param_groups": optimizer["param_groups"]}
+    return {name: tensor.clone() for name, tensor in _under("weights.", tensors).items()}, groups
+
+
+def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,50 +17,82 @@ class Lesson:
     """A rank's samples for a task, dealt into mini-batches; every epoch in another keyed order."""
 
     task: int
+    tasks: Sequence[int]
+    """Whose samples it is made of: that task, or also those before it."""
     samples: Samples
     """Named tensors (sample, ...); may be empty where there are fewer samples than ranks."""
-    steps_per_epoch: int
-    """ceil(largest shard / batch): the same on all ranks, however many samples each has."""
+    largest: int
+    """Samples of the largest shard: all ranks take as many steps as that one needs."""
     epochs: int
     batch: int
+    """New samples per step; may change between two mini-batches, on all ranks alike."""
     key: tuple[int, int]
     """Seed and rank."""
     began: int = 0
     """The step before its first mini-batch, or before it was begun again."""
     group: str | None = None
     """The field by which the buffer keeps quotas; None: the task."""
+    epoch: int = 0
+    """The epoch under way, from 0."""
+    place: int = 0
+    """Samples of every shard that were passed in this epoch."""
     taken: int = 0
     """Mini-batches taken so far."""
     seconds: float = 0.0
     """Spent in its training steps."""
+    rest: Samples | None = None
+    """What is left of the epoch under way where that was begun on another number of ranks; in its order."""
+    rest_begins: int = 0
+    """The place of the first of these."""
     _order: tuple[int, torch.Tensor] | None = field(default=None, repr=False)
     """Of the epoch under way, which is the first number."""
 
     @property
+    def steps_per_epoch(self) -> int:
+        """Of a whole epoch: the same on all ranks, however many samples each has."""
+        return -(-self.largest // self.batch)
+
+    @property
     def steps(self) -> int:
-        """Of all epochs together."""
-        return self.steps_per_epoch * self.epochs
+        """Of all epochs together, those taken included."""
+        if self.done or not self.largest:
+            return self.taken
+        left = -(-(self.largest - self.place) // self.batch)
+        return self.taken + left + (self.epochs - self.epoch - 1) * self.steps_per_epoch
 
     @property
     def done(self) -> bool:
-        """Whether every mini-batch was taken."""
-        return self.taken >= self.steps
+        """Whether every mini-batch was taken, or enough of them."""
+        return self.epoch >= self.epochs
+
+    def finish(self) -> None:
+        """Take no more."""
+        self.epoch, self.place, self.rest = self.epochs, 0, None
 
     def again(self, step: int) -> None:
         """Back to the first mini-batch, at this step."""
-        self.taken, self.began = 0, step
+        self.taken = self.epoch = self.place = 0
+        self.began, self.rest = step, None
 
     def next(self) -> Samples:
         """The next mini-batch; shorter at the end of an epoch, empty where the shard is used up."""
-        epoch, place = divmod(self.taken, self.steps_per_epoch)
+        if self.rest is None:
+            chosen = self.left()[: self.batch]
+            batch = {name: tensor[chosen] for name, tensor in self.samples.items()}
+        else:
+            here = slice(self.place - self.rest_begins, self.place - self.rest_begins + self.batch)
+            batch = {name: tensor[here] for name, tensor in self.rest.items()}
         self.taken += 1
-        chosen = self._permutation(epoch)[place * self.batch : (place + 1) * self.batch]
-        return {name: tensor[chosen] for name, tensor in self.samples.items()}
+        self.place += self.batch
+        if self.place >= self.largest:
+            self.epoch, self.place, self.rest = self.epoch + 1, 0, None
+        return batch
 
-    def _permutation(self, epoch: int) -> torch.Tensor:
-        if self._order is None or self._order[0] != epoch:
+    def left(self) -> torch.Tensor:
+        """Which of the samples are still to come in this epoch, in their order."""
+        if self._order is None or self._order[0] != self.epoch:
             seed, rank = self.key
             count = len(next(iter(self.samples.values())))
-            order = generator(seed, "epoch", rank, self.task, epoch).permutation(count)
-            self._order = (epoch, torch.from_numpy(order.astype(np.int64)))
-        return self._order[1]
+            order = generator(seed, "epoch", rank, self.task, self.epoch).permutation(count)
+            self._order = (self.epoch, torch.from_numpy(order.astype(np.int64)))
+        return self._order[1][self.place :]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
+
+from rehearsal_kit.run_folder import written_whole
 
 Image = NDArray[np.float32]
 """float32 (row, column)."""
@@ -32,17 +35,29 @@ class Preview:
     """What is true and what was predicted where that is a class; else empty."""
 
 
-def append_preview(path: Path, preview: Preview, *, after: int) -> None:
-    """Add a preview to an HDF5 file as `task_<j>/after_<i>`; the true images are written once a task."""
-    with h5py.File(path, "a") as file:
-        task = file.require_group(f"task_{preview.task}")
-        if "input" not in task:
-            task.create_dataset("input", data=preview.input, compression="gzip").attrs["name"] = preview.name
-            for name, image in preview.truth.items():
-                task.create_dataset(f"truth/{name}", data=image, compression="gzip")
-        group = task.create_group(f"after_{after}")
-        group.attrs["step"] = preview.step
-        group.attrs["words"] = preview.words
-        for name, image in preview.predicted.items():
-            group.create_dataset(f"predicted/{name}", data=image, compression="gzip")
-    path.chmod(0o600)
+def append_previews(path: Path, previews: Iterable[Preview], *, after: int) -> None:
+    """Add previews to an HDF5 file as `task_<j>/after_<i>`; the true images are written once a task.
+
+    What was there of the same task after the same one is replaced. The file is whole at every moment.
+    """
+    with written_whole(path) as partial:
+        known = path.exists()
+        if known:
+            shutil.copyfile(path, partial)
+        with h5py.File(partial, "r+" if known else "w") as file:
+            for preview in previews:
+                _append(file.require_group(f"task_{preview.task}"), preview, f"after_{after}")
+
+
+def _append(task: h5py.Group, preview: Preview, name: str) -> None:
+    if "input" not in task:
+        task.create_dataset("input", data=preview.input, compression="gzip").attrs["name"] = preview.name
+        for field, image in preview.truth.items():
+            task.create_dataset(f"truth/{field}", data=image, compression="gzip")
+    if name in task:  # the run has come by here before
+        del task[name]
+    group = task.create_group(name)
+    group.attrs["step"] = preview.step
+    group.attrs["words"] = preview.words
+    for field, image in preview.predicted.items():
+        group.create_dataset(f"predicted/{field}", data=image, compression="gzip")

@@ -4,111 +4,195 @@ from __future__ import annotations
 
 import contextlib
 import os
-import queue
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 from safetensors.torch import save
 
-from rehearsal_kit.commands import Arrived, Command, FinishStream, Pause, Resume, SetAside, Steer, Stop
-from rehearsal_kit.control import Commit, Control, said
+from rehearsal_kit.commands import TakeCheckpoint, Wish
+from rehearsal_kit.control import Control, Mailbox
+from rehearsal_kit.course import Course
+from rehearsal_kit.curriculum import Curriculum
+from rehearsal_kit.equipment import Equipment
 from rehearsal_kit.evaluation import Evaluation
 from rehearsal_kit.exchange import GroupExchange
-from rehearsal_kit.experiences import open_experience
 from rehearsal_kit.gallery import Gallery
 from rehearsal_kit.groups import Groups
 from rehearsal_kit.in_force import InForce
-from rehearsal_kit.job import Job, keep_inputs
-from rehearsal_kit.layout import IDENTITY, Samples
+from rehearsal_kit.job import Job
+from rehearsal_kit.keeper import Keeper
+from rehearsal_kit.layout import Samples
 from rehearsal_kit.learner import Learner, MiniBatch
 from rehearsal_kit.lesson import Lesson
 from rehearsal_kit.randomness import torch_seed
 from rehearsal_kit.rehearsal import DistributedBuffer
 from rehearsal_kit.reporter import Reporter
+from rehearsal_kit.restoring import Beginning, find_beginning, recorded_script, went_back_to
 from rehearsal_kit.rounds import Representatives, Round
 from rehearsal_kit.run_folder import write_private
-from rehearsal_kit.scan_tasks import ScanExperience
-from rehearsal_kit.signature import Signature
+from rehearsal_kit.steering import Learning, Steering
 from rehearsal_kit.stored_outputs import ages, disowning, for_layout, without_outputs
-from rehearsal_kit.strategies.choice import require_stored
 from rehearsal_kit.stream import Stream
-from rehearsal_kit.tasks import HELD_OUT, Experience
-from rehearsal_kit.telemetry import Applied, Joined, Record, TaskArrived, TaskBegan, TaskEnded, TaskSetAside
+from rehearsal_kit.telemetry import Applied, CheckpointFailed, Joined, Record, Restored
 
 IDLE_S = 0.02
 
 
 class Rank:
-    """Owns the loop; everything it calls is told what it needs."""
+    """Owns the loop; everything it calls is told what it needs.
+
+    generation: which set of ranks of the run this one belongs to. A run folder with checkpoints is gone on
+    with from the newest that all ranks can read.
+    """
 
     def __init__(
         self,
         job: Job,
         groups: Groups,
         *,
-        mailbox: queue.SimpleQueue[str],
-        publish: Callable[[Record], None],
+        mailbox: Mailbox,
+        publish: Callable[[Record, int | None], None],
+        generation: int = 0,
     ) -> None:
         self._job = job
         self._groups = groups
-        self._learner = Learner(job.network, job.training, device=job.device, groups=groups)
-        self._control = Control(job.run, groups, mailbox)
-        self._reporter = Reporter(job.run, groups.rank, publish)
-        self._stream = Stream(groups, seed=job.seed)
-        self._evaluation = Evaluation(
-            self._learner, self._stream, reporter=self._reporter, earlier=job.training.evaluated
+        self._generation = generation
+        first = InForce.of(job)
+        beginning = (
+            find_beginning(job.run, groups)
+            if job.replays is None
+            else Beginning(None, recorded_script(job.replays), ())
         )
+        loaded, script = beginning.loaded, beginning.script
+        course = Course.from_plain(loaded.state["course"], first) if loaded is not None else Course(first)
+        self._course = course
+        self._learner = Learner(job.network, job.training, device=job.device, groups=groups)
+        control = Control(job.run, groups, mailbox, script=script if groups.rank == 0 else None)
+        self._control = control
+        self._reporter = Reporter(job.run, groups.rank, publish, again=True)
+        self._stream = Stream(groups, seed=job.seed)
         self.gallery = Gallery(self._learner, self._stream)
         """Previews; only rank 0 makes any."""
-        self._preparation = job.preparation
-        self._in_force = InForce(
-            learning_rate=job.training.learning_rate, rehearsal=job.rehearsal, strategy=job.strategy
+        equipment = Equipment(
+            job=job,
+            groups=groups,
+            course=course,
+            control=control,
+            reporter=self._reporter,
+            learner=self._learner,
+            stream=self._stream,
+            evaluation=Evaluation(
+                self._learner, self._stream, reporter=self._reporter, earlier=job.training.evaluated
+            ),
+            gallery=self.gallery,
+            keeper=Keeper(job.run.checkpoints, job.recovery, groups, generation=generation),
         )
-        self._buffer: DistributedBuffer | None = None
-        self._lesson: Lesson | None = None
-        self._begun = 0
-        self._step = 0
-        self._command = 0
-        self._paused = self._finishing = False
-        self._outcome = self._trouble = ""
-        self._spoilt: list[range] = []
-        """Steps that were taken back: outputs made in them are not to be held to."""
+        self._with = equipment
+        equipment.keeper.pinned |= went_back_to(job.replays or job.run)
+        self._reporter.branch = course.branch
+        self._curriculum = Curriculum(equipment)
+        self._now = Learning()
+        self._steering = Steering(equipment, self._curriculum, self._now)
+        self._beginning = beginning
 
     def run(self) -> str:
         """Train until the stream is finished or someone says stop; returns "finished" or "stopped"."""
         with self._closing():
-            self._reporter.tell_of_myself(
-                Joined(
-                    rank=self._groups.rank,
-                    ranks=self._groups.ranks,
-                    device=self._job.device,
-                    process=os.getpid(),
-                    time=time.time(),
-                )
-            )
+            self._begin()
             while self._goes_on():
-                lesson = None if self._paused else self._lesson or self._begin_task()
-                if lesson is not None:
-                    self._train_step(lesson)
-                    if lesson.done:
-                        self._end_task(lesson)
-                elif not self._outcome:
+                lesson = self._lesson()
+                if lesson is None:
                     self._idle()
-            self._reporter.flush()
-            if self._outcome == "finished":
-                self._keep_previews(self._evaluation.last(step=self._step), after=self._evaluation.newest)
-            self._save_weights()  # also where it was stopped in the middle of a task
-        return self._outcome
+                    continue
+                if not lesson.done:  # nobody has said that it is enough
+                    self._train_step(lesson)
+                if lesson.done:
+                    self._end_task(lesson)
+            self._end()
+        return self._course.outcome
 
     @property
     def step(self) -> int:
         """Number of the next step."""
-        return self._step
+        return self._course.step
+
+    @property
+    def beats(self) -> int:
+        """Grows whenever this rank gets on with something; another thread watches it."""
+        return self._control.decided + self._learner.calls
+
+    def give_up(self) -> None:
+        """Fail at the next step boundary, without a vote; another thread may call."""
+        self._control.given_up = True
+
+    def fingerprint(self) -> str:
+        """Of the weights."""
+        return self._learner.fingerprint()
+
+    def _lesson(self) -> Lesson | None:
+        return None if self._course.paused else self._now.lesson or self._begin_task()
+
+    # Beginning and end ----------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        joined = Joined(
+            rank=self._groups.rank,
+            ranks=self._groups.ranks,
+            device=self._job.device,
+            process=os.getpid(),
+            time=time.time(),
+            generation=self._generation,
+        )
+        self._reporter.tell_of_myself(joined)
+        for number, reason in self._beginning.refused:
+            self._reporter.tell(CheckpointFailed(checkpoint=number, reason=reason))
+        loaded = self._beginning.loaded
+        if loaded is not None:
+            self._steering.take_up(loaded)
+        if loaded is not None or self._generation > 1:
+            number = 0 if loaded is None else loaded.number
+            self._reporter.tell(
+                Restored(
+                    step=self._course.step, checkpoint=number, generation=self._generation, time=time.time()
+                )
+            )
+
+    def _end(self) -> None:
+        self._reporter.flush()
+        evaluation, course = self._with.evaluation, self._course
+        if course.outcome == "finished":
+            evaluated = evaluation.last(step=course.step)
+            if self._groups.rank == 0:
+                self.gallery.keep(
+                    self._job.run.previews, evaluated, after=evaluation.newest, step=course.step
+                )
+        if self._job.replays is None:  # a replay takes those that were recorded
+            self._apply(Wish(0, TakeCheckpoint()))
+        self._save_weights()  # also where it was stopped in the middle of a task
+        self._with.keeper.close()
+        self._tell_of_checkpoints()
+
+    @contextlib.contextmanager
+    def _closing(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self._with.keeper.abandon()
+            if self._now.buffer is not None:
+                self._now.buffer.abandon()
+            raise
+        else:
+            if self._now.buffer is not None:
+                self._now.buffer.close()
+        finally:
+            self._control.close()
+            self._reporter.close()
 
     # One step -------------------------------------------------------------------------------------------
 
     def _train_step(self, lesson: Lesson) -> None:
-        self._reporter.state(self._step, "running")
+        course, buffer = self._course, self._now.buffer
+        self._reporter.state(course.step, "running")
         began = time.perf_counter()
         factor = self._job.training.factor(
             lesson.taken, steps=lesson.steps, steps_per_epoch=lesson.steps_per_epoch
@@ -117,49 +201,55 @@ class Rank:
         drawn = self._take_representatives()
         stepped = self._learner.step(
             self._augmented(new, drawn),
-            strategy=self._in_force.strategy,
+            strategy=course.in_force.strategy,
             factor=factor,
-            seed=torch_seed(self._job.seed, "forward", self._groups.rank, self._step),
+            seed=torch_seed(self._job.seed, "forward", self._groups.rank, course.step),
         )
         if stepped.trouble:
             self._start_over(lesson, stepped.trouble, guilty=stepped.guilty)
             return
-        if self._buffer is not None:
+        if buffer is not None:
             group = lesson.task if lesson.group is None else new[lesson.group]
-            stored = for_layout(new, stepped.outputs, layout=self._buffer.layout, version=self._step)
-            self._buffer.offer(stored, group=group)
+            stored = for_layout(new, stepped.outputs, layout=buffer.layout, version=course.step)
+            buffer.offer(stored, group=group)
         seconds = time.perf_counter() - began
         lesson.seconds += seconds
-        self._reporter.stepped(self._step, lesson.task, terms=stepped.terms, seconds=seconds)
-        self._step += 1
+        self._reporter.stepped(course.step, lesson.task, stepped=stepped, seconds=seconds)
+        course.step += 1
         self._refresh_preview()
 
     def _take_representatives(self) -> Representatives | None:
-        if self._buffer is None:
+        buffer, course = self._now.buffer, self._course
+        if buffer is None:
             return None
-        waited, worked = self._buffer.waited, self._buffer.worked
-        drawn = self._buffer.advance(
+        in_force = course.in_force
+        waited, worked = buffer.waited, buffer.worked
+        drawn = buffer.advance(
             Round(
-                step=self._step,
-                representatives=self._in_force.representatives,
-                distillation=self._in_force.distillation,
-                capacity=self._in_force.rehearsal.samples(self._buffer.layout.row_bytes),
-                settings=int(self._in_force.digest[:15], 16),
-                command=self._command,
+                step=course.step,
+                representatives=in_force.representatives,
+                distillation=in_force.distillation,
+                capacity=in_force.rehearsal.samples(buffer.layout.row_bytes),
+                candidates=in_force.rehearsal.candidates,
+                policy=in_force.rehearsal.policy,
+                settings=int(in_force.digest[:15], 16),
+                command=course.command,
+                generation=self._generation,
+                branch=course.branch,
             )
         )
-        trained, worked = self._in_force.strategy.replays, self._buffer.worked - worked
-        self._reporter.drew(drawn, self._buffer.waited - waited, worked=worked, trained=trained)
+        trained, worked = in_force.strategy.replays, buffer.worked - worked
+        self._reporter.drew(drawn, buffer.waited - waited, worked=worked, trained=trained)
         return drawn
 
     def _augmented(self, new: Samples, drawn: Representatives | None) -> MiniBatch:
         if drawn is None:
             return MiniBatch(new, {}, {})
         # What was drawn before the strategy was changed is left out where the new one has no use for it.
-        replayed = without_outputs(drawn.samples) if self._in_force.strategy.replays else {}
-        distils = self._in_force.strategy.distils
-        distilled = disowning(drawn.distillation, self._spoilt) if distils else {}
-        self._reporter.distilled(ages(distilled, self._step))
+        strategy, course = self._course.in_force.strategy, self._course
+        replayed = without_outputs(drawn.samples) if strategy.replays else {}
+        distilled = disowning(drawn.distillation, course.spoilt) if strategy.distils else {}
+        self._reporter.distilled(ages(distilled, course.step))
         return MiniBatch(new, replayed, distilled)
 
     def _start_over(self, lesson: Lesson, trouble: str, *, guilty: bool = False) -> None:
@@ -167,166 +257,85 @@ class Rank:
 
         The weights that made this loss may be spoilt already, so the step before is no place to go on from.
         """
+        course = self._course
         ranks = [rank for rank, said in enumerate(self._groups.gather("1" if guilty else "")) if said]
         experience = self._stream[lesson.task]
         where = f"rank {', '.join(map(str, ranks))}" if ranks else "the sum over all ranks"
-        self._trouble = (
-            f"task {lesson.task} ({experience.name if experience is not None else ''}), step {self._step}, "
+        course.trouble = (
+            f"task {lesson.task} ({experience.name if experience is not None else ''}), step {course.step}, "
             f"{where}: {trouble}. Weights and optimizer are back where this task began, and nothing "
             f"else is lost: lower the learning rate ({self._learner.learning_rate:g}) and resume, or stop."
         )
-        self._step += 1  # all ranks have begun it; nothing of it is offered
-        self._spoilt.append(range(lesson.began, self._step))
+        course.step += 1  # all ranks have begun it; nothing of it is offered
+        course.spoilt.append(range(lesson.began, course.step))
         self._learner.go_back()
-        lesson.again(self._step)
-        self._paused = True
+        lesson.again(course.step)
+        course.paused = True
 
     def _idle(self) -> None:
+        course = self._course
+        if course.outcome:
+            return
         self._reporter.flush()
+        self._tell_of_checkpoints()
+        paused = course.paused
         self._reporter.state(
-            self._step, "paused" if self._paused else "waiting", reason=self._trouble if self._paused else ""
+            course.step, "paused" if paused else "waiting", reason=course.trouble if paused else ""
         )
         self._refresh_preview()
-        time.sleep(IDLE_S)
+        if self._job.replays is None:
+            time.sleep(IDLE_S)
+        elif self._control.exhausted():  # where the recorded run is now, or was cut off
+            course.outcome = "stopped"
 
-    # Commands -------------------------------------------------------------------------------------------
+    # Commands and tasks ---------------------------------------------------------------------------------
 
     def _goes_on(self) -> bool:
         """Apply what is to take effect before this step; whether there is more to do then."""
-        for decision in self._control.decide(self._step, self._prepare):
-            self._command = max(self._command, decision.wish.number)
-            self._reporter.tell_of_myself(
-                Applied(
-                    rank=self._groups.rank,
-                    step=self._step,
-                    number=decision.wish.number,
-                    kind=type(decision.wish.command).__name__,
-                    settings=self._in_force.plain,
-                    digest=self._in_force.digest,
-                    refused=decision.refused,
-                )
-            )
-        return not self._outcome
+        course = self._course
+        due = self._job.replays is None and self._with.keeper.due(course.step)
+        for decision in self._control.decide(course.position, self._steering.prepare, due=due):
+            self._acknowledge(decision.wish, decision.refused)
+        self._tell_of_checkpoints()
+        return not course.outcome
 
-    def _prepare(self, command: Command) -> Commit:  # noqa: PLR0911 - one line per kind of command
-        match command:
-            case Arrived():
-                experience = open_experience(command, self._preparation)
-                return lambda: self._accept(command, experience)
-            case SetAside():
-                return lambda: self._tell_set_aside(command)
-            case Steer():
-                in_force = self._steered(command)
-                return lambda: self._steer(in_force)
-            case Pause() | Resume():
-                return lambda: self._pause(isinstance(command, Pause))
-            case FinishStream():
-                return lambda: setattr(self, "_finishing", True)
-            case Stop():
-                return lambda: setattr(self, "_outcome", "stopped")
-        return lambda: None  # Watch: the control of rank 0 has begun to look already
+    def _apply(self, wish: Wish) -> None:
+        """A decision that all ranks have come to by themselves."""
+        decision = self._control.own(self._course.position, wish, self._steering.prepare)
+        self._acknowledge(decision.wish, decision.refused)
 
-    def _accept(self, command: Arrived, experience: Experience) -> None:
-        if isinstance(experience, ScanExperience):
-            self._preparation = experience.preparation
-        self._reporter.tell(
-            TaskArrived(
-                step=self._step,
-                task=self._stream.append(experience),
-                name=command.name,
-                path=command.path,
-                training=experience.count("training"),
-                watched=experience.count("watched"),
-                test=experience.count("test"),
-                skipped=experience.skipped,
-                simulated=experience.simulated,
+    def _acknowledge(self, wish: Wish, refused: str) -> None:
+        course = self._course
+        course.command = max(course.command, wish.number)
+        self._reporter.tell_of_myself(
+            Applied(
+                rank=self._groups.rank,
+                step=course.step,
+                number=wish.number,
+                kind=type(wish.command).__name__,
+                settings=course.in_force.plain,
+                digest=course.in_force.digest,
+                refused=refused,
             )
         )
-
-    def _pause(self, paused: bool) -> None:
-        self._paused, self._trouble = paused, ""
-
-    def _steered(self, command: Steer) -> InForce:
-        steered = self._in_force.steered(command)
-        if self._buffer is not None:
-            self._buffer.require_capacity(steered.rehearsal)
-        changed = steered.strategy.name != self._in_force.strategy.name
-        if changed and self._learner.signature is not None:
-            require_stored(steered.strategy, None if self._buffer is None else self._buffer.layout)
-        return steered
-
-    def _steer(self, steered: InForce) -> None:
-        self._reporter.flush()  # its records are each of one strategy
-        self._in_force = steered
-        self._learner.learning_rate = steered.learning_rate
-
-    def _tell_set_aside(self, command: SetAside) -> None:
-        aside = TaskSetAside(step=self._step, name=command.name, path=command.path, reason=command.reason)
-        self._reporter.tell(aside)
-
-    # Tasks ----------------------------------------------------------------------------------------------
 
     def _begin_task(self) -> Lesson | None:
-        if self._begun == len(self._stream):
-            self._outcome = "finished" if self._finishing else ""
-            return None
-        task, self._begun = self._begun, self._begun + 1
-        trouble, read = "", None
-        try:
-            read = self._read(task)
-        except Exception as error:  # whatever is wrong with one task, the run must go on
-            trouble = said(error, rank=self._groups.rank, step=self._step)
-        reason = self._control.agree(trouble)
-        lesson = self._new_lesson(task, read[0]) if read is not None and not reason else None
-        if read is None or lesson is None or not lesson.steps:
-            self._set_aside(task, reason or "no training frame has any counts; was the shutter closed?")
-            return None
-        if self._learner.signature is None:
-            self._meet(read[1], task)
-        self._lesson = lesson
-        self._evaluation.before(task, step=self._step)
-        if self._in_force.strategy.restarts:
-            self._learner.restart()
-        self._learner.keep()
-        if self._buffer is None and self._in_force.needs_buffer:
-            self._buffer = self._new_buffer(lesson.samples)
-        self._reporter.tell(TaskBegan(step=self._step, task=task, steps=self._lesson.steps, time=time.time()))
-        return self._lesson
+        lesson = self._curriculum.begin()
+        self._now.lesson = lesson
+        if lesson is not None and self._now.buffer is None and self._course.in_force.needs_buffer:
+            self._now.buffer = self._new_buffer(lesson.samples)
+        return lesson
 
-    def _meet(self, signature: Signature, task: int) -> None:
-        self._learner.signature = signature
-        experience = self._stream[task]
-        if self._groups.rank == 0 and experience is not None:
-            keep_inputs(self._job, experience, signature)
-
-    def _read(self, task: int) -> tuple[Samples, Signature]:
-        """This rank's training samples, once all that the task brings was seen to fit the run."""
-        newest = self._stream.training_samples([task])
-        signature = self._learner.signature or self._learner.meet(newest, self._stream.inputs(task))
-        signature.require(newest)
-        for split in HELD_OUT:
-            for batch in self._stream.held_out(task, split):
-                signature.require(batch)
-        tasks = self._in_force.strategy.tasks(task)
-        return (newest if len(tasks) == 1 else self._stream.training_samples(tasks)), signature
-
-    def _new_lesson(self, task: int, samples: Samples) -> Lesson:
-        training, experience = self._job.training, self._stream[task]
-        largest = max(int(size) for size in self._groups.gather(str(len(samples[IDENTITY]))))
-        return Lesson(
-            task=task,
-            samples=samples,
-            steps_per_epoch=-(-largest // training.batch),
-            epochs=training.epochs,
-            batch=training.batch,
-            key=(self._job.seed, self._groups.rank),
-            began=self._step,
-            group=None if experience is None else experience.group,
-        )
+    def _end_task(self, lesson: Lesson) -> None:
+        if not self._curriculum.end(lesson):
+            self._start_over(lesson, "the network predicts numbers that are not finite")
+            return
+        self._save_weights()
+        self._now.lesson = None
 
     def _new_buffer(self, samples: Samples) -> DistributedBuffer:
         assert self._learner.signature is not None  # noqa: S101 - for the type checker; a task was met
-        layout, rehearsal = self._in_force.stored(samples, self._learner.signature.no_outputs("cpu"))
+        layout, rehearsal = self._course.in_force.stored(samples, self._learner.signature.no_outputs("cpu"))
         return DistributedBuffer(
             layout,
             rehearsal,
@@ -335,52 +344,16 @@ class Rank:
             device=self._job.device,
         )
 
-    def _set_aside(self, task: int, reason: str) -> None:
-        experience = self._stream[task]
-        assert experience is not None  # noqa: S101 - for the type checker; it was there to be read
-        command = SetAside(name=experience.name, path=str(experience.path), reason=reason)
-        self._control.set_aside(self._step, command)
-        self._tell_set_aside(command)
-        self._stream.set_aside(task)
-
-    def _end_task(self, lesson: Lesson) -> None:
-        self._reporter.flush()
-        evaluated = self._evaluation.after(lesson.task, step=self._step)
-        if not self._evaluation.sound:
-            self._start_over(lesson, "the network predicts numbers that are not finite")
-            return
-        self._keep_previews(evaluated, after=lesson.task)
-        self._save_weights()
-        self._reporter.tell(
-            TaskEnded(step=self._step, task=lesson.task, seconds=lesson.seconds, time=time.time())
-        )
-        self._lesson = None
-
     # Showing and keeping --------------------------------------------------------------------------------
 
     def _refresh_preview(self) -> None:
         if self._groups.rank == 0:
-            self.gallery.refresh(self._begun - 1, step=self._step)
-
-    def _keep_previews(self, tasks: Iterable[int], *, after: int) -> None:
-        if self._groups.rank == 0:
-            self.gallery.keep(self._job.run.previews, tasks, after=after, step=self._step)
+            self.gallery.refresh(self._course.begun - 1, step=self._course.step)
 
     def _save_weights(self) -> None:
         if self._groups.rank == 0:
             write_private(self._job.run.weights, save(dict(self._learner.weights())))
 
-    @contextlib.contextmanager
-    def _closing(self) -> Iterator[None]:
-        try:
-            yield
-        except BaseException:
-            if self._buffer is not None:
-                self._buffer.abandon()
-            raise
-        else:
-            if self._buffer is not None:
-                self._buffer.close()
-        finally:
-            self._control.close()
-            self._reporter.close()
+    def _tell_of_checkpoints(self) -> None:
+        for result in self._with.keeper.finished():
+            self._reporter.tell(result)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rehearsal_kit.buffer import RehearsalBuffer
+from rehearsal_kit.buffer import RehearsalBuffer, require_identity
 from rehearsal_kit.errors import RankError, SettingsError
 from rehearsal_kit.exchange import Exchange, GroupExchange, require_agreement
 from rehearsal_kit.groups import groups_of_world
@@ -26,7 +26,7 @@ from rehearsal_kit.layout import RowLayout, Samples
 from rehearsal_kit.policies import FirstInFirstOut, new_policy
 from rehearsal_kit.randomness import Rekeyed
 from rehearsal_kit.room import available_bytes, require_fitting, require_room, share_of
-from rehearsal_kit.rounds import BufferState, Pending, Representatives, Round, Staged
+from rehearsal_kit.rounds import BufferState, Pending, Representatives, Round, Staged, steered
 from rehearsal_kit.settings import Rehearsal
 from rehearsal_kit.snapshots import read_shards, write_shard
 from rehearsal_kit.staging import Staging
@@ -75,6 +75,8 @@ class DistributedBuffer:
         share = share_of(capacity, exchange.rank, exchange.ranks)
         self._ranks_here = require_room(share * layout.row_bytes, exchange)
         self._store = RehearsalBuffer(layout, share, policy=new_policy(rehearsal.policy, seed))
+        self._policy = new_policy(rehearsal.policy, seed)
+        """Chooses candidates here while that of the store is with the background thread."""
         self._staging = Staging(layout, device)
         self._upkeep = Upkeep(self._store, rehearsal, seed=seed, exchange=exchange, staging=self._staging)
         self._candidates = Rekeyed(seed, "candidates")
@@ -134,6 +136,9 @@ class DistributedBuffer:
         staged = self._finished_job()
         self._step = work.step
         pending, self._pending = self._pending, None
+        if work.policy is not None and work.policy != self._rehearsal.policy:
+            self._policy = new_policy(work.policy, self._seed)
+        self._rehearsal = steered(self._rehearsal, work)
         self._job = self._thread.submit(self._upkeep.work, work, pending)
         return staged.take() if staged is not None else None
 
@@ -146,7 +151,7 @@ class DistributedBuffer:
         count = self.layout.check(samples)
         groups = _group_of_each(group, count)
         identities = self.layout.identities(samples) if self._rehearsal.policy == "reservoir" else None
-        chosen = self._store.policy.candidates(
+        chosen = self._policy.candidates(
             count if identities is None else identities,
             count=self._rehearsal.candidates,
             intake=self._intake,
@@ -155,8 +160,9 @@ class DistributedBuffer:
         rows = self._staging.hand_over(samples, chosen)
         self._pending = Pending(rows, groups[chosen].tolist())
 
-    def require_capacity(self, rehearsal: Rehearsal) -> None:
-        """SettingsError if the buffers could not take the capacity of these settings now."""
+    def require_possible(self, rehearsal: Rehearsal) -> None:
+        """SettingsError if the buffers could not take the policy and the capacity of these settings now."""
+        require_identity(new_policy(rehearsal.policy, self._seed), self.layout)
         capacity = rehearsal.samples(self.layout.row_bytes)
         share = share_of(capacity, self._exchange.rank, self._exchange.ranks)
         if share > self._store.capacity:  # old and new rows exist side by side for a moment

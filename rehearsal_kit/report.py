@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from html import escape
 from pathlib import Path
@@ -16,7 +16,7 @@ from plotly.offline import get_plotlyjs
 
 from rehearsal_kit.errors import SettingsError
 from rehearsal_kit.preview import Image
-from rehearsal_kit.telemetry import Joined, Steps, TaskArrived, TaskEnded
+from rehearsal_kit.telemetry import Joined, Steps, TaskEnded
 from rehearsal_kit.timeline import Timeline
 from rehearsal_kit.widgets.figures import (
     CONFIG,
@@ -172,7 +172,7 @@ def _document(title: str, body: str) -> str:
 
 def _header(runs: Sequence[ReportedRun], title: str) -> str:
     joined = [record for run in runs for record in run.timeline.records(Joined)]
-    arrived = [record for run in runs for record in run.timeline.records(TaskArrived)]
+    arrived = [task for run in runs for task in run.timeline.lineage().tasks().values()]
     times = [r.time for r in joined] + [r.time for run in runs for r in run.timeline.records(TaskEnded)]
     when = " to ".join(_clock(time) for time in sorted({min(times), max(times)})) if times else "not known"
     found = sorted({f"{record.ranks} ranks on {record.device}" for record in joined})
@@ -185,6 +185,13 @@ def _header(runs: Sequence[ReportedRun], title: str) -> str:
         f"{escape(machines)} &nbsp;·&nbsp; written on {escape(platform.platform())}, "
         f"Python {platform.python_version()}</p>",
     ]
+    for run in runs:
+        if len(run.timeline.branches) > 1:
+            newest = run.timeline.branches[-1]
+            lines.append(
+                f'<p class="note">{escape(run.name)} was rolled back: all but the dashed losses is of branch '
+                f"{newest}.</p>"
+            )
     if simulated := sorted({record.name for record in arrived if record.simulated}):
         lines.append(
             '<p class="note"><b>Simulated counts.</b> The diffraction counts of these scans were '
@@ -205,7 +212,7 @@ def _section(title: str, words: str, figure: go.Figure) -> str:
 
 def _about_terms(timelines: Mapping[str, Timeline]) -> list[str]:
     """What a loss of several terms adds to the report; nothing where no run has one."""
-    steps = {name: timeline.records(Steps) for name, timeline in timelines.items()}
+    steps = {name: timeline.lineage().records(Steps) for name, timeline in timelines.items()}
     several = {name: t for name, t in timelines.items() if len({n for r in steps[name] for n in r.terms}) > 1}
     sections = []
     if several:
@@ -218,11 +225,11 @@ def _about_terms(timelines: Mapping[str, Timeline]) -> list[str]:
 
 
 def _pictures_html(runs: Sequence[ReportedRun]) -> str:
-    kept = {run.name: _read(run.previews) for run in runs if run.previews is not None}
+    kept = {run.name: _kept(run) for run in runs if run.previews is not None}
     tasks = sorted({task for pictures in kept.values() for task in pictures})
     if not tasks:
         return "<h2>Pictures</h2><p class='soft'>These runs kept no pictures.</p>"
-    names = {r.task: r.name for run in runs for r in run.timeline.records(TaskArrived)}
+    names = {n: task.name for run in runs for n, task in run.timeline.lineage().tasks().items()}
     blocks = ["<h2>One held-out sample of every task, at the end of the run</h2>"]
     shown = [pictures for of_run in kept.values() for pictures in of_run.values()]
     if any(pictures.truth for pictures in shown):
@@ -297,6 +304,20 @@ def _grid(truth: Mapping[str, Image], made: Mapping[str, _Made]) -> str:
 
 def _img(image: Image, scale: Scale, words: str) -> str:
     return f'<img alt="{escape(words)}" src="{png_uri(shrink(image, SIDE), scale)}">'
+
+
+def _kept(run: ReportedRun) -> Mapping[int, _Pictures]:
+    """The pictures of a run; of one that was rolled back, those of its newest branch only."""
+    assert run.previews is not None  # noqa: S101 - for the type checker; the caller has looked
+    pictures = _read(run.previews)
+    if len(run.timeline.branches) == 1:
+        return pictures
+    ended = {record.task for record in run.timeline.lineage().records(TaskEnded)}
+    return {
+        task: replace(each, after={after: made for after, made in each.after.items() if after in ended})
+        for task, each in pictures.items()
+        if task in ended
+    }
 
 
 def _read(path: Path) -> dict[int, _Pictures]:

@@ -4,26 +4,38 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
+from rehearsal_kit.learner import Stepped
 from rehearsal_kit.rounds import Representatives
-from rehearsal_kit.run_folder import Ledger, RunFolder
-from rehearsal_kit.telemetry import Record, StateChanged, Steps, to_plain
+from rehearsal_kit.run_folder import Ledger, RunFolder, read_ledger
+from rehearsal_kit.telemetry import IN_A_BRANCH, Record, StateChanged, Steps, to_plain
+from rehearsal_kit.told import Told
 
 PUBLISH_INTERVAL_S = 0.25
 
 
 class Reporter:
-    """Rank 0 speaks for all ranks; the others only acknowledge commands and say how they ended."""
+    """Rank 0 speaks for all ranks; the others only acknowledge commands and say how they ended.
 
-    def __init__(self, run: RunFolder, rank: int, publish: Callable[[Record], None]) -> None:
+    publish: is given a record and, on rank 0, the number of its line in the timeline of the run.
+    """
+
+    def __init__(
+        self, run: RunFolder, rank: int, publish: Callable[[Record, int | None], None], *, again: bool = False
+    ) -> None:
+        self.branch = 0
+        """That is written into every record from now on."""
         self._rank = rank
         self._publish = publish
+        self._told = Told(read_ledger(run.timeline) if again and rank == 0 else ())
         self._timeline = Ledger(run.timeline, durable=False) if rank == 0 else None
         self._state = ("", "")
         self._losses: list[float] = []
         self._terms: dict[str, float] = {}
         self._ages: list[int] = []
+        self._busy: list[float] = []
         self._first = self._task = self._representatives = self._remote = self._stored = 0
         self._began = self._seconds = self._waited = self._hidden = 0.0
 
@@ -34,9 +46,12 @@ class Reporter:
 
     def tell_of_myself(self, record: Record) -> None:
         """Something that concerns this rank."""
-        self._publish(record)
-        if self._timeline is not None:
-            self._timeline.append(to_plain(record))
+        if isinstance(record, IN_A_BRANCH):
+            record = replace(record, branch=self.branch)
+        if self._told.has(record):
+            return
+        line = None if self._timeline is None else self._timeline.append(to_plain(record))
+        self._publish(record, line)
 
     def state(self, step: int, state: str, *, reason: str = "") -> None:
         """What the run does from now on, and why; said when it changes."""
@@ -44,12 +59,18 @@ class Reporter:
             self._state = (state, reason)
             self.tell(StateChanged(step=step, state=state, reason=reason))
 
-    def stepped(self, step: int, task: int, *, terms: Mapping[str, float], seconds: float) -> None:
+    def stepped(self, step: int, task: int, *, stepped: Stepped, seconds: float) -> None:
         """One training step is done; told together with others a few times a second."""
+        if self._told.has_step(self.branch, step):
+            self._forget()
+            return
         if not self._losses:
             self._first, self._task, self._began = step, task, time.monotonic()
-        self._losses.append(sum(terms.values()))
-        for name, value in terms.items():
+        self._losses.append(stepped.loss)
+        self._busy = [
+            a + b for a, b in zip(self._busy or [0.0] * len(stepped.busy), stepped.busy, strict=True)
+        ]
+        for name, value in stepped.terms.items():
             self._terms[name] = self._terms.get(name, 0.0) + value
         self._seconds += seconds
         if time.monotonic() - self._began > PUBLISH_INTERVAL_S:
@@ -88,14 +109,18 @@ class Reporter:
             remote=self._remote,
             stored=self._stored,
             time=time.time(),
+            busy=tuple(self._busy),
             terms={name: total / len(self._losses) for name, total in self._terms.items()},
             distilled=len(self._ages),
             outputs_age=statistics.fmean(self._ages) if self._ages else None,
         )
-        self._losses, self._ages, self._terms = [], [], {}
+        self._forget()
+        self.tell(steps)
+
+    def _forget(self) -> None:
+        self._losses, self._ages, self._busy, self._terms = [], [], [], {}
         self._seconds = self._waited = self._hidden = 0.0
         self._representatives = self._remote = 0
-        self.tell(steps)
 
     def close(self) -> None:
         """Close the file of rank 0."""

@@ -17,7 +17,7 @@ from rehearsal_kit.errors import SessionError
 from rehearsal_kit.exporting import PreparedNetwork
 from rehearsal_kit.preparation import Preparation
 from rehearsal_kit.run_folder import RunFolder
-from rehearsal_kit.telemetry import TaskArrived
+from rehearsal_kit.telemetry import CheckpointKept, CheckpointTaken
 from rehearsal_kit.timeline import Timeline
 
 BATCH = 256
@@ -75,17 +75,19 @@ class TrainedNetwork:
         return (numbers if self.preparation is None else (100 * numbers).round()).to(self.dtype)
 
 
-def results_table(timeline: Timeline) -> pd.DataFrame:
+def results_table(timeline: Timeline, branch: int | None = None) -> pd.DataFrame:
     """One row per task: test error right after it was trained and now, and all metrics of now.
+
+    branch: of a run that was rolled back; None: the newest.
 
     "error" is the share of wrong classes, or the mean absolute error summed over the fields; NaN where a
     task was not evaluated (yet). Index: number of the task.
     """
+    timeline = timeline.lineage(branch)
     matrix, metrics = timeline.error_matrix("test"), timeline.metrics("test")
     before, _ = timeline.untaught()
     rows = []
-    for arrived in timeline.records(TaskArrived):
-        task = arrived.task
+    for task, arrived in timeline.tasks().items():
         column = [row[task] if task < len(row) else None for row in matrix]
         known = [error for error in column[task:] if error is not None]
         learned = column[task] if task < len(column) else None
@@ -104,3 +106,23 @@ def results_table(timeline: Timeline) -> pd.DataFrame:
     table = pd.DataFrame(rows).set_index("task")
     numbers = [name for name in table.columns if name != "name"]
     return table.assign(**{name: pd.to_numeric(table[name]) for name in numbers})
+
+
+def checkpoints_table(timeline: Timeline) -> pd.DataFrame:
+    """One row per checkpoint that is whole on disk. Index: its number."""
+    kept = {record.checkpoint: record for record in timeline.records(CheckpointKept)}
+    gone = {number for record in kept.values() for number in record.removed}
+    rows = [
+        {
+            "checkpoint": taken.checkpoint,
+            "branch": taken.branch,
+            "step": taken.step,
+            "watched error": kept[taken.checkpoint].error,
+            "bytes": kept[taken.checkpoint].bytes,
+            "taken": pd.Timestamp(taken.time, unit="s", tz="UTC"),
+        }
+        for taken in timeline.records(CheckpointTaken)
+        if taken.checkpoint in kept and taken.checkpoint not in gone
+    ]
+    columns = ["checkpoint", "branch", "step", "watched error", "bytes", "taken"]
+    return pd.DataFrame(rows, columns=columns).set_index("checkpoint")

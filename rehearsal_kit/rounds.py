@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from rehearsal_kit.buffer import Contents
 from rehearsal_kit.layout import RowLayout, Words
+from rehearsal_kit.settings import Rehearsal
 from rehearsal_kit.staging import Delivered
 
 
@@ -39,12 +40,25 @@ class Round:
     """Drawn a second time for the next step, per rank."""
     capacity: int | None = None
     """Samples that the buffers of all ranks may hold from now on; None: as before."""
+    candidates: int | None = None
+    """Samples of every mini-batch offered from now on once the buffer is full, per rank; None: as before."""
+    policy: str | None = None
+    """What stays from now on; None: as before."""
     settings: int = 0
     """Digest of the settings in force."""
     command: int = 0
     """Number of the newest command applied."""
     generation: int = 0
     branch: int = 0
+
+
+def steered(settings: Rehearsal, work: Round) -> Rehearsal:
+    """The settings from this round on."""
+    return replace(
+        settings,
+        candidates=settings.candidates if work.candidates is None else work.candidates,
+        policy=settings.policy if work.policy is None else work.policy,
+    )
 
 
 @dataclass(frozen=True)
@@ -111,3 +125,14 @@ class BufferState:
     """The hand-over that is not stored yet."""
     drawn: Drawn | None
     """For the next step; None before step 0, and after an exchange that failed."""
+
+    def copied(self) -> BufferState:
+        """The same in memory of its own, which no later step changes."""
+        contents, pending, drawn = self.contents, self.pending, self.drawn
+        if pending is not None:
+            rows = pending.rows().copy()
+            pending = Pending(lambda: rows, list(pending.groups))
+        if drawn is not None:
+            drawn = replace(drawn, rows=drawn.rows.clone())
+        own = replace(contents, rows=contents.rows.copy())
+        return replace(self, contents=own, pending=pending, drawn=drawn)

@@ -66,9 +66,23 @@ class RunFolder:
         return folder / f"{len(list(folder.iterdir())):04d}.h5"
 
     @property
-    def rendezvous(self) -> Path:
-        """Where the ranks meet; exists only while they do."""
-        return self.path / "rendezvous"
+    def generations(self) -> Path:
+        """Ledger of the coordinator: which ranks were started when and why, and how the run ended."""
+        return self.path / "generations.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """One folder per checkpoint, named by its number."""
+        return self.path / "checkpoints"
+
+    @property
+    def cluster(self) -> Path:
+        """Where the cluster is on which the run was started last, as JSON."""
+        return self.path / "cluster.json"
+
+    def rendezvous(self, generation: int) -> Path:
+        """Where the ranks of a generation meet; exists only while they do."""
+        return self.path / f"rendezvous-{generation}"
 
     def create(self) -> RunFolder:
         """Make the folder, readable by its owner only; one that exists and is not empty is refused."""
@@ -118,19 +132,28 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 class Ledger:
-    """An append-only file of JSON lines; what `append` returned from is on disk."""
+    """An append-only file of JSON lines; what `append` returned from is on disk.
+
+    A torn last line, which a writer left that was killed, is cut off first.
+    """
 
     def __init__(self, path: Path, *, durable: bool) -> None:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        self._stream = os.fdopen(descriptor, "a")
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+        self._stream = os.fdopen(descriptor, "a+b")
+        self._stream.seek(0)
+        content = self._stream.read()
+        self._stream.truncate(content.rfind(b"\n") + 1)
+        self._lines = content.count(b"\n")
         self._durable = durable
 
-    def append(self, entry: Mapping[str, Any]) -> None:
-        """Add one line; with `durable`, wait until the disk has it."""
-        self._stream.write(json.dumps(entry, allow_nan=False) + "\n")
+    def append(self, entry: Mapping[str, Any]) -> int:
+        """Add one line; with `durable`, wait until the disk has it. Returns its number, from 0."""
+        self._stream.write(json.dumps(entry, allow_nan=False).encode() + b"\n")
         self._stream.flush()
         if self._durable:
             os.fsync(self._stream.fileno())
+        self._lines += 1
+        return self._lines - 1
 
     def close(self) -> None:
         """Close the file; nothing can be appended after."""
@@ -142,3 +165,8 @@ def read_ledger(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+
+
+def last_generation(run: RunFolder) -> int:
+    """Number of the newest set of ranks that was started for a run; 0 if none was."""
+    return max((entry.get("generation", 0) for entry in read_ledger(run.generations)), default=0)

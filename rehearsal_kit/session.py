@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import glob
+import json
 import math
 import threading
 import time
@@ -14,40 +14,38 @@ from typing import Any
 
 import pandas as pd
 import torch
+from distributed.protocol.pickle import dumps
 
 from rehearsal_kit.cluster import Cluster
 from rehearsal_kit.commands import (
-    Arrived,
     Command,
-    FinishStream,
-    Pause,
+    Reopen,
     Resume,
-    Steer,
     Stop,
-    Watch,
     Wish,
     to_plain,
 )
-from rehearsal_kit.driver import ENDED, LOOK_S, Driver
-from rehearsal_kit.errors import RankError, ScanError, SessionError
+from rehearsal_kit.driver import ENDED, LOOK_S, Driver, new_topic
+from rehearsal_kit.errors import RankError, SessionError
 from rehearsal_kit.exporting import export_onnx
-from rehearsal_kit.job import Job, keep_job
+from rehearsal_kit.helm import Helm
+from rehearsal_kit.job import Job, RunSettings, keep_job, stored_ranks
+from rehearsal_kit.orders import RunOrder
 from rehearsal_kit.preparation import Preparation
 from rehearsal_kit.preview import Preview
-from rehearsal_kit.results import TrainedNetwork, results_table
-from rehearsal_kit.run_folder import Ledger, RunFolder
-from rehearsal_kit.settings import Rehearsal, Training, require_integer
-from rehearsal_kit.strategies.choice import require_suited, steer_to
+from rehearsal_kit.results import TrainedNetwork, checkpoints_table, results_table
+from rehearsal_kit.roster import known_workers
+from rehearsal_kit.run_folder import Ledger, RunFolder, last_generation, read_ledger, write_private
+from rehearsal_kit.settings import Recovery, Rehearsal, Training, require_integer
+from rehearsal_kit.strategies.choice import require_suited
 from rehearsal_kit.strategies.strategy import Strategy
 from rehearsal_kit.telemetry import Applied
-from rehearsal_kit.tensor_tasks import TensorTask, write_task
-from rehearsal_kit.timeline import Timeline
 
 
-class Session:
+class Session(Helm):
     """One run on one cluster. Commands are validated here, numbered, written down, and sent to rank 0."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one for each kind of settings
         self,
         cluster: Cluster,
         *,
@@ -58,30 +56,72 @@ class Session:
         preparation: Preparation | None = None,
         training: Training | None = None,
         rehearsal: Rehearsal | None = None,
+        recovery: Recovery | None = None,
     ) -> None:
         require_integer("seed", seed, low=0)
-        self.cluster = cluster
-        self.strategy = strategy
-        self.training = training or Training()
-        self.rehearsal = rehearsal or Rehearsal()
-        require_suited(strategy, self.rehearsal)
-        self.timeline = Timeline()
-        self.panel: Any = None
-        """The one dashboard of this session, once it was asked for."""
-        self.run = RunFolder(run).create()
-        self._job = Job(
-            run=self.run,
+        rehearsal = rehearsal or Rehearsal()
+        require_suited(strategy, rehearsal)
+        folder = RunFolder(run).create()
+        job = Job(
+            run=folder,
             seed=seed,
             network=network,
             strategy=strategy,
             preparation=preparation or Preparation(),
-            training=self.training,
-            rehearsal=self.rehearsal,
+            training=training or Training(),
+            rehearsal=rehearsal,
+            recovery=recovery or Recovery(),
         )
-        self._driver = Driver(cluster, self._job, self.timeline)
-        keep_job(self._job, ranks=self.ranks)
-        self._wishes = Ledger(self.run.wishes, durable=True)
+        self._begin(cluster, job)
+
+    @classmethod
+    def of(cls, cluster: Cluster, job: Job) -> Session:
+        """A session of a job whose run folder is new."""
+        session = cls.__new__(cls)
+        session._begin(cluster, job)
+        return session
+
+    @classmethod
+    def attached(
+        cls, cluster: Cluster, settings: RunSettings, network: torch.nn.Module | None, *, take: bool
+    ) -> Session:
+        """A handle on a run that goes on already; what `rk.attach` returns."""
+        session = cls.__new__(cls)
+        session._take_on(cluster, settings, network, ranks=stored_ranks(settings.run))
+        session._driver.attach(take=take)
+        return session
+
+    @classmethod
+    def resumed(cls, cluster: Cluster, job: Job) -> Session:
+        """A handle on a run that is started again; what `rk.resume` returns."""
+        session = cls.__new__(cls)
+        session._take_on(cluster, job, job.network, ranks=len(known_workers(cluster)))
+        session._driver.history.catch_up()
+        return session
+
+    def _begin(self, cluster: Cluster, job: Job) -> None:
+        ranks = len(known_workers(cluster))
+        keep_job(job, ranks=ranks)
+        self._take_on(cluster, job, job.network, ranks=ranks)
+
+    def _take_on(
+        self, cluster: Cluster, settings: RunSettings, network: torch.nn.Module | None, *, ranks: int
+    ) -> None:
+        self.cluster = cluster
+        self.run = settings.run
+        self.strategy = settings.strategy
+        self.training = settings.training
+        self.rehearsal = settings.rehearsal
+        self.ranks = ranks
+        """How many ranks train: one per worker of the cluster."""
+        self.panel: Any = None
+        """The one dashboard of this session, once it was asked for."""
+        self._settings = settings
+        self._network = network
+        self._driver = Driver(cluster, settings.run)
+        self.timeline = self._driver.timeline
         self._numbering = threading.Lock()
+        self._wishes: Ledger | None = None
         self._number = 0
         self._answered = ""
         """The trouble after which somebody has said how to go on; the ranks may not have heard it yet."""
@@ -100,14 +140,14 @@ class Session:
         self.close()
 
     @property
-    def ranks(self) -> int:
-        """How many ranks train: one per worker of the cluster."""
-        return self._driver.ranks
+    def state(self) -> str:
+        """created, starting, waiting, running, paused, recovering, finished, stopped, failed or left."""
+        return self._driver.state
 
     @property
-    def state(self) -> str:
-        """created, starting, waiting, running, paused, finished, stopped or failed."""
-        return self._driver.state
+    def leads(self) -> bool:
+        """Whether this kernel may steer the run; if not, another one does, and this one watches."""
+        return self._driver.leads
 
     @property
     def error(self) -> str:
@@ -124,75 +164,25 @@ class Session:
         """Whether the run has ended, in whatever way."""
         return self._driver.over.is_set()
 
-    # Steering -------------------------------------------------------------------------------------------
+    # Answers --------------------------------------------------------------------------------------------
 
-    def submit(self, task: str | Path | Arrived | TensorTask) -> int:
-        """A task for the stream: a file, an `Arrived` that tells which part of a scan, or own tensors.
-
-        Returns its number. Tensors are written to the run folder once. The ranks open the file at their next
-        step boundary; if one of them cannot, it is set aside with the reason and the run goes on.
-        """
-        self._require_going(Arrived)
-        if isinstance(task, TensorTask):
-            return self._wish(write_task(task, self.run.new_task()))
-        if not isinstance(task, Arrived):
-            path = Path(task).expanduser().absolute()
-            task = Arrived(name=path.stem, path=str(path))
-        return self._wish(task)
-
-    def watch(self, pattern: str, *, existing: bool = True) -> int:
-        """Every file that matches, now or later, becomes a task, in natural order of names.
-
-        existing: whether files that match already count too; where nothing matches yet but the folder is
-        missing, a ScanError says so.
-        """
-        absolute = str(Path(pattern).expanduser().absolute())
-        parent = Path(absolute).parent
-        if not glob.has_magic(str(parent)) and not parent.is_dir():
-            raise ScanError(f"cannot watch {absolute}: the folder {parent} does not exist on this machine.")
-        return self._wish(Watch(pattern=absolute, existing=existing))
-
-    def finish_stream(self) -> int:
-        """No more tasks: the run ends when those that have arrived are trained."""
-        return self._wish(FinishStream())
-
-    def steer(
-        self,
-        *,
-        learning_rate: float | None = None,
-        representatives: int | None = None,
-        capacity: int | None = None,
-        distillation: int | None = None,
-        strategy: Strategy | None = None,
-    ) -> int:
-        """Change settings at the next step boundary, on all ranks at the same step or on none.
-
-        Returns the number of the wish; `timeline` has an `Applied` record of each rank with that number
-        and the step. SettingsError if a value is not allowed. strategy: one of ours with its weights, such as
-        DERpp(alpha=0.3); the loss of the run stays.
-        """
-        wanted = Steer(
-            learning_rate=learning_rate,
-            representatives=representatives,
-            capacity=capacity,
-            distillation=distillation,
-            **({} if strategy is None else steer_to(strategy)),
-        )
-        return self._wish(wanted)
+    def checkpoints(self) -> pd.DataFrame:
+        """One row per checkpoint that is whole on disk: branch, step, mean watched error, bytes, time."""
+        return checkpoints_table(self.timeline)
 
     def acknowledged(self, number: int) -> list[Applied]:
         """What the ranks said of the wish with this number, in order of rank; in the end one record each."""
-        said = (applied for applied in self.timeline.records(Applied) if applied.number == number)
-        return sorted(said, key=lambda applied: applied.rank)
-
-    def pause(self) -> int:
-        """Take no more steps until `resume`; the ranks stay ready."""
-        return self._wish(Pause())
+        said = {each.rank: each for each in self.timeline.records(Applied) if each.number == number}
+        return [said[rank] for rank in sorted(said)]
 
     def resume(self) -> int:
         """Go on after a pause."""
         self._answered = self.trouble
         return self._wish(Resume())
+
+    def reopen(self) -> int:
+        """Let a run that was stopped or finished go on once it is started again."""
+        return self._send(Reopen()).number
 
     def stop(self) -> int:
         """End the run at the next step boundary."""
@@ -202,8 +192,20 @@ class Session:
     # Life -----------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start one rank on every worker; returns at once."""
-        self._driver.start()
+        """Start one rank on every worker; returns at once. What is started goes on without this kernel."""
+        recovery, folder = self._settings.recovery, self.run
+        write_private(folder.cluster, json.dumps(self.cluster.place))
+        order = RunOrder(
+            topic=new_topic(),
+            run=str(folder.path),
+            job=dumps(self._settings),
+            ranks=self.ranks,
+            generation=1 + last_generation(folder),
+            restarts=recovery.restarts,
+            stall_s=recovery.stall_s,
+            wait_s=recovery.wait_s,
+        )
+        self._driver.start(order)
 
     def wait(self, timeout: float | None = None) -> str:
         """Block until the run is over; returns "finished" or "stopped". For scripts.
@@ -233,10 +235,19 @@ class Session:
         return self._verdict()
 
     def close(self) -> None:
-        """Stop the run if it goes on, and let go of everything but the cluster and the run folder."""
-        going = self.state not in ("created", *ENDED)
+        """Stop the run if it goes on and this kernel steers it; let go of all but cluster and run folder."""
+        going = self.leads and self.state not in ("created", "left", *ENDED)
         self._driver.close(self._send(Stop()) if going else None)
-        self._wishes.close()
+        self._let_go()
+
+    def leave(self) -> None:
+        """Let go of a run that goes on; any kernel may steer it then, by `rk.attach`."""
+        self._driver.close(None)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._wishes is not None:
+            self._wishes.close()
         if self.panel is not None:  # last, so that it shows how the run ended
             self.panel.close()
 
@@ -260,9 +271,9 @@ class Session:
         """What that network makes of counts (sample, row, column) or inputs (sample, ...): NumPy arrays."""
         return self._trained().predict(frames)
 
-    def table(self) -> pd.DataFrame:
-        """One row per task: test errors before, when learned and now, and all metrics."""
-        return results_table(self.timeline)
+    def table(self, branch: int | None = None) -> pd.DataFrame:
+        """One row per task: test errors before, when learned, now, and all metrics; None: newest branch."""
+        return results_table(self.timeline, branch)
 
     def export(self, path: str | Path) -> Path:
         """Write that network with its preparation as ONNX, checked in onnxruntime against torch.
@@ -280,6 +291,10 @@ class Session:
 
     def _send(self, command: Command) -> Wish:
         with self._numbering:
+            if self._wishes is None:  # not before: the ledger belongs to the kernel that steers
+                known = read_ledger(self.run.wishes)
+                self._number = max((entry["number"] for entry in known), default=0)
+                self._wishes = Ledger(self.run.wishes, durable=True)
             self._number += 1
             wish = Wish(self._number, command)
             self._wishes.append({"time": time.time(), **to_plain(wish)})
@@ -289,9 +304,19 @@ class Session:
     def _require_going(self, kind: type) -> None:
         if self.over:
             raise SessionError(f"{kind.__name__} came too late: this run is {self.state}.")
+        if not self.leads:
+            raise SessionError(
+                f"another kernel steers this run; to steer from here: rk.attach({str(self.run.path)!r}, "
+                "take=True)."
+            )
 
     def _trained(self) -> TrainedNetwork:
-        return TrainedNetwork(self.run, self._job.network)
+        if self._network is None:
+            raise SessionError(
+                f"the network of this run is not one of ours and is not stored with it; give it again: "
+                f"rk.attach({str(self.run.path)!r}, network=...)."
+            )
+        return TrainedNetwork(self.run, self._network)
 
     def _require_no_trouble(self) -> None:
         trouble = self.trouble

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from rehearsal_kit.errors import SettingsError
 
+POLICIES = ("quotas", "reservoir", "fifo")
+
 
 def require_integer(name: str, value: object, *, low: int, high: int = 2**40) -> int:
     """`value` as an int in [low, high], or a SettingsError that says what is allowed."""
@@ -112,7 +114,7 @@ class Rehearsal:
         require_integer("representatives", self.representatives, low=0)
         require_integer("distillation", self.distillation, low=0)
         require_integer("candidates", self.candidates, low=0)
-        require_one_of("policy", self.policy, ("quotas", "reservoir", "fifo"))
+        require_one_of("policy", self.policy, POLICIES)
         require_one_of("draw", self.draw, ("samples", "groups"))
         object.__setattr__(self, "half", tuple(self.half))
         if isinstance(self.capacity, str):
@@ -132,6 +134,35 @@ class Rehearsal:
             )
         require_drawable(self.representatives, self.distillation, samples)
         return samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recovery:
+    """What is kept against the loss of a worker, a kernel or a machine, and how hard is tried again."""
+
+    checkpoint_s: float = 60.0
+    """Seconds between two automatic checkpoints: the most that is trained twice after a failure. While
+    one is written, each rank holds a second copy of its part of the buffer."""
+    keep_last: int = 3
+    """Checkpoints kept, the newest."""
+    keep_best: int = 1
+    """And those with the lowest watched error."""
+    restarts: int = 5
+    """Times in a row that ranks are started again before the run is given up; counted anew once a checkpoint
+    was written."""
+    stall_s: float = 120.0
+    """Seconds without progress after which a rank counts as stuck and its worker is restarted. Longer than
+    reading a task takes."""
+    wait_s: float = 120.0
+    """Seconds that are waited for a lost worker to come back, and for ranks to meet."""
+
+    def __post_init__(self) -> None:
+        require_number("checkpoint_s", self.checkpoint_s, low=0.0, high=1e9)
+        require_integer("keep_last", self.keep_last, low=1)
+        require_integer("keep_best", self.keep_best, low=0)
+        require_integer("restarts", self.restarts, low=0)
+        require_number("stall_s", self.stall_s, low=1.0, high=1e9)
+        require_number("wait_s", self.wait_s, low=1.0, high=1e9)
 
 
 def require_one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:

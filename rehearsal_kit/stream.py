@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 
+from rehearsal_kit.commands import Arrived
 from rehearsal_kit.groups import Groups
 from rehearsal_kit.layout import IDENTITY, Samples
 from rehearsal_kit.tasks import NUMBER, Experience, shard
@@ -23,6 +24,8 @@ class Stream:
     def __init__(self, groups: Groups, *, seed: int) -> None:
         self._groups = groups
         self._seed = seed
+        self._arrivals: list[Arrived] = []
+        self._order: list[int] = []
         self._experiences: list[Experience | None] = []
 
     def __len__(self) -> int:
@@ -33,10 +36,47 @@ class Stream:
         """A task, or None if it was set aside."""
         return self._experiences[task]
 
-    def append(self, experience: Experience) -> int:
+    @property
+    def arrivals(self) -> list[tuple[Arrived, bool]]:
+        """How each task arrived, and whether it was set aside."""
+        gone = [experience is None for experience in self._experiences]
+        return list(zip(self._arrivals, gone, strict=True))
+
+    def append(self, arrived: Arrived, experience: Experience | None) -> int:
         """Take in the next task; returns its number."""
+        self._arrivals.append(arrived)
+        self._order.append(len(self._order))
         self._experiences.append(experience)
         return len(self._experiences) - 1
+
+    @property
+    def order(self) -> list[int]:
+        """As which each task arrived, counted from 0."""
+        return list(self._order)
+
+    def reorder(self, first: int, order: Sequence[int]) -> None:
+        """Number the tasks from `first` on anew: these, in this order."""
+        self._arrivals[first:] = [self._arrivals[task] for task in order]
+        self._experiences[first:] = [self._experiences[task] for task in order]
+        self._order[first:] = [self._order[task] for task in order]
+
+    def arrived_as(self, order: Sequence[int]) -> None:
+        """Say as which each task arrived, where they were appended in another order."""
+        self._order = list(order)
+
+    def take_order_of(self, other: Stream) -> None:
+        """Number all tasks as there."""
+        self.reorder(0, [self._order.index(number) for number in other.order])
+
+    def ordered(self, order: Sequence[int]) -> Stream:
+        """The same tasks in an order that was theirs before, and behind them what arrived since."""
+        stream = Stream(self._groups, seed=self._seed)
+        for arrived, experience in zip(self._arrivals, self._experiences, strict=True):
+            stream.append(arrived, experience)
+        stream.arrived_as(self._order)
+        later = sorted(set(self._order) - set(order))
+        stream.reorder(0, [self._order.index(number) for number in (*order, *later)])
+        return stream
 
     def inputs(self, task: int) -> str:
         """The field of a task's samples that goes into the network."""
@@ -48,9 +88,13 @@ class Stream:
         """Forget what the task brings."""
         self._experiences[task] = None
 
-    def training_samples(self, tasks: Iterable[int]) -> Samples:
-        """This rank's shards of these tasks, one after the other, each sample with its `sample_id`."""
-        parts = [self._shard(task) for task in tasks if self._experiences[task] is not None]
+    def training_samples(self, tasks: Iterable[int], *, of: tuple[int, int] | None = None) -> Samples:
+        """This rank's shards of these tasks, one after the other, each sample with its `sample_id`.
+
+        of: another rank and number of ranks to deal them out for.
+        """
+        rank, ranks = of or (self._groups.rank, self._groups.ranks)
+        parts = [self._shard(task, rank, ranks) for task in tasks if self._experiences[task] is not None]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def held_out(self, task: int, split: str) -> Iterator[Samples]:
@@ -79,10 +123,9 @@ class Stream:
                 return sample
         return None
 
-    def _shard(self, task: int) -> dict[str, torch.Tensor]:
+    def _shard(self, task: int, rank: int, ranks: int) -> dict[str, torch.Tensor]:
         experience = self._experiences[task]
         assert experience is not None  # noqa: S101 - for the type checker; the caller has looked
-        rank, ranks = self._groups.rank, self._groups.ranks
         chosen = shard(experience, seed=self._seed, task=task, rank=rank, ranks=ranks)
         samples = experience.load("training", chosen)
         numbers = samples.pop(NUMBER)

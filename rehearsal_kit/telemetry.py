@@ -27,6 +27,7 @@ class Joined:
     """Process id."""
     time: float
     """Seconds since the epoch."""
+    generation: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,7 @@ class StateChanged:
     state: str
     reason: str = ""
     """Why the ranks paused on their own; empty when a person asked for it."""
+    branch: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,7 @@ class Applied:
     """Of these settings."""
     refused: str = ""
     """Why all ranks refused it; empty when it was applied."""
+    branch: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +75,7 @@ class TaskArrived:
     """Frames that belong to no split: without beam, or their patch leaves the object or a split."""
     simulated: bool
     """Whether the counts of this scan are simulated."""
+    branch: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +86,7 @@ class TaskSetAside:
     name: str
     path: str
     reason: str
+    branch: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +97,7 @@ class TaskBegan:
     task: int
     steps: int
     time: float
+    branch: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +125,11 @@ class Steps:
     """Each term of the loss, weight included, on average over these steps."""
     distilled: int = 0
     """Samples of the second draw that rank 0 compared with their stored outputs in these steps."""
+    busy: tuple[float, ...] = ()
+    """Seconds that each rank computed by itself in these steps, in order of rank."""
     outputs_age: float | None = None
     """Steps since these outputs were made, on average."""
+    branch: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +153,8 @@ class Evaluated:
         """Sum over the fields."""
         return sum(self.errors.values())
 
+    branch: int = 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaskEnded:
@@ -153,6 +164,137 @@ class TaskEnded:
     task: int
     seconds: float
     """Spent in its training steps, evaluation and reading left out."""
+    time: float
+    weights: str = ""
+    """Fingerprint of the weights."""
+    branch: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TasksReordered:
+    """The tasks from `first` on were numbered anew: these, in this order."""
+
+    step: int
+    first: int
+    order: tuple[int, ...]
+    branch: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noted:
+    """A person wanted this to be remembered."""
+
+    step: int
+    text: str
+    time: float
+    branch: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointTaken:
+    """All that the run is before this step was copied, to be written."""
+
+    step: int
+    checkpoint: int
+    weights: str
+    """Fingerprint of the weights, the same on all ranks."""
+    time: float
+    branch: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointKept:
+    """A checkpoint is whole on disk."""
+
+    checkpoint: int
+    bytes: int
+    seconds: float
+    """From the copy to the last byte on disk, beside training."""
+    error: float | None
+    """Mean watched error of the tasks that had been evaluated last; None: none had."""
+    removed: tuple[int, ...] = ()
+    """Older checkpoints that made room."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointFailed:
+    """A checkpoint could not be written, or not be used; the run goes on without it."""
+
+    checkpoint: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restored:
+    """All ranks begin at this position again."""
+
+    step: int
+    checkpoint: int
+    """0: none, from the very beginning."""
+    generation: int
+    time: float
+    branch: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BranchBegan:
+    """A person rolled back: the run goes on from a checkpoint as another branch."""
+
+    branch: int
+    """The new one."""
+    step: int
+    checkpoint: int
+    parent: int
+    """The branch that was left, before step `left`."""
+    left: int
+    time: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationBegan:
+    """A set of ranks is being started; told from the scheduler's side."""
+
+    generation: int
+    workers: tuple[str, ...]
+    """Their addresses, in order of rank."""
+    time: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationEnded:
+    """A rank died, failed or was stuck: all of them begin again, unless that has been tried too often."""
+
+    generation: int
+    reason: str
+    time: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stalled:
+    """A rank has not made progress for so long; told from the scheduler's side."""
+
+    rank: int
+    seconds: float
+    """0: it goes on again."""
+    time: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeaseTaken:
+    """A kernel steers from now on, and no other; told from the scheduler's side."""
+
+    holder: str
+    time: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOver:
+    """The run has ended; told from the scheduler's side, which knows of all ranks."""
+
+    outcome: str
+    """finished, stopped or failed."""
+    error: str
+    """The first error of the first rank that failed; empty unless it failed."""
     time: float
 
 
@@ -166,6 +308,9 @@ class Ended:
     error: str = ""
     """Type, message and place of the first error of this rank; empty unless it failed."""
     time: float
+    generation: int = 0
+    weights: str = ""
+    """Fingerprint of its weights; empty if it failed."""
 
 
 Record = (
@@ -178,8 +323,35 @@ Record = (
     | Steps
     | Evaluated
     | TaskEnded
+    | TasksReordered
+    | Noted
+    | CheckpointTaken
+    | CheckpointKept
+    | CheckpointFailed
+    | Restored
+    | BranchBegan
+    | GenerationBegan
+    | GenerationEnded
+    | Stalled
+    | LeaseTaken
+    | RunOver
     | Ended
 )
+IN_A_BRANCH = (
+    StateChanged,
+    Applied,
+    TaskArrived,
+    TaskSetAside,
+    TaskBegan,
+    Steps,
+    Evaluated,
+    TaskEnded,
+    TasksReordered,
+    Noted,
+    CheckpointTaken,
+    Restored,
+)
+"""Records of a position in a run: the branch, 0 at first, and the step."""
 _KINDS: Mapping[str, type[Any]] = {kind.__name__: kind for kind in Record.__args__}
 
 

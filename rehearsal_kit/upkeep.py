@@ -11,9 +11,10 @@ from rehearsal_kit.buffer import RehearsalBuffer
 from rehearsal_kit.draw import DrawPlan, plan_draw, plan_group_draw
 from rehearsal_kit.errors import RankError
 from rehearsal_kit.exchange import Exchange, Header, gather_groups, gather_headers
+from rehearsal_kit.policies import new_policy
 from rehearsal_kit.randomness import Rekeyed
 from rehearsal_kit.room import share_of
-from rehearsal_kit.rounds import Drawn, Pending, Round, Staged
+from rehearsal_kit.rounds import Drawn, Pending, Round, Staged, steered
 from rehearsal_kit.settings import Rehearsal
 from rehearsal_kit.staging import Staging
 
@@ -35,6 +36,7 @@ class Upkeep:
     ) -> None:
         self.capacity = rehearsal.samples(store.layout.row_bytes)
         """Samples that the stores of all ranks may hold."""
+        self._seed = seed
         self._store = store
         self._settings = rehearsal
         self._exchange = exchange
@@ -96,6 +98,9 @@ class Upkeep:
         return headers
 
     def _apply(self, work: Round, pending: Pending | None) -> None:
+        if work.policy is not None and work.policy != self._settings.policy:
+            self._store.switch(new_policy(work.policy, self._seed))
+        self._settings = steered(self._settings, work)
         if work.capacity is not None:
             self.resize(work.capacity, step=work.step)
         if pending is None:

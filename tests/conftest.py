@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 
@@ -9,6 +10,7 @@ import psutil
 import pytest
 import torch
 
+pytest.register_assert_rewrite("faultkit")  # it says what has to hold, and so has to say what does not
 GRACE_S = 10.0
 # Kept for good by libraries, one of each per process: Dask's event loops and executors, tqdm's monitor.
 OF_LIBRARIES = (
@@ -27,12 +29,17 @@ LONG = (
     "test_cli.py",
     "test_rehearsal.py",
     "test_notebooks.py",
+    "test_faults.py",
     "test_compare.py",
     "test_session.py",
     "test_house.py",
     "test_bench.py",
     "test_notebook_browser.py",
     "test_cluster.py",
+    "test_endurance.py",
+    "test_connect.py",
+    "test_security.py",
+    "test_replay.py",
     "test_torchrun.py",
     "test_rank.py",
     "test_results.py",
@@ -59,12 +66,16 @@ def _threads() -> set[threading.Thread]:
     }
 
 
-def _processes() -> set[psutil.Process]:
-    this = psutil.Process()
-    kept = {
-        p for p in this.children() if any(helper in " ".join(p.cmdline()) for helper in OF_MULTIPROCESSING)
-    }
-    return set(this.children(recursive=True)) - kept
+def _processes(known: frozenset[psutil.Process] = frozenset()) -> set[psutil.Process]:
+    """Children of this process; not those of the `known`, which replace workers that are killed."""
+    this, children = psutil.Process(), set()
+    for process in this.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            words, parent = " ".join(process.cmdline()), process.parent()
+            kept = parent == this and any(helper in words for helper in OF_MULTIPROCESSING)
+            if not kept and parent not in known:
+                children.add(process)
+    return children
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -76,13 +87,13 @@ def one_thread():
 @pytest.fixture(autouse=True)
 def leaves_nothing_behind():
     """Fail a test after which a thread or a child process of it still lives."""
-    threads, processes = _threads(), _processes()
+    threads, processes = _threads(), frozenset(_processes())
     yield
     deadline = time.monotonic() + GRACE_S
-    while time.monotonic() < deadline and (_threads() - threads or _processes() - processes):
+    while time.monotonic() < deadline and (_threads() - threads or _processes(processes) - processes):
         time.sleep(0.05)
     assert not _threads() - threads
-    assert not _processes() - processes
+    assert not _processes(processes) - processes
 
 
 @pytest.fixture(scope="module", params=[1, 2, 4], ids="{} ranks".format)

@@ -169,5 +169,5 @@ def alone(job: Job, *commands: Command) -> tuple[str, Timeline, Rank]:
     for number, command in enumerate(commands, 1):
         mailbox.put(Wish(number, command).to_json())
     timeline = Timeline()
-    rank = Rank(job, Groups(0, 1), mailbox=mailbox, publish=timeline.append)
+    rank = Rank(job, Groups(0, 1), mailbox=mailbox, publish=lambda record, line: timeline.append(record))
     return rank.run(), timeline, rank

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from rehearsal_kit.arrivals import Watcher, natural_key, with_digest
+from rehearsal_kit.arrivals import Watcher, natural_key, with_digest, with_known
 from rehearsal_kit.commands import Arrived, Watch
 
 DEADLINE_S = 10
@@ -19,7 +19,8 @@ def poll_until(watcher: Watcher, count: int) -> list[Arrived]:
 
 def watching(folder, *, existing: bool = True, settle_s: float = 0.0) -> Watcher:
     watcher = Watcher(interval_s=0.0, settle_s=settle_s)
-    watcher.watch(Watch(pattern=str(folder / "*.cxi"), existing=existing))
+    command = with_known(Watch(pattern=str(folder / "*.cxi"), existing=existing))
+    watcher.watch(command.pattern, known=command.known)
     return watcher
 
 

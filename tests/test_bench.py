@@ -124,6 +124,23 @@ def test_step(tmp_path, capsys):
     assert step["verdict"] in said
 
 
+def test_steering(tmp_path, capsys):
+    data, said = bench(tmp_path, capsys, "steering")
+    latency = data["steering"]
+    assert latency["ranks"] == 2
+    assert len(latency["seconds"]) == 5
+    assert positive(latency["step_s"], *latency["seconds"])
+    assert "click to effect" in said
+
+
+def test_checkpoint(tmp_path, capsys):
+    data, said = bench(tmp_path, capsys, "checkpoint")
+    (cost,) = data["checkpoints"]
+    assert len(cost["with_s"]) == len(cost["without_s"]) == len(cost["written_s"]) - 1 == 2
+    assert positive(cost["bytes"], *cost["with_s"], *cost["without_s"], *cost["written_s"])
+    assert "at one a minute" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

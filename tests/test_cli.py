@@ -96,6 +96,9 @@ def the_run_folder_is_private_and_the_report_needs_no_network(folder: Path) -> N
         kept = {path.name for path in (folder / "seed-0" / name).iterdir()}
         assert kept == {
             "settings.json",
+            "checkpoints",
+            "cluster.json",
+            "generations.jsonl",
             "wishes.jsonl",
             "effects.jsonl",
             "inputs.json",
@@ -140,6 +143,12 @@ def test_a_bad_scan_among_good_ones_is_named_and_the_rest_is_learned(tmp_path, c
         assert [name for name, _ in outcome["set_aside"]] == ["torn", "notes", "gone"]
         assert all(str(tmp_path) in reason for _, reason in outcome["set_aside"])
     assert "set aside torn" in said
+    # What it leaves can be replayed: the scans that were set aside are set aside again.
+    (folder,) = tmp_path.rglob("er")
+    assert main(["replay", str(folder), "--check"]) == 0
+    said = capsys.readouterr().out
+    assert "DIFFERENT" not in said
+    assert "4 of 4 bit-identical" in said
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,8 @@ def test_quickstart_is_watched_and_steered(lab, tmp_path):
 
     pause_stands_still_and_resume_moves(lab, panel)
     both_ranks_apply_representatives_at_one_step(lab)
+    a_policy_is_chosen_from_the_menu(lab, panel)
+    rolling_back_begins_a_branch(lab, panel)
     panel.scroll_into_view_if_needed()
     page.screenshot(path=shots / "quickstart-light.png")
     lab.theme("Dark")
@@ -119,7 +121,9 @@ def pause_stands_still_and_resume_moves(lab: labkit.Lab, panel: Any) -> None:
 
 def both_ranks_apply_representatives_at_one_step(lab: labkit.Lab) -> None:
     lab.type_slider("representatives", 5)
-    lab.page.locator(".rk-said", has_text=re.compile("representatives 5 .* on all 2 ranks")).wait_for()
+    lab.page.locator(
+        ".rk-said", has_text=re.compile("representatives 5 → in force from step [0-9]+ on all 2 ranks")
+    ).wait_for()
     told = json.loads(
         lab.execute(
             "import json\nfrom rehearsal_kit.telemetry import Applied\n"
@@ -132,6 +136,25 @@ def both_ranks_apply_representatives_at_one_step(lab: labkit.Lab) -> None:
     assert step_a == step_b
     assert (value_a, value_b) == (5, 5)
     assert (refused_a, refused_b) == ("", "")
+
+
+def a_policy_is_chosen_from_the_menu(lab: labkit.Lab, panel: Any) -> None:
+    panel.get_by_text("more settings").click()
+    panel.get_by_label("policy").select_option("reservoir")
+    answered = re.compile("policy reservoir → in force from step [0-9]+ on all 2 ranks")
+    lab.page.locator(".rk-said", has_text=answered).wait_for()
+
+
+def rolling_back_begins_a_branch(lab: labkit.Lab, panel: Any) -> None:
+    panel.get_by_role("button", name="Checkpoint now").click()
+    panel.get_by_label("checkpoint").locator("option", has_text="#").first.wait_for(state="attached")
+    chosen = panel.get_by_label("checkpoint").locator("option").first.inner_text()
+    wait_for_pushes(lab.page, 3)  # so that there is something to roll back
+    panel.get_by_role("button", name="Roll back").click()
+    panel.get_by_role("button", name=f"Confirm: back to {chosen.split()[0]}").click(delay=600)
+    lab.page.get_by_role("status").get_by_text(re.compile(r"branch\s+1")).wait_for()
+    lab.page.locator(".js-plotly-plot .legendtext", has_text="branch 0").wait_for(state="attached")
+    assert lab.execute("print(session.timeline.branches)") == "[0, 1]"
 
 
 def stop_ends_the_run(lab: labkit.Lab, panel: Any) -> None:

@@ -7,14 +7,25 @@ from html import escape
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from rehearsal_kit.errors import SessionError
 from rehearsal_kit.preview import Preview
+from rehearsal_kit.results import checkpoints_table
 from rehearsal_kit.settings import Rehearsal, Training
+from rehearsal_kit.strategies.dark import DERpp
+from rehearsal_kit.strategies.replay import ER
 from rehearsal_kit.telemetry import (
     Applied,
+    BranchBegan,
+    CheckpointFailed,
+    CheckpointKept,
+    CheckpointTaken,
     Evaluated,
+    GenerationBegan,
+    GenerationEnded,
+    Stalled,
     StateChanged,
     Steps,
     TaskArrived,
@@ -24,11 +35,20 @@ from rehearsal_kit.telemetry import (
 )
 from rehearsal_kit.timeline import Timeline
 from rehearsal_kit.widgets import images
-from rehearsal_kit.widgets.controls import Controls, answer
-from rehearsal_kit.widgets.figures import PALETTE, decimate, live_figure, loss_curves, watched_curves
+from rehearsal_kit.widgets.acts import NONE
+from rehearsal_kit.widgets.controls import Controls
+from rehearsal_kit.widgets.figures import (
+    PALETTE,
+    decimate,
+    left_curves,
+    live_figure,
+    loss_curves,
+    watched_curves,
+)
 from rehearsal_kit.widgets.live import Pacer
 from rehearsal_kit.widgets.panel import CAPTIONS, Panel, dashboard, tiles
-from rehearsal_kit.widgets.status import facts, tasks_html
+from rehearsal_kit.widgets.status import banner, facts, tasks_html
+from rehearsal_kit.widgets.wishes import answer
 
 
 class StandIn:
@@ -36,7 +56,8 @@ class StandIn:
 
     def __init__(self, state: str = "running") -> None:
         self.state, self.error, self.ranks, self.panel = state, "", 2, None
-        self.training, self.rehearsal = Training(), Rehearsal()
+        self.training, self.rehearsal, self.strategy = Training(), Rehearsal(), ER()
+        self.leads, self.run = True, SimpleNamespace(path="/runs/<today>")
         self.timeline = Timeline()
         self.shown = preview("diffraction", ("amplitude", "phase"))
         self.asked: list[object] = []
@@ -59,6 +80,30 @@ class StandIn:
 
     def steer(self, **wanted: float) -> int:
         return self._wish(wanted)
+
+    def finish_task(self) -> int:
+        return self._wish("finish task")
+
+    def skip(self, task: int) -> int:
+        return self._wish(("skip", task))
+
+    def reorder(self, *tasks: int) -> int:
+        return self._wish(("reorder", *tasks))
+
+    def evaluate(self) -> int:
+        return self._wish("evaluate")
+
+    def checkpoint(self) -> int:
+        return self._wish("checkpoint")
+
+    def roll_back(self, checkpoint: int) -> int:
+        return self._wish(("roll back", checkpoint))
+
+    def note(self, text: str) -> int:
+        return self._wish(("note", text))
+
+    def checkpoints(self) -> pd.DataFrame:
+        return checkpoints_table(self.timeline)
 
     def preview(self, task: int | None) -> Preview | None:
         return self.shown
@@ -152,12 +197,12 @@ def test_stop_forgets_after_five_seconds_and_ignores_a_double_click(session, clo
 
 def test_sliders_steer_once(session):
     controls = Controls(session)
-    controls.learning_rate.value = 2e-4
-    controls.representatives.value = 12
-    controls.capacity.value = 3000
+    controls.knobs["learning_rate"].value = 2e-4
+    controls.knobs["representatives"].value = 12
+    controls.knobs["capacity"].value = 3000
     assert session.asked == [{"learning_rate": 2e-4}, {"representatives": 12}, {"capacity": 3000}]
-    assert not controls.learning_rate.continuous_update
-    assert not controls.representatives.continuous_update
+    assert not controls.knobs["learning_rate"].continuous_update
+    assert not controls.knobs["representatives"].continuous_update
 
 
 def test_slider_follows_what_is_in_force_without_asking_again(session):
@@ -165,8 +210,8 @@ def test_slider_follows_what_is_in_force_without_asking_again(session):
     settings = {"learning_rate": 5e-4, "representatives": 200, "capacity": 9000}
     session.timeline.append(applied(0, settings=settings))
     controls.refresh()
-    assert (controls.learning_rate.value, controls.representatives.value) == (5e-4, 200)
-    assert controls.capacity.value == 9000
+    assert (controls.knobs["learning_rate"].value, controls.knobs["representatives"].value) == (5e-4, 200)
+    assert controls.knobs["capacity"].value == 9000
     assert session.asked == []
 
 
@@ -176,7 +221,10 @@ def test_settings_may_be_text(session):
     )
     controls = Controls(session)
     assert "strategy &lt;DERpp&gt;, alpha 0.5, representatives 8, capacity 1 GiB" in controls.said.value
-    assert (controls.representatives.value, controls.capacity.value) == (8, session.rehearsal.capacity)
+    assert (controls.knobs["representatives"].value, controls.knobs["capacity"].value) == (
+        8,
+        session.rehearsal.capacity,
+    )
 
 
 def test_why_the_ranks_paused_is_said_until_the_run_goes_on(session):
@@ -201,20 +249,20 @@ def test_a_pause_that_a_person_asked_for_needs_no_reason(session):
 def test_a_capacity_in_bytes_has_no_slider(session):
     session.rehearsal = Rehearsal(capacity="1 GiB")
     controls = Controls(session)
-    assert controls.capacity is None
+    assert "capacity" not in controls.knobs.widgets
     assert "capacity" not in controls.said.value
 
 
 def test_slider_waits_for_the_answer_to_its_own_wish(session):
     controls = Controls(session)
-    controls.representatives.value = 12
+    controls.knobs["representatives"].value = 12
     session.timeline.append(applied(0, settings={"representatives": 24}))
     controls.refresh()
-    assert controls.representatives.value == 12
+    assert controls.knobs["representatives"].value == 12
     assert "not yet in force" in controls.said.value
     session.timeline.append(applied(1, settings={"representatives": 24}, refused="too <many>"))
     controls.refresh()
-    assert controls.representatives.value == 24
+    assert controls.knobs["representatives"].value == 24
     assert "too &lt;many&gt;" in controls.said.value
 
 
@@ -396,3 +444,207 @@ def test_trouble_of_a_push_is_said_and_the_pump_goes_on(session, monkeypatch):
     assert calls.acquire(timeout=10)
     assert "&lt;gone&gt;" in panel.controls.said.value
     panel.close()
+
+
+def taken(number: int, *, step: int, error: float | None = None, branch: int = 0) -> list[object]:
+    return [
+        CheckpointTaken(step=step, checkpoint=number, weights="w", time=0.0, branch=branch),
+        CheckpointKept(checkpoint=number, bytes=9, seconds=0.1, error=error),
+    ]
+
+
+def tell(session: StandIn, *records: object) -> None:
+    for record in records:
+        session.timeline.append(record)
+
+
+def rolled_back() -> list[object]:
+    """Four steps, of which the last two were taken back and done otherwise."""
+    return [
+        arrived(0), arrived(1), TaskBegan(step=0, task=0, steps=4, time=0.0), steps(0, 0, (4.0, 3.0)),
+        *taken(1, step=2, error=0.5), steps(2, 0, (9.0, 8.0)),
+        BranchBegan(branch=1, step=2, checkpoint=1, parent=0, left=4, time=0.0),
+        Steps(**{**vars(steps(2, 0, (2.0,))), "branch": 1}),
+    ]  # fmt: skip
+
+
+def click(button) -> None:
+    button.value = not button.value
+
+
+def test_every_setting_has_a_knob_and_each_change_is_one_wish(session):
+    controls = Controls(session)
+    wanted = {"policy": "reservoir", "batch": 8, "candidates": 3, "distillation": 16}
+    for name, value in wanted.items():
+        controls.knobs[name].value = value
+    assert session.asked == [{name: value} for name, value in wanted.items()]
+
+
+def test_weights_appear_with_the_strategies_that_have_them_and_a_refusal_is_said(session):
+    controls = Controls(session)
+    assert controls.knobs["alpha"].layout.display == controls.knobs["beta"].layout.display == "none"
+    controls.knobs["strategy"].value = "DERpp"
+    assert session.asked == [{"strategy": DERpp()}]
+    assert controls.knobs["alpha"].layout.display is None
+    assert "strategy DERpp, alpha 0.5, beta 1</b> &rarr; not yet in force" in controls.said.value
+    tell(session, applied(1, settings={"strategy": "ER"}, refused="distillation is <0>"))
+    controls.refresh()
+    assert controls.knobs["strategy"].value == "ER"
+    assert controls.knobs["beta"].layout.display == "none"
+    assert "refused by all ranks: distillation is &lt;0&gt;" in controls.said.value
+    tell(session, applied(0, settings={"strategy": "DER", "alpha": 0.25}))
+    controls.refresh()
+    assert (controls.knobs["strategy"].value, controls.knobs["alpha"].value) == ("DER", 0.25)
+    controls.knobs["alpha"].value = 0.75
+    assert session.asked[1:] == [{"alpha": 0.75}]
+
+
+def test_an_own_strategy_is_shown_by_its_name(session):
+    class Mine(ER):
+        pass
+
+    session.strategy = Mine()
+    assert Controls(session).knobs["strategy"].value == "Mine"
+
+
+def test_buttons_for_tasks_evaluations_and_checkpoints(session):
+    controls = Controls(session)
+    assert controls.acts.finish.disabled
+    assert controls.acts.finish.tooltip == "no task is under way"
+    tell(session, arrived(0), TaskBegan(step=0, task=0, steps=9, time=0.0))
+    controls.refresh()
+    assert not controls.acts.finish.disabled
+    for button in (controls.acts.finish, controls.acts.evaluate, controls.acts.checkpoint):
+        click(button)
+    controls.acts.note.value = "the <beam> is weak"
+    assert controls.acts.note.value == ""
+    assert session.asked == ["finish task", "evaluate", "checkpoint", ("note", "the <beam> is weak")]
+    tell(session, applied(2, kind="Evaluate"))
+    controls.refresh()
+    assert "evaluate now</b> &rarr; done at step 7 on 1 of 2 ranks" in controls.said.value
+    assert "finish this task</b> &rarr; not yet in force" in controls.said.value
+
+
+def test_waiting_tasks_are_skipped_and_trained_next(session):
+    controls = Controls(session)
+    assert controls.acts.skip.disabled
+    tell(session, *(arrived(number, f"<{number}>") for number in range(3)))
+    tell(session, TaskBegan(step=0, task=0, steps=9, time=0.0))
+    controls.refresh()
+    assert controls.acts.waiting.options == (("1 <1>", 1), ("2 <2>", 2))
+    controls.acts.waiting.value = 2
+    click(controls.acts.next)
+    click(controls.acts.skip)
+    assert session.asked == [("reorder", 2), ("skip", 2)]
+    assert "task 2 &lt;2&gt; next" in controls.said.value
+    tell(session, TaskSetAside(step=1, name="<2>", path="/p", reason="skipped"))
+    controls.refresh()
+    assert controls.acts.waiting.options == (("1 <1>", 1),)
+
+
+def test_rolling_back_asks_again_and_for_the_same_checkpoint(session, clock):
+    controls = Controls(session, clock=clock)
+    acts = controls.acts
+    assert acts.roll_back.disabled
+    assert acts.checkpoints.value == NONE
+    tell(session, *taken(6, step=90), *taken(7, step=120, error=0.2149))
+    controls.refresh()
+    assert acts.checkpoints.options == (("#7 step 120, error 0.21", 7), ("#6 step 90", 6))
+    assert acts.checkpoints.value == 7
+    click(acts.roll_back)
+    assert acts.roll_back.description == "Confirm: back to #7"
+    clock.now += 1
+    acts.checkpoints.value = 6
+    assert acts.roll_back.description == "Roll back"
+    click(acts.roll_back)
+    assert acts.roll_back.description == "Confirm: back to #6"
+    assert session.asked == []
+    clock.now += 6
+    controls.refresh()
+    assert acts.roll_back.description == "Roll back"
+    click(acts.roll_back)
+    clock.now += 1
+    click(acts.roll_back)
+    assert session.asked == [("roll back", 6)]
+    tell(session, BranchBegan(branch=1, step=90, checkpoint=6, parent=0, left=121, time=0.0))
+    tell(session, *taken(8, step=95, branch=1))
+    controls.refresh()
+    assert acts.checkpoints.options[0] == ("#8 branch 1 step 95", 8)
+    assert acts.checkpoints.value == 6
+
+
+def test_who_watches_can_touch_nothing_and_is_told_how_to_take_over(session):
+    session.leads = False
+    panel = Panel(session, pump=False)
+    tell(session, *rolled_back())
+    panel.push()
+    controls = panel.controls
+    used = (
+        controls.start,
+        controls.pause,
+        controls.stop,
+        *controls.knobs.widgets.values(),
+        *controls.acts.all,
+    )
+    assert all(widget.disabled for widget in used)
+    assert {widget.tooltip for widget in used} == {"another kernel steers this run"}
+    assert "rk.attach(&#x27;/runs/&lt;today&gt;&#x27;, take=True)" in panel.banner.value
+    assert panel.banner.layout.display is None
+    session.leads = True
+    panel.push()
+    assert not controls.pause.disabled
+    assert (panel.banner.value, panel.banner.layout.display) == ("", "none")
+    panel.close()
+
+
+def test_the_banner_tells_what_is_wrong_as_long_as_it_is():
+    timeline = Timeline([GenerationBegan(generation=0, workers=("a", "b"), time=0.0)])
+    assert banner(timeline, state="running") == ""
+    timeline.append(Stalled(rank=1, seconds=34.2, time=0.0))
+    assert "stalled: rank 1, 34 s without progress" in banner(timeline, state="running")
+    timeline.append(GenerationEnded(generation=0, reason="rank 1 is <stuck>", time=0.0))
+    told = banner(timeline, state="recovering")
+    assert "recovering: rank 1 is &lt;stuck&gt;" in told
+    assert "stalled" not in told
+    timeline.append(GenerationBegan(generation=1, workers=("a", "b"), time=0.0))
+    assert banner(timeline, state="running") == ""
+    timeline.append(CheckpointFailed(checkpoint=5, reason="<disk> full"))
+    assert "checkpoint 5 could not be written: &lt;disk&gt; full" in banner(timeline, state="running")
+    timeline.append(CheckpointKept(checkpoint=6, bytes=1, seconds=0.1, error=None))
+    assert banner(timeline, state="running") == ""
+
+
+def test_a_rolled_back_run_shows_its_newest_branch_and_the_others_faintly(session):
+    panel = Panel(session, pump=False)
+    before = panel.figure
+    tell(session, *rolled_back()[:-2])
+    panel.push()
+    assert panel.figure is before
+    assert panel.figure.data[0].y[:4].tolist() == [4, 3, 9, 8]
+    tell(session, *rolled_back()[-2:])
+    panel.push()
+    assert panel.figure is not before
+    assert panel._plots.children == (panel.figure,)
+    assert panel.figure.data[0].y[:3].tolist() == [4, 3, 2]
+    left = panel.figure.data[-1]
+    assert (left.name, left.line.dash, left.showlegend) == ("branch 0", "dash", True)
+    assert (left.x.tolist(), left.y.tolist()) == ([2, 3], [9, 8])
+    assert [trace.name for trace in panel.figure.data if trace.showlegend] == ["branch 0"]
+    told = dict(panel.line.facts)
+    assert (told["step"], told["branch"], told["backlog"]) == ("3", "1", "1 task waits, under a minute")
+    panel.close()
+
+
+def test_a_run_without_branches_has_no_legend():
+    assert left_curves(Timeline([steps(0, 0, (1.0,))])) == {}
+    figure = live_figure()
+    assert not figure.layout.showlegend
+    assert "branch" not in dict(facts(Timeline(), state="running", ranks=1))
+
+
+def test_a_skipped_task_keeps_its_number_in_the_list():
+    aside = TaskSetAside(step=0, name="scan", path="/p", reason="skipped by a person")
+    html = tasks_html(Timeline([arrived(0), aside]))
+    assert html.count("scan") == 1
+    assert "0 scan" in html
+    assert "skipped by a person" in html

@@ -64,7 +64,9 @@ def test_what_remains_of_a_run(tmp_path, scans):
         assert {"after_0", "after_1", "input", "truth"} == set(file["task_0"])
         assert file["task_0/after_1/predicted/phase"].shape == (16, 16)
     effects = read_ledger(job.run.effects)
-    assert [(e["kind"], e["step"]) for e in effects] == [("Arrived", 0), ("Arrived", 0), ("FinishStream", 0)]
+    done = [("TaskDone", 18), ("TaskDone", 36), ("TakeCheckpoint", 36)]
+    arrived = [("Arrived", 0), ("Arrived", 0), ("FinishStream", 0)]
+    assert [(e["kind"], e["step"]) for e in effects] == arrived + done
     assert all(len(e["digest"]) == 64 for e in effects[:2])
     assert all(path.stat().st_mode & 0o077 == 0 for path in job.run.path.iterdir())
 
@@ -108,17 +110,21 @@ def test_commands_take_effect_at_one_step_and_are_written_down(tmp_path, scans):
         job, scans[0], Steer(representatives=3, learning_rate=5e-4), Pause(), Resume(), FinishStream()
     )
     applied = timeline.records(Applied)
-    assert [record.kind for record in applied] == ["Arrived", "Steer", "Pause", "Resume", "FinishStream"]
+    kinds = ["Arrived", "Steer", "Pause", "Resume", "FinishStream", "TakeCheckpoint"]
+    assert [record.kind for record in applied] == kinds
     assert applied[1].settings == {
         "learning_rate": 5e-4,
         "representatives": 3,
         "distillation": 0,
+        "batch": 16,
+        "candidates": 4,
+        "policy": "quotas",
         "capacity": 64,
         "strategy": "ER",
     }
     assert applied[0].digest != applied[1].digest == applied[2].digest
     assert drawn(timeline) == (rank.step - 2) * 3
-    assert [e["number"] for e in read_ledger(job.run.effects)] == [1, 2, 3, 4, 5]
+    assert [e["number"] for e in read_ledger(job.run.effects)] == [1, 2, 3, 4, 5, 0, 0]
 
 
 def test_a_capacity_below_what_is_drawn_is_refused_and_another_taken(tmp_path, scans):
@@ -171,6 +177,9 @@ def test_a_bad_file_among_good_ones_is_set_aside_with_its_reason_and_the_run_goe
         "SetAside",
         "Arrived",
         "FinishStream",
+        "TaskDone",
+        "TaskDone",
+        "TakeCheckpoint",
     ]
 
 
@@ -241,7 +250,7 @@ def on_this_rank(groups: Groups, folder: str, wishes: list[str]):
     for wish in wishes if groups.rank == 0 else []:
         mailbox.put(wish)
     timeline = Timeline()
-    outcome = Rank(job, groups, mailbox=mailbox, publish=timeline.append).run()
+    outcome = Rank(job, groups, mailbox=mailbox, publish=lambda record, line: timeline.append(record)).run()
     weights = json.dumps([float(p.double().sum()) for p in job.network.parameters()])
     applied = [(record.number, record.step, record.digest) for record in timeline.records(Applied)]
     return outcome, weights, applied
@@ -257,4 +266,4 @@ def test_two_ranks_apply_commands_at_the_same_step_and_end_with_the_same_weights
     first, second = on_ranks(2, tmp_path, on_this_rank, str(run.path), wishes)
     assert first == second
     assert first[0] == "finished"
-    assert [number for number, _, _ in first[2]] == [1, 2, 3, 4]
+    assert [number for number, _, _ in first[2]] == [1, 2, 3, 4, 0]

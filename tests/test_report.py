@@ -11,11 +11,19 @@ import numpy as np
 import pytest
 
 from rehearsal_kit.errors import SettingsError
-from rehearsal_kit.preview import Preview, append_preview
+from rehearsal_kit.preview import Preview, append_previews
 from rehearsal_kit.report import ReportedRun, write_report
-from rehearsal_kit.telemetry import Evaluated, Joined, Steps, TaskArrived, TaskEnded
+from rehearsal_kit.telemetry import (
+    BranchBegan,
+    CheckpointTaken,
+    Evaluated,
+    Joined,
+    Steps,
+    TaskArrived,
+    TaskEnded,
+)
 from rehearsal_kit.timeline import Timeline
-from rehearsal_kit.widgets.figures import age_figure, terms_figure
+from rehearsal_kit.widgets.figures import age_figure, loss_figure, terms_figure
 from rehearsal_kit.widgets.images import Scale, colours, png_uri
 
 TABLE = "<table><tr><th>strategy</th><th>mean</th></tr><tr><td>ER</td><td>0.1</td></tr></table>"
@@ -67,7 +75,7 @@ def previews(path, forgetting: float):
                 input=np.exp(-8 * (rows**2 + columns**2)).astype(np.float32),
                 truth=fields(wave), predicted=fields(wave + noise), words="",
             )  # fmt: skip
-            append_preview(path, preview, after=after)
+            append_previews(path, [preview], after=after)
     return path
 
 
@@ -89,7 +97,7 @@ def class_previews(path, name: str):
                 predicted={},
                 words=words,
             )
-            append_preview(path, preview, after=after)
+            append_previews(path, [preview], after=after)
     return path
 
 
@@ -211,3 +219,28 @@ def test_report_opens_in_a_browser(report, tmp_path, scheme):
         page.wait_for_function("() => document.querySelectorAll('.js-plotly-plot .main-svg').length >= 4")
         page.screenshot(path=labkit.screenshots(tmp_path) / f"report-{scheme}.png", full_page=True)
         assert not troubles
+
+
+def test_of_a_rolled_back_run_only_the_newest_branch_is_reported(tmp_path):
+    told = timeline(0.1)
+    told.append(CheckpointTaken(step=150, checkpoint=1, weights="", time=0.0))
+    told.append(Steps(**{**vars(told.last(Steps)), "first": 150, "task": 3}))
+    told.append(TaskEnded(step=200, task=3, seconds=1.0, time=1.7e9))
+    told.append(BranchBegan(branch=1, step=150, checkpoint=1, parent=0, left=200, time=0.0))
+    kept = previews(tmp_path / "previews.h5", 0.1)
+    ramp = np.full((32, 32), 0.25, np.float32)
+    left = Preview(
+        task=0, step=200, name="diffraction", input=ramp, truth=fields(ramp), predicted=fields(ramp), words=""
+    )
+    append_previews(kept, [left], after=3)
+    report = tmp_path / "report.html"
+    write_report(report, [ReportedRun("ER<1>", told, kept)], title="x", table_html=TABLE)
+    text = report.read_text()
+    assert "ER&lt;1&gt; was rolled back" in text
+    assert "ER&lt;1&gt;, after task 2" in text
+    assert "ER&lt;1&gt;, after task 3" not in text
+    figure = loss_figure({"ER": told})
+    assert [(trace.name, trace.line.dash, trace.x[0]) for trace in figure.data] == [
+        ("ER, branch 0", "dash", 150),
+        ("ER", None, 0),
+    ]

@@ -442,4 +442,4 @@ def test_a_session_in_trouble_can_be_closed(cluster, tmp_path):
         in_trouble(session)
     assert session.state == "stopped"
     assert session.error == ""
-    assert not session.run.rendezvous.exists()
+    assert not list(session.run.path.glob("rendezvous*"))

@@ -1,16 +1,19 @@
-"""rehearsal-kit bench buffer, exchange, step, strategies: what is measured, how long, and what is printed."""
+"""The command line of `rehearsal-kit bench`: what is measured, how long, and what is printed."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from rehearsal_kit.bench import beside_others, growth
+from rehearsal_kit.bench.checkpoint_costs import Windows, checkpoint_table, measure_checkpoints
 from rehearsal_kit.bench.children import in_children, on_ranks
+from rehearsal_kit.bench.command_latency import latency_table, measure_latency
 from rehearsal_kit.bench.exchange_costs import ExchangeCost, exchange_table
 from rehearsal_kit.bench.exchange_ranks import PUBLISHED, measure_exchange
 from rehearsal_kit.bench.growth_tables import growth_tables
@@ -25,13 +28,18 @@ from rehearsal_kit.bench.table import Measured
 from rehearsal_kit.bench.workload import WIDE_FIELDS, Workload
 from rehearsal_kit.compare.streams import stream_named
 from rehearsal_kit.errors import SettingsError
+from rehearsal_kit.run_folder import RunFolder
 from rehearsal_kit.settings import require_integer
+from rehearsal_kit.synthetic import Beamline
 
 PAIRS = 40
 ROUNDS = 100
 LEAST_STEP_S = 0.15
 RATIOS = ((56, 7, 14), (16, 24, 8))
 """b, r and c as published (Bouvier et al. 2025): for classification, and for ptychography."""
+COMMANDS = 200
+CHECKPOINTS = (("small", 32, 1000, 12, 12),)
+"""Size of PtychoNN, side of the images, capacity, steps of a window, windows of either kind."""
 QUICK_NOTE = "--quick: too few rounds and too small sizes; the numbers mean nothing."
 
 
@@ -54,7 +62,13 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
         "--streams", nargs="+", default=["fashion", "beamline"], metavar="NAME", help="as of `compare`"
     )
     strategies.set_defaults(command=_strategies)
-    for bench in (buffer, exchange, step, strategies):
+    steering = benches.add_parser("steering", help="from a command to its effect on all ranks of a session")
+    steering.add_argument("--ranks", type=int, default=2, metavar="N", help="workers (2)")
+    steering.set_defaults(command=_steering)
+    checkpoint = benches.add_parser("checkpoint", help="what checkpoints cost the training beside them")
+    checkpoint.add_argument("--ranks", type=int, default=2, metavar="N", help="processes (2)")
+    checkpoint.set_defaults(command=_checkpoint)
+    for bench in (buffer, exchange, step, strategies, steering, checkpoint):
         bench.add_argument("--json", type=Path, metavar="FILE", help="everything as data, single rounds too")
         bench.add_argument("--quick", action="store_true", help="only to see that it works: seconds")
 
@@ -120,6 +134,34 @@ def _strategies(chosen: argparse.Namespace) -> int:
         costs += strategy_costs(turns, on_ranks(devices, measure_turns, turns))
     table = strategy_table(costs, ranks=chosen.ranks)
     return _end(chosen, Measured((table,), {"strategies": [cost.data() for cost in costs]}, machine))
+
+
+def _steering(chosen: argparse.Namespace) -> int:
+    require_integer("ranks", chosen.ranks, low=1)
+    machine = _begin(chosen)
+    latency = measure_latency(chosen.ranks, 5 if chosen.quick else COMMANDS, _say)
+    return _end(chosen, Measured((latency_table(latency),), {"steering": latency.data()}, machine))
+
+
+def _checkpoint(chosen: argparse.Namespace) -> int:
+    require_integer("ranks", chosen.ranks, low=1)
+    machine = _begin(chosen)
+    costs = []
+    for size, side, capacity, steps, windows in CHECKPOINTS[:1] if chosen.quick else CHECKPOINTS:
+        _say(f"measuring checkpoints of PtychoNN {size} with {capacity} samples")
+        with tempfile.TemporaryDirectory(prefix="rehearsal-bench-") as folder:
+            wanted = Windows(
+                scan=Beamline(folder=Path(folder), scans=1, seed=0).write(0),
+                folder=RunFolder(Path(folder) / "run").create().path,
+                size=size,
+                side=side,
+                capacity=64 if chosen.quick else capacity,
+                steps=3 if chosen.quick else steps,
+                windows=2 if chosen.quick else windows,
+            )
+            costs.append(on_ranks(["cpu"] * chosen.ranks, measure_checkpoints, wanted)[0])
+    data = {"checkpoints": [cost.data() for cost in costs]}
+    return _end(chosen, Measured((checkpoint_table(costs),), data, machine))
 
 
 def _trial(

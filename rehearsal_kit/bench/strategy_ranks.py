@@ -71,6 +71,7 @@ class _Arm:
         self._learner.signature = self._learner.meet(self._pool[0], self._inputs)
         self._in_force = InForce(
             learning_rate=training.learning_rate,
+            batch=training.batch,
             rehearsal=replace(stream.rehearsal, capacity=turns.capacity),
             strategy=strategy,
         )

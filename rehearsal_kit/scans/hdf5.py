@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ def opened(path: Path) -> Iterator[h5py.File]:
         raise ScanError(f"{path}: cannot be opened: {error.strerror}.") from error
     if empty:
         raise ScanError(f"{path}: the file is empty (0 bytes); its writer or copy has not finished.")
+    with suppress(ImportError):  # where it is installed: registers the filters that detectors compress with
+        import hdf5plugin  # noqa: F401, PLC0415
     if not h5py.is_hdf5(path):
         raise ScanError(f"{path}: is not an HDF5 file, whatever its name says.")
     try:

@@ -58,7 +58,7 @@ def steer_to(strategy: Strategy) -> Mapping[str, Any]:
 def switched(current: Strategy, command: Steer) -> Strategy:
     """The strategy in force after a command; an own loss stays. SettingsError for weights it has not."""
     weights = {name: value for name in WEIGHTS if (value := getattr(command, name)) is not None}
-    if command.strategy is not None:
+    if command.strategy is not None and command.strategy != current.name:
         loss = {"loss": getattr(current, "loss")} if _has(current, "loss") else {}  # noqa: B009 - its base has none
         return named_strategy(command.strategy, **weights, **loss)
     missing = [name for name in weights if not _has(current, name)]

@@ -23,6 +23,8 @@ CONFIG = {"displaylogo": False, "showSendToCloud": False, "responsive": True}
 """No upload button and no vendor's logo in the tool bar."""
 MAPS = 3
 """Matrices side by side."""
+OTHERS = 6
+"""Branches that were left and are still shown."""
 POINTS = 800
 """Points of the loss curve that leave the kernel."""
 TICKS = [digit * 10.0**power for power in range(-8, 9) for digit in (1, 2, 5)]
@@ -65,7 +67,7 @@ def decimate(values: NDArray[np.float64], *, most: int) -> NDArray[np.intp]:
 def loss_curves(timeline: Timeline, *, most: int = POINTS) -> list[Curve]:
     """Loss against step, a curve for each colour of the palette, decimated to about `most` points."""
     points: _Split = {}
-    for record in timeline.records(Steps):
+    for record in timeline.lineage().records(Steps):
         steps, losses = points.setdefault(record.task, ([], []))
         steps.extend(range(record.first, record.first + len(record.losses)))
         losses.extend(record.losses)
@@ -76,7 +78,7 @@ def loss_curves(timeline: Timeline, *, most: int = POINTS) -> list[Curve]:
 def watched_curves(timeline: Timeline) -> list[Curve]:
     """Error on the watched samples of each task against step; every evaluation is a point."""
     points: _Split = {}
-    for record in timeline.records(Evaluated):
+    for record in timeline.lineage().records(Evaluated):
         if record.split == "watched":
             steps, errors = points.setdefault(record.task, ([], []))
             steps.append(record.step)
@@ -84,22 +86,32 @@ def watched_curves(timeline: Timeline) -> list[Curve]:
     return _by_colour(points, lambda count: count)
 
 
-def live_figure() -> go.Figure:
-    """The empty figure of the panel with its full layout.
+def left_curves(timeline: Timeline, *, most: int = POINTS // 4) -> dict[int, Curve]:
+    """Loss against step of what was rolled back, by number of branch; the newest few branches only."""
+    left = {branch: each for branch, each in timeline.left_behind().items() if each.records(Steps)}
+    return {branch: _left_curve(left[branch], most) for branch in sorted(left)[-OTHERS:]}
 
-    It always has one loss and one error trace for each colour, so that a page that comes back later finds
-    the traces that a push will fill.
+
+def live_figure(others: Sequence[int] = ()) -> go.Figure:
+    """The empty figure of the panel with its full layout; others: branches that were left.
+
+    It always has one loss and one error trace for each colour and one for each of the others, in this order,
+    so that a page that comes back later finds the traces that a push will fill.
     """
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.07)
     for row, mode in ((1, "lines"), (2, "lines+markers")):
         for colour in PALETTE:
             figure.add_trace(_trace(Curve(*[np.zeros(0, np.float32)] * 3), colour, mode), row=row, col=1)
+    for branch in others:
+        empty = Curve(*[np.zeros(0, np.float32)] * 3)
+        figure.add_trace(_left_trace(empty, f"branch {branch}"), row=1, col=1)
     figure.update_layout(
         height=300,
         autosize=True,
         margin={"l": 58, "r": 14, "t": 16, "b": 40},
         uirevision="keep",
-        showlegend=False,
+        showlegend=bool(others),
+        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "top", "bgcolor": _CLEAR},
     )
     figure.update_yaxes(title_text="loss", type="log", tickvals=TICKS, tickformat="~g", row=1, col=1)
     figure.update_yaxes(title_text="watched error", rangemode="tozero", row=2, col=1)
@@ -132,7 +144,7 @@ def matrix_figure(timelines: Mapping[str, Timeline]) -> go.Figure:
     )  # fmt: skip
     for number, timeline in enumerate(timelines.values()):
         row, column = divmod(number, MAPS)
-        matrix = timeline.error_matrix("test")
+        matrix = timeline.lineage().error_matrix("test")
         names = [str(number) for number in range(len(matrix))]
         figure.add_trace(
             go.Heatmap(
@@ -166,10 +178,12 @@ def watched_figure(timelines: Mapping[str, Timeline]) -> go.Figure:
 
 
 def loss_figure(timelines: Mapping[str, Timeline]) -> go.Figure:
-    """Loss against step, one decimated curve per strategy."""
+    """Loss against step, one decimated curve per strategy; faint and dashed what was rolled back."""
     figure = go.Figure()
     for colour, (name, timeline) in zip(_cycle(len(timelines)), timelines.items(), strict=True):
-        steps, losses = (np.array(values, np.float64) for values in timeline.losses())
+        for branch, curve in left_curves(timeline).items():
+            figure.add_trace(_left_trace(curve, f"{name}, branch {branch}", colour=colour))
+        steps, losses = (np.array(values, np.float64) for values in timeline.lineage().losses())
         kept = decimate(losses, most=POINTS)
         line = {"color": colour, "width": 1.3}
         figure.add_trace(go.Scatter(x=steps[kept], y=losses[kept], name=name, mode="lines", line=line))
@@ -212,7 +226,8 @@ def age_figure(timelines: Mapping[str, Timeline]) -> go.Figure:
     """
     figure = go.Figure()
     for colour, (name, timeline) in zip(_cycle(len(timelines)), timelines.items(), strict=True):
-        points = [(_middle(r), r.outputs_age) for r in timeline.records(Steps) if r.outputs_age is not None]
+        told = timeline.lineage().records(Steps)
+        points = [(_middle(record), record.outputs_age) for record in told if record.outputs_age is not None]
         if points:
             steps, ages = _thinned(points)
             line = {"color": colour, "width": 1.3}
@@ -227,8 +242,8 @@ def bars_figure(timelines: Mapping[str, Timeline]) -> go.Figure:
     """Mean of the final test errors and time spent training, a bar per strategy."""
     figure = make_subplots(cols=2, subplot_titles=["mean final test error", "training time in s"])
     bars = (
-        [final_error(timeline.error_matrix("test")) for timeline in timelines.values()],
-        [timeline.training_seconds() for timeline in timelines.values()],
+        [final_error(timeline.lineage().error_matrix("test")) for timeline in timelines.values()],
+        [timeline.lineage().training_seconds() for timeline in timelines.values()],
     )
     for column, heights in enumerate(bars, start=1):
         figure.add_trace(
@@ -281,7 +296,7 @@ def _by_colour(points: _Split, share: Callable[[int], int]) -> list[Curve]:
 
 def _term_curves(timeline: Timeline) -> dict[str, _Points]:
     points: dict[str, list[tuple[float, float]]] = {}
-    for record in timeline.records(Steps):
+    for record in timeline.lineage().records(Steps):
         for name, value in record.terms.items():
             points.setdefault(name, []).append((_middle(record), value))
     return {name: _thinned(pairs) for name, pairs in points.items()}
@@ -300,10 +315,26 @@ def _thinned(pairs: Sequence[tuple[float, float]]) -> _Points:
 
 def _trace(curve: Curve, colour: str, mode: str) -> go.Scatter:
     return go.Scatter(
-        x=curve.x, y=curve.y, customdata=curve.task, mode=mode,
+        x=curve.x, y=curve.y, customdata=curve.task, mode=mode, showlegend=False,
         line={"color": colour, "width": 1.6}, marker={"size": 6},
         hovertemplate="task %{customdata}, step %{x}: %{y:.4g}<extra></extra>",
     )  # fmt: skip
+
+
+def _left_trace(curve: Curve, name: str, *, colour: str = "#8c8c8c") -> go.Scatter:
+    """Faint and dashed: it led nowhere, but one wants to compare."""
+    return go.Scatter(
+        x=curve.x, y=curve.y, customdata=curve.task, mode="lines", name=name, showlegend=True, opacity=0.7,
+        line={"color": colour, "width": 1.3, "dash": "dash"},
+        hovertemplate=f"{name}, task %{{customdata}}, step %{{x}}: %{{y:.4g}}<extra></extra>",
+    )  # fmt: skip
+
+
+def _left_curve(left: Timeline, most: int) -> Curve:
+    steps, losses = (np.array(values, np.float64) for values in left.losses())
+    tasks = np.concatenate([np.full(len(r.losses), r.task) for r in left.records(Steps)])
+    kept = decimate(losses, most=most)
+    return Curve(*(values[kept].astype(np.float32) for values in (steps, losses, tasks)))
 
 
 def _cycle(count: int) -> Sequence[str]:

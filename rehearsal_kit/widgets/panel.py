@@ -13,12 +13,20 @@ import plotly.graph_objects as go
 
 from rehearsal_kit.preview import Preview
 from rehearsal_kit.session import Session
-from rehearsal_kit.telemetry import TaskArrived
+from rehearsal_kit.timeline import Timeline
 from rehearsal_kit.widgets.controls import Controls
-from rehearsal_kit.widgets.figures import CONFIG, live_figure, look, loss_curves, watched_curves
+from rehearsal_kit.widgets.figures import (
+    CONFIG,
+    left_curves,
+    live_figure,
+    look,
+    loss_curves,
+    watched_curves,
+)
+from rehearsal_kit.widgets.gestures import offer
 from rehearsal_kit.widgets.images import Tile, field_scale, input_tile
 from rehearsal_kit.widgets.live import Pacer, StateLine, Tiles
-from rehearsal_kit.widgets.status import facts, tasks_html
+from rehearsal_kit.widgets.status import banner, facts, tasks_html
 
 PERIOD_S = 0.5
 """Between two pushes."""
@@ -56,7 +64,11 @@ class Panel:
         self.line = StateLine()
         self.pacer = Pacer()
         self.controls = Controls(session)
-        self.figure = _figure_widget()
+        self.banner = widgets.HTML(layout={"display": "none"})
+        self.figure = _figure_widget([])
+        self._plots = _plots(self.figure)
+        self._others: list[int] = []
+        """Branches that were left and have a curve."""
         self.tasks = widgets.HTML(tasks_html(session.timeline))
         self.pattern = widgets.Dropdown(
             options=[("newest", NEWEST)], description="held-out pattern of task",
@@ -101,7 +113,8 @@ class Panel:
         self.controls.refresh()
         self.line.state = state
         self.line.facts = facts(timeline, state=state, ranks=session.ranks)
-        self._offer_tasks(timeline.records(TaskArrived))
+        self._warn(timeline, state)
+        self._offer_tasks(timeline)
         shown = (len(timeline), self.pattern.value, self.line.hello, self.line.theme)
         repair = time.monotonic() - self._repaired_at >= REPAIR_S
         if shown != self._shown or repair:
@@ -110,8 +123,9 @@ class Panel:
             self._show_curves()
             self._shown = shown
         if repair:
-            for widget in (self.line, self.tasks, self.tiles, self.about, *self.controls.outputs):
+            for widget in (self.line, self.banner, self.tasks, self.tiles, self.about):
                 widget.send_state()
+            self.controls.repair()
             self._repaired_at = time.monotonic()
         self.line.push = self.pacer.send()
 
@@ -142,13 +156,18 @@ class Panel:
     def _on_page(self, _change: object) -> None:
         self.pacer.acknowledged = self.line.acknowledged
 
-    def _offer_tasks(self, arrived: list[TaskArrived]) -> None:
-        options = [("newest", NEWEST), *((f"{task.task} {task.name}", task.task) for task in arrived)]
-        if len(options) != len(self.pattern.options):
-            chosen = self.pattern.value
-            with self.pattern.hold_sync():
-                self.pattern.options = options
-                self.pattern.value = chosen
+    def _warn(self, timeline: Timeline, state: str) -> None:
+        session = self.session
+        take_over = "" if session.leads else f"session = rk.attach({str(session.run.path)!r}, take=True)"
+        self.banner.value = banner(timeline, state=state, take_over=take_over)
+        self.banner.layout.display = None if self.banner.value else "none"
+
+    def _offer_tasks(self, timeline: Timeline) -> None:
+        tasks = timeline.lineage().tasks()
+        offer(
+            self.pattern,
+            [("newest", NEWEST), *((f"{number} {t.name}", number) for number, t in tasks.items())],
+        )
 
     def _show_pattern(self) -> None:
         task = self.pattern.value
@@ -162,7 +181,11 @@ class Panel:
             self.about.value = f"last picture: {self._last}" if self._last else "no prediction yet"
 
     def _show_curves(self) -> None:
-        curves = [*loss_curves(self.session.timeline), *watched_curves(self.session.timeline)]
+        timeline = self.session.timeline
+        left, straight = left_curves(timeline), timeline.lineage()
+        if [*left] != self._others:
+            self._rebuild([*left])
+        curves = [*loss_curves(straight), *watched_curves(straight), *left.values()]
         dress = (self.line.theme, self.line.hello)
         with self.figure.batch_update():
             for trace, curve in zip(self.figure.data, curves, strict=True):
@@ -171,14 +194,20 @@ class Panel:
                 self.figure.update_layout(look(self.line.theme))
         self._dressed = dress
 
+    def _rebuild(self, others: list[int]) -> None:
+        """Another figure, since a page that comes back later finds only traces made with it."""
+        before, self.figure = self.figure, _figure_widget(others)
+        self._plots.children = [self.figure]
+        self._others, self._dressed = others, None
+        before.close()
+
     def _arrange(self) -> Any:
-        plots = widgets.Box([self.figure], layout={"flex": "1 1 0", "min_width": "0", "overflow": "hidden"})
-        plots.add_class("rk-plots")
         tasks = widgets.Box([self.tasks], layout={"flex": "0 0 380px", "height": "300px", "overflow": "auto"})
         box = widgets.VBox([
             self.line,
+            self.banner,
             self.controls.box,
-            widgets.HBox([plots, tasks], layout={"overflow": "hidden"}),
+            widgets.HBox([self._plots, tasks], layout={"overflow": "hidden"}),
             widgets.HBox([self.pattern, self.about], layout={"align_items": "center"}),
             self.tiles,
         ])  # fmt: skip
@@ -202,7 +231,13 @@ def about(preview: Preview) -> str:
     return f"{made}: {escape(preview.words)}" if preview.words else made
 
 
-def _figure_widget() -> Any:
-    figure = go.FigureWidget(live_figure())
+def _figure_widget(others: list[int]) -> Any:
+    figure = go.FigureWidget(live_figure(others))
     figure._config = CONFIG
     return figure
+
+
+def _plots(figure: Any) -> Any:
+    box = widgets.Box([figure], layout={"flex": "1 1 0", "min_width": "0", "overflow": "hidden"})
+    box.add_class("rk-plots")
+    return box

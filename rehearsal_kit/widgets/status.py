@@ -1,15 +1,35 @@
-"""What a timeline says in words and numbers: the facts of the state line and the list of tasks."""
+"""What a timeline says in words and numbers: the facts of the state line, its banner, the list of tasks."""
 
 from __future__ import annotations
 
+import statistics
 from html import escape
 
-from rehearsal_kit.telemetry import Evaluated, Steps, TaskArrived, TaskBegan, TaskEnded, TaskSetAside
+from rehearsal_kit.backlog import backlog
+from rehearsal_kit.telemetry import (
+    CheckpointFailed,
+    CheckpointKept,
+    Evaluated,
+    GenerationBegan,
+    GenerationEnded,
+    Stalled,
+    StateChanged,
+    Steps,
+    TaskArrived,
+    TaskBegan,
+    TaskEnded,
+    TaskSetAside,
+)
 from rehearsal_kit.timeline import Timeline
 from rehearsal_kit.widgets.figures import task_colour
 
 RECENT = 12
 """Records of steps over which speed and waiting are averaged."""
+OVER = ("finished", "stopped", "failed", "left")
+REASON_LENGTH = 700
+SLOW = 2.5
+"""So many times as long as the others: then a rank is called slow."""
+LATELY = 20
 
 _CSS = """<style>
 .rk-tasks { border-collapse: collapse; width: 100%; font-size: 12px; line-height: 1.35; }
@@ -20,14 +40,19 @@ _CSS = """<style>
 .rk-tasks .rk-reason { color: var(--jp-warn-color1, #a85a00); white-space: normal; overflow-wrap: anywhere; }
 .rk-note { margin: 6px 0 0; font-size: 11px; line-height: 1.35; white-space: normal;
   color: var(--jp-ui-font-color2); }
+.rk-banner { padding: 3px 12px; border-radius: 4px; line-height: 1.5; overflow-wrap: anywhere;
+  color: var(--jp-ui-font-color1, #222); background: var(--jp-layout-color2, #eee); }
+.rk-alarm { border-left: 4px solid #c0262d; font-weight: 600; }
 .rk-swatch { display: inline-block; width: 16px; height: 4px; margin: 0 7px 3px 0; border-radius: 2px; }
 </style>"""
 
 
 def facts(timeline: Timeline, *, state: str, ranks: int) -> list[tuple[str, str]]:
     """Names and values of the state line; an en dash where there is nothing to say yet."""
+    branches = len(timeline.branches)
+    timeline = timeline.lineage()
     began = timeline.last(TaskBegan)
-    arrived = len(timeline.records(TaskArrived))
+    arrived = len(timeline.tasks())
     recent = timeline.records(Steps)[-RECENT:]
     steps = sum(len(record.losses) for record in recent)
     seconds = sum(record.seconds for record in recent)
@@ -36,8 +61,11 @@ def facts(timeline: Timeline, *, state: str, ranks: int) -> list[tuple[str, str]
     def share(part: float) -> str:
         return f"{part / seconds:.0%}" if seconds > 0 else "–"  # noqa: RUF001
 
+    branch = [("branch", str(timeline.branches[-1]))] if branches > 1 else []
     return [
         ("task", f"{began.task + 1} of {arrived}" if began else f"0 of {arrived}"),
+        *([] if state in OVER else [("backlog", backlog(timeline).words)]),
+        *branch,
         ("step", str(recent[-1].first + len(recent[-1].losses)) if recent else "0"),
         ("steps/s", f"{steps / seconds:.1f}" if moving else "–"),  # noqa: RUF001
         ("samples stored", str(recent[-1].stored) if recent else "0"),
@@ -47,20 +75,70 @@ def facts(timeline: Timeline, *, state: str, ranks: int) -> list[tuple[str, str]
     ]
 
 
+def banner(timeline: Timeline, *, state: str, take_over: str = "") -> str:
+    """What somebody should know now, as HTML; empty while all is well.
+
+    take_over: how to steer from here, where another kernel does; empty where this one steers.
+    """
+    lines = [_alarm(words) for words in _alarms(timeline, state)]
+    if take_over:
+        lines.append(
+            "<div class='rk-banner'>You are watching: another kernel steers this run. To take over: "
+            f"<code>{escape(take_over)}</code></div>"
+        )
+    return f"{_CSS}{''.join(lines)}" if lines else ""
+
+
+def _alarms(timeline: Timeline, state: str) -> list[str]:
+    alarms = []
+    ended, stalled = timeline.last(GenerationEnded), timeline.last(Stalled)
+    if state == "recovering":
+        alarms.append(f"recovering: {ended.reason if ended else 'the ranks are being started again'}")
+    newest = timeline.newest((Stalled, GenerationBegan, GenerationEnded, StateChanged))
+    if stalled is not None and newest is stalled and stalled.seconds > 0 and state not in OVER:
+        alarms.append(f"stalled: rank {stalled.rank}, {stalled.seconds:.0f} s without progress")
+    if state == "running" and (slow := straggler(timeline)) is not None:
+        alarms.append(f"rank {slow[0]} computes {slow[1]:.1f} times as long as the others; all wait for it")
+    newest = timeline.newest((CheckpointKept, CheckpointFailed))
+    if isinstance(newest, CheckpointFailed):
+        alarms.append(f"checkpoint {newest.checkpoint} could not be written: {newest.reason}")
+    return alarms
+
+
+def straggler(timeline: Timeline) -> tuple[int, float] | None:
+    """The rank that has held up the others lately, and how many times as long as they it computes.
+
+    None while none takes SLOW times as long, or not for LATELY steps yet.
+    """
+    recent = timeline.records(Steps)[-RECENT:]
+    ranks = {len(record.busy) for record in recent}
+    if len(ranks) != 1 or ranks <= {0, 1} or sum(len(record.losses) for record in recent) < LATELY:
+        return None
+    busy = [sum(seconds) for seconds in zip(*(record.busy for record in recent), strict=True)]
+    slowest = busy.index(max(busy))
+    others = statistics.median([seconds for rank, seconds in enumerate(busy) if rank != slowest])
+    return (slowest, busy[slowest] / others) if others and busy[slowest] > SLOW * others else None
+
+
+def _alarm(words: str) -> str:
+    return f"<div class='rk-banner rk-alarm' role='alert'>{escape(words[:REASON_LENGTH])}</div>"
+
+
 def tasks_html(timeline: Timeline) -> str:
     """What became of each task, its colour in the curves, and how much of it is forgotten."""
+    timeline = timeline.lineage()
     began = {record.task for record in timeline.records(TaskBegan)}
     ended = {record.task for record in timeline.records(TaskEnded)}
-    errors = _watched(timeline)
-    rows = [
-        _row(
-            record,
-            "trained" if record.task in ended else "training" if record.task in began else "arrived",
-            errors.get(record.task, {}),
-        )
-        for record in timeline.records(TaskArrived)
-    ]
-    rows += [_aside(record) for record in timeline.records(TaskSetAside)]
+    errors, aside = _watched(timeline), timeline.set_aside()
+    rows = []
+    for task, arrived in timeline.tasks().items():
+        if task in aside:
+            rows.append(_aside(aside[task], f"{task} "))
+            continue
+        state = "trained" if task in ended else "training" if task in began else "arrived"
+        rows.append(_row(arrived, state, errors.get(task, {})))
+    numbered = [id(record) for record in aside.values()]
+    rows += [_aside(each) for each in timeline.records(TaskSetAside) if id(each) not in numbered]
     right = "<th class='rk-right'>"
     head = f"<th>task</th><th>state</th>{right}error</th>{right}change</th>"
     body = "".join(rows) or "<tr><td colspan='4'>no task has arrived yet</td></tr>"
@@ -91,8 +169,8 @@ def _row(record: TaskArrived, state: str, errors: dict[int, float]) -> str:
     )
 
 
-def _aside(record: TaskSetAside) -> str:
+def _aside(record: TaskSetAside, number: str = "") -> str:
     return (
-        f"<tr title='{escape(record.path)}'><td class='rk-task'>{escape(record.name)}</td>"
+        f"<tr title='{escape(record.path)}'><td class='rk-task'>{number}{escape(record.name)}</td>"
         f"<td>set aside</td></tr><tr><td class='rk-reason' colspan='4'>{escape(record.reason)}</td></tr>"
     )

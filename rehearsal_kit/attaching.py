@@ -1,0 +1,93 @@
+"""Back to a run from another kernel: while its cluster lives, or on a new one from its last checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from rehearsal_kit.cluster import Cluster, reach
+from rehearsal_kit.errors import RunFolderError
+from rehearsal_kit.job import Job, read_network, read_settings
+from rehearsal_kit.run_folder import RunFolder
+from rehearsal_kit.session import Session
+from rehearsal_kit.strategies.strategy import Strategy
+from rehearsal_kit.telemetry import GenerationBegan, RunOver
+
+
+def attach(
+    run: str | Path,
+    *,
+    take: bool = False,
+    network: torch.nn.Module | None = None,
+    strategy: Strategy | None = None,
+) -> Session:
+    """The session of a run that goes on, from any kernel of the same user on this file system.
+
+    Its curves are complete: from the files of the run, then from what is told. The kernel steers if no other
+    does; take: steer from here, the other one only watches from then on.
+
+    network, strategy: needed only where they are not of this package: the network for `session.network()` and
+    what is made of it.
+
+    Raises:
+        RunFolderError: this is not the folder of a run, or not private.
+        ClusterGoneError: the cluster is gone; `resume` goes on with the run on another one.
+        SessionError: the cluster does not know the run (any more).
+    """
+    folder = _folder(run)
+    settings = read_settings(folder, strategy)
+    try:
+        known: torch.nn.Module | None = read_network(folder, network)
+    except RunFolderError:
+        if network is not None:
+            raise
+        known = None
+    return Session.attached(reach(_place(folder)), settings, known, take=take)
+
+
+def resume(
+    run: str | Path,
+    cluster: Cluster,
+    *,
+    network: torch.nn.Module | None = None,
+    strategy: Strategy | None = None,
+) -> Session:
+    """The session of a run that had ended or lost its cluster, started again from its last checkpoint.
+
+    Whatever took effect after that checkpoint takes effect again at the same steps; on the same number of
+    workers the weights are those of a run that was never interrupted. On another number the samples of the
+    buffers are dealt out anew. A run that was stopped goes on with its tasks; one that had finished waits for
+    more.
+
+    network, strategy: needed where they are not of this package.
+
+    Raises:
+        RunFolderError: this is not the folder of a run, not private, or of another network.
+    """
+    folder = _folder(run)
+    settings = read_settings(folder, strategy)
+    job = Job(**vars(settings), network=read_network(folder, network))
+    session = Session.resumed(cluster, job)
+    over = session.timeline.newest((GenerationBegan, RunOver))
+    if isinstance(over, RunOver) and over.outcome != "failed":
+        session.reopen()
+    session.start()
+    return session
+
+
+def _folder(run: str | Path) -> RunFolder:
+    folder = RunFolder(run)
+    if not folder.settings.exists():
+        raise RunFolderError(f"{folder.path} is not the folder of a run: it has no {folder.settings.name}.")
+    folder.require_private()
+    return folder
+
+
+def _place(folder: RunFolder) -> dict[str, str]:
+    try:
+        place: dict[str, str] = json.loads(folder.cluster.read_text())
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"run {folder.path} does not say on which cluster it is: {error}.") from error
+    return place

@@ -1,0 +1,213 @@
+"""Which task comes next: reads it, begins its lesson, sets it aside, ends it, takes one up again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from rehearsal_kit.commands import SetAside, TaskDone
+from rehearsal_kit.control import said
+from rehearsal_kit.equipment import Equipment
+from rehearsal_kit.job import keep_inputs
+from rehearsal_kit.layout import IDENTITY, Samples
+from rehearsal_kit.lesson import Lesson
+from rehearsal_kit.signature import Signature
+from rehearsal_kit.stream import Stream
+from rehearsal_kit.tasks import HELD_OUT
+from rehearsal_kit.telemetry import TaskBegan, TaskEnded, TaskSetAside
+
+Dealings = list[tuple[int, int]]
+"""Of an epoch: number of ranks, and samples per rank that were passed while there were so many."""
+TakenUp = tuple[Lesson, Dealings]
+"""A lesson in the middle, and how its epoch was dealt out before."""
+NOTHING_TO_TRAIN = "no training frame has any counts; was the shutter closed?"
+
+
+class Curriculum:
+    """All ranks call the same methods at the same step."""
+
+    def __init__(self, equipment: Equipment) -> None:
+        self._with = equipment
+        self._dealings: Dealings = []
+        """Of the epoch under way, before the present one: empty unless a run went on with another number of
+        ranks."""
+
+    def begin(self) -> Lesson | None:
+        """The next task's lesson; None if there is none, or it had to be set aside."""
+        its, course = self._with, self._with.course
+        if course.begun == len(its.stream):
+            course.outcome = "finished" if course.finishing else course.outcome
+            return None
+        task, course.begun = course.begun, course.begun + 1
+        if its.stream[task] is None:  # skipped while it waited
+            return None
+        if before := its.control.recorded_reason(course.position, task):
+            self._leave_out(task, before)
+            return None
+        lesson, signature, reason = self._read(task)
+        if lesson is None or signature is None or reason:
+            self.set_aside(task, reason or NOTHING_TO_TRAIN)
+            return None
+        if its.learner.signature is None:
+            self._meet(signature, task)
+        its.evaluation.before(task, step=course.step)
+        if course.in_force.strategy.restarts:
+            its.learner.restart()
+        its.learner.keep()
+        self._dealings = []
+        its.reporter.tell(TaskBegan(step=course.step, task=task, steps=lesson.steps, time=time.time()))
+        return lesson
+
+    def set_aside(self, task: int, reason: str) -> None:
+        """All ranks have agreed that this task is not to be trained."""
+        its = self._with
+        arrived, _ = its.stream.arrivals[task]
+        command = SetAside(name=arrived.name, path=arrived.path, reason=reason, task=task)
+        its.control.set_aside(its.course.position, command)
+        self._leave_out(task, reason)
+
+    def end(self, lesson: Lesson) -> bool:
+        """Evaluate and keep what a task has come to; False if the network predicts no numbers any more."""
+        its, course = self._with, self._with.course
+        its.reporter.flush()
+        evaluated = its.evaluation.after(lesson.task, step=course.step)
+        if not its.evaluation.sound:
+            return False
+        if its.groups.rank == 0:
+            its.gallery.keep(its.job.run.previews, evaluated, after=lesson.task, step=course.step)
+        weights = its.learner.fingerprint()
+        its.control.task_done(course.position, TaskDone(task=lesson.task, weights=weights))
+        its.reporter.tell(
+            TaskEnded(
+                step=course.step, task=lesson.task, seconds=lesson.seconds, time=time.time(), weights=weights
+            )
+        )
+        return True
+
+    # Checkpoints ----------------------------------------------------------------------------------------
+
+    def to_plain(self, lesson: Lesson | None) -> dict[str, Any] | None:
+        """Where in a task the run is."""
+        if lesson is None:
+            return None
+        names = ("task", "batch", "began", "epoch", "place", "taken", "seconds", "largest")
+        passed = lesson.place if lesson.rest is None else lesson.place - lesson.rest_begins
+        dealings = [*(self._dealings if lesson.rest is not None else []), (self._with.groups.ranks, passed)]
+        values = {name: getattr(lesson, name) for name in names}
+        return {**values, "tasks": list(lesson.tasks), "dealings": dealings}
+
+    def lesson_of(self, plain: Mapping[str, Any], stream: Stream) -> tuple[Lesson, list[tuple[int, int]]]:
+        """The lesson that `to_plain` was told of; without asking the other ranks. For `take_up`.
+
+        Where it was begun on another number of ranks, what was left of the epoch is dealt out anew, so that
+        every sample is still trained once. stream: the tasks in the order that was theirs then.
+        """
+        rank, ranks = self._with.groups.rank, self._with.groups.ranks
+        dealings = [(int(count), int(passed)) for count, passed in plain["dealings"]]
+        tasks = [int(task) for task in plain["tasks"]]
+        lesson = self._lesson(int(plain["task"]), tasks, stream)
+        lesson.largest = int(plain["largest"])
+        for name in ("batch", "began", "epoch", "place", "taken", "seconds"):
+            setattr(lesson, name, plain[name])
+        if len(dealings) == 1 and dealings[0][0] == ranks:
+            return lesson, []
+        if dealings[-1][0] != ranks:
+            dealings.append((ranks, 0))
+        left = _left(lesson, stream, dealings[:-1])
+        dealt = [stream.training_samples(tasks, of=(each, ranks)) for each in range(ranks)]
+        lesson.largest = max(len(samples[IDENTITY]) for samples in dealt)
+        lesson.rest = {name: tensor[rank::ranks] for name, tensor in left.items()}
+        lesson.rest_begins = lesson.largest - -(-len(left[IDENTITY]) // ranks)
+        lesson.place = lesson.rest_begins + dealings[-1][1]
+        if lesson.place >= lesson.largest:
+            lesson.epoch, lesson.place, lesson.rest = lesson.epoch + 1, 0, None
+        return lesson, dealings[:-1]
+
+    def take_up(self, dealings: Dealings) -> None:
+        """Go on with a lesson that `lesson_of` has made."""
+        self._dealings = dealings
+
+    def recognise(self) -> None:
+        """Learn again what goes into the network and comes out, from the last task that was begun."""
+        its = self._with
+        for task in reversed(range(its.course.begun)):
+            if its.stream[task] is not None and its.learner.signature is None:
+                samples = its.stream.training_samples([task])
+                its.learner.signature = its.learner.meet(samples, its.stream.inputs(task))
+
+    # Reading --------------------------------------------------------------------------------------------
+
+    def _read(self, task: int) -> tuple[Lesson | None, Signature | None, str]:
+        """A lesson, once all that the task brings was seen to fit the run; or why not, on all ranks alike."""
+        its = self._with
+        trouble, read = "", None
+        try:
+            read = self._new_lesson(task)
+        except Exception as error:  # whatever is wrong with one task, the run must go on
+            trouble = said(error, rank=its.groups.rank, step=its.course.step)
+        reason = its.control.agree(trouble)
+        if read is None or reason:
+            return None, None, reason
+        lesson, signature = read
+        lesson.largest = max(int(size) for size in its.groups.gather(str(lesson.largest)))
+        return (lesson if lesson.largest else None), signature, ""
+
+    def _new_lesson(self, task: int) -> tuple[Lesson, Signature]:
+        its = self._with
+        newest = its.stream.training_samples([task])
+        signature = its.learner.signature or its.learner.meet(newest, its.stream.inputs(task))
+        signature.require(newest)
+        for split in HELD_OUT:
+            for batch in its.stream.held_out(task, split):
+                signature.require(batch)
+        return self._lesson(task, its.course.in_force.strategy.tasks(task), its.stream), signature
+
+    def _lesson(self, task: int, tasks: Sequence[int], stream: Stream) -> Lesson:
+        its = self._with
+        samples, experience = stream.training_samples(tasks), stream[task]
+        return Lesson(
+            task=task,
+            tasks=tasks,
+            samples=samples,
+            largest=len(samples[IDENTITY]),
+            epochs=its.job.training.epochs,
+            batch=its.course.in_force.batch,
+            key=(its.job.seed, its.groups.rank),
+            began=its.course.step,
+            group=None if experience is None else experience.group,
+        )
+
+    def _meet(self, signature: Signature, task: int) -> None:
+        its = self._with
+        its.learner.signature = signature
+        experience = its.stream[task]
+        if its.groups.rank == 0 and experience is not None:
+            keep_inputs(its.job, experience, signature)
+
+    def _leave_out(self, task: int, reason: str) -> None:
+        its = self._with
+        arrived, _ = its.stream.arrivals[task]
+        its.reporter.tell(
+            TaskSetAside(step=its.course.step, name=arrived.name, path=arrived.path, reason=reason)
+        )
+        its.stream.set_aside(task)
+
+
+def _left(lesson: Lesson, stream: Stream, dealings: Sequence[tuple[int, int]]) -> Samples:
+    """What is left of an epoch that was dealt out like this, in the order in which it was left."""
+    ranks, passed = dealings[0]
+    parts = []
+    for rank in range(ranks):
+        samples = stream.training_samples(lesson.tasks, of=(rank, ranks))
+        begun = replace(lesson, samples=samples, key=(lesson.key[0], rank), place=passed, _order=None)
+        chosen = begun.left()
+        parts.append({name: tensor[chosen] for name, tensor in samples.items()})
+    left = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    for ranks, passed in dealings[1:]:
+        rows = [torch.arange(len(left[IDENTITY]))[rank::ranks][passed:] for rank in range(ranks)]
+        left = {name: tensor[torch.cat(rows)] for name, tensor in left.items()}
+    return left

@@ -1,0 +1,65 @@
+"""What the coordinator tells hosts and hears from them: plain values, for which it needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+TOPIC_PREFIX = "rehearsal-kit/"
+"""Of the topics under which ranks tell their records."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOrder:
+    """What the kernel asks the coordinator to run."""
+
+    topic: str
+    """Where records go; also names the run on this cluster."""
+    run: str
+    """Its folder."""
+    job: bytes
+    """The pickled `Job`; passed on without looking into it, inside the encryption of this cluster."""
+    ranks: int
+    generation: int
+    """The first one's number."""
+    restarts: int
+    stall_s: float
+    wait_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What a host is told to start."""
+
+    topic: str
+    job: bytes
+    run: str
+    generation: int
+    rank: int
+    ranks: int
+    rendezvous: str
+    """A file in the private folder of the run: who cannot read the folder cannot join."""
+    nonce: str
+    timeout_s: float
+    """How long a rank waits for another."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostStatus:
+    """What a host says of its rank of one run."""
+
+    alive: bool
+    """Whether its training thread is there, of this run or another."""
+    generation: int = 0
+    """0 if it has never had a rank of this run."""
+    training: bool = False
+    """Whether it has met the others."""
+    beats: int = 0
+    """Grows whenever the rank gets on."""
+    step: int = 0
+    outcome: str = ""
+    """finished, stopped or failed, once it has ended."""
+    error: str = ""
+    fatal: bool = False
+    """Whether it would fail in the same way however often it is started: a setting or a ledger is wrong."""
+    failed_at: float = 0.0
+    """When it failed, in seconds since the epoch."""

@@ -1,0 +1,148 @@
+"""A recorded run once more: the same settings, seed, data and commands at their steps, and what differs."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from rehearsal_kit.cluster import start_cluster
+from rehearsal_kit.errors import ReplayError
+from rehearsal_kit.job import Job, read_network, read_settings, stored_ranks, stored_versions, versions
+from rehearsal_kit.run_folder import RunFolder, read_ledger
+from rehearsal_kit.session import Session
+from rehearsal_kit.settings import Recovery
+from rehearsal_kit.strategies.strategy import Strategy
+from rehearsal_kit.telemetry import CheckpointTaken, TaskEnded
+from rehearsal_kit.timeline import Timeline
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One place at which a run and its replay were compared."""
+
+    where: str
+    recorded: str
+    """Fingerprint of the weights."""
+    replayed: str
+    """Empty if the replay did not come by there."""
+
+    @property
+    def same(self) -> bool:
+        """Whether the weights were the same, bit for bit."""
+        return self.recorded == self.replayed
+
+
+def replay_run(
+    run: RunFolder,
+    into: RunFolder,
+    *,
+    network: torch.nn.Module | None = None,
+    strategy: Strategy | None = None,
+    follow: Callable[[Session], None] | None = None,
+) -> Timeline:
+    """Carry out what the ledger of `run` says, on as many CPU workers, in a new run folder; its timeline.
+
+    network, strategy: needed where they are not of this package. follow: is given the session that replays,
+    for example to print how it gets on.
+
+    Raises:
+        ReplayError: other versions of Python, torch or this package, or data that have changed.
+        RankError: what was recorded did not come about again.
+    """
+    require_same_versions(run)
+    settings = read_settings(run, strategy)
+    job = Job(
+        **vars(replace(settings, run=into.create(), recovery=Recovery(checkpoint_s=1e9, restarts=0))),
+        network=read_network(run, network),
+        replays=run,
+    )
+    with start_cluster("cpu", workers=stored_ranks(run)) as cluster:
+        session = Session.of(cluster, job)
+        with session:
+            session.start()
+            if follow is not None:
+                follow(session)
+            session.wait()
+    return Timeline.load(into.timeline)
+
+
+def compare_runs(run: RunFolder, replayed: RunFolder) -> list[Compared]:
+    """The weights at every end of a task, at every checkpoint and at the end: recorded and replayed."""
+    recorded, again = _fingerprints(run), _fingerprints(replayed)
+    compared = [Compared(where, weights, again.get(where, "")) for where, weights in recorded.items()]
+    if run.weights.exists():
+        # What is kept after the last task, or at the end, where the run came that far.
+        now = _of_file(replayed.weights) if replayed.weights.exists() else ""
+        compared.append(Compared("weights that were kept", _of_file(run.weights), now))
+    return compared
+
+
+def require_same_versions(run: RunFolder) -> None:
+    """ReplayError if something that decides about bits is not what it was."""
+    then, now = stored_versions(run), versions()
+    changed = [
+        f"{name} {then[name]} then, {now.get(name)} now" for name in then if then[name] != now.get(name)
+    ]
+    if changed:
+        raise ReplayError(
+            f"run {run.path} was made with other versions: {'; '.join(changed)}. Bits can only be the same "
+            "with the same ones; install them, for example in an environment of their own."
+        )
+
+
+def _fingerprints(run: RunFolder) -> dict[str, str]:
+    timeline = Timeline.load(run.timeline)
+    ended = {
+        f"task {record.task} ended, branch {record.branch}, step {record.step}": record.weights
+        for record in timeline.records(TaskEnded)
+    }
+    taken = {
+        f"checkpoint {record.checkpoint}, branch {record.branch}, step {record.step}": record.weights
+        for record in timeline.records(CheckpointTaken)
+    }
+    return {**ended, **taken}
+
+
+def _of_file(path: Path) -> str:
+    seen = hashlib.sha256()
+    for name, tensor in sorted(load_file(path).items()):
+        seen.update(name.encode() + tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return seen.hexdigest()[:16]
+
+
+def replay_command(run: Path, *, check: bool, keep: Path | None) -> int:
+    """For the command line: replay a run, or every run in a folder; 1 if anything was not the same."""
+    folders = [run] if (run / "settings.json").exists() else _runs_below(run)
+    if not folders:
+        raise ReplayError(f"{run} is not the folder of a run, and there is none in it.")
+    differing = 0
+    for folder in folders:
+        with tempfile.TemporaryDirectory(prefix="rehearsal-kit-replay-") as scratch:
+            into = RunFolder((keep / folder.name) if keep is not None else Path(scratch) / "replay")
+            recorded = RunFolder(folder)
+            effects = len(read_ledger(recorded.effects))
+            print(f"{folder}: {effects} recorded effects, {stored_ranks(recorded)} ranks")
+            timeline = replay_run(recorded, into)
+            print(f"  replayed {len(timeline.losses()[0])} steps")
+            if check:
+                differing += _print_comparison(compare_runs(recorded, into))
+    return 1 if differing else 0
+
+
+def _runs_below(folder: Path) -> list[Path]:
+    return sorted(path.parent for path in folder.rglob("settings.json"))
+
+
+def _print_comparison(compared: list[Compared]) -> int:
+    for each in compared:
+        words = "same" if each.same else f"DIFFERENT: {each.replayed or 'not reached'}"
+        print(f"  {each.where}: {each.recorded} {words}")
+    different = sum(not each.same for each in compared)
+    print(f"  {len(compared) - different} of {len(compared)} bit-identical")
+    return different

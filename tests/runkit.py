@@ -1,0 +1,171 @@
+"""Whole runs of small tensors whose commands come at planned steps, and that can be cut off at any step."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from rehearsal_kit.commands import Command, Wish, to_plain
+from rehearsal_kit.groups import Groups
+from rehearsal_kit.job import Job
+from rehearsal_kit.preparation import Preparation
+from rehearsal_kit.rank import Rank
+from rehearsal_kit.run_folder import Ledger, RunFolder, read_ledger
+from rehearsal_kit.settings import Recovery, Rehearsal, Training
+from rehearsal_kit.strategies.dark import DERpp
+from rehearsal_kit.tensor_tasks import split_classes, write_task
+from rehearsal_kit.timeline import Timeline
+
+FEATURES = 6
+TRAINING = Training(batch=8, epochs=3, learning_rate=0.02, warmup=0.2, schedule="cosine")
+REHEARSAL = Rehearsal(representatives=6, distillation=4, candidates=3, capacity=40)
+
+
+IDLE_LOOKS = 10
+ALONE = Groups(0, 1)
+
+
+class CutOffError(Exception):
+    """Stands for whatever ends a process at once."""
+
+
+class Net(torch.nn.Module):
+    """Logits of vectors; with dropout, so that random numbers matter.
+
+    cut: the training step, counted in this process, that is the last thing it does.
+    """
+
+    def __init__(self, classes: int = 16, *, cut: int | None = None) -> None:
+        super().__init__()
+        self.cut, self.steps = cut, 0
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(5)
+            self.layers = torch.nn.Sequential(
+                torch.nn.Linear(FEATURES, 16),
+                torch.nn.LayerNorm(16),
+                torch.nn.Dropout(0.2),
+                torch.nn.Tanh(),
+                torch.nn.Linear(16, classes),
+            )
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        self.steps += self.training
+        if self.cut is not None and self.steps > self.cut:
+            raise CutOffError
+        return self.layers(image)
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+class Planned:
+    """A mailbox in which the next command lies once the run has come to its step; may cut the run off."""
+
+    def __init__(self, plan: list[tuple[int, Command]], *, cut: int | None, ledger: Path) -> None:
+        self.rank: Rank | None = None
+        self._plan = deque((step, Wish(number, command)) for number, (step, command) in enumerate(plan, 1))
+        self._written = max((entry["number"] for entry in read_ledger(ledger)), default=0)
+        self._ledger = Ledger(ledger, durable=False)
+        self._cut = cut
+        self._seen, self._looks = 0, 0
+
+    def empty(self) -> bool:
+        assert self.rank is not None
+        if self._cut is not None and self.rank.step >= self._cut:
+            raise CutOffError
+        if not self._plan or self._plan[0][0] <= self.rank.step:
+            return not self._plan
+        # Where nothing is left to train no step comes any more: then the next command is due all the same.
+        self._looks = self._looks + 1 if self.rank.step == self._seen else 0
+        self._seen = self.rank.step
+        return self._looks < IDLE_LOOKS
+
+    def get(self) -> str:
+        wish = self._plan.popleft()[1]
+        if wish.number > self._written:  # as the kernel does, before it sends
+            self._ledger.append({"time": 0.0, **to_plain(wish)})
+        return wish.to_json()
+
+    def close(self) -> None:
+        self._ledger.close()
+
+
+def job_in(folder: Path, **changes: Any) -> Job:
+    """A run whose steps take a millisecond or two, in a new folder."""
+    RunFolder(folder).create()
+    return job_in_existing(folder, **changes)
+
+
+def job_in_existing(folder: Path, **changes: Any) -> Job:
+    """The same in a folder that is there."""
+    values: dict[str, Any] = {
+        "run": RunFolder(folder),
+        "seed": 11,
+        "network": Net(),
+        "strategy": DERpp(),
+        "preparation": Preparation(),
+        "training": TRAINING,
+        "rehearsal": REHEARSAL,
+        "recovery": Recovery(checkpoint_s=1e9, keep_last=1000),
+    }
+    return Job(**{**values, **changes})
+
+
+def class_tasks(folder: Path, tasks: int = 5, each: int = 24) -> list[Command]:
+    """Two classes of vectors in each task, written once."""
+    folder.mkdir(exist_ok=True)
+    random = torch.Generator().manual_seed(1)
+    labels = torch.arange(2 * tasks).repeat(each)
+    centres = 2 * torch.randn(2 * tasks, FEATURES, generator=random)
+    inputs = centres[labels] + torch.randn(len(labels), FEATURES, generator=random)
+    test = (centres[labels][: 20 * tasks], labels[: 20 * tasks])
+    made = split_classes(inputs, labels, classes_per_task=2, test=test)
+    return [write_task(task, folder / f"{number}.h5") for number, task in enumerate(made)]
+
+
+def carry_out(
+    groups: Groups,
+    job: Job,
+    plan: list[tuple[int, Command]],
+    *,
+    cut: int | None = None,
+    generation: int = 1,
+    network: torch.nn.Module | None = None,
+) -> tuple[str, Timeline]:
+    """One rank of a run with these commands at these steps; raises CutOffError at step `cut`.
+
+    A later generation goes on from what the run folder holds.
+    """
+    mailbox = Planned(plan if groups.rank == 0 else [], cut=cut, ledger=job.run.wishes)
+    timeline = Timeline()
+    try:
+        rank = Rank(
+            replace(job, network=network or Net()),
+            groups,
+            mailbox=mailbox,
+            publish=lambda record, line: timeline.append(record),
+            generation=generation,
+        )
+        mailbox.rank = rank
+        return rank.run(), timeline
+    finally:
+        mailbox.close()
+
+
+def weights_of(job: Job) -> dict[str, torch.Tensor]:
+    return load_file(job.run.weights)
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
