@@ -116,7 +116,7 @@ def test_on_three_real_samples_rehearsal_forgets_less_than_naive_training(tmp_pa
         real_data("als_gold_balls_recon/gold_balls.mat"),
         real_data("lcls_xpp_run1084_recon/Run1084_recon3_postPC.npz"),
     ]
-    data, said = demo(tmp_path, capsys, "--epochs", 3, "--scans", *scans)
+    data, said = demo(tmp_path, capsys, "--epochs", 1, "--scans", *scans)
     errors = finals(data)
     assert errors["ER"] < errors["Incremental"]
     assert data["seeds"]["0"]["Incremental"]["forgetting"] > 0
