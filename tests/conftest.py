@@ -36,7 +36,6 @@ LONG = (
     "test_bench.py",
     "test_notebook_browser.py",
     "test_cluster.py",
-    "test_endurance.py",
     "test_connect.py",
     "test_security.py",
     "test_replay.py",

@@ -1,6 +1,6 @@
 """Many faults at random moments from a fixed seed, and the rarer ones; prints what was measured (-s).
 
-In CI a few of each. The long versions, one command each, minutes to hours:
+A few of each are in test_faults.py, for CI. The long versions, one command each, minutes to hours:
 
     python -m pytest -s -m endurance tests/test_endurance.py -k kills
     python -m pytest -s -m endurance tests/test_endurance.py -k soak
@@ -15,25 +15,19 @@ import os
 import signal
 import threading
 
-import numpy as np
-import psutil
 import pytest
+from endurance import soak, survive_kills
 from faultkit import (
     DEADLINE_S,
-    RECOVERY,
-    RECOVERY_S,
     SLOW,
     TASKS,
     Expected,
     Fault,
     gone,
-    kill,
     require_ledgers,
     require_whole,
     session_on,
     shared_cluster,
-    step_told,
-    summary,
     until,
     wait_for,
 )
@@ -73,11 +67,6 @@ def expected(cluster, tmp_path_factory):
 # Kills at random moments --------------------------------------------------------------------------------
 
 
-def test_three_kills_at_random_moments(cluster, expected, tmp_path):
-    """Each costs seconds and a few steps that are repeated; nothing else is different from then on."""
-    survive_kills(cluster, expected, tmp_path, kills=3)
-
-
 @pytest.mark.endurance
 @pytest.mark.parametrize("workers", sorted(KILLS))
 def test_a_hundred_kills_at_random_moments(workers, tmp_path):
@@ -87,82 +76,15 @@ def test_a_hundred_kills_at_random_moments(workers, tmp_path):
         survive_kills(cluster, expected, tmp_path, kills=KILLS[workers] // PART)
 
 
-def survive_kills(cluster, expected, folder, *, kills):
-    """One run per kill, with one of its ranks killed at a random step."""
-    workers = len(cluster.client.scheduler_info(n_workers=-1)["workers"])
-    random = np.random.default_rng(7)
-    survived = []
-    for number in range(kills):
-        rank, step = int(random.integers(workers)), int(random.integers(5, expected.steps * 3 // 4))
-        with session_on(cluster, folder / f"run-{number}") as session:
-            session.start()
-            wait_for(lambda: step_told(session) >= step)  # noqa: B023 - waited for before the next
-            survived.append(kill(session, rank))
-            assert session.wait(DEADLINE_S) == "finished"
-            require_whole(session, expected, restarts=1, reason="rank|worker")
-            writing = max(kept.seconds for kept in session.timeline.records(CheckpointKept))
-        # One interval, and until the next one is whole on disk.
-        assert survived[-1].age_s < RECOVERY.checkpoint_s + 2 * writing + SLOW
-        assert survived[-1].recovery_s < RECOVERY_S
-    print(f"\n{kills} kills of one of {workers} workers:")
-    print(f"  seconds to the first new step: {summary([each.recovery_s for each in survived])}")
-    print(f"  steps repeated: {summary([each.repeated for each in survived])}")
-    print(f"  seconds since the checkpoint: {summary([each.age_s for each in survived])}")
-
-
 # Soak ---------------------------------------------------------------------------------------------------
-
-
-def test_a_short_soak(cluster, tmp_path):
-    """A handful of generations, ended by exceptions, kills and short freezes; nothing piles up."""
-    soak(cluster, tmp_path, generations=5, kinds=("raise", "sleep", "kill", "raise", "raise"))
 
 
 @pytest.mark.endurance
 def test_a_soak_of_two_hundred_generations(tmp_path):
+    """The same, many times."""
     with shared_cluster() as cluster:
-        soak(cluster, tmp_path, generations=GENERATIONS // PART, kinds=None)
-
-
-def soak(cluster, folder, *, generations, kinds):
-    """Runs with a fault each. Descriptors, threads and memory of the processes that live on stay flat."""
-    expected = Expected.of(cluster, folder / "expected")
-    random = np.random.default_rng(11)
-    used = {process: usage(process) for process in cluster.processes()[1:]}
-    number = done = 0
-    while done < generations:
-        kind = kinds[number % len(kinds)] if kinds else str(random.choice(["raise", "kill", "sleep"]))
-        fault = Fault(
-            kind=kind,
-            marker=str(folder / f"marker-{number}"),
-            rank=int(random.integers(2)),
-            forward=int(random.integers(5, 300)),
-            seconds=1.0 if kind == "sleep" else 0.0,
-        )
-        with session_on(cluster, folder / f"run-{number}", fault) as session:
-            session.start()
-            assert session.wait(DEADLINE_S) == "finished"
-            restarts = int(kind != "sleep")
-            require_whole(session, expected, restarts=restarts, reason="rank|worker")
-        number, done = number + 1, done + 1 + restarts
-    print(f"\n{done} generations; descriptors, threads, MiB of the processes that lived through them:")
-    for process in cluster.processes()[1:]:
-        if process in used:
-            first = used[process]
-            # What ended with the last generation may take a moment to be let go of.
-            wait_for(lambda: usage(process)[0] <= first[0] + 8, timeout_s=10)  # noqa: B023
-            last = usage(process)
-            print(f"  {process.pid}: {first} -> {last}")
-            assert last[1] <= first[1] + 8
-            assert last[2] <= first[2] + 40 + 0.5 * done
-    known = set(cluster.client.run(os.getpid).values())
-    family = [p for p in cluster.processes()[2:] if "spawn_main" in " ".join(p.cmdline())]
-    assert {process.pid for process in family} == known
-
-
-def usage(process: psutil.Process) -> tuple[int, int, float]:
-    """Open files, threads and MiB of resident memory."""
-    return process.num_fds(), process.num_threads(), round(process.memory_info().rss / 2**20, 1)
+        expected = Expected.of(cluster, tmp_path / "expected")
+        soak(cluster, expected, tmp_path, generations=GENERATIONS // PART)
 
 
 # The rarer ones -----------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+from endurance import soak, survive_kills
 from faultkit import (
     DEADLINE_S,
     SLOW,
@@ -326,3 +327,17 @@ def test_the_same_cell_twice_and_two_notebooks(cluster, expected, tmp_path):
             second.cluster.client.close()
         wait_for(lambda: first.over)
         require_whole(first, expected, restarts=0)
+
+
+# Many of them, from a fixed seed; test_endurance.py has the long versions -----------------------------------
+
+
+def test_three_kills_at_random_moments(cluster, expected, tmp_path):
+    """Each costs seconds and a few steps that are repeated; nothing else is different from then on."""
+    survive_kills(cluster, expected, tmp_path, kills=3)
+
+
+def test_a_short_soak(cluster, expected, tmp_path):
+    """A handful of generations, ended by exceptions, kills and short freezes; nothing piles up."""
+    kinds = ("raise", "sleep", "kill", "raise", "raise")
+    soak(cluster, expected, tmp_path, generations=5, kinds=kinds)
