@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from rehearsal_kit.errors import SettingsError
-from rehearsal_kit.settings import POLICIES, require_integer, require_number, require_one_of
+from rehearsal_kit.settings import POLICIES, require_integer, require_number, require_one_of, with_tuples
 
 NOTE_LENGTH = 2000
 DRAWN = ("representatives", "distillation", "candidates")
@@ -248,7 +248,7 @@ def to_plain(wish: Wish) -> dict[str, object]:
 
 def from_plain(plain: Mapping[str, Any]) -> Command:
     """The command that a dictionary of plain values describes; SettingsError if it describes none."""
-    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in plain.items()}
+    values = with_tuples(plain)
     kind = _KINDS.get(values.pop("kind", ""))
     if kind is None:
         raise SettingsError(f"command kind {plain.get('kind')!r} is unknown; known are {', '.join(_KINDS)}.")

@@ -69,8 +69,6 @@ class Control:
         self._newest = 0
         self.decided = 0
         """Step boundaries that were passed, waiting included."""
-        self.pinned: set[int] = set()
-        """Checkpoints that must not be removed; shared with whoever removes them."""
         self.given_up = False
         """Whether another generation of ranks takes the place of this one; set by another thread."""
         self._effects: Ledger | None = None

@@ -131,13 +131,16 @@ class Curriculum:
         """Go on with a lesson that `lesson_of` has made."""
         self._dealings = dealings
 
-    def recognise(self) -> None:
-        """Learn again what goes into the network and comes out, from the last task that was begun."""
+    def recognise(self, lesson: Lesson | None) -> None:
+        """Learn again, where it is not known, what goes into the network and comes out.
+
+        From the lesson under way, whose samples are read already, or else the last task that was begun.
+        """
         its = self._with
-        for task in reversed(range(its.course.begun)):
-            if its.stream[task] is not None and its.learner.signature is None:
-                samples = its.stream.training_samples([task])
-                its.learner.signature = its.learner.meet(samples, its.stream.inputs(task))
+        known = [task for task in range(its.course.begun) if its.stream[task] is not None]
+        if its.learner.signature is None and known:
+            samples = its.stream.training_samples(known[-1:]) if lesson is None else lesson.samples
+            its.learner.signature = its.learner.meet(samples, its.stream.inputs(known[-1]))
 
     # Reading --------------------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from rehearsal_kit.networks.resnet import ResNet
 from rehearsal_kit.preparation import Preparation
 from rehearsal_kit.run_folder import RunFolder, write_private
 from rehearsal_kit.scan_tasks import ScanExperience
-from rehearsal_kit.settings import Recovery, Rehearsal, Training
+from rehearsal_kit.settings import Recovery, Rehearsal, Training, with_tuples
 from rehearsal_kit.signature import Signature
 from rehearsal_kit.strategies.choice import WEIGHTS, named_strategy, plain_strategy
 from rehearsal_kit.strategies.strategy import Strategy
@@ -132,9 +132,9 @@ def read_settings(run: RunFolder, strategy: Strategy | None = None) -> RunSettin
         run=run,
         seed=plain["seed"],
         strategy=strategy,
-        preparation=Preparation(**_tuples(plain["preparation"])),
+        preparation=Preparation(**with_tuples(plain["preparation"])),
         training=Training(**plain["training"]),
-        rehearsal=Rehearsal(**_tuples(plain["rehearsal"])),
+        rehearsal=Rehearsal(**with_tuples(plain["rehearsal"])),
         recovery=Recovery(**plain["recovery"]),
     )
 
@@ -190,7 +190,3 @@ def _stored(run: RunFolder) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise RunFolderError(f"{run.path} is not the folder of a run: {error}.") from error
     return stored
-
-
-def _tuples(plain: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}

@@ -277,7 +277,6 @@ class Rank:
         if course.outcome:
             return
         self._reporter.flush()
-        self._tell_of_checkpoints()
         paused = course.paused
         self._reporter.state(
             course.step, "paused" if paused else "waiting", reason=course.trouble if paused else ""

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from rehearsal_kit.errors import SettingsError
 
@@ -192,6 +193,11 @@ def parse_bytes(name: str, text: str) -> int:
             f'{name} is {text!r}; it must be a whole number of samples, or bytes such as "512 MiB" or "4 GB".'
         )
     return value
+
+
+def with_tuples(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values as they were before JSON made lists of their tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
 
 
 def digest(values: Mapping[str, object]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 from rehearsal_kit.commands import (
     Arrived,
@@ -39,6 +38,7 @@ from rehearsal_kit.rehearsal import DistributedBuffer
 from rehearsal_kit.restoring import Loaded, load_checkpoint
 from rehearsal_kit.rounds import BufferState
 from rehearsal_kit.scan_tasks import ScanExperience
+from rehearsal_kit.settings import with_tuples
 from rehearsal_kit.strategies.choice import require_stored
 from rehearsal_kit.stream import Stream
 from rehearsal_kit.tasks import Experience
@@ -112,9 +112,9 @@ class Steering:
     def take_up(self, loaded: Loaded) -> None:
         """Go on where a checkpoint was taken, before the first step of this rank."""
         its = self._with
-        self._preparation = Preparation(**_tuples(loaded.state["preparation"]))
+        self._preparation = Preparation(**with_tuples(loaded.state["preparation"]))
         for plain, gone in loaded.state["stream"]:
-            arrived = Arrived(**_tuples(plain))
+            arrived = Arrived(**with_tuples(plain))
             its.stream.append(arrived, None if gone else open_experience(arrived, self._preparation))
         its.stream.arrived_as(loaded.state["order"])
         lesson = self._lesson(loaded, its.stream)
@@ -235,14 +235,14 @@ class Steering:
 
     def _state(self) -> dict[str, object]:
         its = self._with
-        arrivals = [[_plain(arrived), gone] for arrived, gone in its.stream.arrivals]
+        arrivals = [[asdict(arrived), gone] for arrived, gone in its.stream.arrivals]
         return {
             "course": its.course.to_plain(),
             "stream": arrivals,
             "order": its.stream.order,
             "lesson": self._curriculum.to_plain(self._now.lesson),
             "evaluation": its.evaluation.to_plain(),
-            "preparation": _plain(self._preparation),
+            "preparation": asdict(self._preparation),
             "seed": its.job.seed,
         }
 
@@ -291,11 +291,11 @@ class Steering:
         its.learner.adopt(loaded.tensors)
         its.learner.learning_rate = course.in_force.learning_rate
         its.evaluation.restore(loaded.state["evaluation"])
-        self._curriculum.recognise()
         self._now.lesson = None
         if lesson is not None:
             self._now.lesson = lesson[0]
             self._curriculum.take_up(lesson[1])
+        self._curriculum.recognise(self._now.lesson)
         if loaded.buffer is not None:
             self._now.buffer = self._filled(loaded.buffer)
 
@@ -312,14 +312,6 @@ class Steering:
         )
         buffer.restore(state)
         return buffer
-
-
-def _plain(settings: Arrived | Preparation) -> dict[str, Any]:
-    return asdict(settings)
-
-
-def _tuples(plain: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
 
 
 def _nothing() -> None:

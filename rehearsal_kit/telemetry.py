@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rehearsal_kit.errors import SettingsError
+from rehearsal_kit.settings import with_tuples
 
 UNTRAINED = -1
 """Stands for a task in `Evaluated.after`: evaluated with the initial weights."""
@@ -362,7 +363,7 @@ def to_plain(record: Record) -> dict[str, Any]:
 
 def from_plain(plain: Mapping[str, Any]) -> Record:
     """The record that a dictionary of plain values describes."""
-    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in plain.items()}
+    values = with_tuples(plain)
     kind = _KINDS.get(values.pop("record", ""))
     if kind is None:
         raise SettingsError(f"record type {plain.get('record')!r} is unknown; known are {', '.join(_KINDS)}.")
