@@ -195,7 +195,9 @@ class Curriculum:
         its = self._with
         arrived, _ = its.stream.arrivals[task]
         its.reporter.tell(
-            TaskSetAside(step=its.course.step, name=arrived.name, path=arrived.path, reason=reason)
+            TaskSetAside(
+                step=its.course.step, name=arrived.name, path=arrived.path, reason=reason, task=task
+            )
         )
         its.stream.set_aside(task)
 

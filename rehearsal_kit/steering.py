@@ -77,7 +77,7 @@ class Steering:
                 experience = open_experience(command, self._preparation)
                 return lambda: self._accept(command, experience)
             case SetAside():
-                return lambda: self._tell_set_aside(command.name, command.path, command.reason)
+                return lambda: self._tell_set_aside(command)
             case Steer():
                 in_force = self._steered(command)
                 return lambda: self._steer(in_force)
@@ -140,9 +140,17 @@ class Steering:
             )
         )
 
-    def _tell_set_aside(self, name: str, path: str, reason: str) -> None:
+    def _tell_set_aside(self, command: SetAside) -> None:
         its = self._with
-        its.reporter.tell(TaskSetAside(step=its.course.step, name=name, path=path, reason=reason))
+        its.reporter.tell(
+            TaskSetAside(
+                step=its.course.step,
+                name=command.name,
+                path=command.path,
+                reason=command.reason,
+                task=command.task,
+            )
+        )
 
     def _require_waiting(self, tasks: tuple[int, ...] | list[int]) -> None:
         its = self._with
@@ -156,7 +164,9 @@ class Steering:
     def _skip(self, task: int) -> None:
         its = self._with
         arrived, _ = its.stream.arrivals[task]
-        self._tell_set_aside(arrived.name, arrived.path, "skipped by a person")
+        self._tell_set_aside(
+            SetAside(name=arrived.name, path=arrived.path, reason="skipped by a person", task=task)
+        )
         its.stream.set_aside(task)
 
     def _reorder(self, command: Reorder) -> None:

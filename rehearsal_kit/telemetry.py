@@ -87,6 +87,8 @@ class TaskSetAside:
     name: str
     path: str
     reason: str
+    task: int | None = None
+    """Its number where it had one; None: it was refused before it became a task."""
     branch: int = 0
 
 
