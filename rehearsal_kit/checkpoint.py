@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from rehearsal_kit.errors import CheckpointError
 from rehearsal_kit.run_folder import write_private, written_whole
 
-FORMAT = 1
+FORMAT = 2
+"""Of manifest and state; 2: with the identity of the run and its outcome."""
 MANIFEST = "manifest.json"
 STATE = "state.json"
 TENSORS = "learner.safetensors"
@@ -37,6 +38,9 @@ class Checkpoint:
     """Mean watched error of the tasks evaluated last before it."""
     files: Mapping[str, Mapping[str, Any]]
     """Size and SHA-256 by name."""
+    run: str
+    """Identity of the run that wrote it."""
+    format: int
 
     def verify(self, names: Sequence[str]) -> None:
         """CheckpointError unless these files are as they were written."""
@@ -100,9 +104,9 @@ def measured(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def complete(folder: Path, *, ranks: int, error: float | None, files: Mapping[str, Any]) -> int:
+def complete(folder: Path, *, run: str, ranks: int, error: float | None, files: Mapping[str, Any]) -> int:
     """Write the manifest and give the folder its name: from here on the checkpoint exists. Returns bytes."""
-    manifest = {"format": FORMAT, "ranks": ranks, "error": error, "files": files}
+    manifest = {"format": FORMAT, "run": run, "ranks": ranks, "error": error, "files": files}
     write_private(folder / MANIFEST, json.dumps(manifest))
     _sync(folder)
     final = folder.with_name(folder.name.partition(".")[0])
@@ -114,22 +118,38 @@ def complete(folder: Path, *, ranks: int, error: float | None, files: Mapping[st
 
 
 def find_checkpoints(root: Path) -> dict[int, Checkpoint]:
-    """All that have a readable manifest, by number, oldest first. The others are as good as not there."""
+    """All that have a readable manifest, by number, oldest first."""
+    return _looked_at(root)[0]
+
+
+def unreadable_checkpoints(root: Path) -> dict[int, str]:
+    """Those whose manifest cannot be read, and why."""
+    return _looked_at(root)[1]
+
+
+def _looked_at(root: Path) -> tuple[dict[int, Checkpoint], dict[int, str]]:
     names = sorted(path for path in root.glob("*") if re.fullmatch(r"\d{6}", path.name))
-    found = {}
+    found: dict[int, Checkpoint] = {}
+    unreadable: dict[int, str] = {}
     for folder in names:
+        number = int(folder.name)
         try:
-            manifest = json.loads((folder / MANIFEST).read_text())
-            found[int(folder.name)] = Checkpoint(
-                number=int(folder.name),
+            manifest = json.loads((folder / MANIFEST).read_bytes())
+            found[number] = Checkpoint(
+                number=number,
                 folder=folder,
                 ranks=int(manifest["ranks"]),
                 error=manifest["error"],
                 files=manifest["files"],
+                run=str(manifest.get("run", "")),
+                format=int(manifest["format"]),
             )
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return found
+        except OSError as error:
+            unreadable[number] = f"{folder / MANIFEST} cannot be read: {error.strerror or error}."
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            words = f"{type(error).__name__}: {error}"
+            unreadable[number] = f"{folder / MANIFEST} is not the manifest of a checkpoint: {words}."
+    return found, unreadable
 
 
 def superfluous(found: Mapping[int, Checkpoint], *, last: int, best: int, pinned: set[int]) -> list[int]:

@@ -161,6 +161,39 @@ class TaskDone:
     """Fingerprint of the weights."""
 
 
+@dataclass(frozen=True)
+class Finished:
+    """Every task that has arrived is trained and no more will come: found by all ranks.
+
+    Written down because what comes at the same step may come before it or after it.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class BeginAgain:
+    """The run goes on from a checkpoint as another branch: what was recorded after it binds no more.
+
+    Because there is another number of ranks now, or because data are gone. People's decisions and arrivals
+    that were recorded after it are decided again.
+    """
+
+    checkpoint: int
+    """0: from the very beginning."""
+    ranks: int
+    begins: int
+    """Number of the new branch, never used before."""
+    checkpoints: int
+    """How many were taken so far; numbers of checkpoints are given once."""
+    parent: int
+    """The branch that is left, before step `left`."""
+    left: int
+    lost: tuple[tuple[int, str], ...] = ()
+    """Tasks that can no longer be read, and why."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lost", tuple((int(task), str(reason)) for task, reason in self.lost))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Steer:
     """New values of the settings that may change while the run goes on; None leaves one as it is."""
@@ -218,8 +251,12 @@ Command = (
     | RollBack
     | Note
     | TaskDone
+    | Finished
+    | BeginAgain
     | Steer
 )
+OF_RANKS = (SetAside, TaskDone, Finished, BeginAgain)
+"""Found or decided by the ranks themselves: no kernel may wish for them."""
 _KINDS: Mapping[str, type[Any]] = {kind.__name__: kind for kind in Command.__args__}
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from rehearsal_kit.arrivals import Watcher, with_digest, with_known
 from rehearsal_kit.commands import (
+    OF_RANKS,
     Arrived,
     Command,
+    Finished,
     Note,
-    RollBack,
+    Reopen,
     SetAside,
     TakeCheckpoint,
     TaskDone,
@@ -25,7 +27,7 @@ from rehearsal_kit.commands import (
 from rehearsal_kit.errors import RankError, RehearsalKitError, ReplayError, SettingsError
 from rehearsal_kit.groups import Groups
 from rehearsal_kit.run_folder import Ledger, RunFolder, read_ledger
-from rehearsal_kit.script import Position, Script
+from rehearsal_kit.script import AGAIN, Entry, Outstanding, Position, Script
 
 
 class Mailbox(Protocol):
@@ -48,72 +50,110 @@ class Decision:
     """A wish after the vote of all ranks."""
 
     wish: Wish
-    refused: str
+    refused: str = ""
     """Why no rank applied it; empty when all did."""
+    again: bool = False
+    """Whether it had taken effect before, on a branch that was left when ranks began again."""
 
 
 class Control:
-    """This rank's end of the control loop. Rank 0 has the mailbox, the watcher, the ledger and the script.
+    """This rank's end of the control loop. Rank 0 has the mailbox, the watcher, the ledger and the script."""
 
-    script: recorded effects that come before anything new.
-    """
-
-    def __init__(
-        self, run: RunFolder, groups: Groups, mailbox: Mailbox, *, script: Script | None = None
-    ) -> None:
+    def __init__(self, run: RunFolder, groups: Groups, mailbox: Mailbox) -> None:
         self._groups = groups
         self._mailbox = mailbox
         self._watcher = Watcher()
-        self._script = script or Script()
+        self._script = Script()
+        self._outstanding = Outstanding()
+        self._otherwise: Entry | None = None
         self._waiting: deque[Wish] = deque()
         self._newest = 0
         self.decided = 0
         """Step boundaries that were passed, waiting included."""
         self.given_up = False
         """Whether another generation of ranks takes the place of this one; set by another thread."""
+        self.closing = False
+        """Whether the process of rank 0 is about to end; set by another thread."""
+        self.interrupted = False
+        """Whether all ranks end here, because a process of theirs is about to end; the same on every rank."""
+        self.follows = False
+        """Whether recorded effects are still to come, as of the last decision; the same on every rank."""
         self._effects: Ledger | None = None
         if groups.rank == 0:
             self._catch_up(run)
             self._effects = Ledger(run.effects, durable=True)
 
-    def decide(self, position: Position, prepare: Prepare, *, due: bool = False) -> Iterator[Decision]:
+    def follow(self, script: Script, outstanding: Outstanding, *, otherwise: Entry | None = None) -> None:
+        """Recorded effects come before anything new; to be called before the first decision.
+
+        outstanding: decisions of a branch that was left, to be made again once the script is at its end.
+        otherwise: what is recorded where the script of this run cannot come about, so that the next
+        generation of ranks goes another way. All are empty on ranks other than 0.
+        """
+        self._script, self._outstanding, self._otherwise = script, outstanding, otherwise
+
+    def decide(
+        self, position: Position, prepare: Prepare, *, due: bool = False, idle: bool = False
+    ) -> Iterator[Decision]:
         """What takes effect at this position, one after the other, the same on every rank.
 
         Each decision is on disk before rank 0 carries it out, and carried out before the next is prepared.
-        due: whether rank 0 finds that it is time for a checkpoint.
+        due: whether rank 0 finds that it is time for a checkpoint. idle: whether no step comes next.
         """
         self.decided += 1
-        text = self._groups.broadcast(self._collect(position, due=due) if self._groups.rank == 0 else "")
+        found = self._collect(position, due=due, idle=idle) if self._groups.rank == 0 else {}
+        text = self._groups.broadcast(json.dumps(found) if found else "")
         if self.given_up:  # after the broadcast: what a revived rank 0 has just decided must not pass
             raise RankError("this generation of ranks was given up; another one takes its place.")
-        for plain in json.loads(text) if text else []:
+        found = json.loads(text) if text else {}
+        self.interrupted, self.follows = found.get("interrupted", False), found.get("follows", False)
+        for plain in found.get("decided", []):
             recorded, refused = plain.pop("recorded", False), plain.pop("refused", "")
-            wish = Wish(plain.pop("number"), from_plain(plain))
+            again = plain.pop(AGAIN, False)
+            decision = Decision(Wish(plain.pop("number"), from_plain(plain)), refused, again)
             if recorded:
-                yield self._as_before(position, Decision(wish, refused), prepare)
+                yield self._as_before(position, decision, prepare)
             else:
-                yield self._vote(position, wish, prepare)
+                yield self._vote(position, decision, prepare)
 
     def own(self, position: Position, wish: Wish, prepare: Prepare) -> Decision:
         """Apply what all ranks have decided by themselves, each of them calling this at the same position."""
-        return self._vote(position, wish, prepare)
+        return self._vote(position, Decision(wish), prepare)
 
     def set_aside(self, position: Position, command: SetAside) -> None:
         """Record a task that the ranks have agreed to set aside on their own."""
-        assert command.task is not None  # noqa: S101 - for the type checker; it was begun
-        self._fact(position, command, command.task)
+        self._fact(position, command)
 
     def task_done(self, position: Position, command: TaskDone) -> None:
         """Record the end of a task; ReplayError on rank 0 if another was recorded at this position."""
-        self._fact(position, command, command.task)
+        self._fact(position, command)
 
-    def recorded_reason(self, position: Position, task: int) -> str:
-        """Why a task was set aside at this position before; empty if it was not. The same on every rank."""
-        reason = ""
-        if self._groups.rank == 0 and (entry := self._script.fact(position, "SetAside", task)):
-            reason = entry["reason"]
+    def finished(self, position: Position) -> None:
+        """Record that all tasks are trained and no more will come."""
+        self._fact(position, Finished())
+
+    def recorded_set_aside(self, position: Position, task: int) -> str:
+        """Why this task was given up at this position before; empty if it was not. The same on every rank."""
+        if not self.follows:
+            return ""
+        entry = self._script.fact(position, "SetAside", task) if self._groups.rank == 0 else None
+        if entry is not None:
             self._again(entry)
-        return self._groups.broadcast(reason)
+        return self._groups.broadcast("" if entry is None else entry["reason"])
+
+    def recorded_set_asides(self, position: Position) -> dict[int, str]:
+        """Tasks that were set aside between two decisions here before, and why; the same on every rank."""
+        if not self.follows:
+            return {}
+        entries = self._script.set_asides(position)
+        for entry in entries:
+            self._again(entry)
+        text = self._groups.broadcast(json.dumps([[e["task"], e["reason"]] for e in entries]))
+        return dict(json.loads(text))
+
+    def require_end(self, position: Position) -> None:
+        """ReplayError on rank 0 if something is recorded after the end of the run that nothing leads to."""
+        self._script.require_no_more(position)
 
     def exhausted(self) -> bool:
         """Whether no recorded effect is left to come; the same on every rank."""
@@ -148,22 +188,38 @@ class Control:
             self._newest = max(self._newest, wish.number)
             self._waiting.append(wish)
 
-    def _collect(self, position: Position, *, due: bool) -> str:
+    def _collect(self, position: Position, *, due: bool, idle: bool) -> dict[str, Any]:
         while not self._mailbox.empty():
             self._receive(_wish(self._mailbox.get()))
+        if self.closing:  # whatever waits stands in the ledger of wishes
+            return {"interrupted": True}
         if self._script:
-            again = [_as_recorded(entry) for entry in self._script.due(position)]
-            return json.dumps(again) if again else ""
-        wishes = [Wish(0, TakeCheckpoint())] if due else []
+            try:
+                again = [_without_position(entry, recorded=True) for entry in self._script.due(position)]
+            except ReplayError as error:
+                raise self._cannot_be(str(error)) from error
+            return {"decided": again, "follows": bool(self._script)}
+        decided = [to_plain(Wish(0, TakeCheckpoint()))] if due else []
+        for plain in self._next(position, idle=idle):
+            if plain["kind"] == "RollBack" and not plain.get("refused"):
+                # Whatever the run is now stays within reach, and what comes after belongs to another branch.
+                spare = TakeCheckpoint(spare=plain["checkpoint"])
+                decided += [to_plain(Wish(0, spare)), plain]
+                break
+            decided.append(plain)
+        return {"decided": decided} if decided else {}
+
+    def _next(self, position: Position, *, idle: bool) -> Iterator[dict[str, Any]]:
+        """What is to be decided now: decisions of a branch that was left, wishes of people, arrivals."""
+        new = any(not isinstance(wish.command, Reopen) for wish in self._waiting)
+        for entry in self._outstanding.due(position[1], all_of_them=new, next_one=idle):
+            yield _without_position(entry)
+        if self._outstanding:
+            return
         while self._waiting:
-            wish = self._waiting.popleft()
-            if isinstance(wish.command, RollBack):  # whatever the run is now stays within reach
-                wishes += [Wish(0, TakeCheckpoint(spare=wish.command.checkpoint)), wish]
-                break  # what comes after belongs to another branch
-            wishes.append(wish)
-        else:
-            wishes += [Wish(0, arrived) for arrived in self._watcher.poll()]
-        return json.dumps([to_plain(self._completed(wish, position)) for wish in wishes]) if wishes else ""
+            yield to_plain(self._completed(self._waiting.popleft(), position))
+        for arrived in self._watcher.poll():
+            yield to_plain(self._completed(Wish(0, arrived), position))
 
     def _completed(self, wish: Wish, position: Position) -> Wish:
         """With what rank 0 alone can say: the digest of a file, the files that a pattern matches already."""
@@ -183,15 +239,20 @@ class Control:
 
     # Votes ----------------------------------------------------------------------------------------------
 
-    def _vote(self, position: Position, wish: Wish, prepare: Prepare) -> Decision:
-        commit, refused = self._prepared(position, wish.command, prepare)
+    def _vote(self, position: Position, decision: Decision, prepare: Prepare) -> Decision:
+        wish, refused, commit = decision.wish, decision.refused, _nothing
+        if not refused:
+            commit, refused = self._prepared(position, wish.command, prepare)
         if refused and isinstance(wish.command, Arrived):
             aside = SetAside(name=wish.command.name, path=wish.command.path, reason=refused)
             wish, refused, commit = Wish(wish.number, aside), "", prepare(aside)
-        self._record(position, wish, refused)
+            self._outstanding.renumbered |= decision.again
+        decision = Decision(wish, refused, decision.again)
+        if self._effects is not None:
+            self._effects.append(self._entry(position, decision))
         if not refused:
             commit()
-        return Decision(wish, refused)
+        return decision
 
     def _as_before(self, position: Position, before: Decision, prepare: Prepare) -> Decision:
         """Apply what was applied and refuse what was refused; ReplayError where that cannot be."""
@@ -199,13 +260,15 @@ class Control:
         commit: Commit = _nothing
         if not before.refused:
             commit, trouble = self._prepared(position, command, prepare)
-            trouble = trouble or self.agree(_changed(command) if self._groups.rank == 0 else "")
+            # Ranks of the run itself have looked before they chose to follow.
+            look = self._groups.rank == 0 and not self._script.ours
+            trouble = trouble or self.agree(changed_since(command) if look else "")
             if trouble:
-                raise ReplayError(
+                raise self._cannot_be(
                     f"{type(command).__name__} took effect at step {position[1]} of branch {position[0]} "
                     f"when it was recorded, but now: {trouble}"
                 )
-        self._again(_entry(position, before.wish, before.refused))
+        self._again(self._entry(position, before))
         commit()
         return before
 
@@ -218,36 +281,55 @@ class Control:
             trouble = said(error, rank=self._groups.rank, step=position[1])
         return commit, self.agree(trouble)
 
-    def _fact(self, position: Position, command: SetAside | TaskDone, task: int) -> None:
+    def _fact(self, position: Position, command: SetAside | TaskDone | Finished) -> None:
         if self._effects is None:
             return
-        entry = _entry(position, Wish(0, command), "")
+        entry = self._entry(position, Decision(Wish(0, command)))
         if not self._script:
             self._effects.append(entry)
             return
-        recorded = self._script.fact(position, entry["kind"], task)
+        recorded = self._script.fact(position, entry["kind"], entry.get("task"))
         if recorded is None or (not self._script.ours and recorded != entry):
-            raise ReplayError(
+            raise self._cannot_be(
                 f"at step {position[1]} of branch {position[0]} the run has {entry}, the ledger "
                 f"{recorded or 'nothing of the kind'}; code, data or settings are not those of the recorded "
                 "run."
             )
         self._again(entry)
 
-    def _record(self, position: Position, wish: Wish, refused: str) -> None:
-        if self._effects is not None:
-            self._effects.append(_entry(position, wish, refused))
+    def _cannot_be(self, reason: str) -> Exception:
+        """What is raised where a script cannot come about: a replay ends, a run goes another way."""
+        if not self._script.ours:
+            return ReplayError(reason)
+        if self._effects is not None and self._otherwise is not None:
+            self._effects.append(self._otherwise)
+        return RankError(f"{reason} The run goes on from its checkpoint as another branch.")
 
-    def _again(self, entry: dict[str, Any]) -> None:
+    def _again(self, entry: Entry) -> None:
         """Write down what took effect again, unless it stands in this ledger already."""
         if self._effects is not None and not self._script.ours:
             self._effects.append(entry)
+
+    def _entry(self, position: Position, decision: Decision) -> Entry:
+        entry = {
+            "branch": position[0],
+            "step": position[1],
+            "world_size": self._groups.ranks,
+            **to_plain(decision.wish),
+        }
+        if decision.again:
+            entry[AGAIN] = True
+        return {**entry, "refused": decision.refused} if decision.refused else entry
 
 
 def _wish(text: str) -> Wish:
     """A wish that was written down or sent; a note in its place if a kernel has let a wrong one pass."""
     try:
-        return Wish.from_json(text)
+        wish = Wish.from_json(text)
+        if isinstance(wish.command, OF_RANKS):
+            kind = type(wish.command).__name__
+            raise SettingsError(f"{kind} is found by the ranks themselves; nobody can wish for it.")
+        return wish
     except (SettingsError, ValueError) as error:
         number = json.loads(text).get("number")
         return Wish(number if isinstance(number, int) else 0, Note(text=f"refused by rank 0: {error}"))
@@ -259,17 +341,7 @@ def said(error: Exception, *, rank: int, step: int) -> str:
     return f"{words} (rank {rank}, before step {step})"
 
 
-def _entry(position: Position, wish: Wish, refused: str) -> dict[str, Any]:
-    entry = {"branch": position[0], "step": position[1], **to_plain(wish)}
-    return {**entry, "refused": refused} if refused else entry
-
-
-def _as_recorded(entry: dict[str, Any]) -> dict[str, Any]:
-    kept = {name: value for name, value in entry.items() if name not in ("branch", "step")}
-    return {**kept, "recorded": True}
-
-
-def _changed(command: Command) -> str:
+def changed_since(command: Command) -> str:
     """What is not as it was when a recorded command took effect; empty if nothing is."""
     if not isinstance(command, Arrived):
         return ""
@@ -281,6 +353,11 @@ def _changed(command: Command) -> str:
         then = command.digest
         return f"{command.path} is not the file that it was: SHA-256 {now[:16]}..., not {then[:16]}..."
     return ""
+
+
+def _without_position(entry: Mapping[str, Any], *, recorded: bool = False) -> dict[str, Any]:
+    kept = {name: value for name, value in entry.items() if name not in ("branch", "step", "world_size")}
+    return {**kept, "recorded": True} if recorded else kept
 
 
 def _nothing() -> None:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rehearsal_kit.commands import Steer
+from rehearsal_kit.commands import BeginAgain, Steer
 from rehearsal_kit.in_force import InForce
+from rehearsal_kit.run_states import CHANGES, FATES, Event, Fate
 from rehearsal_kit.script import Position
 
 
@@ -33,7 +34,9 @@ class Course:
     trouble: str = ""
     """Why the ranks have paused on their own."""
     outcome: str = ""
-    """"finished" or "stopped", once the run has ended."""
+    """"finished" or "stopped", from the end of the run until it is reopened."""
+    kept: str = ""
+    """The outcome that the newest checkpoint says: whether the end of the run is kept already."""
     spoilt: list[range] = field(default_factory=list)
     """Steps that were taken back: outputs made in them are not to be held to."""
 
@@ -44,10 +47,9 @@ class Course:
 
     def to_plain(self) -> dict[str, Any]:
         """All of it as plain values."""
-        names = ("branch", "branches", "step", "checkpoints", "command", "begun")
-        flags = ("paused", "finishing", "trouble")
+        plain = {name: getattr(self, name) for name in FATES}
         return {
-            **{name: getattr(self, name) for name in names + flags},
+            **plain,
             "spoilt": [[steps.start, steps.stop] for steps in self.spoilt],
             "in_force": dict(self.in_force.plain),
         }
@@ -55,13 +57,39 @@ class Course:
     @staticmethod
     def from_plain(plain: Mapping[str, Any], first: InForce) -> Course:
         """What `to_plain` made; first: the settings that the run began with."""
-        values = dict(plain)
+        values = {name: plain[name] for name in FATES}
         spoilt = [range(*steps) for steps in values.pop("spoilt")]
         in_force = first.steered(Steer(**values.pop("in_force")))
         return Course(in_force=in_force, spoilt=spoilt, **values)
 
+    def change(self, kind: str) -> None:
+        """What a command of this kind makes of the state of the run."""
+        change = CHANGES[kind]
+        if change.paused is not None:
+            self.paused, self.trouble = change.paused, ""
+        if change.outcome is not None:
+            self.outcome, self.kept = change.outcome, ""
+
+    def restart(self, there: Course) -> None:
+        """Go on where a checkpoint was taken."""
+        self._become(there, Event.RESTART)
+
+    def begin_again(self, command: BeginAgain) -> None:
+        """Go on as another branch, after `restart`."""
+        self.branch, self.branches = command.begins, command.begins + 1
+        self.checkpoints = command.checkpoints
+
     def back_to(self, there: Course) -> None:
         """Become what was learned there, as a new branch; what the world has brought since stays."""
-        self.branch, self.branches = self.branches, self.branches + 1
-        self.step, self.begun, self.spoilt = there.step, there.begun, list(there.spoilt)
-        self.in_force, self.trouble = there.in_force, ""
+        branch = self.branches
+        self._become(there, Event.ROLL_BACK)
+        self.branch, self.branches = branch, branch + 1
+
+    def _become(self, there: Course, event: Event) -> None:
+        for name, fates in FATES.items():
+            match fates[event]:
+                case Fate.THERE:
+                    value = getattr(there, name)
+                    setattr(self, name, list(value) if isinstance(value, list) else value)
+                case Fate.CLEARED:
+                    setattr(self, name, "")

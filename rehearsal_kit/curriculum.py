@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,7 +20,7 @@ from rehearsal_kit.lesson import Lesson
 from rehearsal_kit.signature import Signature
 from rehearsal_kit.stream import Stream
 from rehearsal_kit.tasks import HELD_OUT
-from rehearsal_kit.telemetry import TaskBegan, TaskEnded, TaskSetAside
+from rehearsal_kit.telemetry import Noted, TaskBegan, TaskEnded, TaskSetAside
 
 Dealings = list[tuple[int, int]]
 """Of an epoch: number of ranks, and samples per rank that were passed while there were so many."""
@@ -40,13 +42,16 @@ class Curriculum:
         """The next task's lesson; None if there is none, or it had to be set aside."""
         its, course = self._with, self._with.course
         if course.begun == len(its.stream):
-            course.outcome = "finished" if course.finishing else course.outcome
+            if course.finishing:
+                its.control.finished(course.position)
+                course.change("Finished")
             return None
         task, course.begun = course.begun, course.begun + 1
         if its.stream[task] is None:  # skipped while it waited
             return None
-        if before := its.control.recorded_reason(course.position, task):
-            self._leave_out(task, before)
+        for gone, why in its.control.recorded_set_asides(course.position).items():
+            self._leave_out(gone, why)
+        if its.stream[task] is None:
             return None
         lesson, signature, reason = self._read(task)
         if lesson is None or signature is None or reason:
@@ -63,22 +68,38 @@ class Curriculum:
         return lesson
 
     def set_aside(self, task: int, reason: str) -> None:
-        """All ranks have agreed that this task is not to be trained."""
+        """All ranks have agreed that this task is not to be trained, or not to be read any more."""
         its = self._with
         arrived, _ = its.stream.arrivals[task]
         command = SetAside(name=arrived.name, path=arrived.path, reason=reason, task=task)
         its.control.set_aside(its.course.position, command)
         self._leave_out(task, reason)
 
-    def end(self, lesson: Lesson) -> bool:
-        """Evaluate and keep what a task has come to; False if the network predicts no numbers any more."""
+    def give_up(self, lesson: Lesson, reason: str, *, recorded: bool = False) -> None:
+        """Something of this task goes wrong in the middle: set it aside, as if it had never begun.
+
+        Weights and optimizer go back to where it began; what it has put into the buffer stays. recorded:
+        whether the ledger says so already.
+        """
+        self.go_back(lesson)
+        if recorded:
+            self._leave_out(lesson.task, reason)
+        else:
+            self.set_aside(lesson.task, reason)
+
+    def go_back(self, lesson: Lesson) -> None:
+        """Weights and optimizer as they were when the task began."""
+        its, course = self._with, self._with.course
+        course.spoilt.append(range(lesson.began, course.step))
+        its.learner.go_back()
+
+    def end(self, lesson: Lesson) -> list[int] | None:
+        """Evaluate what a task has come to; returns which tasks were, None if predictions are not finite."""
         its, course = self._with, self._with.course
         its.reporter.flush()
         evaluated = its.evaluation.after(lesson.task, step=course.step)
         if not its.evaluation.sound:
-            return False
-        if its.groups.rank == 0:
-            its.gallery.keep(its.job.run.previews, evaluated, after=lesson.task, step=course.step)
+            return None
         weights = its.learner.fingerprint()
         its.control.task_done(course.position, TaskDone(task=lesson.task, weights=weights))
         its.reporter.tell(
@@ -86,7 +107,7 @@ class Curriculum:
                 step=course.step, task=lesson.task, seconds=lesson.seconds, time=time.time(), weights=weights
             )
         )
-        return True
+        return evaluated
 
     # Checkpoints ----------------------------------------------------------------------------------------
 
@@ -127,6 +148,17 @@ class Curriculum:
             lesson.epoch, lesson.place, lesson.rest = lesson.epoch + 1, 0, None
         return lesson, dealings[:-1]
 
+    def lesson_anew(self, plain: Mapping[str, Any], stream: Stream) -> TakenUp:
+        """That lesson from its first mini-batch on, without those of its tasks that are gone."""
+        tasks = [int(task) for task in plain["tasks"] if stream[int(task)] is not None]
+        lesson = self._lesson(int(plain["task"]), tasks, stream)
+        lesson.seconds = float(plain["seconds"])
+        return lesson, []
+
+    def measure(self, lesson: Lesson) -> None:
+        """Learn how long a lesson is: all ranks call this together."""
+        lesson.largest = max(int(size) for size in self._with.groups.gather(str(lesson.largest)))
+
     def take_up(self, dealings: Dealings) -> None:
         """Go on with a lesson that `lesson_of` has made."""
         self._dealings = dealings
@@ -134,32 +166,50 @@ class Curriculum:
     def recognise(self, lesson: Lesson | None) -> None:
         """Learn again, where it is not known, what goes into the network and comes out.
 
-        From the lesson under way, whose samples are read already, or else the last task that was begun.
+        From the lesson under way, whose samples are read already, or else the newest task that can be read.
         """
         its = self._with
         known = [task for task in range(its.course.begun) if its.stream[task] is not None]
-        if its.learner.signature is None and known:
-            samples = its.stream.training_samples(known[-1:]) if lesson is None else lesson.samples
-            its.learner.signature = its.learner.meet(samples, its.stream.inputs(known[-1]))
+        for task in reversed(known):
+            if its.learner.signature is not None:
+                return
+            with contextlib.suppress(
+                Exception
+            ):  # another task will do; what cannot be read is said elsewhere
+                samples = its.stream.training_samples([task]) if lesson is None else lesson.samples
+                its.learner.signature = its.learner.meet(samples, its.stream.inputs(task))
 
     # Reading --------------------------------------------------------------------------------------------
 
     def _read(self, task: int) -> tuple[Lesson | None, Signature | None, str]:
-        """A lesson, once all that the task brings was seen to fit the run; or why not, on all ranks alike."""
+        """A lesson, once all that the task brings was seen to fit the run; or why not, on all ranks alike.
+
+        Tasks before it that cannot be read any more are left out of it, and said.
+        """
         its = self._with
-        trouble, read = "", None
+        trouble, signature, lost = "", None, {}
+        parts: dict[int, Samples] = {}
         try:
-            read = self._new_lesson(task)
+            signature, parts[task] = self._newest(task)
+            lost = self._earlier(task, parts)
         except Exception as error:  # whatever is wrong with one task, the run must go on
             trouble = said(error, rank=its.groups.rank, step=its.course.step)
-        reason = its.control.agree(trouble)
-        if read is None or reason:
+        answers = [json.loads(text) for text in its.groups.gather(json.dumps([trouble, [*lost.items()]]))]
+        reason = next((words for words, _ in answers if words), "")
+        if signature is None or reason:
             return None, None, reason
-        lesson, signature = read
-        lesson.largest = max(int(size) for size in its.groups.gather(str(lesson.largest)))
+        gone: dict[int, str] = {}
+        for _, pairs in reversed(answers):
+            gone |= dict(pairs)
+        for earlier, why in sorted(gone.items()):
+            self.set_aside(earlier, why)
+        wanted = its.course.in_force.strategy.tasks(task)
+        tasks = [each for each in wanted if each in parts and each not in gone]
+        lesson = self._lesson(task, tasks, its.stream, samples=_together([parts[each] for each in tasks]))
+        self.measure(lesson)
         return (lesson if lesson.largest else None), signature, ""
 
-    def _new_lesson(self, task: int) -> tuple[Lesson, Signature]:
+    def _newest(self, task: int) -> tuple[Signature, Samples]:
         its = self._with
         newest = its.stream.training_samples([task])
         signature = its.learner.signature or its.learner.meet(newest, its.stream.inputs(task))
@@ -167,11 +217,26 @@ class Curriculum:
         for split in HELD_OUT:
             for batch in its.stream.held_out(task, split):
                 signature.require(batch)
-        return self._lesson(task, its.course.in_force.strategy.tasks(task), its.stream), signature
+        return signature, newest
 
-    def _lesson(self, task: int, tasks: Sequence[int], stream: Stream) -> Lesson:
+    def _earlier(self, task: int, parts: dict[int, Samples]) -> dict[int, str]:
+        """Read into `parts` what else the strategy trains on; returns what cannot be read, and why."""
+        its, lost = self._with, {}
+        for earlier in its.course.in_force.strategy.tasks(task):
+            if earlier == task or its.stream[earlier] is None:
+                continue
+            try:
+                parts[earlier] = its.stream.training_samples([earlier])
+            except Exception as error:  # it was trained long ago; the others are there
+                lost[earlier] = said(error, rank=its.groups.rank, step=its.course.step)
+        return lost
+
+    def _lesson(
+        self, task: int, tasks: Sequence[int], stream: Stream, *, samples: Samples | None = None
+    ) -> Lesson:
         its = self._with
-        samples, experience = stream.training_samples(tasks), stream[task]
+        samples = stream.training_samples(tasks) if samples is None else samples
+        experience = stream[task]
         return Lesson(
             task=task,
             tasks=tasks,
@@ -191,15 +256,25 @@ class Curriculum:
         if its.groups.rank == 0 and experience is not None:
             keep_inputs(its.job, experience, signature)
 
-    def _leave_out(self, task: int, reason: str) -> None:
+    def tell_lost(self, task: int, reason: str) -> None:
+        """Say of a task that arrived that it is left out from here on."""
         its = self._with
         arrived, _ = its.stream.arrivals[task]
+        if task in {trained for trained, _ in its.evaluation.to_plain()["seen"]}:
+            words = f"task {task} ({arrived.name}) was trained, but is not used any more: {reason}"
+            its.reporter.tell(Noted(step=its.course.step, text=words, time=time.time()))
+            return
         its.reporter.tell(
-            TaskSetAside(
-                step=its.course.step, name=arrived.name, path=arrived.path, reason=reason, task=task
-            )
+            TaskSetAside(step=its.course.step, name=arrived.name, path=arrived.path, reason=reason, task=task)
         )
-        its.stream.set_aside(task)
+
+    def _leave_out(self, task: int, reason: str) -> None:
+        self.tell_lost(task, reason)
+        self._with.stream.set_aside(task)
+
+
+def _together(parts: Sequence[Samples]) -> Samples:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def _left(lesson: Lesson, stream: Stream, dealings: Sequence[tuple[int, int]]) -> Samples:

@@ -21,6 +21,8 @@ class Equipment:
     """The parts of one rank, for those who carry out a step, a task, a command or a restore with them."""
 
     job: Job
+    identity: str
+    """Of the run, as it stands in its checkpoints."""
     groups: Groups
     course: Course
     control: Control

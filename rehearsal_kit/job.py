@@ -6,6 +6,7 @@ import copy
 import hashlib
 import inspect
 import json
+import secrets
 import sys
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -71,6 +72,7 @@ def keep_job(job: Job, *, ranks: int) -> None:
     """Write the settings (JSON) and the initial weights (safetensors) into the run folder."""
     network = type(job.network)
     settings = {
+        "identity": secrets.token_hex(8),
         **plain_strategy(job.strategy),
         "network": {
             "class": f"{network.__module__}:{network.__qualname__}",
@@ -142,6 +144,14 @@ def read_settings(run: RunFolder, strategy: Strategy | None = None) -> RunSettin
 def stored_ranks(run: RunFolder) -> int:
     """How many ranks the run was begun with."""
     return int(_stored(run)["ranks"])
+
+
+def stored_identity(run: RunFolder) -> str:
+    """A random number that stands in the settings of a run and in all its checkpoints.
+
+    Empty where no settings were written, as for ranks that are started without a session.
+    """
+    return str(_stored(run).get("identity", "")) if run.settings.exists() else ""
 
 
 def read_network(run: RunFolder, network: torch.nn.Module | None = None) -> torch.nn.Module:

@@ -48,15 +48,19 @@ class Copied:
 
 
 class Keeper:
-    """One rank's end. Used from the training thread; the files are written in a thread of its own."""
+    """One rank's end. Used from the training thread; the files are written in a thread of its own.
 
-    def __init__(self, root: Path, recovery: Recovery, groups: Groups, *, generation: int) -> None:
+    run: identity of the run, which stands in every checkpoint.
+    """
+
+    def __init__(self, root: Path, recovery: Recovery, groups: Groups, *, generation: int, run: str) -> None:
         self.pinned: set[int] = set()
         """Checkpoints that are never removed: somebody went back to them."""
         self._root = root
         self._recovery = recovery
         self._groups = groups
         self._generation = generation
+        self._run = run
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"checkpoint-r{groups.rank}")
         self._jobs: list[Future[CheckpointKept | CheckpointFailed | None]] = []
         self._last = (time.monotonic(), 0)
@@ -105,7 +109,9 @@ class Keeper:
             if self._groups.rank != 0:
                 return None
             files = self._all_parts(folder)
-            written = complete(folder, ranks=self._groups.ranks, error=copied.error, files=files)
+            written = complete(
+                folder, run=self._run, ranks=self._groups.ranks, error=copied.error, files=files
+            )
             removed = self._prune()
         except Exception as error:  # a full disk must not end the training
             return self._failed(folder, copied, f"{type(error).__name__}: {error}")

@@ -53,6 +53,10 @@ class Stepped:
     """Whether the loss of this rank's own samples was not finite."""
     busy: tuple[float, ...]
     """Seconds that each rank computed by itself, in order of rank; the rest of a step waits for others."""
+    failed: bool = False
+    """Whether the trouble is an error of network or strategy; the same on all ranks."""
+    error: str = ""
+    """What it said, on a rank on which it came."""
 
     @property
     def loss(self) -> float:
@@ -132,8 +136,15 @@ class Learner:
         self.calls += 1
         self.network.train()
         began = time.perf_counter()
-        new, replayed, distilled = self._forward(batch, apart=strategy.separate, seed=seed)
-        terms = strategy.terms(new, replayed, distilled)
+        error = ""
+        try:
+            new, replayed, distilled = self._forward(batch, apart=strategy.separate, seed=seed)
+            terms = strategy.terms(new, replayed, distilled)
+        except Exception as raised:  # the other ranks must learn of it, not wait for this one
+            error = f"{type(raised).__name__}: {raised}"
+        if any(self._groups.gather(error)):
+            trouble = "the network or the strategy failed"
+            return Stepped({}, {}, trouble, guilty=bool(error), busy=(), failed=True, error=error)
         busy = time.perf_counter() - began  # what comes next waits for the other ranks
         scaled, count = self._scaled(terms)
         began = time.perf_counter()

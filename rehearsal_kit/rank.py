@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from safetensors.torch import save
 
 from rehearsal_kit.commands import TakeCheckpoint, Wish
-from rehearsal_kit.control import Control, Mailbox
+from rehearsal_kit.control import Control, Decision, Mailbox, said
 from rehearsal_kit.course import Course
 from rehearsal_kit.curriculum import Curriculum
 from rehearsal_kit.equipment import Equipment
@@ -19,7 +19,7 @@ from rehearsal_kit.exchange import GroupExchange
 from rehearsal_kit.gallery import Gallery
 from rehearsal_kit.groups import Groups
 from rehearsal_kit.in_force import InForce
-from rehearsal_kit.job import Job
+from rehearsal_kit.job import Job, stored_identity
 from rehearsal_kit.keeper import Keeper
 from rehearsal_kit.layout import Samples
 from rehearsal_kit.learner import Learner, MiniBatch
@@ -27,13 +27,15 @@ from rehearsal_kit.lesson import Lesson
 from rehearsal_kit.randomness import torch_seed
 from rehearsal_kit.rehearsal import DistributedBuffer
 from rehearsal_kit.reporter import Reporter
-from rehearsal_kit.restoring import Beginning, find_beginning, recorded_script, went_back_to
+from rehearsal_kit.restoring import went_back_to
+from rehearsal_kit.resumption import Resumption
 from rehearsal_kit.rounds import Representatives, Round
 from rehearsal_kit.run_folder import write_private
+from rehearsal_kit.run_states import INTERRUPTED
 from rehearsal_kit.steering import Learning, Steering
 from rehearsal_kit.stored_outputs import ages, disowning, for_layout, without_outputs
 from rehearsal_kit.stream import Stream
-from rehearsal_kit.telemetry import Applied, CheckpointFailed, Joined, Record, Restored
+from rehearsal_kit.telemetry import Applied, Joined, Noted, Record
 
 IDLE_S = 0.02
 
@@ -57,17 +59,11 @@ class Rank:
         self._job = job
         self._groups = groups
         self._generation = generation
-        first = InForce.of(job)
-        beginning = (
-            find_beginning(job.run, groups)
-            if job.replays is None
-            else Beginning(None, recorded_script(job.replays), ())
-        )
-        loaded, script = beginning.loaded, beginning.script
-        course = Course.from_plain(loaded.state["course"], first) if loaded is not None else Course(first)
+        identity = stored_identity(job.run)
+        course = Course(InForce.of(job))
         self._course = course
         self._learner = Learner(job.network, job.training, device=job.device, groups=groups)
-        control = Control(job.run, groups, mailbox, script=script if groups.rank == 0 else None)
+        control = Control(job.run, groups, mailbox)
         self._control = control
         self._reporter = Reporter(job.run, groups.rank, publish, again=True)
         self._stream = Stream(groups, seed=job.seed)
@@ -75,6 +71,7 @@ class Rank:
         """Previews; only rank 0 makes any."""
         equipment = Equipment(
             job=job,
+            identity=identity,
             groups=groups,
             course=course,
             control=control,
@@ -85,18 +82,22 @@ class Rank:
                 self._learner, self._stream, reporter=self._reporter, earlier=job.training.evaluated
             ),
             gallery=self.gallery,
-            keeper=Keeper(job.run.checkpoints, job.recovery, groups, generation=generation),
+            keeper=Keeper(job.run.checkpoints, job.recovery, groups, generation=generation, run=identity),
         )
         self._with = equipment
         equipment.keeper.pinned |= went_back_to(job.replays or job.run)
-        self._reporter.branch = course.branch
         self._curriculum = Curriculum(equipment)
         self._now = Learning()
         self._steering = Steering(equipment, self._curriculum, self._now)
-        self._beginning = beginning
+        self._resumption = Resumption(equipment, self._steering)
+        self._shown = ""
+        """What went wrong with a preview last."""
 
     def run(self) -> str:
-        """Train until the stream is finished or someone says stop; returns "finished" or "stopped"."""
+        """Train until the stream is finished, someone says stop, or a process of these ranks is about to end.
+
+        Returns "finished", "stopped" or "interrupted".
+        """
         with self._closing():
             self._begin()
             while self._goes_on():
@@ -109,7 +110,7 @@ class Rank:
                 if lesson.done:
                     self._end_task(lesson)
             self._end()
-        return self._course.outcome
+        return self._course.outcome or (INTERRUPTED if self._control.interrupted else "stopped")
 
     @property
     def step(self) -> int:
@@ -124,6 +125,13 @@ class Rank:
     def give_up(self) -> None:
         """Fail at the next step boundary, without a vote; another thread may call."""
         self._control.given_up = True
+
+    def interrupt(self) -> None:
+        """Have all ranks end at their next step boundary, with a checkpoint; for rank 0, any thread may call.
+
+        Nobody wished for it, so it stands in no ledger: the run goes on wherever it is started again.
+        """
+        self._control.closing = True
 
     def fingerprint(self) -> str:
         """Of the weights."""
@@ -144,31 +152,22 @@ class Rank:
             generation=self._generation,
         )
         self._reporter.tell_of_myself(joined)
-        for number, reason in self._beginning.refused:
-            self._reporter.tell(CheckpointFailed(checkpoint=number, reason=reason))
-        loaded = self._beginning.loaded
-        if loaded is not None:
-            self._steering.take_up(loaded)
-        if loaded is not None or self._generation > 1:
-            number = 0 if loaded is None else loaded.number
-            self._reporter.tell(
-                Restored(
-                    step=self._course.step, checkpoint=number, generation=self._generation, time=time.time()
-                )
-            )
+        for words in self._reporter.damaged:
+            self._note(words)
+        self._resumption.begin(generation=self._generation)
+        self._reporter.branch = self._course.branch
 
     def _end(self) -> None:
+        """The run has ended, or these ranks have: keep all that is not kept yet."""
         self._reporter.flush()
-        evaluation, course = self._with.evaluation, self._course
-        if course.outcome == "finished":
-            evaluated = evaluation.last(step=course.step)
-            if self._groups.rank == 0:
-                self.gallery.keep(
-                    self._job.run.previews, evaluated, after=evaluation.newest, step=course.step
-                )
-        if self._job.replays is None:  # a replay takes those that were recorded
+        course = self._course
+        # Where effects are still to be followed, what is to be kept stands among them.
+        following = self._control.follows or self._job.replays is not None
+        ends_here = bool(course.outcome) and course.kept != course.outcome
+        if (ends_here or (self._control.interrupted and not course.outcome)) and not following:
             self._apply(Wish(0, TakeCheckpoint()))
-        self._save_weights()  # also where it was stopped in the middle of a task
+        if course.outcome:  # also where it was stopped in the middle of a task
+            self._save_weights()
         self._with.keeper.close()
         self._tell_of_checkpoints()
 
@@ -199,12 +198,20 @@ class Rank:
         )
         new = lesson.next()
         drawn = self._take_representatives()
+        if before := self._control.recorded_set_aside((course.branch, course.step + 1), lesson.task):
+            self._give_up(lesson, before, recorded=True)
+            return
         stepped = self._learner.step(
             self._augmented(new, drawn),
             strategy=course.in_force.strategy,
             factor=factor,
             seed=torch_seed(self._job.seed, "forward", self._groups.rank, course.step),
         )
+        if stepped.failed:
+            told = enumerate(self._groups.gather(stepped.error))
+            rank, reason = next(((rank, text) for rank, text in told if text), (0, stepped.trouble))
+            self._give_up(lesson, f"{reason} (rank {rank}, step {course.step})")
+            return
         if stepped.trouble:
             self._start_over(lesson, stepped.trouble, guilty=stepped.guilty)
             return
@@ -267,10 +274,16 @@ class Rank:
             f"else is lost: lower the learning rate ({self._learner.learning_rate:g}) and resume, or stop."
         )
         course.step += 1  # all ranks have begun it; nothing of it is offered
-        course.spoilt.append(range(lesson.began, course.step))
-        self._learner.go_back()
+        self._curriculum.go_back(lesson)
         lesson.again(course.step)
         course.paused = True
+
+    def _give_up(self, lesson: Lesson, reason: str, *, recorded: bool = False) -> None:
+        """After an error of network or strategy on any rank: the next task may well be trained."""
+        self._reporter.flush()
+        self._course.step += 1  # all ranks have begun it; nothing of it is offered
+        self._curriculum.give_up(lesson, reason, recorded=recorded)
+        self._now.lesson = None
 
     def _idle(self) -> None:
         course = self._course
@@ -284,27 +297,41 @@ class Rank:
         self._refresh_preview()
         if self._job.replays is None:
             time.sleep(IDLE_S)
-        elif self._control.exhausted():  # where the recorded run is now, or was cut off
-            course.outcome = "stopped"
 
     # Commands and tasks ---------------------------------------------------------------------------------
 
     def _goes_on(self) -> bool:
         """Apply what is to take effect before this step; whether there is more to do then."""
         course = self._course
+        # What comes after the end of the run comes before it is believed: it may reopen it.
+        while self._decide() and course.outcome and not self._control.interrupted:
+            continue
+        if course.outcome and not self._control.interrupted:
+            self._control.require_end(course.position)
+        if self._control.interrupted or course.outcome:
+            return False
+        # A replay ends where the recorded run is now, or was cut off.
+        return self._job.replays is None or not self._control.exhausted()
+
+    def _decide(self) -> int:
+        """How many decisions took effect before this step."""
+        course, decided = self._course, 0
         due = self._job.replays is None and self._with.keeper.due(course.step)
-        for decision in self._control.decide(course.position, self._steering.prepare, due=due):
-            self._acknowledge(decision.wish, decision.refused)
+        nothing_left = self._now.lesson is None and course.begun == len(self._stream)
+        for decision in self._control.decide(
+            course.position, self._steering.prepare, due=due, idle=course.paused or nothing_left
+        ):
+            self._acknowledge(decision)
+            decided += 1
         self._tell_of_checkpoints()
-        return not course.outcome
+        return decided
 
     def _apply(self, wish: Wish) -> None:
         """A decision that all ranks have come to by themselves."""
-        decision = self._control.own(self._course.position, wish, self._steering.prepare)
-        self._acknowledge(decision.wish, decision.refused)
+        self._acknowledge(self._control.own(self._course.position, wish, self._steering.prepare))
 
-    def _acknowledge(self, wish: Wish, refused: str) -> None:
-        course = self._course
+    def _acknowledge(self, decision: Decision) -> None:
+        course, wish, refused = self._course, decision.wish, decision.refused
         course.command = max(course.command, wish.number)
         self._reporter.tell_of_myself(
             Applied(
@@ -315,20 +342,36 @@ class Rank:
                 settings=course.in_force.plain,
                 digest=course.in_force.digest,
                 refused=refused,
+                remark=self._steering.take_remark(),
             )
         )
+        if refused and decision.again:
+            kind = type(wish.command).__name__
+            self._note(f"{kind}, which took effect on the branch that was left, cannot be now: {refused}")
+
+    def _note(self, words: str) -> None:
+        self._reporter.tell(Noted(step=self._course.step, text=words, time=time.time()))
 
     def _begin_task(self) -> Lesson | None:
         lesson = self._curriculum.begin()
         self._now.lesson = lesson
+        if self._course.outcome:
+            self._finish()
         if lesson is not None and self._now.buffer is None and self._course.in_force.needs_buffer:
             self._now.buffer = self._new_buffer(lesson.samples)
         return lesson
 
+    def _finish(self) -> None:
+        """All that has arrived is trained: evaluate what was not since, for the final tables."""
+        evaluated = self._with.evaluation.last(step=self._course.step)
+        self._keep_previews(evaluated, after=self._with.evaluation.newest)
+
     def _end_task(self, lesson: Lesson) -> None:
-        if not self._curriculum.end(lesson):
+        evaluated = self._curriculum.end(lesson)
+        if evaluated is None:
             self._start_over(lesson, "the network predicts numbers that are not finite")
             return
+        self._keep_previews(evaluated, after=lesson.task)
         self._save_weights()
         self._now.lesson = None
 
@@ -347,7 +390,24 @@ class Rank:
 
     def _refresh_preview(self) -> None:
         if self._groups.rank == 0:
-            self.gallery.refresh(self._course.begun - 1, step=self._course.step)
+            with self._only_shown():
+                self.gallery.refresh(self._course.begun - 1, step=self._course.step)
+
+    def _keep_previews(self, tasks: Sequence[int], *, after: int) -> None:
+        if self._groups.rank == 0:
+            with self._only_shown():
+                self.gallery.keep(self._job.run.previews, tasks, after=after, step=self._course.step)
+
+    @contextlib.contextmanager
+    def _only_shown(self) -> Iterator[None]:
+        """What only pictures need must not end the run: a full disk, a file that is gone."""
+        try:
+            yield
+        except Exception as error:
+            words = said(error, rank=0, step=self._course.step)
+            if type(error).__name__ != self._shown:  # said once, not at every step
+                self._note(f"previews cannot be made or kept, the run goes on without: {words}")
+            self._shown = type(error).__name__
 
     def _save_weights(self) -> None:
         if self._groups.rank == 0:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from rehearsal_kit.learner import Stepped
 from rehearsal_kit.rounds import Representatives
-from rehearsal_kit.run_folder import Ledger, RunFolder, read_ledger
+from rehearsal_kit.run_folder import Ledger, RunFolder, read_records
 from rehearsal_kit.telemetry import IN_A_BRANCH, Record, StateChanged, Steps, to_plain
 from rehearsal_kit.told import Told
 
@@ -29,7 +29,12 @@ class Reporter:
         """That is written into every record from now on."""
         self._rank = rank
         self._publish = publish
-        self._told = Told(read_ledger(run.timeline) if again and rank == 0 else ())
+        told, lines = read_records(run.timeline) if again and rank == 0 else ([], [])
+        self.damaged = [
+            f"line {line} of {run.timeline} is damaged; curves and tables lack it" for line in lines
+        ]
+        """What of the timeline could not be read."""
+        self._told = Told(told)
         self._timeline = Ledger(run.timeline, durable=False) if rank == 0 else None
         self._state = ("", "")
         self._losses: list[float] = []

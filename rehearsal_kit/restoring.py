@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from rehearsal_kit.checkpoint import Checkpoint, find_checkpoints
-from rehearsal_kit.errors import CheckpointError, RehearsalKitError
+from rehearsal_kit.checkpoint import FORMAT, Checkpoint, find_checkpoints, unreadable_checkpoints
+from rehearsal_kit.effects import Effects, effects_of, segments
+from rehearsal_kit.errors import CheckpointError, ReplayError
 from rehearsal_kit.groups import Groups
 from rehearsal_kit.rounds import BufferState
 from rehearsal_kit.run_folder import RunFolder, read_ledger
-from rehearsal_kit.script import Script
+from rehearsal_kit.script import LEAVES, Entry, Position
 from rehearsal_kit.snapshots import read_shards
 
 
@@ -23,67 +24,100 @@ class Loaded:
     """A checkpoint in memory, every byte of it verified."""
 
     number: int
+    ranks: int
+    """That wrote it."""
     state: Mapping[str, Any]
     tensors: Mapping[str, torch.Tensor]
     buffer: BufferState | None
 
 
 @dataclass(frozen=True)
-class Beginning:
-    """Where a rank begins, and what takes effect again from there."""
+class Candidates:
+    """Checkpoints that a run may go on from, the newest first; the same on every rank."""
 
-    loaded: Loaded | None
-    """None: at the very beginning."""
-    script: Script
-    """On rank 0; empty on the others."""
+    places: tuple[tuple[int, Position], ...]
+    """Number, and where the ledger says that it was taken."""
     refused: tuple[tuple[int, str], ...]
-    """Checkpoints that could not be used, and why."""
+    """Those that are there and cannot even be looked at, and why."""
 
 
-def load_checkpoint(run: RunFolder, number: int, groups: Groups) -> Loaded:
-    """What this rank needs of a checkpoint; CheckpointError if it is not there or not as it was written."""
+def load_checkpoint(run: RunFolder, number: int, groups: Groups, *, identity: str) -> Loaded:
+    """What this rank needs of a checkpoint; CheckpointError if it is not there or not as it was written.
+
+    identity: of the run; a checkpoint of another one is refused.
+    """
     found = find_checkpoints(run.checkpoints)
     if number not in found:
         raise CheckpointError(
             f"run {run.path} has no checkpoint {number}; it has {', '.join(map(str, found)) or 'none'}."
         )
     checkpoint = found[number]
-    return Loaded(number, checkpoint.state(), checkpoint.tensors(), _buffer(checkpoint, groups))
+    if checkpoint.format != FORMAT:
+        raise CheckpointError(
+            f"{checkpoint.folder} has format {checkpoint.format}, this version of rehearsal-kit reads "
+            f"{FORMAT}; go on with the version that wrote it."
+        )
+    if checkpoint.run != identity:
+        raise CheckpointError(
+            f"{checkpoint.folder} is of run {checkpoint.run or 'without identity'}, this one is "
+            f"{identity or 'without identity'}; was it copied from another run folder?"
+        )
+    return Loaded(
+        number, checkpoint.ranks, checkpoint.state(), checkpoint.tensors(), _buffer(checkpoint, groups)
+    )
 
 
-def find_beginning(run: RunFolder, groups: Groups) -> Beginning:
-    """The newest checkpoint that every rank can read; all ranks call this together.
-
-    Effects after it, as the ledger has them, are the script.
-    """
-    entries = read_ledger(run.effects) if groups.rank == 0 else []
-    taken = [
-        at for at, entry in enumerate(entries) if entry["kind"] == "TakeCheckpoint" and "refused" not in entry
-    ]
-    whole = [n for n in sorted(find_checkpoints(run.checkpoints), reverse=True) if n <= len(taken)]
+def find_candidates(run: RunFolder, effects: Effects, groups: Groups) -> Candidates:
+    """Which checkpoints to try, as rank 0 finds them; all ranks call this together."""
+    places: list[tuple[int, Position]] = []
     refused: list[tuple[int, str]] = []
-    for number in json.loads(groups.broadcast(json.dumps(whole))):
-        trouble, loaded = "", None
-        try:
-            loaded = load_checkpoint(run, number, groups)
-        except (RehearsalKitError, ValueError, KeyError, TypeError) as error:
-            trouble = f"{error} (rank {groups.rank})"
-        reason = next((text for text in groups.gather(trouble) if text), "")
-        if loaded is not None and not reason:
-            after = taken[number - 1] + 1 if groups.rank == 0 else 0
-            return Beginning(loaded, Script(entries[after:]), tuple(refused))
-        refused.append((number, reason))
-    return Beginning(None, Script(entries), tuple(refused))
+    if groups.rank == 0:
+        there, unreadable = find_checkpoints(run.checkpoints), unreadable_checkpoints(run.checkpoints)
+        numbers = sorted(effects.numbers, reverse=True)
+        places = [(number, effects.place_of(number)) for number in numbers if number in there]
+        refused = [(number, unreadable[number]) for number in numbers if number in unreadable]
+    found = json.loads(groups.broadcast(json.dumps([places, refused])))
+    return Candidates(
+        tuple((number, (branch, step)) for number, (branch, step) in found[0]),
+        tuple((number, words) for number, words in found[1]),
+    )
+
+
+def effects_recorded(run: RunFolder, groups: Groups) -> Effects:
+    """What the ledger of a run says, on rank 0; nothing on the others."""
+    return effects_of(read_ledger(run.effects)) if groups.rank == 0 else Effects()
+
+
+def next_segment(recorded: RunFolder, run: RunFolder, groups: Groups) -> list[Entry]:
+    """What comes next of another run that this one replays, as far as one number of ranks made it; on rank 0.
+
+    A replay writes down what it follows, so its own ledger says where it is. ReplayError on rank 0 where
+    these are not the ranks that made it.
+    """
+    if groups.rank != 0:
+        return []
+    passed = len(read_ledger(run.effects))
+    parts = segments(read_ledger(recorded.effects))
+    left = [part for at, part in enumerate(parts) if sum(map(len, parts[:at])) == passed]
+    if not left:
+        if parts:
+            raise ReplayError(
+                f"{run.path} has replayed {passed} effects of {recorded.path}, which ends no part of it that "
+                "one number of ranks had made; replay it again into a new folder."
+            )
+        return []
+    ranks = left[0][0]["world_size"]
+    if ranks != groups.ranks:
+        raise ReplayError(
+            f"the next {len(left[0])} effects of {recorded.path} were made by {ranks} ranks, but "
+            f"{groups.ranks} replay them; bits can only be the same on the same number."
+        )
+    return left[0]
 
 
 def went_back_to(run: RunFolder) -> set[int]:
-    """Checkpoints that a run was rolled back to, according to its ledger."""
-    return {entry["checkpoint"] for entry in read_ledger(run.effects) if entry["kind"] == "RollBack"}
-
-
-def recorded_script(run: RunFolder) -> Script:
-    """All effects of another run, to be followed from its beginning."""
-    return Script(read_ledger(run.effects), ours=False)
+    """Checkpoints that a run went on from as another branch, according to its ledger."""
+    return {entry["checkpoint"] for entry in read_ledger(run.effects) if entry["kind"] in LEAVES}
 
 
 def _buffer(checkpoint: Checkpoint, groups: Groups) -> BufferState | None:

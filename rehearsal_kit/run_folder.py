@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -161,12 +162,49 @@ class Ledger:
 
 
 def read_ledger(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a ledger; a torn last line is ignored."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+    """All whole lines of a ledger; a torn last line is ignored.
+
+    RunFolderError if any other line is damaged: what a run has decided must not be guessed.
+    """
+    entries, damaged = _lines(path)
+    if damaged:
+        number, why = damaged[0]
+        raise RunFolderError(
+            f"line {number} of {path} is damaged: {why}. Put back a copy of the file; or give up that line "
+            "and all after it, so that the run goes on from its newest checkpoint before it: "
+            f"sed -i '{number},$d' {shlex.quote(str(path))}"
+        )
+    return entries
+
+
+def read_records(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """All whole lines of a file of records that can be read, and the numbers (from 1) of those that cannot.
+
+    Only plots and tables need them, so a damaged one is said and left out.
+    """
+    entries, damaged = _lines(path)
+    return entries, [number for number, _ in damaged]
 
 
 def last_generation(run: RunFolder) -> int:
     """Number of the newest set of ranks that was started for a run; 0 if none was."""
-    return max((entry.get("generation", 0) for entry in read_ledger(run.generations)), default=0)
+    numbers = (entry.get("generation", 0) for entry in read_records(run.generations)[0])
+    return max((number for number in numbers if isinstance(number, int)), default=0)
+
+
+def _lines(path: Path) -> tuple[list[dict[str, Any]], list[tuple[int, str]]]:
+    if not path.exists():
+        return [], []
+    entries: list[dict[str, Any]] = []
+    damaged: list[tuple[int, str]] = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            entry = json.loads(line)
+        except ValueError as error:  # also bytes that are no text
+            damaged.append((number, str(error)))
+            continue
+        if isinstance(entry, dict):
+            entries.append(entry)
+        else:
+            damaged.append((number, f"it is {line[:40]!r}, not an object"))
+    return entries, damaged

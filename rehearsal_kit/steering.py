@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 
 from rehearsal_kit.commands import (
     Arrived,
+    BeginAgain,
     Command,
     Evaluate,
     FinishStream,
@@ -23,11 +25,11 @@ from rehearsal_kit.commands import (
     Stop,
     TakeCheckpoint,
 )
-from rehearsal_kit.control import Commit
+from rehearsal_kit.control import Commit, said
 from rehearsal_kit.course import Course
 from rehearsal_kit.curriculum import Curriculum, TakenUp
 from rehearsal_kit.equipment import Equipment
-from rehearsal_kit.errors import RankError, SettingsError
+from rehearsal_kit.errors import CheckpointError, RankError, SettingsError
 from rehearsal_kit.exchange import GroupExchange
 from rehearsal_kit.experiences import open_experience
 from rehearsal_kit.in_force import InForce
@@ -43,6 +45,7 @@ from rehearsal_kit.strategies.choice import require_stored
 from rehearsal_kit.stream import Stream
 from rehearsal_kit.tasks import Experience
 from rehearsal_kit.telemetry import (
+    UNTRAINED,
     BranchBegan,
     CheckpointTaken,
     Noted,
@@ -50,6 +53,29 @@ from rehearsal_kit.telemetry import (
     TaskSetAside,
     TasksReordered,
 )
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A checkpoint that can be taken up, as far as one rank can tell."""
+
+    loaded: Loaded
+    course: Course
+    preparation: Preparation
+    stream: Stream
+    """Its tasks in their order then; those that cannot be opened any more are as if set aside."""
+    gone: Mapping[int, str]
+    """These, and why."""
+
+
+@dataclass(frozen=True)
+class UnderWay:
+    """The task that a checkpoint was taken in the middle of, as far as it is still there."""
+
+    lesson: TakenUp | None
+    anew: bool = False
+    """Whether a task of it is gone: weights and optimizer go back to where it began."""
+    began: int = 0
 
 
 @dataclass
@@ -68,6 +94,7 @@ class Steering:
         self._curriculum = curriculum
         self._now = learning
         self._preparation = equipment.job.preparation
+        self._remark = ""
 
     def prepare(self, command: Command) -> Commit:  # noqa: C901, PLR0911, PLR0912 - one line per kind
         """Check a command and ready it; SettingsError and others, with nothing changed, if it cannot be."""
@@ -81,14 +108,12 @@ class Steering:
             case Steer():
                 in_force = self._steered(command)
                 return lambda: self._steer(in_force)
-            case Pause() | Resume():
-                return lambda: self._pause(isinstance(command, Pause))
+            case Pause() | Resume() | Stop():
+                return lambda: course.change(type(command).__name__)
             case FinishStream():
                 return lambda: setattr(course, "finishing", True)
             case Reopen():
                 return self._reopen
-            case Stop():
-                return lambda: setattr(course, "outcome", "stopped")
             case FinishTask():
                 if now.lesson is None:
                     raise SettingsError("no task is under way, so there is none to finish.")
@@ -105,20 +130,64 @@ class Steering:
                 return lambda: self._take_checkpoint(command)
             case RollBack():
                 return self._rolled_back(command)
+            case BeginAgain():
+                return lambda: self._begin_again(command)
             case Note():
                 return lambda: self._note(command)
         return _nothing  # Watch: the control of rank 0 begins to look
 
-    def take_up(self, loaded: Loaded) -> None:
-        """Go on where a checkpoint was taken, before the first step of this rank."""
+    def take_remark(self) -> str:
+        """What is to be said of the command carried out last, besides that it was; once."""
+        remark, self._remark = self._remark, ""
+        return remark
+
+    def ready(self, loaded: Loaded) -> Ready:
+        """All that a checkpoint says, read and understood; changes nothing, and does not ask the other ranks.
+
+        Raises whatever comes of a state that is not one; a file that cannot be opened is only said.
+        """
+        its, state = self._with, loaded.state
+        preparation = Preparation(**with_tuples(state["preparation"]))
+        stream, gone = Stream(its.groups, seed=its.job.seed), {}
+        for plain, aside in state["stream"]:
+            arrived, experience = Arrived(**with_tuples(plain)), None
+            try:
+                experience = None if aside else open_experience(arrived, preparation)
+            except Exception as error:  # moved, damaged, of another owner: the run must go on without it
+                gone[len(stream)] = said(error, rank=its.groups.rank, step=int(state["course"]["step"]))
+            stream.append(arrived, experience)
+        stream.arrived_as(state["order"])
+        if its.job.seed != state["seed"]:
+            raise CheckpointError(f"it is of a run with seed {state['seed']}, this one has {its.job.seed}.")
+        there = Course.from_plain(state["course"], InForce.of(its.job))
+        return Ready(loaded, there, preparation, stream, gone)
+
+    def take_up(self, ready: Ready, lost: Iterable[int]) -> None:
+        """Go on where a checkpoint was taken, before the first step of this rank.
+
+        lost: tasks that some rank cannot read any more, the same on all ranks. Where the task under way is
+        one of them, weights and optimizer are back where it began.
+        """
         its = self._with
-        self._preparation = Preparation(**with_tuples(loaded.state["preparation"]))
-        for plain, gone in loaded.state["stream"]:
-            arrived = Arrived(**with_tuples(plain))
-            its.stream.append(arrived, None if gone else open_experience(arrived, self._preparation))
-        its.stream.arrived_as(loaded.state["order"])
-        lesson = self._lesson(loaded, its.stream)
-        self._adopt(loaded, lesson)
+        for task in lost:
+            ready.stream.set_aside(task)
+        its.course.restart(ready.course)
+        self._preparation = ready.preparation
+        its.stream.become(ready.stream)
+        self._adopt(ready.loaded, self._under_way(ready.loaded, its.stream))
+
+    def forget(self) -> None:
+        """Be as before the first step, whatever of a checkpoint was taken up."""
+        its = self._with
+        its.course.restart(Course(InForce.of(its.job)))
+        its.stream.become(Stream(its.groups, seed=its.job.seed))
+        its.learner.restart()
+        its.learner.learning_rate = its.course.in_force.learning_rate
+        its.evaluation.restore({"newest": UNTRAINED, "seen": [], "errors": []})
+        self._preparation, self._now.lesson = its.job.preparation, None
+        if self._now.buffer is not None:
+            self._now.buffer.abandon()
+            self._now.buffer = None
 
     # The stream -----------------------------------------------------------------------------------------
 
@@ -197,14 +266,14 @@ class Steering:
         if self._now.lesson is not None:
             self._now.lesson.batch = steered.batch
 
-    def _pause(self, paused: bool) -> None:
-        self._with.course.paused, self._with.course.trouble = paused, ""
-
     def _reopen(self) -> None:
         course = self._with.course
-        course.outcome = ""
-        if course.begun == len(self._with.stream) and self._now.lesson is None:  # it had finished
+        if not course.outcome:  # nobody has ended it, so that it goes on anyhow
+            return
+        left = course.begun < len(self._with.stream) or self._now.lesson is not None
+        if course.outcome == "finished" or not left:  # now more may come
             course.finishing = False
+        course.change("Reopen")
 
     def _note(self, command: Note) -> None:
         its = self._with
@@ -230,6 +299,7 @@ class Steering:
                 "this generation ends; does the network or the strategy depend on the rank?"
             )
         course.checkpoints += 1
+        course.kept = course.outcome
         buffer = self._now.buffer
         copied = Copied(
             number=course.checkpoints,
@@ -260,17 +330,17 @@ class Steering:
         its = self._with
         its.keeper.settle()
         its.groups.gather("")  # all parts are written, and rank 0 has put them together
-        loaded = load_checkpoint(its.job.run, command.checkpoint, its.groups)
+        loaded = load_checkpoint(its.job.run, command.checkpoint, its.groups, identity=its.identity)
         there = Course.from_plain(loaded.state["course"], InForce.of(its.job))
         if there.begun > len(its.stream):
             raise SettingsError(f"checkpoint {command.checkpoint} knows tasks that this run does not have.")
         stream = its.stream.ordered(loaded.state["order"])
-        lesson = self._lesson(loaded, stream)
-        return lambda: self._roll_back(loaded, there, (stream, lesson))
+        under_way = self._under_way(loaded, stream)
+        return lambda: self._roll_back(loaded, there, (stream, under_way))
 
-    def _roll_back(self, loaded: Loaded, there: Course, to: tuple[Stream, TakenUp | None]) -> None:
+    def _roll_back(self, loaded: Loaded, there: Course, to: tuple[Stream, UnderWay]) -> None:
         its, course = self._with, self._with.course
-        stream, lesson = to
+        stream, under_way = to
         its.reporter.flush()
         parent, left = course.position
         if self._now.buffer is not None:
@@ -279,35 +349,88 @@ class Steering:
         course.back_to(there)
         its.stream.take_order_of(stream)
         its.keeper.pinned.add(loaded.number)
+        self._tell_branch(loaded.number, parent, left)
+        self._adopt(loaded, under_way)
+        self.settle()
+        self._remark = self._not_taken_back(loaded)
+
+    def _begin_again(self, command: BeginAgain) -> None:
+        its, course = self._with, self._with.course
+        course.begin_again(command)
+        its.keeper.pinned.add(command.checkpoint)
+        self._tell_branch(command.checkpoint, command.parent, command.left)
+        for task, reason in command.lost:
+            self._curriculum.tell_lost(task, reason)
+
+    def _tell_branch(self, checkpoint: int, parent: int, left: int) -> None:
+        its, course = self._with, self._with.course
         its.reporter.branch = course.branch
         its.reporter.tell(
             BranchBegan(
                 branch=course.branch,
                 step=course.step,
-                checkpoint=loaded.number,
+                checkpoint=checkpoint,
                 parent=parent,
                 left=left,
                 time=time.time(),
             )
         )
-        self._adopt(loaded, lesson)
 
-    def _lesson(self, loaded: Loaded, stream: Stream) -> TakenUp | None:
+    def _not_taken_back(self, loaded: Loaded) -> str:
+        """What a roll back leaves as it is, and the way back from there; empty where that is nothing."""
+        its = self._with
+        then = {number: aside for number, (_, aside) in enumerate(loaded.state["stream"])}
+        arrived = [task for task in range(len(its.stream)) if task not in then]
+        gone = [
+            task
+            for task, aside in then.items()
+            if not aside and task < len(its.stream) and its.stream[task] is None
+        ]
+        said_of = []
+        if arrived:
+            said_of.append(f"task {', '.join(map(str, arrived))} arrived since then and will be trained")
+        if gone:
+            names = ", ".join(f"{task} ({its.stream.arrivals[task][0].path})" for task in gone)
+            said_of.append(
+                f"task {names} was skipped or set aside since then and stays so; to have it trained after "
+                "all, submit its file again"
+            )
+        return "; ".join(said_of)
+
+    def _under_way(self, loaded: Loaded, stream: Stream) -> UnderWay:
         plain = loaded.state["lesson"]
-        return None if plain is None else self._curriculum.lesson_of(plain, stream)
+        if plain is None:
+            return UnderWay(None)
+        if all(stream[int(task)] is not None for task in plain["tasks"]):
+            return UnderWay(self._curriculum.lesson_of(plain, stream))
+        there = stream[int(plain["task"])] is not None
+        lesson = self._curriculum.lesson_anew(plain, stream) if there else None
+        return UnderWay(lesson, anew=True, began=int(plain["began"]))
 
-    def _adopt(self, loaded: Loaded, lesson: TakenUp | None) -> None:
+    def _adopt(self, loaded: Loaded, under_way: UnderWay) -> None:
         its, course = self._with, self._with.course
         its.learner.adopt(loaded.tensors)
         its.learner.learning_rate = course.in_force.learning_rate
         its.evaluation.restore(loaded.state["evaluation"])
         self._now.lesson = None
-        if lesson is not None:
-            self._now.lesson = lesson[0]
-            self._curriculum.take_up(lesson[1])
+        if under_way.lesson is not None:
+            self._now.lesson = under_way.lesson[0]
+            self._curriculum.take_up(under_way.lesson[1])
+        if under_way.anew:
+            its.learner.go_back()
+            course.spoilt.append(range(under_way.began, course.step))
+        if self._now.lesson is not None and under_way.anew:
+            self._now.lesson.batch = course.in_force.batch
+            self._now.lesson.again(course.step)
         self._curriculum.recognise(self._now.lesson)
-        if loaded.buffer is not None:
-            self._now.buffer = self._filled(loaded.buffer)
+        if self._now.buffer is not None:  # of a checkpoint that could not be taken up
+            self._now.buffer.abandon()
+        self._now.buffer = None if loaded.buffer is None else self._filled(loaded.buffer)
+
+    def settle(self) -> None:
+        """After a checkpoint was taken up, on all ranks alike: how long a task is that was begun anew."""
+        if self._now.lesson is not None and not self._now.lesson.taken:
+            self._curriculum.measure(self._now.lesson)
 
     def _filled(self, state: BufferState) -> DistributedBuffer:
         its = self._with

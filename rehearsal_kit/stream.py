@@ -64,6 +64,11 @@ class Stream:
         """Say as which each task arrived, where they were appended in another order."""
         self._order = list(order)
 
+    def become(self, other: Stream) -> None:
+        """The tasks of another stream, as they are there."""
+        self._arrivals, self._order = list(other._arrivals), list(other._order)
+        self._experiences = list(other._experiences)
+
     def take_order_of(self, other: Stream) -> None:
         """Number all tasks as there."""
         self.reorder(0, [self._order.index(number) for number in other.order])

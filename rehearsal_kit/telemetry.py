@@ -57,6 +57,8 @@ class Applied:
     """Of these settings."""
     refused: str = ""
     """Why all ranks refused it; empty when it was applied."""
+    remark: str = ""
+    """What it leaves as it is, and what can be done about that; empty where nothing is to be said."""
     branch: int = 0
 
 
@@ -224,6 +226,7 @@ class CheckpointFailed:
     """A checkpoint could not be written, or not be used; the run goes on without it."""
 
     checkpoint: int
+    """0: none can be used, and the run begins from its very beginning."""
     reason: str
 
 
@@ -241,7 +244,10 @@ class Restored:
 
 @dataclass(frozen=True, kw_only=True)
 class BranchBegan:
-    """A person rolled back: the run goes on from a checkpoint as another branch."""
+    """The run goes on from a checkpoint as another branch.
+
+    A person rolled back; or ranks began again that are of another number, or that miss some data.
+    """
 
     branch: int
     """The new one."""
@@ -295,15 +301,15 @@ class RunOver:
     """The run has ended; told from the scheduler's side, which knows of all ranks."""
 
     outcome: str
-    """finished, stopped or failed."""
+    """finished, stopped, failed; or interrupted, if its cluster has ended: it goes on where it is resumed."""
     error: str
-    """The first error of the first rank that failed; empty unless it failed."""
+    """The first error of the first rank that failed, or what to do after an interruption; else empty."""
     time: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
-    """A rank has ended: finished, stopped or failed."""
+    """A rank has ended: finished, stopped, interrupted or failed."""
 
     rank: int
     step: int

@@ -28,11 +28,17 @@ class Told:
         self._known: set[str] = set()
         self._steps: dict[int, int] = {}
         for plain in plain_records:
-            if plain["record"] == "Steps":
-                branch, end = plain["branch"], plain["first"] + len(plain["losses"])
-                self._steps[branch] = max(self._steps.get(branch, 0), end)
-            else:
-                self._known.add(_identity(plain))
+            try:
+                self._take(plain)
+            except (KeyError, TypeError):  # damaged: told again, if it comes again
+                continue
+
+    def _take(self, plain: Mapping[str, Any]) -> None:
+        if plain["record"] == "Steps":
+            branch, end = plain["branch"], plain["first"] + len(plain["losses"])
+            self._steps[branch] = max(self._steps.get(branch, 0), end)
+        else:
+            self._known.add(_identity(plain))
 
     def has(self, record: Record) -> bool:
         """Whether the same was told before."""

@@ -64,7 +64,7 @@ def test_what_remains_of_a_run(tmp_path, scans):
         assert {"after_0", "after_1", "input", "truth"} == set(file["task_0"])
         assert file["task_0/after_1/predicted/phase"].shape == (16, 16)
     effects = read_ledger(job.run.effects)
-    done = [("TaskDone", 18), ("TaskDone", 36), ("TakeCheckpoint", 36)]
+    done = [("TaskDone", 18), ("TaskDone", 36), ("Finished", 36), ("TakeCheckpoint", 36)]
     arrived = [("Arrived", 0), ("Arrived", 0), ("FinishStream", 0)]
     assert [(e["kind"], e["step"]) for e in effects] == arrived + done
     assert all(len(e["digest"]) == 64 for e in effects[:2])
@@ -124,7 +124,7 @@ def test_commands_take_effect_at_one_step_and_are_written_down(tmp_path, scans):
     }
     assert applied[0].digest != applied[1].digest == applied[2].digest
     assert drawn(timeline) == (rank.step - 2) * 3
-    assert [e["number"] for e in read_ledger(job.run.effects)] == [1, 2, 3, 4, 5, 0, 0]
+    assert [e["number"] for e in read_ledger(job.run.effects)] == [1, 2, 3, 4, 5, 0, 0, 0]
 
 
 def test_a_capacity_below_what_is_drawn_is_refused_and_another_taken(tmp_path, scans):
@@ -179,6 +179,7 @@ def test_a_bad_file_among_good_ones_is_set_aside_with_its_reason_and_the_run_goe
         "FinishStream",
         "TaskDone",
         "TaskDone",
+        "Finished",
         "TakeCheckpoint",
     ]
 

@@ -1,0 +1,81 @@
+"""What a ledger of effects says: what holds, and what was left behind where ranks began again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from rehearsal_kit.run_states import Recorded
+from rehearsal_kit.script import AGAIN, Entry, Position, at, is_arrival, kind_of
+
+
+@dataclass(frozen=True)
+class Effects:
+    """What a ledger of effects says: what holds, and what was left behind when ranks began again."""
+
+    entries: Sequence[Entry] = ()
+    """Those that hold, in their order."""
+    numbers: Mapping[int, int] = field(default_factory=dict)
+    """Of the checkpoints that hold: the place among the entries of what comes after each."""
+    outstanding: Sequence[Entry] = ()
+    """Decisions of branches that were left, which were not made again yet."""
+    checkpoints: int = 0
+    """How many were taken, those left behind included."""
+    branches: int = 1
+    last: Position = (0, 0)
+    """Where the newest entry took effect."""
+
+    def place_of(self, checkpoint: int) -> Position:
+        """Where a checkpoint that holds was taken; the very beginning for 0."""
+        return at(self.entries[self.numbers[checkpoint] - 1]) if checkpoint else (0, 0)
+
+    def after(self, checkpoint: int) -> list[Entry]:
+        """What holds and took effect after a checkpoint; 0: all that holds."""
+        return list(self.entries[self.numbers.get(checkpoint, 0) :])
+
+
+def effects_of(ledger: Iterable[Entry]) -> Effects:
+    """Go through a ledger of effects from its beginning."""
+    held: list[Entry] = []
+    numbers: dict[int, int] = {}
+    outstanding: list[Entry] = []
+    taken, branches, last = 0, 1, (0, 0)
+    for entry in ledger:
+        last, branches = at(entry), max(branches, entry["branch"] + 1)
+        if entry["kind"] == "BeginAgain":
+            cut = numbers.get(entry["checkpoint"], 0)
+            outstanding = left_outstanding(held[cut:], outstanding)
+            held, branches = held[:cut], max(branches, entry["begins"] + 1)
+            numbers = {number: place for number, place in numbers.items() if place <= cut}
+        elif entry.get(AGAIN):
+            outstanding = outstanding[1:]
+        held.append(entry)
+        if entry["kind"] == "RollBack" and "refused" not in entry:
+            branches += 1
+        if entry["kind"] == "TakeCheckpoint" and "refused" not in entry:
+            taken += 1
+            numbers[taken] = len(held)
+    return Effects(held, numbers, outstanding, taken, branches, last)
+
+
+def left_outstanding(left: Iterable[Entry], before: Iterable[Entry]) -> list[Entry]:
+    """What is to be decided again of the entries that are left, and of those outstanding before.
+
+    Arrivals come first: nobody has to wait for a file that is there.
+    """
+    again = [
+        {name: value for name, value in entry.items() if name != AGAIN}
+        for entry in left
+        if "refused" not in entry and kind_of(entry) in (Recorded.ARRIVAL, Recorded.DECISION)
+    ]
+    return sorted([*again, *before], key=lambda entry: not is_arrival(entry))
+
+
+def segments(ledger: Iterable[Entry]) -> list[list[Entry]]:
+    """A ledger of effects, cut where ranks began again: each part was made by one number of ranks."""
+    parts: list[list[Entry]] = [[]]
+    for entry in ledger:
+        if entry["kind"] == "BeginAgain":
+            parts.append([])
+        parts[-1].append(entry)
+    return [part for part in parts if part]

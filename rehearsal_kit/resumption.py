@@ -1,0 +1,203 @@
+"""How ranks begin: from the newest checkpoint that all of them can take up, and what follows from there."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from rehearsal_kit.commands import BeginAgain, Wish, from_plain, to_plain
+from rehearsal_kit.control import changed_since, said
+from rehearsal_kit.effects import Effects, left_outstanding
+from rehearsal_kit.equipment import Equipment
+from rehearsal_kit.restoring import (
+    Candidates,
+    Loaded,
+    effects_recorded,
+    find_candidates,
+    load_checkpoint,
+    next_segment,
+)
+from rehearsal_kit.script import Entry, Outstanding, Script
+from rehearsal_kit.steering import Ready, Steering
+from rehearsal_kit.telemetry import CheckpointFailed, Restored
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How to go on from a checkpoint; the same on every rank."""
+
+    lost: Mapping[int, str] = field(default_factory=dict)
+    """Tasks of it that cannot be read any more, and why."""
+    again: BeginAgain | None = None
+    """What is recorded now, because what was recorded after it binds no more; None: that is followed."""
+
+
+class Resumption:
+    """Begins one rank of a run, or of the replay of another one; all ranks call the same."""
+
+    def __init__(self, equipment: Equipment, steering: Steering) -> None:
+        self._with = equipment
+        self._steering = steering
+        self._effects = Effects()
+
+    def begin(self, *, generation: int) -> None:
+        """Be where the run is; what has taken effect from there on takes effect again."""
+        its = self._with
+        if its.job.replays is None:
+            self._go_on(generation)
+        else:
+            self._replay()
+
+    # A run of one's own ---------------------------------------------------------------------------------
+
+    def _go_on(self, generation: int) -> None:
+        its = self._with
+        self._effects = effects_recorded(its.job.run, its.groups)
+        candidates = find_candidates(its.job.run, self._effects, its.groups)
+        for number, reason in candidates.refused:
+            its.reporter.tell(CheckpointFailed(checkpoint=number, reason=reason))
+        number, way = self._newest_usable(candidates)
+        again = way.again
+        after = [] if again is not None else self._effects.after(number)
+        outstanding = Outstanding(self._outstanding(number, again))
+        its.control.follow(Script(after), outstanding, otherwise=self._otherwise(number))
+        if number or generation > 1:
+            its.reporter.tell(
+                Restored(step=its.course.step, checkpoint=number, generation=generation, time=time.time())
+            )
+        if again is not None:
+            decided = its.control.own(its.course.position, Wish(0, again), self._steering.prepare)
+            assert not decided.refused  # noqa: S101 - preparing it checks nothing
+
+    def _newest_usable(self, candidates: Candidates) -> tuple[int, _Way]:
+        """Number of the checkpoint that was taken up, and how to go on from it; 0: the very beginning."""
+        its = self._with
+        for number, place in candidates.places:
+            trouble, ready = "", None
+            try:
+                loaded = load_checkpoint(its.job.run, number, its.groups, identity=its.identity)
+                ready = self._steering.ready(loaded)
+                if ready.course.position != place:
+                    trouble = (
+                        f"checkpoint {number} was taken at step {ready.course.step} of branch "
+                        f"{ready.course.branch}, the ledger says at step {place[1]} of branch {place[0]}"
+                    )
+            except Exception as error:  # whatever it is, the one before may be well
+                trouble = said(error, rank=its.groups.rank, step=its.course.step)
+            trouble, lost = self._agreed(trouble, {} if ready is None else ready.gone)
+            if ready is not None and not trouble:
+                trouble, way = self._taken_up(ready, self._way(number, ready.loaded.ranks, lost))
+                if not trouble:
+                    return number, way
+            its.reporter.tell(CheckpointFailed(checkpoint=number, reason=trouble))
+        if candidates.places or candidates.refused:
+            self._steering.forget()
+            count = len(candidates.places) + len(candidates.refused)
+            its.reporter.tell(
+                CheckpointFailed(
+                    checkpoint=0,
+                    reason=f"none of the {count} checkpoints of this run can be used: it begins from its "
+                    "very beginning, and everything that was trained is trained again",
+                )
+            )
+        return 0, self._way(0, 0, {})
+
+    def _taken_up(self, ready: Ready, way: _Way) -> tuple[str, _Way]:
+        """Why a checkpoint cannot be taken up, empty if it was; and how to go on from it."""
+        trouble = self._try(ready, way)
+        lesson = ready.loaded.state["lesson"]
+        if trouble and lesson is not None and int(lesson["task"]) not in way.lost:
+            # Its file can be opened, but perhaps not be read: all else of the checkpoint is worth more.
+            lost = {**way.lost, int(lesson["task"]): trouble}
+            way = self._way(ready.loaded.number, ready.loaded.ranks, lost)
+            trouble = self._try(ready, way)
+        if not trouble:
+            self._steering.settle()
+        return trouble, way
+
+    def _try(self, ready: Ready, way: _Way) -> str:
+        its, trouble = self._with, ""
+        try:
+            self._steering.take_up(ready, way.lost)
+        except Exception as error:
+            trouble = said(error, rank=its.groups.rank, step=ready.course.step)
+        return its.control.agree(trouble)
+
+    def _agreed(self, trouble: str, gone: Mapping[int, str]) -> tuple[str, dict[int, str]]:
+        """The first trouble of any rank, and all that is gone for some rank, with the first reason."""
+        answers = [
+            json.loads(text) for text in self._with.groups.gather(json.dumps([trouble, [*gone.items()]]))
+        ]
+        lost: dict[int, str] = {}
+        for _, pairs in reversed(answers):
+            lost |= dict(pairs)
+        return next((words for words, _ in answers if words), ""), dict(sorted(lost.items()))
+
+    def _way(self, number: int, ranks: int, lost: Mapping[int, str]) -> _Way:
+        """What rank 0 finds of what holds after a checkpoint; broadcast."""
+        found = self._found(number, ranks, lost) if self._with.groups.rank == 0 else None
+        plain = json.loads(self._with.groups.broadcast(json.dumps(found)))
+        again = None if plain["again"] is None else from_plain(plain["again"])
+        assert again is None or isinstance(again, BeginAgain)  # noqa: S101 - for the type checker
+        return _Way({int(task): why for task, why in plain["lost"]}, again)
+
+    def _found(self, number: int, ranks: int, lost: Mapping[int, str]) -> dict[str, object]:
+        after = self._effects.after(number)
+        head = after[0] if after and after[0]["kind"] == "BeginAgain" else None
+        recorded = {int(task): str(why) for task, why in head["lost"]} if head is not None else {}
+        made_by = {entry["world_size"] for entry in after} or ({ranks} if number else set())
+        bound = made_by <= {self._with.groups.ranks} and lost.keys() <= recorded.keys()
+        if bound and not any(_gone(entry) for entry in after):
+            return {"lost": [*recorded.items()], "again": None}
+        again = self._begin_again(number, lost)
+        plain = {name: value for name, value in to_plain(Wish(0, again)).items() if name != "number"}
+        return {"lost": [*lost.items()], "again": plain}
+
+    def _begin_again(self, number: int, lost: Mapping[int, str]) -> BeginAgain:
+        parent, left = self._effects.last
+        return BeginAgain(
+            checkpoint=number,
+            ranks=self._with.groups.ranks,
+            begins=self._effects.branches,
+            checkpoints=self._effects.checkpoints,
+            parent=parent,
+            left=left,
+            lost=tuple(lost.items()),
+        )
+
+    def _outstanding(self, number: int, again: BeginAgain | None) -> list[Entry]:
+        if again is None:
+            return list(self._effects.outstanding)
+        return left_outstanding(self._effects.after(number), self._effects.outstanding)
+
+    def _otherwise(self, number: int) -> Entry:
+        """The entry after which the next ranks begin another branch at this checkpoint."""
+        branch, step = self._with.course.position
+        again = to_plain(Wish(0, self._begin_again(number, {})))
+        return {"branch": branch, "step": step, "world_size": self._with.groups.ranks, **again}
+
+    # The replay of another ---------------------------------------------------------------------------------
+
+    def _replay(self) -> None:
+        its = self._with
+        assert its.job.replays is not None  # noqa: S101 - for the type checker; the caller has looked
+        entries = next_segment(its.job.replays, its.job.run, its.groups)
+        again = entries[0] if entries and entries[0]["kind"] == "BeginAgain" else None
+        found = {"checkpoint": 0, "lost": []} if again is None else again
+        text = json.dumps([found["checkpoint"], found["lost"]])
+        number, lost = json.loads(its.groups.broadcast(text))
+        its.control.follow(Script(entries, ours=False), Outstanding())
+        if number:
+            loaded: Loaded = load_checkpoint(its.job.run, number, its.groups, identity=its.identity)
+            self._steering.take_up(self._steering.ready(loaded), [int(task) for task, _ in lost])
+            self._steering.settle()
+
+
+def _gone(entry: Entry) -> str:
+    """Why what arrived then cannot arrive again; empty if it can, or is no arrival."""
+    if entry["kind"] != "Arrived" or "refused" in entry:
+        return ""
+    beside = ("branch", "step", "world_size", "number", AGAIN)
+    return changed_since(from_plain({name: value for name, value in entry.items() if name not in beside}))
