@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 
 from rehearsal_kit.cluster import Cluster, reach
+from rehearsal_kit.effects import has_ended
 from rehearsal_kit.errors import RunFolderError
 from rehearsal_kit.job import Job, read_network, read_settings
 from rehearsal_kit.run_folder import RunFolder
 from rehearsal_kit.session import Session
 from rehearsal_kit.strategies.strategy import Strategy
-from rehearsal_kit.telemetry import GenerationBegan, RunOver
 
 
 def attach(
@@ -57,9 +57,10 @@ def resume(
     """The session of a run that had ended or lost its cluster, started again from its last checkpoint.
 
     Whatever took effect after that checkpoint takes effect again at the same steps; on the same number of
-    workers the weights are those of a run that was never interrupted. On another number the samples of the
-    buffers are dealt out anew. A run that was stopped goes on with its tasks; one that had finished waits for
-    more.
+    workers the weights are those of a run that was never interrupted. On another number, or where data are
+    gone, the run goes on as another branch: the samples of the buffers are dealt out anew, and what people
+    decided after that checkpoint is decided again. A run that was stopped goes on with its tasks; one that
+    had finished waits for more.
 
     network, strategy: needed where they are not of this package.
 
@@ -70,8 +71,7 @@ def resume(
     settings = read_settings(folder, strategy)
     job = Job(**vars(settings), network=read_network(folder, network))
     session = Session.resumed(cluster, job)
-    over = session.timeline.newest((GenerationBegan, RunOver))
-    if isinstance(over, RunOver) and over.outcome != "failed":
+    if has_ended(folder):
         session.reopen()
     session.start()
     return session

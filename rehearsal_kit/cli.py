@@ -18,7 +18,7 @@ from rehearsal_kit.doctor.examination import examine
 from rehearsal_kit.doctor.finding import report, report_json, well
 from rehearsal_kit.errors import RehearsalKitError
 from rehearsal_kit.lab import copy_notebooks, open_lab
-from rehearsal_kit.replay import replay_command
+from rehearsal_kit.replay import OwnCode, replay_command
 from rehearsal_kit.trust import write_key
 
 DESCRIPTION = "Distributed rehearsal-based continual learning, steered in real time from a notebook."
@@ -67,6 +67,9 @@ def _parser() -> argparse.ArgumentParser:
         "--check", action="store_true", help="compare the weights bit for bit; 1 if any differ"
     )
     replay.add_argument("--into", type=Path, metavar="DIR", help="keep the replayed runs there")
+    own = "of your own, that the run was made with: FILE.py:NAME, or MODULE:NAME if it is installed"
+    replay.add_argument("--network", metavar="CODE", help=f"a network {own}")
+    replay.add_argument("--strategy", metavar="CODE", help=f"a strategy {own}")
     replay.set_defaults(command=_replay)
     key = commands.add_parser(
         "key", help="write a key file for a Dask cluster with TLS that you start yourself"
@@ -138,7 +141,8 @@ def _doctor(chosen: argparse.Namespace) -> int:
 
 
 def _replay(chosen: argparse.Namespace) -> int:
-    return replay_command(chosen.run, check=chosen.check, keep=chosen.into)
+    own = OwnCode(network=chosen.network, strategy=chosen.strategy)
+    return replay_command(chosen.run, check=chosen.check, keep=chosen.into, own=own)
 
 
 def _key(chosen: argparse.Namespace) -> int:

@@ -19,10 +19,10 @@ from distributed import Scheduler
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 from rehearsal_kit.arrivals import natural_key
-from rehearsal_kit.commands import Stop, Wish
 from rehearsal_kit.orders import HostStatus, Order, RunOrder
 from rehearsal_kit.progress import LOOK_S, GenerationError, Progress
 from rehearsal_kit.run_folder import Ledger, RunFolder
+from rehearsal_kit.run_states import INTERRUPTED
 from rehearsal_kit.telemetry import (
     GenerationBegan,
     GenerationEnded,
@@ -69,6 +69,8 @@ class Watched:
     furthest: tuple[int, int] = (0, 0)
     """Branch and step of the last checkpoint that is whole on disk."""
     outcome: str = ""
+    ending: bool = False
+    """Whether its cluster ends: an interrupted set of ranks is not started again."""
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
 
@@ -83,6 +85,7 @@ class Coordinator(SchedulerPlugin):
         """Called by Dask when the plugin arrives at the scheduler."""
         self._scheduler = scheduler
         self._runs: dict[str, Watched] = {}
+        self._interrupting: list[asyncio.Future[None]] = []
 
     async def close(self) -> None:
         """Called by Dask when the scheduler closes."""
@@ -108,6 +111,9 @@ class Coordinator(SchedulerPlugin):
         """Called by Dask for every event: the end of a rank and a written checkpoint matter here."""
         run = self._runs.get(topic)
         if run is None or not isinstance(msg, dict):
+            return
+        if "closing" in msg and run.workers:  # a worker by itself: rank 0 has all ranks end well
+            self._interrupting = [*self._interrupting, asyncio.ensure_future(self._interrupt(run))]
             return
         told = msg.get("told", {})
         match told.get("record"):
@@ -182,11 +188,14 @@ class Coordinator(SchedulerPlugin):
             run.holder = ""
 
     async def wind_down(self) -> None:
-        """Have all runs end at their next step, with a checkpoint, before this cluster goes."""
+        """Have all ranks end at their next step, with a checkpoint, before this cluster goes.
+
+        Nobody wished for the end of a run: it goes on where it is resumed.
+        """
         going = [run for run in self._runs.values() if not run.outcome]
         for run in going:
-            run.undelivered.append(Wish(0, Stop()).to_json())
-            await self._deliver(run)
+            run.ending = True
+            await self._interrupt(run)
         deadline = time.monotonic() + WIND_DOWN_S
         while any(not run.outcome for run in going) and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
@@ -198,8 +207,7 @@ class Coordinator(SchedulerPlugin):
             while not run.outcome:
                 run.generation += 1
                 try:
-                    run.outcome = await self._generation(run)
-                    self._tell(run, RunOver(outcome=run.outcome, error="", time=time.time()))
+                    self._over(run, await self._generation(run))
                 except GenerationError as failure:
                     self._tell(
                         run,
@@ -213,6 +221,20 @@ class Coordinator(SchedulerPlugin):
             raise
         except Exception as error:
             self._give_up(run, f"the coordinator failed: {type(error).__name__}: {error}")
+
+    def _over(self, run: Watched, outcome: str) -> None:
+        """The ranks have ended well; GenerationError where others are to take their place."""
+        words = ""
+        if outcome == INTERRUPTED:
+            if not run.ending:
+                raise GenerationError("a worker closed by itself; the ranks have kept all they had learned.")
+            words = f"the cluster ended; rk.resume({run.order.run!r}, rk.start_cluster()) goes on."
+        run.outcome = outcome
+        self._tell(run, RunOver(outcome=outcome, error=words, time=time.time()))
+
+    async def _interrupt(self, run: Watched) -> None:
+        if run.workers:
+            await self._ask(run.workers[0], "rehearsal_kit_interrupt", topic=run.order.topic)
 
     async def _generation(self, run: Watched) -> str:
         run.workers = await self._assembled(run)

@@ -21,6 +21,7 @@ from rehearsal_kit.kernel_calls import ask_lease, begin_run, look_for, post_wish
 from rehearsal_kit.orders import TOPIC_PREFIX, RunOrder
 from rehearsal_kit.preview import Preview
 from rehearsal_kit.run_folder import RunFolder
+from rehearsal_kit.run_states import ENDED
 from rehearsal_kit.telemetry import (
     GenerationBegan,
     GenerationEnded,
@@ -37,7 +38,6 @@ BROKEN_S = 8.0
 CLOSE_TIMEOUT_S = 60.0
 SUBSCRIBE_TIMEOUT_S = 60.0
 OF_THE_COORDINATOR = (GenerationBegan, GenerationEnded, Stalled, LeaseTaken, RunOver)
-ENDED = ("finished", "stopped", "failed")
 
 
 class Driver:
@@ -47,7 +47,7 @@ class Driver:
         self.history = History(run)
         self.timeline = self.history.timeline
         self.error = ""
-        """Why the run failed; empty unless it did."""
+        """Why the run failed, or what to do after its cluster ended; else empty."""
         self.over = threading.Event()
         self.leads = True
         """Whether this kernel may steer."""
@@ -64,7 +64,7 @@ class Driver:
 
     @property
     def state(self) -> str:
-        """created, starting, waiting, running, paused, recovering, finished, stopped or failed."""
+        """created, starting, waiting, running, paused, recovering, or one of those in ENDED."""
         if self._state != "live":
             return self._state
         newest = self.timeline.newest((StateChanged, GenerationBegan, GenerationEnded))

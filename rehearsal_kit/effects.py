@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from rehearsal_kit.run_states import Recorded
+from rehearsal_kit.run_folder import RunFolder, read_ledger
+from rehearsal_kit.run_states import CHANGES, Recorded
 from rehearsal_kit.script import AGAIN, Entry, Position, at, is_arrival, kind_of
 
 
@@ -79,3 +80,21 @@ def segments(ledger: Iterable[Entry]) -> list[list[Entry]]:
             parts.append([])
         parts[-1].append(entry)
     return [part for part in parts if part]
+
+
+def has_ended(run: RunFolder) -> bool:
+    """Whether a run was finished or stopped, or will be once its last wishes are heard, and not reopened."""
+    outcome, newest = "", 0
+    for entry in read_ledger(run.effects):
+        newest = max(newest, entry["number"])
+        outcome = outcome if "refused" in entry else _outcome(entry["kind"], outcome)
+    for wish in read_ledger(run.wishes):
+        outcome = _outcome(wish["kind"], outcome) if wish["number"] > newest else outcome
+    return bool(outcome)
+
+
+def _outcome(kind: str, before: str) -> str:
+    if kind == "RollBack":
+        return ""
+    change = CHANGES.get(kind)
+    return before if change is None or change.outcome is None else change.outcome

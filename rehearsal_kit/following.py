@@ -82,7 +82,7 @@ class Progress:
                 case GenerationEnded(reason=reason):
                     bar.write(f"recovering: {reason}")
                 case CheckpointFailed(checkpoint=number, reason=reason):
-                    bar.write(f"checkpoint {number} could not be written: {reason}")
+                    bar.write(f"checkpoint {number} could not be written or used: {reason}")
 
     def rolled_back(self, lineage: Timeline) -> None:
         """Begin again with what led to the branch that is new."""

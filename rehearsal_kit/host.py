@@ -6,6 +6,8 @@ kernel. The calls below return at once: the training thread is the only one that
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import gc
 import pickle
 import queue
@@ -20,8 +22,7 @@ import torch
 from distributed import Worker
 from distributed.diagnostics.plugin import WorkerPlugin
 
-from rehearsal_kit.commands import Stop, Wish
-from rehearsal_kit.errors import ReplayError, SettingsError
+from rehearsal_kit.errors import ReplayError, RunFolderError, SettingsError
 from rehearsal_kit.groups import Meeting, meet
 from rehearsal_kit.job import Job
 from rehearsal_kit.orders import HostStatus, Order
@@ -30,6 +31,9 @@ from rehearsal_kit.rank import Rank
 from rehearsal_kit.telemetry import Ended, Record, to_plain
 
 PLUGIN = "rehearsal-kit"
+CLOSING_S = 8.0
+"""What ranks have to end and write their checkpoint when a worker of theirs closes."""
+POLL_S = 0.02
 
 
 @dataclass
@@ -44,6 +48,8 @@ class _Hosted:
     failed_at: float = 0.0
     given_up: bool = False
     """Whether another generation takes its place."""
+    interrupted: bool = False
+    """Whether its process, or that of another rank, is about to end."""
 
 
 class RankHost(WorkerPlugin):
@@ -56,24 +62,36 @@ class RankHost(WorkerPlugin):
         """Called by Dask when the plugin arrives on a worker."""
         self._worker = worker
         self._hosted: _Hosted | None = None
+        self._closing = False
         worker.handlers.update({  # what the coordinator calls; plain values only, and all return at once
             "rehearsal_kit_start": self.start,
             "rehearsal_kit_post": self.post,
             "rehearsal_kit_status": self.status,
             "rehearsal_kit_give_up": self.give_up,
+            "rehearsal_kit_interrupt": self.interrupt,
         })  # fmt: skip
 
-    def teardown(self, worker: Worker) -> None:
-        """Called by Dask when the worker closes: rank 0 has all ranks stop at their next step."""
-        hosted = self._hosted
-        # Not where the ranks are given up: the next generation would find that somebody wanted them to stop.
-        if hosted is not None and hosted.thread.is_alive() and not hosted.given_up:
-            hosted.mailbox.put(Wish(0, Stop()).to_json())
-            hosted.thread.join(timeout=5)
+    async def teardown(self, worker: Worker) -> None:
+        """Called by Dask when the worker closes: all ranks take a checkpoint at their next step, and end.
+
+        Nobody wished for it, so the run goes on wherever its ranks are started again.
+        """
+        hosted, self._closing = self._hosted, True
+        if hosted is None or hosted.given_up or not hosted.thread.is_alive():
+            return
+        await self.interrupt(hosted.order.topic)
+        if hosted.order.rank:  # rank 0 decides; the coordinator knows where it is
+            with contextlib.suppress(Exception):  # the scheduler may be gone before its workers
+                worker.log_event(hosted.order.topic, {"closing": hosted.order.rank})
+        deadline = time.monotonic() + CLOSING_S
+        while hosted.thread.is_alive() and time.monotonic() < deadline:
+            await asyncio.sleep(POLL_S)
 
     async def start(self, order: dict[str, Any]) -> str:
         """Begin a rank in a thread of its own; returns why not, if another has its thread here."""
         wanted, live = Order(**order), self._hosted
+        if self._closing:
+            return f"worker {self._worker.name} is closing."
         if live is not None and live.thread.is_alive():
             return (
                 f"worker {self._worker.name} still trains for {live.order.run}; close that session first, or "
@@ -112,16 +130,26 @@ class RankHost(WorkerPlugin):
                 hosted.rank.give_up()
         return ""
 
+    async def interrupt(self, topic: str) -> str:
+        """Have all ranks of this run end at their next step boundary; heard by rank 0."""
+        hosted = self._hosted
+        if hosted is not None and hosted.order.topic == topic:
+            hosted.interrupted = True
+            if hosted.rank is not None:
+                hosted.rank.interrupt()
+        return ""
+
     async def status(self, topic: str) -> dict[str, Any]:
         """How the rank of this run is: a `HostStatus`."""
         hosted = self._hosted
         if hosted is None or hosted.order.topic != topic:
-            return asdict(HostStatus(alive=hosted is not None and hosted.thread.is_alive()))
+            alive = hosted is not None and hosted.thread.is_alive()
+            return asdict(HostStatus(alive=alive or self._closing))
         rank = hosted.rank
         return asdict(
             HostStatus(
                 generation=hosted.order.generation,
-                alive=hosted.thread.is_alive(),
+                alive=hosted.thread.is_alive() or self._closing,
                 beats=0 if rank is None else rank.beats,
                 step=0 if rank is None else rank.step,
                 training=rank is not None,
@@ -168,12 +196,14 @@ class RankHost(WorkerPlugin):
                 )
                 if hosted.given_up:  # while it was read
                     hosted.rank.give_up()
+                if hosted.interrupted:
+                    hosted.rank.interrupt()
                 outcome = hosted.rank.run()
                 weights = hosted.rank.fingerprint()
         except Exception as failure:
             where = traceback.extract_tb(failure.__traceback__)[-1]
             hosted.failed_at = time.time()
-            hosted.fatal = isinstance(failure, (SettingsError, ReplayError))
+            hosted.fatal = isinstance(failure, (SettingsError, ReplayError, RunFolderError))
             hosted.error = (
                 f"{type(failure).__name__}: {failure} ({where.name}, {where.filename}:{where.lineno})"
             )

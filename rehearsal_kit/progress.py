@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from rehearsal_kit.orders import HostStatus
+from rehearsal_kit.run_states import INTERRUPTED
 
 QUIET_S = 10.0
 """Without progress for so long, people are told."""
@@ -44,7 +45,7 @@ class Progress:
         self._quiet = False
 
     def outcome(self, statuses: Statuses, present: Sequence[bool], now: float) -> str:
-        """finished or stopped, once all ranks have ended; GenerationError if the generation has failed.
+        """finished, stopped or interrupted, once all ranks have; GenerationError if the generation failed.
 
         present: whether the scheduler knows the worker still.
         """
@@ -52,6 +53,8 @@ class Progress:
         outcomes = {status.outcome if status is not None else "" for status in statuses}
         if "" in outcomes:
             return ""
+        if INTERRUPTED in outcomes:
+            return INTERRUPTED
         return "finished" if outcomes == {"finished"} else "stopped"
 
     def news(self, statuses: Statuses, now: float) -> tuple[int, float] | None:

@@ -12,8 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from rehearsal_kit.cluster import start_cluster
-from rehearsal_kit.errors import ReplayError
+from rehearsal_kit.effects import segments
+from rehearsal_kit.errors import ReplayError, RunFolderError, SettingsError
 from rehearsal_kit.job import Job, read_network, read_settings, stored_ranks, stored_versions, versions
+from rehearsal_kit.own_code import made_by
 from rehearsal_kit.run_folder import RunFolder, read_ledger
 from rehearsal_kit.session import Session
 from rehearsal_kit.settings import Recovery
@@ -48,6 +50,8 @@ def replay_run(
 ) -> Timeline:
     """Carry out what the ledger of `run` says, on as many CPU workers, in a new run folder; its timeline.
 
+    Where the run went on with another number of ranks, the replay does so as well.
+
     network, strategy: needed where they are not of this package. follow: is given the session that replays,
     for example to print how it gets on.
 
@@ -62,14 +66,21 @@ def replay_run(
         network=read_network(run, network),
         replays=run,
     )
-    with start_cluster("cpu", workers=stored_ranks(run)) as cluster:
-        session = Session.of(cluster, job)
-        with session:
-            session.start()
-            if follow is not None:
-                follow(session)
-            session.wait()
+    for part, ranks in enumerate(recorded_ranks(run)):
+        with start_cluster("cpu", workers=ranks) as cluster:
+            session = Session.resumed(cluster, job) if part else Session.of(cluster, job)
+            with session:
+                session.start()
+                if follow is not None:
+                    follow(session)
+                session.wait()
     return Timeline.load(into.timeline)
+
+
+def recorded_ranks(run: RunFolder) -> list[int]:
+    """How many ranks made each part of a run; one part, unless it went on with another number of them."""
+    parts = segments(read_ledger(run.effects))
+    return [int(part[0]["world_size"]) for part in parts] or [stored_ranks(run)]
 
 
 def compare_runs(run: RunFolder, replayed: RunFolder) -> list[Compared]:
@@ -116,23 +127,61 @@ def _of_file(path: Path) -> str:
     return seen.hexdigest()[:16]
 
 
-def replay_command(run: Path, *, check: bool, keep: Path | None) -> int:
+@dataclass(frozen=True)
+class OwnCode:
+    """Where a command line says that code is which is not of this package; None: it is."""
+
+    network: str | None = None
+    strategy: str | None = None
+
+
+def replay_command(run: Path, *, check: bool, keep: Path | None, own: OwnCode) -> int:
     """For the command line: replay a run, or every run in a folder; 1 if anything was not the same."""
     folders = [run] if (run / "settings.json").exists() else _runs_below(run)
     if not folders:
         raise ReplayError(f"{run} is not the folder of a run, and there is none in it.")
+    network, strategy = _own(own)
     differing = 0
     for folder in folders:
         with tempfile.TemporaryDirectory(prefix="rehearsal-kit-replay-") as scratch:
             into = RunFolder((keep / folder.name) if keep is not None else Path(scratch) / "replay")
             recorded = RunFolder(folder)
+            _require_code(recorded, network, strategy)
             effects = len(read_ledger(recorded.effects))
-            print(f"{folder}: {effects} recorded effects, {stored_ranks(recorded)} ranks")
-            timeline = replay_run(recorded, into)
+            ranks = ", then ".join(map(str, recorded_ranks(recorded)))
+            print(f"{folder}: {effects} recorded effects, {ranks} ranks")
+            timeline = replay_run(recorded, into, network=network, strategy=strategy)
             print(f"  replayed {len(timeline.losses()[0])} steps")
             if check:
                 differing += _print_comparison(compare_runs(recorded, into))
     return 1 if differing else 0
+
+
+def _own(own: OwnCode) -> tuple[torch.nn.Module | None, Strategy | None]:
+    network = None if own.network is None else made_by(own.network)
+    strategy = None if own.strategy is None else made_by(own.strategy)
+    if network is not None and not isinstance(network, torch.nn.Module):
+        raise SettingsError(
+            f"--network {own.network} makes a {type(network).__name__}, not a torch.nn.Module."
+        )
+    if strategy is not None and not isinstance(strategy, Strategy):
+        raise SettingsError(f"--strategy {own.strategy} makes a {type(strategy).__name__}, not a Strategy.")
+    return network, strategy
+
+
+def _require_code(run: RunFolder, network: torch.nn.Module | None, strategy: Strategy | None) -> None:
+    """ReplayError that says what to type, if the run was made with code that is not given."""
+    for option, read in (
+        ("--network", lambda: read_network(run, network)),
+        ("--strategy", lambda: read_settings(run, strategy)),
+    ):
+        try:
+            read()
+        except RunFolderError as error:
+            raise ReplayError(
+                f"{error} Here: {option} FILE.py:NAME, with the file and the name of the class, or of a "
+                f"function that makes it without arguments; {option} MODULE:NAME if it is installed."
+            ) from error
 
 
 def _runs_below(folder: Path) -> list[Path]:

@@ -19,7 +19,7 @@ from rehearsal_kit.restoring import (
     load_checkpoint,
     next_segment,
 )
-from rehearsal_kit.script import Entry, Outstanding, Script
+from rehearsal_kit.script import AGAIN, Entry, Outstanding, Script
 from rehearsal_kit.steering import Ready, Steering
 from rehearsal_kit.telemetry import CheckpointFailed, Restored
 

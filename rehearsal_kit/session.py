@@ -25,7 +25,7 @@ from rehearsal_kit.commands import (
     Wish,
     to_plain,
 )
-from rehearsal_kit.driver import ENDED, LOOK_S, Driver, new_topic
+from rehearsal_kit.driver import LOOK_S, Driver, new_topic
 from rehearsal_kit.errors import RankError, SessionError
 from rehearsal_kit.exporting import export_onnx
 from rehearsal_kit.helm import Helm
@@ -36,6 +36,7 @@ from rehearsal_kit.preview import Preview
 from rehearsal_kit.results import TrainedNetwork, checkpoints_table, results_table
 from rehearsal_kit.roster import known_workers
 from rehearsal_kit.run_folder import Ledger, RunFolder, last_generation, read_ledger, write_private
+from rehearsal_kit.run_states import ENDED
 from rehearsal_kit.settings import Recovery, Rehearsal, Training, require_integer
 from rehearsal_kit.strategies.choice import require_suited
 from rehearsal_kit.strategies.strategy import Strategy
@@ -141,7 +142,10 @@ class Session(Helm):
 
     @property
     def state(self) -> str:
-        """created, starting, waiting, running, paused, recovering, finished, stopped, failed or left."""
+        """created, starting, waiting, running, paused, recovering, finished, stopped, failed or left.
+
+        Or interrupted: the cluster ended, and `rk.resume` goes on from where the run was.
+        """
         return self._driver.state
 
     @property
@@ -151,7 +155,7 @@ class Session(Helm):
 
     @property
     def error(self) -> str:
-        """Why the run failed; empty unless it did."""
+        """Why the run failed, or how to go on after its cluster ended; else empty."""
         return self._driver.error
 
     @property
@@ -208,7 +212,9 @@ class Session(Helm):
         self._driver.start(order)
 
     def wait(self, timeout: float | None = None) -> str:
-        """Block until the run is over; returns "finished" or "stopped". For scripts.
+        """Block until the run is over; returns "finished", "stopped" or "interrupted". For scripts.
+
+        Interrupted: its cluster ended before it did; `rk.resume` goes on.
 
         Raises RankError with the first error of the first rank that failed, or with the trouble for which
         the ranks have paused (steer and resume, then wait again; or close); TimeoutError after `timeout`

@@ -609,7 +609,7 @@ def test_the_banner_tells_what_is_wrong_as_long_as_it_is():
     timeline.append(GenerationBegan(generation=1, workers=("a", "b"), time=0.0))
     assert banner(timeline, state="running") == ""
     timeline.append(CheckpointFailed(checkpoint=5, reason="<disk> full"))
-    assert "checkpoint 5 could not be written: &lt;disk&gt; full" in banner(timeline, state="running")
+    assert "checkpoint 5 could not be written or used: &lt;disk&gt; full" in banner(timeline, state="running")
     timeline.append(CheckpointKept(checkpoint=6, bytes=1, seconds=0.1, error=None))
     assert banner(timeline, state="running") == ""
 

@@ -6,12 +6,14 @@ import statistics
 from html import escape
 
 from rehearsal_kit.backlog import backlog
+from rehearsal_kit.run_states import ENDED, INTERRUPTED
 from rehearsal_kit.telemetry import (
     CheckpointFailed,
     CheckpointKept,
     Evaluated,
     GenerationBegan,
     GenerationEnded,
+    RunOver,
     Stalled,
     StateChanged,
     Steps,
@@ -25,7 +27,7 @@ from rehearsal_kit.widgets.figures import task_colour
 
 RECENT = 12
 """Records of steps over which speed and waiting are averaged."""
-OVER = ("finished", "stopped", "failed", "left")
+OVER = (*ENDED, "left")
 REASON_LENGTH = 700
 SLOW = 2.5
 """So many times as long as the others: then a rank is called slow."""
@@ -92,6 +94,9 @@ def banner(timeline: Timeline, *, state: str, take_over: str = "") -> str:
 def _alarms(timeline: Timeline, state: str) -> list[str]:
     alarms = []
     ended, stalled = timeline.last(GenerationEnded), timeline.last(Stalled)
+    if state == INTERRUPTED:
+        over = timeline.last(RunOver)
+        alarms.append("interrupted: " + (over.error if over else "the cluster ended; rk.resume(...) goes on"))
     if state == "recovering":
         alarms.append(f"recovering: {ended.reason if ended else 'the ranks are being started again'}")
     newest = timeline.newest((Stalled, GenerationBegan, GenerationEnded, StateChanged))
@@ -101,7 +106,7 @@ def _alarms(timeline: Timeline, state: str) -> list[str]:
         alarms.append(f"rank {slow[0]} computes {slow[1]:.1f} times as long as the others; all wait for it")
     newest = timeline.newest((CheckpointKept, CheckpointFailed))
     if isinstance(newest, CheckpointFailed):
-        alarms.append(f"checkpoint {newest.checkpoint} could not be written: {newest.reason}")
+        alarms.append(f"checkpoint {newest.checkpoint} could not be written or used: {newest.reason}")
     return alarms
 
 
