@@ -9,7 +9,6 @@ from typing import Protocol
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from rehearsal_kit.draw import DrawPlan
 from rehearsal_kit.errors import RankError, SettingsError
@@ -66,38 +65,26 @@ class Exchange(Protocol):
 
 
 class GroupExchange:
-    """The exchange over a process group on the CPU (gloo); without one, of a rank that is alone."""
+    """The exchange over the groups of a generation; of a rank that is alone, one with itself."""
 
     def __init__(self, groups: Groups) -> None:
         self.rank = groups.rank
         self.ranks = groups.ranks
-        self._group = groups.exchange
+        self._groups = groups
 
     def gather(self, numbers: Sequence[int]) -> list[list[int]]:
         """One all-gather of 64-bit integers."""
-        if self._group is None:
-            return [list(numbers)]
-        mine = torch.tensor(numbers, dtype=torch.int64)
-        everyone = [torch.empty_like(mine) for _ in range(self.ranks)]
-        dist.all_gather(everyone, mine, group=self._group)
-        return [row.tolist() for row in everyone]
+        return self._groups.gather_numbers(numbers)
 
     def rows(self, outgoing: torch.Tensor, plan: DrawPlan, empty: Empty) -> torch.Tensor:
         """One uneven all-to-all of bytes. A rank with nothing to send or to get takes part all the same.
 
-        The numbers per pair of ranks come from the plan on both sides: on gloo an owner that sent fewer
-        bytes than its partner expects would leave garbage there without an error.
+        The numbers per pair of ranks come from the plan on both sides, so they agree.
         """
-        if self._group is None:
+        if self.ranks == 1:
             return outgoing
         incoming, (_, sends) = empty(plan.drawn), plan.sent_by(self.rank)
-        dist.all_to_all_single(
-            incoming,
-            outgoing,
-            output_split_sizes=plan.received_by(self.rank),
-            input_split_sizes=sends,
-            group=self._group,
-        )
+        self._groups.exchange_rows(outgoing, incoming, sent=sends, received=plan.received_by(self.rank))
         return incoming
 
 

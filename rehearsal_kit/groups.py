@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,9 @@ class Groups:
     """This rank's number and its process groups; None where the rank is alone.
 
     Three groups because three threads of control use them: gradients and control belong to the training
-    thread, the exchange to the background thread (gloo allows that; two NCCL groups would not).
+    thread, the exchange to the background thread (gloo allows that; two NCCL groups would not). These five
+    collectives are all that ranks ask of each other, so ranks that are threads of one process can stand in
+    for processes by overriding them.
     """
 
     rank: int
@@ -67,6 +69,28 @@ class Groups:
         rows = [torch.empty(width, dtype=torch.uint8) for _ in range(self.ranks)]
         dist.all_gather(rows, padded, group=self.control)
         return [r.numpy().tobytes()[: int(s.item())].decode() for r, s in zip(rows, sizes, strict=True)]
+
+    def gather_numbers(self, numbers: Sequence[int]) -> list[list[int]]:
+        """The 64-bit integers of all ranks in order of rank, equally many on each; for the exchange."""
+        if self.exchange is None:
+            return [list(numbers)]
+        mine = torch.tensor(numbers, dtype=torch.int64)
+        everyone = [torch.empty_like(mine) for _ in range(self.ranks)]
+        dist.all_gather(everyone, mine, group=self.exchange)
+        return [row.tolist() for row in everyone]
+
+    def exchange_rows(
+        self, outgoing: torch.Tensor, incoming: torch.Tensor, *, sent: list[int], received: list[int]
+    ) -> None:
+        """Send rows to every rank and fill `incoming` with theirs, both (row, ...) in order of rank.
+
+        sent, received: rows for and from each rank. The caller sees to it that both sides agree: gloo leaves
+        garbage, without an error, where an owner sends fewer bytes than its partner expects. A rank that is
+        alone keeps its rows and has no need to call this.
+        """
+        dist.all_to_all_single(
+            incoming, outgoing, output_split_sizes=received, input_split_sizes=sent, group=self.exchange
+        )
 
 
 def groups_of_world(timeout_s: float) -> Groups:
