@@ -1,0 +1,207 @@
+"""Every command x every interruption, one pair after the other, and random walks of many of both.
+
+What is looked for is in `walks.broken_promises`: nothing lost, no task twice, all ranks equal, every step told
+once, nothing left behind, a replay that is bit-identical, and no end but the one that was due.
+
+    python -m pytest -m endurance tests/test_walks.py       # all pairs, and WALKS random walks (default 2000)
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from walks import MEANWHILE, SIZES, Generation, Walk, broken_promises, carry_out, walk_tasks
+
+from rehearsal_kit.commands import (
+    Arrived,
+    Command,
+    Evaluate,
+    FinishStream,
+    FinishTask,
+    Note,
+    Pause,
+    Reorder,
+    Resume,
+    RollBack,
+    Skip,
+    Steer,
+    TakeCheckpoint,
+)
+
+ARRIVAL = Arrived(name="the next task", path="next")
+"""Stands for the next of the tasks until they have been written."""
+STEERS = (
+    Steer(learning_rate=0.005),
+    Steer(representatives=0),
+    Steer(representatives=6, candidates=4),
+    Steer(capacity=7),
+    Steer(capacity=60),
+    Steer(policy="fifo"),
+    Steer(policy="reservoir"),
+    Steer(batch=2),
+    Steer(batch=7),
+    Steer(strategy="AGEM"),
+    Steer(strategy="DERpp", alpha=0.3),
+    Steer(strategy="Incremental"),
+    Steer(strategy="FromScratch"),
+)
+COMMANDS: dict[str, Command] = {
+    "rate": STEERS[0],
+    "capacity": STEERS[3],
+    "policy": STEERS[6],
+    "batch": STEERS[8],
+    "strategy": STEERS[9],
+    "pause": Pause(),
+    "resume": Resume(),
+    "finish task": FinishTask(),
+    "finish stream": FinishStream(),
+    "skip": Skip(task=2),
+    "reorder": Reorder(order=(2,)),
+    "evaluate": Evaluate(),
+    "checkpoint": TakeCheckpoint(),
+    "roll back": RollBack(checkpoint=1),
+    "note": Note(text="seen"),
+    "arrival": ARRIVAL,
+}
+INTERRUPTIONS: dict[str, Generation] = {
+    "rank 0 killed": Generation(ends="killed", victim=(0, 10**6)),
+    "rank 1 killed": Generation(ends="killed", victim=(1, 10**6)),
+    "stopped": Generation(ends="stopped"),
+    "half stopped": Generation(ends="half stopped"),
+    **{what: Generation(ends="killed", victim=(0, 10**6), meanwhile=what) for what in MEANWHILE},
+    "killed, then one rank": Generation(ends="killed", victim=(0, 10**6), ranks=1),
+    "killed, then three ranks": Generation(ends="killed", victim=(0, 10**6), ranks=3),
+    "stopped, then one rank": Generation(ends="stopped", ranks=1),
+    "stopped, then three ranks": Generation(ends="stopped", ranks=3),
+}
+WALKS = int(os.environ.get("WALKS", "2000"))
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("walks") / "tasks"
+    return folder, walk_tasks(folder)
+
+
+def pair(command: Command, interruption: Generation, *, late: bool) -> Walk:
+    """A command before or after a checkpoint, an interruption a little later, and the end."""
+    asked = [(0, ARRIVAL), (0, ARRIVAL), (0, ARRIVAL)]
+    asked += [(1, TakeCheckpoint()), (1, command)] if late else [(1, command), (1, TakeCheckpoint())]
+    first = replace(interruption, commands=(*asked, (1, Note(text="before the interruption"))))
+    return Walk(2, "ER", "quotas", (first, Generation(commands=((1, Evaluate()),))))
+
+
+def commands() -> st.SearchStrategy[Command]:
+    tasks = st.integers(0, len(SIZES))
+    return st.one_of(
+        st.sampled_from(STEERS),
+        st.sampled_from([Pause(), Resume(), FinishTask(), Evaluate(), Note(text="seen")]),
+        st.just(TakeCheckpoint()),
+        st.builds(lambda number: RollBack(checkpoint=number), st.integers(1, 6)),
+        st.builds(lambda task: Skip(task=task), tasks),
+        st.lists(tasks, min_size=1, max_size=2, unique=True).map(lambda order: Reorder(order=tuple(order))),
+        st.just(ARRIVAL),
+    )
+
+
+def generations(*, last: bool) -> st.SearchStrategy[Generation]:
+    asked = st.lists(st.tuples(st.integers(0, 4), commands()), max_size=6).map(tuple)
+    if last:
+        return st.builds(Generation, commands=asked)
+    return st.builds(
+        Generation,
+        commands=asked,
+        ends=st.sampled_from(["killed", "killed", "stopped", "half stopped"]),
+        victim=st.tuples(st.integers(0, 2), st.integers(0, 250)),
+        meanwhile=st.sampled_from(["", "", *MEANWHILE]),
+        ranks=st.sampled_from([0, 0, 1, 2, 3]),
+    )
+
+
+@st.composite
+def walks(draw: st.DrawFn) -> Walk:
+    parts = [*draw(st.lists(generations(last=False), min_size=1, max_size=3)), draw(generations(last=True))]
+    return Walk(
+        ranks=draw(st.sampled_from([1, 2, 3])),
+        strategy=draw(st.sampled_from(["ER", "DERpp", "AGEM", "FromScratch", "Incremental"])),
+        policy=draw(st.sampled_from(["quotas", "reservoir", "fifo"])),
+        generations=tuple(parts),
+    )
+
+
+def with_tasks(walk: Walk, tasks: Sequence[Arrived]) -> Walk:
+    """Every arrival becomes the next of the tasks, the first at the beginning; 0 ranks: as many as before."""
+    left, ranks, made = iter(tasks), walk.ranks, []
+    for number, part in enumerate(walk.generations):
+        asked = [(0, ARRIVAL), *part.commands] if number == 0 else part.commands
+        filled = [(gap, next(left, None) if command is ARRIVAL else command) for gap, command in asked]
+        ranks = part.ranks or ranks
+        made.append(replace(part, commands=tuple(each for each in filled if each[1] is not None), ranks=ranks))
+    return replace(walk, generations=tuple(made))
+
+
+def broken_by(walk: Walk, tasks: tuple[Path, Sequence[Arrived]]) -> list[str]:
+    """Every promise that was broken on this walk."""
+    folder = Path(tempfile.mkdtemp(prefix="walk-"))
+    try:
+        walked = carry_out(with_tasks(walk, tasks[1]), folder / "run", tasks[0])
+        return broken_promises(walked, folder / "again")
+    finally:
+        shutil.rmtree(folder)
+
+
+def random_walks(count: int, tasks: tuple[Path, Sequence[Arrived]], *, fixed: bool) -> None:
+    # Not shrunk: when a checkpoint is whole depends on the clock, so the same walk may go another way.
+    @settings(
+        max_examples=count,
+        phases=[Phase.generate],
+        deadline=None,
+        database=None,
+        derandomize=fixed,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(walks())
+    def walk_on(walk: Walk) -> None:
+        assert broken_by(walk, tasks) == []
+
+    walk_on()
+
+
+@pytest.mark.parametrize("interruption", INTERRUPTIONS)
+def test_every_command_and_this_interruption(tasks, interruption):
+    broken = {}
+    for number, (name, command) in enumerate(COMMANDS.items()):
+        walk = pair(command, INTERRUPTIONS[interruption], late=number % 2 == 0)
+        if found := broken_by(walk, tasks):
+            broken[name] = found
+    assert broken == {}
+
+
+def test_random_walks_that_are_the_same_every_time(tasks):
+    random_walks(60, tasks, fixed=True)
+
+
+@pytest.mark.endurance
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("interruption", INTERRUPTIONS)
+@pytest.mark.parametrize("late", [False, True], ids=["before a checkpoint", "after a checkpoint"])
+def test_every_pair(tasks, interruption, late):
+    broken = {}
+    for name, command in COMMANDS.items():
+        if found := broken_by(pair(command, INTERRUPTIONS[interruption], late=late), tasks):
+            broken[name] = found
+    assert broken == {}
+
+
+@pytest.mark.endurance
+@pytest.mark.timeout(7200)
+def test_many_random_walks(tasks):
+    random_walks(WALKS, tasks, fixed=False)
