@@ -192,7 +192,7 @@ class Control:
         while not self._mailbox.empty():
             self._receive(_wish(self._mailbox.get()))
         if self.closing:  # whatever waits stands in the ledger of wishes
-            return {"interrupted": True}
+            return {"interrupted": True, "follows": bool(self._script)}
         if self._script:
             try:
                 again = [_without_position(entry, recorded=True) for entry in self._script.due(position)]

@@ -303,9 +303,11 @@ class Rank:
     def _goes_on(self) -> bool:
         """Apply what is to take effect before this step; whether there is more to do then."""
         course = self._course
-        # What comes after the end of the run comes before it is believed: it may reopen it.
-        while self._decide() and course.outcome and not self._control.interrupted:
-            continue
+        branch, decided = -1, 1
+        # Once more where another branch has begun, and after the end of the run, which may be reopened.
+        while not self._control.interrupted and (branch != course.branch or (decided and course.outcome)):
+            branch = course.branch
+            decided = self._decide()
         if course.outcome and not self._control.interrupted:
             self._control.require_end(course.position)
         if self._control.interrupted or course.outcome:

@@ -30,9 +30,7 @@ class Reporter:
         self._rank = rank
         self._publish = publish
         told, lines = read_records(run.timeline) if again and rank == 0 else ([], [])
-        self.damaged = [
-            f"line {line} of {run.timeline} is damaged; curves and tables lack it" for line in lines
-        ]
+        self.damaged = [f"line {line} of {run.timeline} is damaged; plots lack it" for line in lines]
         """What of the timeline could not be read."""
         self._told = Told(told)
         self._timeline = Ledger(run.timeline, durable=False) if rank == 0 else None

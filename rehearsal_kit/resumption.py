@@ -107,7 +107,7 @@ class Resumption:
     def _taken_up(self, ready: Ready, way: _Way) -> tuple[str, _Way]:
         """Why a checkpoint cannot be taken up, empty if it was; and how to go on from it."""
         trouble = self._try(ready, way)
-        lesson = ready.loaded.state["lesson"]
+        lesson = ready.loaded.state.get("lesson")
         if trouble and lesson is not None and int(lesson["task"]) not in way.lost:
             # Its file can be opened, but perhaps not be read: all else of the checkpoint is worth more.
             lost = {**way.lost, int(lesson["task"]): trouble}

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from rehearsal_kit.checkpoint import find_checkpoints
 from rehearsal_kit.commands import Command, Wish, to_plain
 from rehearsal_kit.groups import Groups
 from rehearsal_kit.job import Job
@@ -70,19 +71,26 @@ def until(holds: Callable[[], bool]) -> None:
 
 
 class Planned:
-    """A mailbox in which the next command lies once the run has come to its step; may cut the run off."""
+    """A mailbox in which the next command lies once the run has come to its step; may cut the run off.
 
-    def __init__(self, plan: list[tuple[int, Command]], *, cut: int | None, ledger: Path) -> None:
+    checkpoints: so many are whole on disk before it is.
+    """
+
+    def __init__(
+        self, plan: list[tuple[int, Command]], *, cut: int | None, ledger: Path, checkpoints: int = 0
+    ) -> None:
         self.rank: Rank | None = None
         self._plan = deque((step, Wish(number, command)) for number, (step, command) in enumerate(plan, 1))
         self._written = max((entry["number"] for entry in read_ledger(ledger)), default=0)
         self._ledger = Ledger(ledger, durable=False)
-        self._cut = cut
+        self._folder = RunFolder(ledger.parent)
+        self._cut, self._checkpoints = cut, checkpoints
         self._seen, self._looks = 0, 0
 
     def empty(self) -> bool:
         assert self.rank is not None
         if self._cut is not None and self.rank.step >= self._cut:
+            until(lambda: len(find_checkpoints(self._folder.checkpoints)) >= self._checkpoints)
             raise CutOffError
         if not self._plan or self._plan[0][0] <= self.rank.step:
             return not self._plan
@@ -142,12 +150,16 @@ def carry_out(
     cut: int | None = None,
     generation: int = 1,
     network: torch.nn.Module | None = None,
+    checkpoints: int = 0,
 ) -> tuple[str, Timeline]:
     """One rank of a run with these commands at these steps; raises CutOffError at step `cut`.
 
+    checkpoints: so many are whole on disk before it is cut off.
+
     A later generation goes on from what the run folder holds.
     """
-    mailbox = Planned(plan if groups.rank == 0 else [], cut=cut, ledger=job.run.wishes)
+    planned = plan if groups.rank == 0 else []
+    mailbox = Planned(planned, cut=cut, ledger=job.run.wishes, checkpoints=checkpoints)
     timeline = Timeline()
     try:
         rank = Rank(
