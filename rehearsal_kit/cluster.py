@@ -7,7 +7,8 @@ import json
 import os
 import secrets
 import socket
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +21,7 @@ from distributed.security import Security
 from rehearsal_kit.cluster_server import ClusterAddress, ClusterFiles, ClusterOrder, tell_to_stop
 from rehearsal_kit.devices import choose_devices
 from rehearsal_kit.errors import ClusterError, ClusterGoneError
+from rehearsal_kit.identity import ProcessIdentity
 from rehearsal_kit.interfaces import interface_named, is_loopback
 from rehearsal_kit.run_folder import write_private
 from rehearsal_kit.server_process import ServerProcess, clusters_folder, start_server
@@ -114,7 +116,8 @@ def start_cluster(
         default loopback, which only this machine can reach. Ports are random; Dask speaks TLS with a key of
         this cluster alone, the ranks among each other do not.
 
-    Raises ClusterError with the server's last words if it does not come up.
+    Warns where this process has started one before that still runs. Raises ClusterError with the server's
+    last words if it does not come up.
     """
     require_number("idle_timeout_s", idle_timeout_s, low=1.0, high=1e9)
     chosen, reason, gpus = choose_devices(kind)
@@ -125,10 +128,13 @@ def start_cluster(
         interface=interface_named(interface).name,
         idle_timeout_s=idle_timeout_s,
     )
+    if already := _started_here():
+        warnings.warn(_words_of_another(already), stacklevel=2)
     files = ClusterFiles(folder=clusters_folder() / secrets.token_hex(4))
     files.folder.mkdir(mode=0o700)
     write_key(files.key)
     write_private(files.order, json.dumps(asdict(order)))
+    write_private(files.starter, json.dumps(asdict(ProcessIdentity.of_this())))
     server = start_server(files)
     try:
         return _connect_to(server, timeout_s=CONNECT_TIMEOUT_S)
@@ -245,6 +251,25 @@ def tell_process() -> tuple[str, int]:
 def tell_device() -> str:
     """What a rank on this worker would train on: "cuda" or "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _started_here() -> list[str]:
+    """Names of the clusters that this process has started and that still run: a cell was run twice."""
+    found = []
+    for files in running_clusters():
+        with contextlib.suppress(OSError, ValueError, TypeError, ClusterError):  # it is about to go
+            starter = ProcessIdentity(**json.loads(files.starter.read_text()))
+            if starter.is_this and ServerProcess(files).family():
+                found.append(files.folder.name)
+    return found
+
+
+def _words_of_another(names: Sequence[str]) -> str:
+    return (
+        f"this process has started cluster {', '.join(names)} before, which still runs and takes memory and "
+        "cores; now another one is started. To use the one that is there, keep its object (session.cluster, "
+        "or rk.attach(run).cluster); to end it: cluster.close(), or rehearsal-kit stop " + " ".join(names)
+    )
 
 
 def _reach_own(files: ClusterFiles) -> Cluster:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from rehearsal_kit.arrivals import Watcher, with_digest, with_known
@@ -19,8 +19,8 @@ from rehearsal_kit.commands import (
     TaskDone,
     Watch,
     Wish,
-    from_plain,
     to_plain,
+    wish_of,
 )
 from rehearsal_kit.errors import RankError, RehearsalKitError, ReplayError, SettingsError
 from rehearsal_kit.groups import Groups
@@ -61,12 +61,14 @@ class Control:
     def __init__(
         self, run: RunFolder, groups: Groups, mailbox: Mailbox, *, script: Script | None = None
     ) -> None:
+        self._run = run
         self._groups = groups
         self._mailbox = mailbox
         self._watcher = Watcher()
         self._script = script or Script()
         self._waiting: deque[Wish] = deque()
-        self._newest = 0
+        self._newest: dict[str, int] = {}
+        """By holder: the number of its newest wish; each sends its wishes in order."""
         self.decided = 0
         """Step boundaries that were passed, waiting included."""
         self.given_up = False
@@ -88,7 +90,7 @@ class Control:
             raise RankError("this generation of ranks was given up; another one takes its place.")
         for plain in json.loads(text) if text else []:
             recorded, refused = plain.pop("recorded", False), plain.pop("refused", "")
-            wish = Wish(plain.pop("number"), from_plain(plain))
+            wish = wish_of(plain)
             if recorded:
                 yield self._as_before(position, Decision(wish, refused), prepare)
             else:
@@ -133,19 +135,23 @@ class Control:
     def _catch_up(self, run: RunFolder) -> None:
         """What this run's ledgers say: wishes not answered yet, files that have arrived, patterns watched."""
         for entry in read_ledger(run.effects):
-            self._newest = max(self._newest, entry["number"])
+            holder = entry.get("holder", "")
+            self._newest[holder] = max(self._newest.get(holder, 0), entry["number"])
             if entry["kind"] in ("Arrived", "SetAside"):
-                self._watcher.know(entry["path"])
+                self._watcher.know(run.find(entry["path"]))
             elif entry["kind"] == "Watch" and "refused" not in entry:
                 self._watcher.watch(entry["pattern"], known=entry["known"])
+        # Nobody else's: whoever never steered this run has nothing to say in it, whatever the file holds.
+        held = {entry.get("holder") for entry in read_ledger(run.generations)}
         for entry in read_ledger(run.wishes):
             entry.pop("time", None)
-            self._receive(_wish(json.dumps(entry)))
+            if entry.get("holder") and entry["holder"] in held:
+                self._receive(_wish(json.dumps(entry)))
 
     def _receive(self, wish: Wish) -> None:
         # A wish may come twice, from the ledger and from the mailbox, after ranks were started anew.
-        if not wish.number or wish.number > self._newest:
-            self._newest = max(self._newest, wish.number)
+        if not wish.number or wish.number > self._newest.get(wish.holder, 0):
+            self._newest[wish.holder] = max(self._newest.get(wish.holder, 0), wish.number)
             self._waiting.append(wish)
 
     def _collect(self, position: Position, *, due: bool) -> str:
@@ -171,15 +177,20 @@ class Control:
         if isinstance(command, Watch):
             command = with_known(command)
             self._watcher.watch(command.pattern, known=command.known)
-            return Wish(wish.number, command)
+            return replace(wish, command=command)
         if not isinstance(command, Arrived):
             return wish
+        command = replace(command, path=self._run.inside(command.path))
         try:
-            return Wish(wish.number, with_digest(command))
+            return replace(wish, command=self._with_digest(command))
         except OSError as error:
             words = error.strerror or str(error)
             reason = f"{command.path} cannot be read: {words} (rank 0, before step {position[1]})"
-            return Wish(wish.number, SetAside(name=command.name, path=command.path, reason=reason))
+            return replace(wish, command=SetAside(name=command.name, path=command.path, reason=reason))
+
+    def _with_digest(self, command: Arrived) -> Arrived:
+        found = replace(command, path=self._run.find(command.path))
+        return replace(command, digest=with_digest(found).digest)
 
     # Votes ----------------------------------------------------------------------------------------------
 
@@ -187,7 +198,7 @@ class Control:
         commit, refused = self._prepared(position, wish.command, prepare)
         if refused and isinstance(wish.command, Arrived):
             aside = SetAside(name=wish.command.name, path=wish.command.path, reason=refused)
-            wish, refused, commit = Wish(wish.number, aside), "", prepare(aside)
+            wish, refused, commit = replace(wish, command=aside), "", prepare(aside)
         self._record(position, wish, refused)
         if not refused:
             commit()
@@ -199,7 +210,7 @@ class Control:
         commit: Commit = _nothing
         if not before.refused:
             commit, trouble = self._prepared(position, command, prepare)
-            trouble = trouble or self.agree(_changed(command) if self._groups.rank == 0 else "")
+            trouble = trouble or self.agree(self._changed(command) if self._groups.rank == 0 else "")
             if trouble:
                 raise ReplayError(
                     f"{type(command).__name__} took effect at step {position[1]} of branch {position[0]} "
@@ -208,6 +219,19 @@ class Control:
         self._again(_entry(position, before.wish, before.refused))
         commit()
         return before
+
+    def _changed(self, command: Command) -> str:
+        """What is not as it was when a recorded command took effect; empty if nothing is."""
+        if not isinstance(command, Arrived):
+            return ""
+        try:
+            now = self._with_digest(command).digest
+        except OSError as error:
+            return f"{command.path} cannot be read: {error.strerror or error}; put the file back."
+        if now != command.digest:
+            then = command.digest
+            return f"{command.path} is not the file that it was: SHA-256 {now[:16]}..., not {then[:16]}..."
+        return ""
 
     def _prepared(self, position: Position, command: Command, prepare: Prepare) -> tuple[Commit, str]:
         trouble: str = ""
@@ -249,8 +273,9 @@ def _wish(text: str) -> Wish:
     try:
         return Wish.from_json(text)
     except (SettingsError, ValueError) as error:
-        number = json.loads(text).get("number")
-        return Wish(number if isinstance(number, int) else 0, Note(text=f"refused by rank 0: {error}"))
+        plain = json.loads(text)
+        number = plain.get("number") if isinstance(plain.get("number"), int) else 0
+        return Wish(number, Note(text=f"refused by rank 0: {error}"), str(plain.get("holder", "")))
 
 
 def said(error: Exception, *, rank: int, step: int) -> str:
@@ -267,20 +292,6 @@ def _entry(position: Position, wish: Wish, refused: str) -> dict[str, Any]:
 def _as_recorded(entry: dict[str, Any]) -> dict[str, Any]:
     kept = {name: value for name, value in entry.items() if name not in ("branch", "step")}
     return {**kept, "recorded": True}
-
-
-def _changed(command: Command) -> str:
-    """What is not as it was when a recorded command took effect; empty if nothing is."""
-    if not isinstance(command, Arrived):
-        return ""
-    try:
-        now = with_digest(command).digest
-    except OSError as error:
-        return f"{command.path} cannot be read: {error.strerror or error}; put the file back."
-    if now != command.digest:
-        then = command.digest
-        return f"{command.path} is not the file that it was: SHA-256 {now[:16]}..., not {then[:16]}..."
-    return ""
 
 
 def _nothing() -> None:

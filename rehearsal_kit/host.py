@@ -21,7 +21,7 @@ from distributed import Worker
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from rehearsal_kit.commands import Stop, Wish
-from rehearsal_kit.errors import ReplayError, SettingsError
+from rehearsal_kit.errors import LeaseError, ReplayError, SettingsError
 from rehearsal_kit.groups import Meeting, meet
 from rehearsal_kit.job import Job
 from rehearsal_kit.orders import HostStatus, Order
@@ -165,6 +165,7 @@ class RankHost(WorkerPlugin):
                     mailbox=hosted.mailbox,
                     publish=self._publish,
                     generation=order.generation,
+                    lease=order.lease,
                 )
                 if hosted.given_up:  # while it was read
                     hosted.rank.give_up()
@@ -173,7 +174,7 @@ class RankHost(WorkerPlugin):
         except Exception as failure:
             where = traceback.extract_tb(failure.__traceback__)[-1]
             hosted.failed_at = time.time()
-            hosted.fatal = isinstance(failure, (SettingsError, ReplayError))
+            hosted.fatal = isinstance(failure, (SettingsError, ReplayError, LeaseError))
             hosted.error = (
                 f"{type(failure).__name__}: {failure} ({where.name}, {where.filename}:{where.lineno})"
             )

@@ -23,6 +23,7 @@ from rehearsal_kit.job import Job
 from rehearsal_kit.keeper import Keeper
 from rehearsal_kit.layout import Samples
 from rehearsal_kit.learner import Learner, MiniBatch
+from rehearsal_kit.lease import LeaseWatch
 from rehearsal_kit.lesson import Lesson
 from rehearsal_kit.randomness import torch_seed
 from rehearsal_kit.rehearsal import DistributedBuffer
@@ -42,7 +43,8 @@ class Rank:
     """Owns the loop; everything it calls is told what it needs.
 
     generation: which set of ranks of the run this one belongs to. A run folder with checkpoints is gone on
-    with from the newest that all ranks can read.
+    with from the newest that all ranks can read. lease: token of the lease on the run folder; empty where
+    nobody but this process can know of the folder.
     """
 
     def __init__(
@@ -53,8 +55,11 @@ class Rank:
         mailbox: Mailbox,
         publish: Callable[[Record, int | None], None],
         generation: int = 0,
+        lease: str = "",
     ) -> None:
         self._job = job
+        self._lease = LeaseWatch(job.run, lease)
+        self._lease.require()
         self._groups = groups
         self._generation = generation
         first = InForce.of(job)
@@ -85,7 +90,9 @@ class Rank:
                 self._learner, self._stream, reporter=self._reporter, earlier=job.training.evaluated
             ),
             gallery=self.gallery,
-            keeper=Keeper(job.run.checkpoints, job.recovery, groups, generation=generation),
+            keeper=Keeper(
+                job.run.checkpoints, job.recovery, groups, generation=generation, lease=self._lease
+            ),
         )
         self._with = equipment
         equipment.keeper.pinned |= went_back_to(job.replays or job.run)
@@ -292,6 +299,7 @@ class Rank:
     def _goes_on(self) -> bool:
         """Apply what is to take effect before this step; whether there is more to do then."""
         course = self._course
+        self._lease.look()
         due = self._job.replays is None and self._with.keeper.due(course.step)
         for decision in self._control.decide(course.position, self._steering.prepare, due=due):
             self._acknowledge(decision.wish, decision.refused)
@@ -315,6 +323,7 @@ class Rank:
                 settings=course.in_force.plain,
                 digest=course.in_force.digest,
                 refused=refused,
+                holder=wish.holder,
             )
         )
 

@@ -83,7 +83,10 @@ def went_back_to(run: RunFolder) -> set[int]:
 
 def recorded_script(run: RunFolder) -> Script:
     """All effects of another run, to be followed from its beginning."""
-    return Script(read_ledger(run.effects), ours=False)
+    entries = read_ledger(run.effects)
+    # What lies in the folder of that run is not in the folder of the one that follows it.
+    found = [{**e, "path": run.find(e["path"])} if "path" in e else e for e in entries]
+    return Script(found, ours=False)
 
 
 def _buffer(checkpoint: Checkpoint, groups: Groups) -> BufferState | None:

@@ -74,7 +74,7 @@ class Steering:
         course, now = self._with.course, self._now
         match command:
             case Arrived():
-                experience = open_experience(command, self._preparation)
+                experience = self._opened(command)
                 return lambda: self._accept(command, experience)
             case SetAside():
                 return lambda: self._tell_set_aside(command)
@@ -115,12 +115,16 @@ class Steering:
         self._preparation = Preparation(**with_tuples(loaded.state["preparation"]))
         for plain, gone in loaded.state["stream"]:
             arrived = Arrived(**with_tuples(plain))
-            its.stream.append(arrived, None if gone else open_experience(arrived, self._preparation))
+            its.stream.append(arrived, None if gone else self._opened(arrived))
         its.stream.arrived_as(loaded.state["order"])
         lesson = self._lesson(loaded, its.stream)
         self._adopt(loaded, lesson)
 
     # The stream -----------------------------------------------------------------------------------------
+
+    def _opened(self, arrived: Arrived) -> Experience:
+        found = replace(arrived, path=self._with.job.run.find(arrived.path))
+        return open_experience(found, self._preparation)
 
     def _accept(self, command: Arrived, experience: Experience) -> None:
         its = self._with

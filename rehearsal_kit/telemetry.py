@@ -57,6 +57,8 @@ class Applied:
     """Of these settings."""
     refused: str = ""
     """Why all ranks refused it; empty when it was applied."""
+    holder: str = ""
+    """The kernel whose wish it was; empty for a decision of rank 0."""
     branch: int = 0
 
 

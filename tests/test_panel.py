@@ -58,6 +58,7 @@ class StandIn:
         self.state, self.error, self.ranks, self.panel = state, "", 2, None
         self.training, self.rehearsal, self.strategy = Training(), Rehearsal(), ER()
         self.leads, self.run = True, SimpleNamespace(path="/runs/<today>")
+        self.holder, self.refused = "", ""
         self.timeline = Timeline()
         self.shown = preview("diffraction", ("amplitude", "phase"))
         self.asked: list[object] = []
