@@ -227,6 +227,14 @@ def running_clusters() -> list[ClusterFiles]:
     return [files for files in found if files.address.exists()]
 
 
+def starter_of(files: ClusterFiles) -> ProcessIdentity | None:
+    """The process that has started a cluster; None where its folder does not tell, or is about to go."""
+    try:
+        return ProcessIdentity(**json.loads(files.starter.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
 def stop_cluster(files: ClusterFiles) -> str:
     """End a cluster that this process did not start; says in words what was done."""
     server = ServerProcess(files)
@@ -257,9 +265,9 @@ def _started_here() -> list[str]:
     """Names of the clusters that this process has started and that still run: a cell was run twice."""
     found = []
     for files in running_clusters():
-        with contextlib.suppress(OSError, ValueError, TypeError, ClusterError):  # it is about to go
-            starter = ProcessIdentity(**json.loads(files.starter.read_text()))
-            if starter.is_this and ServerProcess(files).family():
+        starter = starter_of(files)
+        with contextlib.suppress(ClusterError):  # it is about to go
+            if starter is not None and starter.is_this and ServerProcess(files).family():
                 found.append(files.folder.name)
     return found
 

@@ -151,6 +151,7 @@ def carry_out(
     cut: int | None = None,
     generation: int = 1,
     network: torch.nn.Module | None = None,
+    lease: str = "",
 ) -> tuple[str, Timeline]:
     """One rank of a run with these commands at these steps; raises CutOffError at step `cut`.
 
@@ -165,6 +166,7 @@ def carry_out(
             mailbox=mailbox,
             publish=lambda record, line: timeline.append(record),
             generation=generation,
+            lease=lease,
         )
         mailbox.rank = rank
         return rank.run(), timeline
