@@ -119,6 +119,8 @@ def start_cluster(
     Warns where this process has started one before that still runs. Raises ClusterError with the server's
     last words if it does not come up.
     """
+    if already := _started_here():
+        warnings.warn(_words_of_another(already), stacklevel=2)
     require_number("idle_timeout_s", idle_timeout_s, low=1.0, high=1e9)
     chosen, reason, gpus = choose_devices(kind)
     order = ClusterOrder(
@@ -128,8 +130,6 @@ def start_cluster(
         interface=interface_named(interface).name,
         idle_timeout_s=idle_timeout_s,
     )
-    if already := _started_here():
-        warnings.warn(_words_of_another(already), stacklevel=2)
     files = ClusterFiles(folder=clusters_folder() / secrets.token_hex(4))
     files.folder.mkdir(mode=0o700)
     write_key(files.key)
@@ -275,8 +275,9 @@ def _started_here() -> list[str]:
 def _words_of_another(names: Sequence[str]) -> str:
     return (
         f"this process has started cluster {', '.join(names)} before, which still runs and takes memory and "
-        "cores; now another one is started. To use the one that is there, keep its object (session.cluster, "
-        "or rk.attach(run).cluster); to end it: cluster.close(), or rehearsal-kit stop " + " ".join(names)
+        "cores; start_cluster() starts another one beside it. To use the one that is there, keep its object "
+        "(session.cluster, or rk.attach(run).cluster); to end it: cluster.close(), or rehearsal-kit stop "
+        + " ".join(names)
     )
 
 

@@ -26,6 +26,7 @@ class Arrived:
 
     name: str
     path: str
+    """Of its file; of one in the run folder its place in there, from where it is written down."""
     region: Box | None = None
     """Only patches that lie wholly in this part of the object are trained on; None: the whole object."""
     held_out: Box | None = None

@@ -70,6 +70,7 @@ class TaskArrived:
     task: int
     name: str
     path: str
+    """Of its file; of one in the run folder its place in there."""
     training: int
     """Samples over all ranks."""
     watched: int

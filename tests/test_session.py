@@ -211,7 +211,10 @@ def test_clear_refusals(cluster, tmp_path, scans):
         session.start()
         with pytest.raises(SessionError, match="make a new Session"):
             session.start()
-    with pytest.raises(ClusterError, match="'auto', 'cpu' or 'cuda'"):
+    with (
+        pytest.warns(UserWarning, match=f"rehearsal-kit stop {cluster.files.folder.name}"),
+        pytest.raises(ClusterError, match="'auto', 'cpu' or 'cuda'"),
+    ):
         start_cluster("gpu")
 
 
