@@ -9,8 +9,9 @@ import torch
 
 from rehearsal_kit.cluster import Cluster, reach
 from rehearsal_kit.effects import has_ended
-from rehearsal_kit.errors import RunFolderError
+from rehearsal_kit.errors import ClusterGoneError, RunFolderError
 from rehearsal_kit.job import Job, read_network, read_settings
+from rehearsal_kit.lease import require_free
 from rehearsal_kit.run_folder import RunFolder
 from rehearsal_kit.session import Session
 from rehearsal_kit.strategies.strategy import Strategy
@@ -34,6 +35,7 @@ def attach(
     Raises:
         RunFolderError: this is not the folder of a run, or not private.
         ClusterGoneError: the cluster is gone; `resume` goes on with the run on another one.
+        LeaseError: the cluster does not answer from here, but may be alive; says where it is.
         SessionError: the cluster does not know the run (any more).
     """
     folder = _folder(run)
@@ -44,7 +46,7 @@ def attach(
         if network is not None:
             raise
         known = None
-    return Session.attached(reach(_place(folder)), settings, known, take=take)
+    return Session.attached(_reached(folder), settings, known, take=take)
 
 
 def resume(
@@ -66,8 +68,10 @@ def resume(
 
     Raises:
         RunFolderError: this is not the folder of a run, not private, or of another network.
+        LeaseError: the run is under way, on this cluster or another; says where, and how to join it.
     """
     folder = _folder(run)
+    require_free(folder)
     settings = read_settings(folder, strategy)
     job = Job(**vars(settings), network=read_network(folder, network))
     session = Session.resumed(cluster, job)
@@ -83,6 +87,15 @@ def _folder(run: str | Path) -> RunFolder:
         raise RunFolderError(f"{folder.path} is not the folder of a run: it has no {folder.settings.name}.")
     folder.require_private()
     return folder
+
+
+def _reached(folder: RunFolder) -> Cluster:
+    try:
+        return reach(_place(folder))
+    except ClusterGoneError:
+        # What does not answer from here may train there: nobody must be told to start it once more.
+        require_free(folder)
+        raise
 
 
 def _place(folder: RunFolder) -> dict[str, str]:

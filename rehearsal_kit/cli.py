@@ -13,6 +13,7 @@ from pathlib import Path
 from rehearsal_kit.bench.command import add_bench
 from rehearsal_kit.cluster import running_clusters, stop_cluster
 from rehearsal_kit.compare.command import add_compare
+from rehearsal_kit.comparison import INCOMPLETE
 from rehearsal_kit.demo import Demo, run_demo
 from rehearsal_kit.doctor.examination import examine
 from rehearsal_kit.doctor.finding import report, report_json, well
@@ -26,7 +27,10 @@ INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit status: 0, 1 for an error that is told, 130 when interrupted."""
+    """Run one command; returns its exit status: 0, 1 for an error that is told, 130 when interrupted.
+
+    3 from `demo` and `compare` that have done their work but for tasks that were set aside.
+    """
     chosen = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -112,7 +116,7 @@ def _demo(chosen: argparse.Namespace) -> int:
     print("\n" + comparison.text())
     if chosen.json is not None:
         chosen.json.write_text(json.dumps(comparison.data(), indent=1, allow_nan=False))
-    return 0
+    return INCOMPLETE if comparison.set_aside else 0
 
 
 def _lab(chosen: argparse.Namespace) -> int:

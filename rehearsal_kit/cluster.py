@@ -7,7 +7,8 @@ import json
 import os
 import secrets
 import socket
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +21,7 @@ from distributed.security import Security
 from rehearsal_kit.cluster_server import ClusterAddress, ClusterFiles, ClusterOrder, tell_to_stop
 from rehearsal_kit.devices import choose_devices
 from rehearsal_kit.errors import ClusterError, ClusterGoneError
+from rehearsal_kit.identity import ProcessIdentity
 from rehearsal_kit.interfaces import interface_named, is_loopback
 from rehearsal_kit.run_folder import write_private
 from rehearsal_kit.server_process import ServerProcess, clusters_folder, start_server
@@ -114,8 +116,11 @@ def start_cluster(
         default loopback, which only this machine can reach. Ports are random; Dask speaks TLS with a key of
         this cluster alone, the ranks among each other do not.
 
-    Raises ClusterError with the server's last words if it does not come up.
+    Warns where this process has started one before that still runs. Raises ClusterError with the server's
+    last words if it does not come up.
     """
+    if already := _started_here():
+        warnings.warn(_words_of_another(already), stacklevel=2)
     require_number("idle_timeout_s", idle_timeout_s, low=1.0, high=1e9)
     chosen, reason, gpus = choose_devices(kind)
     order = ClusterOrder(
@@ -129,6 +134,7 @@ def start_cluster(
     files.folder.mkdir(mode=0o700)
     write_key(files.key)
     write_private(files.order, json.dumps(asdict(order)))
+    write_private(files.starter, json.dumps(asdict(ProcessIdentity.of_this())))
     server = start_server(files)
     try:
         return _connect_to(server, timeout_s=CONNECT_TIMEOUT_S)
@@ -221,6 +227,14 @@ def running_clusters() -> list[ClusterFiles]:
     return [files for files in found if files.address.exists()]
 
 
+def starter_of(files: ClusterFiles) -> ProcessIdentity | None:
+    """The process that has started a cluster; None where its folder does not tell, or is about to go."""
+    try:
+        return ProcessIdentity(**json.loads(files.starter.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
 def stop_cluster(files: ClusterFiles) -> str:
     """End a cluster that this process did not start; says in words what was done."""
     server = ServerProcess(files)
@@ -245,6 +259,26 @@ def tell_process() -> tuple[str, int]:
 def tell_device() -> str:
     """What a rank on this worker would train on: "cuda" or "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _started_here() -> list[str]:
+    """Names of the clusters that this process has started and that still run: a cell was run twice."""
+    found = []
+    for files in running_clusters():
+        starter = starter_of(files)
+        with contextlib.suppress(ClusterError):  # it is about to go
+            if starter is not None and starter.is_this and ServerProcess(files).family():
+                found.append(files.folder.name)
+    return found
+
+
+def _words_of_another(names: Sequence[str]) -> str:
+    return (
+        f"this process has started cluster {', '.join(names)} before, which still runs and takes memory and "
+        "cores; start_cluster() starts another one beside it. To use the one that is there, keep its object "
+        "(session.cluster, or rk.attach(run).cluster); to end it: cluster.close(), or rehearsal-kit stop "
+        + " ".join(names)
+    )
 
 
 def _reach_own(files: ClusterFiles) -> Cluster:

@@ -82,6 +82,11 @@ class ClusterFiles:
         return self.folder / "order.json"
 
     @property
+    def starter(self) -> Path:
+        """Which process has started it, as JSON."""
+        return self.folder / "starter.json"
+
+    @property
     def address(self) -> Path:
         """Where the cluster is, written once it is up."""
         return self.folder / "cluster.json"

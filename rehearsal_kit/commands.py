@@ -26,6 +26,7 @@ class Arrived:
 
     name: str
     path: str
+    """Of its file; of one in the run folder its place in there, from where it is written down."""
     region: Box | None = None
     """Only patches that lie wholly in this part of the object are trained on; None: the whole object."""
     held_out: Box | None = None
@@ -266,6 +267,8 @@ class Wish:
 
     number: int
     command: Command
+    holder: str = ""
+    """The kernel whose wish it is, among whose wishes the number tells it apart; empty: no kernel's."""
 
     def to_json(self) -> str:
         """One line of JSON."""
@@ -274,13 +277,20 @@ class Wish:
     @staticmethod
     def from_json(text: str) -> Wish:
         """The wish that `to_json` wrote; checks every value again."""
-        plain = json.loads(text)
-        return Wish(require_integer("number", plain.pop("number", None), low=0), from_plain(plain))
+        return wish_of(json.loads(text))
 
 
 def to_plain(wish: Wish) -> dict[str, object]:
     """The wish as a dictionary of plain values, with its kind."""
-    return {"number": wish.number, "kind": type(wish.command).__name__, **asdict(wish.command)}
+    holder = {"holder": wish.holder} if wish.holder else {}
+    return {"number": wish.number, **holder, "kind": type(wish.command).__name__, **asdict(wish.command)}
+
+
+def wish_of(plain: Mapping[str, Any]) -> Wish:
+    """The wish that `to_plain` has taken apart; SettingsError if it is none."""
+    values = dict(plain)
+    number, holder = values.pop("number", None), str(values.pop("holder", ""))
+    return Wish(require_integer("number", number, low=0), from_plain(values), holder)
 
 
 def from_plain(plain: Mapping[str, Any]) -> Command:

@@ -27,6 +27,8 @@ STEERING = frozenset({"Steer", "FinishTask", "Skip", "Reorder", "RollBack"})
 """Commands after which a run is not what it would have been."""
 REFERENCES = ("Incremental", "FromScratch")
 RECONSTRUCTION = "mean absolute error of amplitude (median 1) + of phase (rad), held-out regions"
+INCOMPLETE = 3
+"""Exit status of commands that have done their work but for tasks that were set aside."""
 FORMULAS = (
     "final: mean error over all tasks after the last one; on average: the same after every task, averaged",
     "forgetting: final error - best earlier error, mean over tasks 1..T-1",
@@ -148,6 +150,12 @@ class Comparison:
         """Names, in the order in which they ran."""
         names = (outcome.strategy for outcomes in self.outcomes.values() for outcome in outcomes)
         return list(dict.fromkeys(names))
+
+    @property
+    def set_aside(self) -> list[tuple[str, str]]:
+        """Names of the tasks that some run did not train, and why; each once."""
+        every = (outcome for outcomes in self.outcomes.values() for outcome in outcomes)
+        return list(dict.fromkeys((name, reason) for each in every for name, reason in each.set_aside))
 
     @property
     def memory_bytes(self) -> int:
@@ -305,9 +313,7 @@ class Comparison:
                 if any(e is not None for e in row)
             ]
             lines += [_aligned([head, *body]), ""]
-        for name, reason in outcomes[0].set_aside:
-            lines.append(f"set aside {name}: {reason}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"set aside {name}: {reason}" for name, reason in self.set_aside)])
 
 
 def _plain(outcome: Outcome) -> dict[str, Any]:

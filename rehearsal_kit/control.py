@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from rehearsal_kit.arrivals import Watcher, with_digest, with_known
@@ -21,8 +21,8 @@ from rehearsal_kit.commands import (
     TaskDone,
     Watch,
     Wish,
-    from_plain,
     to_plain,
+    wish_of,
 )
 from rehearsal_kit.errors import RankError, RehearsalKitError, ReplayError, SettingsError
 from rehearsal_kit.groups import Groups
@@ -60,6 +60,7 @@ class Control:
     """This rank's end of the control loop. Rank 0 has the mailbox, the watcher, the ledger and the script."""
 
     def __init__(self, run: RunFolder, groups: Groups, mailbox: Mailbox) -> None:
+        self._run = run
         self._groups = groups
         self._mailbox = mailbox
         self._watcher = Watcher()
@@ -67,7 +68,8 @@ class Control:
         self._outstanding = Outstanding()
         self._otherwise: Entry | None = None
         self._waiting: deque[Wish] = deque()
-        self._newest = 0
+        self._newest: dict[str, int] = {}
+        """By holder: the number of its newest wish; each sends its wishes in order."""
         self.decided = 0
         """Step boundaries that were passed, waiting included."""
         self.given_up = False
@@ -110,7 +112,7 @@ class Control:
         for plain in found.get("decided", []):
             recorded, refused = plain.pop("recorded", False), plain.pop("refused", "")
             again = plain.pop(AGAIN, False)
-            decision = Decision(Wish(plain.pop("number"), from_plain(plain)), refused, again)
+            decision = Decision(wish_of(plain), refused, again)
             if recorded:
                 yield self._as_before(position, decision, prepare)
             else:
@@ -173,19 +175,23 @@ class Control:
     def _catch_up(self, run: RunFolder) -> None:
         """What this run's ledgers say: wishes not answered yet, files that have arrived, patterns watched."""
         for entry in read_ledger(run.effects):
-            self._newest = max(self._newest, entry["number"])
+            holder = entry.get("holder", "")
+            self._newest[holder] = max(self._newest.get(holder, 0), entry["number"])
             if entry["kind"] in ("Arrived", "SetAside"):
-                self._watcher.know(entry["path"])
+                self._watcher.know(run.find(entry["path"]))
             elif entry["kind"] == "Watch" and "refused" not in entry:
                 self._watcher.watch(entry["pattern"], known=entry["known"])
+        # Nobody else's: whoever never steered this run has nothing to say in it, whatever the file holds.
+        held = {entry.get("holder") for entry in read_ledger(run.generations)}
         for entry in read_ledger(run.wishes):
             entry.pop("time", None)
-            self._receive(_wish(json.dumps(entry)))
+            if entry.get("holder") and entry["holder"] in held:
+                self._receive(_wish(json.dumps(entry)))
 
     def _receive(self, wish: Wish) -> None:
         # A wish may come twice, from the ledger and from the mailbox, after ranks were started anew.
-        if not wish.number or wish.number > self._newest:
-            self._newest = max(self._newest, wish.number)
+        if not wish.number or wish.number > self._newest.get(wish.holder, 0):
+            self._newest[wish.holder] = max(self._newest.get(wish.holder, 0), wish.number)
             self._waiting.append(wish)
 
     def _collect(self, position: Position, *, due: bool, idle: bool) -> dict[str, Any]:
@@ -227,15 +233,20 @@ class Control:
         if isinstance(command, Watch):
             command = with_known(command)
             self._watcher.watch(command.pattern, known=command.known)
-            return Wish(wish.number, command)
+            return replace(wish, command=command)
         if not isinstance(command, Arrived):
             return wish
+        command = replace(command, path=self._run.inside(command.path))
         try:
-            return Wish(wish.number, with_digest(command))
+            return replace(wish, command=self._with_digest(command))
         except OSError as error:
             words = error.strerror or str(error)
             reason = f"{command.path} cannot be read: {words} (rank 0, before step {position[1]})"
-            return Wish(wish.number, SetAside(name=command.name, path=command.path, reason=reason))
+            return replace(wish, command=SetAside(name=command.name, path=command.path, reason=reason))
+
+    def _with_digest(self, command: Arrived) -> Arrived:
+        found = replace(command, path=self._run.find(command.path))
+        return replace(command, digest=with_digest(found).digest)
 
     # Votes ----------------------------------------------------------------------------------------------
 
@@ -245,7 +256,7 @@ class Control:
             commit, refused = self._prepared(position, wish.command, prepare)
         if refused and isinstance(wish.command, Arrived):
             aside = SetAside(name=wish.command.name, path=wish.command.path, reason=refused)
-            wish, refused, commit = Wish(wish.number, aside), "", prepare(aside)
+            wish, refused, commit = replace(wish, command=aside), "", prepare(aside)
             self._outstanding.renumbered |= decision.again
         decision = Decision(wish, refused, decision.again)
         if self._effects is not None:
@@ -262,7 +273,7 @@ class Control:
             commit, trouble = self._prepared(position, command, prepare)
             # Ranks of the run itself have looked before they chose to follow.
             look = self._groups.rank == 0 and not self._script.ours
-            trouble = trouble or self.agree(changed_since(command) if look else "")
+            trouble = trouble or self.agree(changed_since(command, self._run) if look else "")
             if trouble:
                 raise self._cannot_be(
                     f"{type(command).__name__} took effect at step {position[1]} of branch {position[0]} "
@@ -271,6 +282,19 @@ class Control:
         self._again(self._entry(position, before))
         commit()
         return before
+
+    def _changed(self, command: Command) -> str:
+        """What is not as it was when a recorded command took effect; empty if nothing is."""
+        if not isinstance(command, Arrived):
+            return ""
+        try:
+            now = self._with_digest(command).digest
+        except OSError as error:
+            return f"{command.path} cannot be read: {error.strerror or error}; put the file back."
+        if now != command.digest:
+            then = command.digest
+            return f"{command.path} is not the file that it was: SHA-256 {now[:16]}..., not {then[:16]}..."
+        return ""
 
     def _prepared(self, position: Position, command: Command, prepare: Prepare) -> tuple[Commit, str]:
         trouble: str = ""
@@ -331,8 +355,9 @@ def _wish(text: str) -> Wish:
             raise SettingsError(f"{kind} is found by the ranks themselves; nobody can wish for it.")
         return wish
     except (SettingsError, ValueError) as error:
-        number = json.loads(text).get("number")
-        return Wish(number if isinstance(number, int) else 0, Note(text=f"refused by rank 0: {error}"))
+        plain = json.loads(text)
+        number = plain.get("number") if isinstance(plain.get("number"), int) else 0
+        return Wish(number, Note(text=f"refused by rank 0: {error}"), str(plain.get("holder", "")))
 
 
 def said(error: Exception, *, rank: int, step: int) -> str:
@@ -341,12 +366,12 @@ def said(error: Exception, *, rank: int, step: int) -> str:
     return f"{words} (rank {rank}, before step {step})"
 
 
-def changed_since(command: Command) -> str:
+def changed_since(command: Command, run: RunFolder) -> str:
     """What is not as it was when a recorded command took effect; empty if nothing is."""
     if not isinstance(command, Arrived):
         return ""
     try:
-        now = with_digest(command).digest
+        now = with_digest(replace(command, path=run.find(command.path))).digest
     except OSError as error:
         return f"{command.path} cannot be read: {error.strerror or error}; put the file back."
     if now != command.digest:

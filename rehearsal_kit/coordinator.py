@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import secrets
 import time
@@ -18,10 +19,13 @@ from typing import Any
 from distributed import Scheduler
 from distributed.diagnostics.plugin import SchedulerPlugin
 
-from rehearsal_kit.arrivals import natural_key
-from rehearsal_kit.orders import HostStatus, Order, RunOrder
+from rehearsal_kit.acceptance import Acceptance
+from rehearsal_kit.crew import Crew
+from rehearsal_kit.errors import LeaseError
+from rehearsal_kit.lease import BEAT_S, RunLease
+from rehearsal_kit.orders import Order, RunOrder
 from rehearsal_kit.progress import LOOK_S, GenerationError, Progress
-from rehearsal_kit.run_folder import Ledger, RunFolder
+from rehearsal_kit.run_folder import Ledger, RunFolder, write_private
 from rehearsal_kit.run_states import INTERRUPTED
 from rehearsal_kit.telemetry import (
     GenerationBegan,
@@ -36,11 +40,6 @@ from rehearsal_kit.telemetry import (
 LOG = logging.getLogger(__name__)
 PLUGIN = "rehearsal-kit-coordinator"
 LOOK_SOON_S = 0.05
-ANSWER_TIMEOUT_S = 5.0
-STATUS_TIMEOUT_S = 2.0
-GRACE_S = 3.0
-"""What a rank has to end by itself once another has failed; then its worker is restarted."""
-RESTART_TIMEOUT_S = 30.0
 LONGEST_PAUSE_S = 30.0
 WIND_DOWN_S = 10.0
 """What runs have to stop and write their last checkpoint when their cluster ends."""
@@ -51,17 +50,17 @@ class Watched:
     """A run as the coordinator knows it."""
 
     order: RunOrder
+    folder: RunFolder
+    lease: RunLease
+    acceptance: Acceptance
     ledger: Ledger
-    holder: str
-    """The kernel that may steer it; empty once that has gone."""
     generation: int
-    held_last: str = ""
-    """The kernel that was lost while it held the run; it may come back."""
+    lost: str = ""
+    """How the lease was lost, if it was: then nothing more is written to the folder."""
     workers: list[str] = field(default_factory=list)
     """Addresses in order of rank, of the generation under way."""
     names: set[str] = field(default_factory=set)
     """Of the workers that it had so far."""
-    undelivered: list[str] = field(default_factory=list)
     restarts: int = 0
     """In a row: since the run has last got further than ever before."""
     taken: dict[int, tuple[int, int]] = field(default_factory=dict)
@@ -72,7 +71,34 @@ class Watched:
     ending: bool = False
     """Whether its cluster ends: an interrupted set of ranks is not started again."""
     wake: asyncio.Event = field(default_factory=asyncio.Event)
-    task: asyncio.Task[None] | None = None
+    delivery: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Wishes reach rank 0 in the order in which they were accepted: one message at a time."""
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    @staticmethod
+    def begun(order: RunOrder, holder: str) -> Watched:
+        """Take the lease on the folder and open what is written there; LeaseError, OSError."""
+        folder = RunFolder(order.run)
+        lease = RunLease.take(folder, place=order.place)
+        try:
+            write_private(folder.cluster, json.dumps(order.place))
+            return Watched(
+                order=order,
+                folder=folder,
+                lease=lease,
+                acceptance=Acceptance(folder, holder),
+                ledger=Ledger(folder.generations, durable=True),
+                generation=lease.generation - 1,
+            )
+        except BaseException:
+            lease.release()
+            raise
+
+    def close(self) -> None:
+        """Write nothing more, and let others."""
+        self.acceptance.close()
+        self.ledger.close()
+        self.lease.release()
 
 
 class Coordinator(SchedulerPlugin):
@@ -84,17 +110,17 @@ class Coordinator(SchedulerPlugin):
     async def start(self, scheduler: Scheduler) -> None:
         """Called by Dask when the plugin arrives at the scheduler."""
         self._scheduler = scheduler
+        self._crew = Crew(scheduler)
         self._runs: dict[str, Watched] = {}
         self._interrupting: list[asyncio.Future[None]] = []
 
     async def close(self) -> None:
         """Called by Dask when the scheduler closes."""
         for run in self._runs.values():
-            if run.task is not None:
-                run.task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await run.task
-            run.ledger.close()
+            for task in run.tasks:
+                task.cancel()
+            await asyncio.gather(*run.tasks, return_exceptions=True)
+            run.close()
 
     def remove_worker(self, scheduler: Scheduler, worker: str, **_: Any) -> None:
         """Called by Dask when a worker is gone."""
@@ -104,8 +130,7 @@ class Coordinator(SchedulerPlugin):
     def remove_client(self, scheduler: Scheduler, client: str) -> None:
         """Called by Dask when a kernel leaves or dies: whoever comes next may steer."""
         for run in self._runs.values():
-            if run.holder.partition("/")[0] == client:
-                run.held_last, run.holder = run.holder, ""
+            run.acceptance.lost(client)
 
     def log_event(self, topic: str, msg: Any) -> None:
         """Called by Dask for every event: the end of a rank and a written checkpoint matter here."""
@@ -129,9 +154,11 @@ class Coordinator(SchedulerPlugin):
 
     # Asked by kernels -----------------------------------------------------------------------------------
 
-    def begin(self, plain: dict[str, Any], holder: str) -> str:
-        """Run this; returns why not, if another run is under way here."""
+    def begin(self, plain: dict[str, Any], wishes: list[str], *, holder: str) -> str:
+        """Run this, with these first wishes; returns why not. Asked again, it answers again."""
         order = RunOrder(**plain)
+        if order.topic in self._runs:
+            return ""
         if order.ranks < 1:
             return "this cluster has no worker, so there is no rank to start; is it about to end?"
         for run in self._runs.values():
@@ -140,34 +167,37 @@ class Coordinator(SchedulerPlugin):
                     f"this cluster trains for {run.order.run} already; close that session first, attach to "
                     "it by rk.attach(...), or start a second cluster."
                 )
-        ledger = Ledger(RunFolder(order.run).generations, durable=True)
-        run = Watched(order, ledger, holder, order.generation - 1)
+        try:
+            run = Watched.begun(order, holder)
+        except LeaseError as error:
+            return str(error)
+        except OSError as error:
+            return f"the scheduler cannot write to the run folder: {error}"
         self._runs[order.topic] = run
-        run.task = asyncio.create_task(self._drive(run))
-        return ""
+        self._tell(run, LeaseTaken(holder=holder, time=time.time()))
+        refused = run.acceptance.accept(wishes, holder)
+        run.tasks = [asyncio.create_task(self._drive(run)), asyncio.create_task(self._keep_lease(run))]
+        return refused
 
     async def post(self, topic: str, wishes: list[str], holder: str) -> str:
-        """Pass wishes on to rank 0; returns why not, if another kernel holds the run."""
-        run = self._runs[topic]
-        if not run.holder and run.held_last == holder:  # its connection was broken for a while
-            run.holder = holder
-        if run.holder != holder:
-            return (
-                "another kernel steers this run; this one watches. To steer from here: "
-                f"rk.attach({run.order.run!r}, take=True)."
-            )
-        run.undelivered += wishes
+        """Pass wishes on to rank 0, once they are written down; returns why not."""
+        run = self._runs.get(topic)
+        if run is None or run.outcome:
+            return f"not accepted: the run is {'not known here' if run is None else run.outcome}."
+        refused = run.acceptance.accept(wishes, holder)
         await self._deliver(run)
-        return ""
+        return refused
 
-    def look(self, folder: str) -> dict[str, Any] | None:
-        """What is known of the newest run in this folder; None if nothing is."""
+    def look(self, folder: str, holder: str) -> dict[str, Any] | None:
+        """What is known of the newest run in this folder; None if nothing is. holder: who asks."""
+        path = RunFolder(folder).path
         for run in reversed(self._runs.values()):
-            if run.order.run == folder:
+            if run.folder.path == path:
+                run.acceptance.returned(holder)
                 return {
                     "topic": run.order.topic,
                     "ranks": run.order.ranks,
-                    "held": bool(run.holder),
+                    "holder": run.acceptance.holder,
                     "outcome": run.outcome,
                     "workers": list(run.workers),
                 }
@@ -176,16 +206,15 @@ class Coordinator(SchedulerPlugin):
     def lease(self, topic: str, holder: str, take: bool) -> bool:
         """Whether this kernel may steer from now on: if nobody does, or it takes over."""
         run = self._runs[topic]
-        if take or not run.holder:
-            run.holder, run.held_last = holder, ""
+        # Of a run that is over nothing is written down any more: its folder may be another cluster's by now.
+        if not run.outcome and run.acceptance.take(holder, even_if_held=take):
             self._tell(run, LeaseTaken(holder=holder, time=time.time()))
-        return run.holder == holder
+        return run.acceptance.holder == holder
 
     def release(self, topic: str, holder: str) -> None:
         """This kernel does not steer any more."""
-        run = self._runs.get(topic)
-        if run is not None and run.holder == holder:
-            run.holder = ""
+        if topic in self._runs:
+            self._runs[topic].acceptance.release(holder)
 
     async def wind_down(self) -> None:
         """Have all ranks end at their next step, with a checkpoint, before this cluster goes.
@@ -207,76 +236,62 @@ class Coordinator(SchedulerPlugin):
             while not run.outcome:
                 run.generation += 1
                 try:
-                    self._over(run, await self._generation(run))
+                    self._end(run, await self._generation(run))
                 except GenerationError as failure:
                     self._tell(
                         run,
                         GenerationEnded(generation=run.generation, reason=str(failure), time=time.time()),
                     )
-                    await self._settle(run)
+                    await self._crew.settle(run.workers, run.order.topic)
                     # Once more: a rank that came late, when the others were given up, has made it anew.
-                    RunFolder(run.order.run).rendezvous(run.generation).unlink(missing_ok=True)
+                    run.folder.rendezvous(run.generation).unlink(missing_ok=True)
                     await self._again(run, failure)
         except asyncio.CancelledError:
             raise
         except Exception as error:
             self._give_up(run, f"the coordinator failed: {type(error).__name__}: {error}")
 
-    def _over(self, run: Watched, outcome: str) -> None:
+    def _end(self, run: Watched, outcome: str) -> None:
         """The ranks have ended well; GenerationError where others are to take their place."""
         words = ""
         if outcome == INTERRUPTED:
             if not run.ending:
                 raise GenerationError("a worker closed by itself; the ranks have kept all they had learned.")
             words = f"the cluster ended; rk.resume({run.order.run!r}, rk.start_cluster()) goes on."
-        run.outcome = outcome
-        self._tell(run, RunOver(outcome=outcome, error=words, time=time.time()))
+        self._over(run, outcome, words)
 
     async def _interrupt(self, run: Watched) -> None:
         if run.workers:
-            await self._ask(run.workers[0], "rehearsal_kit_interrupt", topic=run.order.topic)
+            await self._crew.ask(run.workers[0], "rehearsal_kit_interrupt", topic=run.order.topic)
+
+    async def _keep_lease(self, run: Watched) -> None:
+        """Show others that this run is under way; notice where they did not believe it."""
+        while not run.outcome:
+            await asyncio.sleep(BEAT_S)
+            try:
+                await asyncio.to_thread(run.lease.beat)  # a network file system may be away for a while
+            except LeaseError as error:
+                run.lost = str(error)
+                run.wake.set()
+                return
+            except OSError as error:
+                LOG.warning("no sign of life could be given in %s: %s", run.folder.path, error)
 
     async def _generation(self, run: Watched) -> str:
-        run.workers = await self._assembled(run)
-        run.names |= {str(self._scheduler.workers[address].name) for address in run.workers}
+        run.folder.clear_leftovers()
+        run.workers = await self._crew.assembled(run.order, known=run.names)
+        run.names |= {self._crew.name(address) for address in run.workers}
         self._tell(
             run,
             GenerationBegan(generation=run.generation, workers=tuple(run.workers), time=time.time()),
         )
-        rendezvous = RunFolder(run.order.run).rendezvous(run.generation)
+        rendezvous = run.folder.rendezvous(run.generation)
         try:
             await self._start(run, rendezvous)
             await self._deliver(run)
             return await self._watch(run)
         finally:
             rendezvous.unlink(missing_ok=True)
-
-    async def _assembled(self, run: Watched) -> list[str]:
-        """Workers in order of rank: those the run has had before, else others; none that is still busy."""
-        deadline = time.monotonic() + run.order.wait_s
-        while True:
-            known = self._scheduler.workers
-            ordered = sorted(
-                known, key=lambda address: (known[address].host, natural_key(str(known[address].name)))
-            )
-            ordered.sort(key=lambda address: str(known[address].name) not in run.names)
-            answers = await asyncio.gather(*(self._is_free(address, run) for address in ordered))
-            free = [address for address, is_free in zip(ordered, answers, strict=True) if is_free]
-            if len(free) >= run.order.ranks:
-                chosen = free[: run.order.ranks]
-                return sorted(
-                    chosen, key=lambda address: (known[address].host, natural_key(str(known[address].name)))
-                )
-            if time.monotonic() > deadline:
-                raise GenerationError(
-                    f"{len(free)} of {run.order.ranks} workers are there after {run.order.wait_s:.0f} s; "
-                    "start more, or go on with fewer by rk.resume(run, cluster)."
-                )
-            await asyncio.sleep(0.1)
-
-    async def _is_free(self, address: str, run: Watched) -> bool:
-        status = await self._status(address, run)
-        return status is not None and not status.alive
 
     async def _start(self, run: Watched, rendezvous: Path) -> None:
         nonce = secrets.token_hex(16)
@@ -290,9 +305,10 @@ class Coordinator(SchedulerPlugin):
                 ranks=run.order.ranks,
                 rendezvous=str(rendezvous),
                 nonce=nonce,
+                lease=run.lease.token,
                 timeout_s=run.order.stall_s + 60.0,  # the progress watch comes first
             )
-            refused = await self._ask(address, "rehearsal_kit_start", order=asdict(order))
+            refused = await self._crew.ask(address, "rehearsal_kit_start", order=asdict(order))
             if refused is None or refused:
                 raise GenerationError(
                     refused or f"the worker of rank {rank} does not answer, or was lost while it began."
@@ -308,8 +324,10 @@ class Coordinator(SchedulerPlugin):
         )
         while True:
             run.wake.clear()
-            statuses = await asyncio.gather(*(self._status(address, run) for address in run.workers))
-            present = [address in self._scheduler.workers for address in run.workers]
+            if run.lost:
+                raise GenerationError(run.lost, fatal=True)
+            statuses = await self._crew.statuses(run.workers, run.order.topic)
+            present = self._crew.present(run.workers)
             now = time.monotonic()
             if outcome := progress.outcome(statuses, present, now):
                 return outcome
@@ -317,41 +335,6 @@ class Coordinator(SchedulerPlugin):
                 self._tell(run, Stalled(rank=news[0], seconds=news[1], time=time.time()))
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(run.wake.wait(), LOOK_SOON_S if progress.searching else LOOK_S)
-
-    async def _settle(self, run: Watched) -> None:
-        """Until no rank of the ended generation runs any more: those that do not end are restarted."""
-        left = [address for address in run.workers if address in self._scheduler.workers]
-        # A rank that was frozen may come to life again: those that hear this go no further with it.
-        asks = [
-            self._ask(address, "rehearsal_kit_give_up", timeout_s=STATUS_TIMEOUT_S, topic=run.order.topic)
-            for address in left
-        ]
-        answers = await asyncio.gather(*asks)
-        # Those that do not answer first: once their processes are gone, the ranks that wait for them end.
-        silent = [address for address, answer in zip(left, answers, strict=True) if answer is None]
-        await self._restart(silent)
-        left = [address for address in left if address not in silent]
-        deadline = time.monotonic() + GRACE_S
-        while left and time.monotonic() < deadline:
-            statuses = await asyncio.gather(*(self._status(address, run) for address in left))
-            left = [a for a, s in zip(left, statuses, strict=True) if s is not None and s.alive]
-            await asyncio.sleep(0.05)
-        await self._restart(left)
-
-    async def _restart(self, addresses: list[str]) -> None:
-        present = [address for address in addresses if address in self._scheduler.workers]
-        if not present:
-            return
-        try:
-            await self._scheduler.restart_workers(
-                present,
-                timeout=RESTART_TIMEOUT_S,
-                wait_for_workers=False,
-                on_error="return",
-                stimulus_id=f"rehearsal-kit-{time.time()}",
-            )
-        except Exception as error:  # its nanny may be gone too; others may be there to take its place
-            LOG.warning("workers %s could not be restarted: %s", present, error)
 
     async def _again(self, run: Watched, failure: GenerationError) -> None:
         if failure.fatal or run.restarts >= run.order.restarts:
@@ -362,40 +345,37 @@ class Coordinator(SchedulerPlugin):
             await asyncio.sleep(min(2.0 ** (run.restarts - 2), LONGEST_PAUSE_S))
 
     def _give_up(self, run: Watched, reason: str) -> None:
-        run.outcome = "failed"
         tried = f" (ranks were started again {run.restarts} times)" if run.restarts else ""
-        self._tell(run, RunOver(outcome="failed", error=reason + tried, time=time.time()))
+        self._over(run, "failed", reason + tried)
+
+    def _over(self, run: Watched, outcome: str, error: str) -> None:
+        record, line = RunOver(outcome=outcome, error=error, time=time.time()), None
+        try:
+            line = self._write(run, record)
+        except OSError as full:  # people are told all the same
+            LOG.warning("the end of the run in %s could not be written down: %s", run.folder.path, full)
+        run.outcome = outcome
+        run.close()  # before anybody hears of it, who may want to go on with the run at once
+        self._scheduler.log_event(run.order.topic, {"told": to_plain(record), "line": line})
 
     # Talking --------------------------------------------------------------------------------------------
 
     async def _deliver(self, run: Watched) -> None:
         # What cannot be delivered is not lost: rank 0 reads the ledger of wishes when it begins.
-        wishes, run.undelivered = run.undelivered, []
-        if wishes and run.workers:
-            refused = await self._ask(
+        async with run.delivery:
+            waiting = run.acceptance.waiting
+            wishes = list(waiting)
+            if not wishes or not run.workers:
+                return
+            refused = await self._crew.ask(
                 run.workers[0], "rehearsal_kit_post", topic=run.order.topic, wishes=wishes
             )
-            if refused is None or refused:
-                run.undelivered = wishes + run.undelivered
-        elif wishes:
-            run.undelivered = wishes
-
-    async def _status(self, address: str, run: Watched) -> HostStatus | None:
-        answer = await self._ask(
-            address, "rehearsal_kit_status", timeout_s=STATUS_TIMEOUT_S, topic=run.order.topic
-        )
-        return None if answer is None else HostStatus(**answer)
-
-    async def _ask(
-        self, address: str, what: str, *, timeout_s: float = ANSWER_TIMEOUT_S, **values: Any
-    ) -> Any:
-        """The answer of a host; None if there is none in time."""
-        try:
-            call = getattr(self._scheduler.rpc(address), what)
-            return await asyncio.wait_for(call(**values), timeout_s)
-        except Exception:  # gone, frozen, or so new that it has no host yet
-            return None
+            if refused == "":
+                del waiting[: len(wishes)]
 
     def _tell(self, run: Watched, record: Record) -> None:
-        line = run.ledger.append(to_plain(record))
+        line = self._write(run, record)
         self._scheduler.log_event(run.order.topic, {"told": to_plain(record), "line": line})
+
+    def _write(self, run: Watched, record: Record) -> int | None:
+        return None if run.lost else run.ledger.append(to_plain(record))

@@ -11,7 +11,7 @@ from typing import Any
 from rehearsal_kit.cluster import start_cluster
 from rehearsal_kit.comparison import Comparison, Outcome
 from rehearsal_kit.demo_scans import FromBeamline, FromFiles, find_files, from_files, running_beamline
-from rehearsal_kit.errors import ScanError, SettingsError
+from rehearsal_kit.errors import SettingsError
 from rehearsal_kit.following import follow
 from rehearsal_kit.memory import peak_memory
 from rehearsal_kit.networks.ptychonn import PtychoNN
@@ -92,7 +92,7 @@ def preset_for(files: Sequence[Path]) -> Preset:
 def run_demo(demo: Demo, say: Callable[[str], None]) -> Comparison:
     """Run everything, write `report.html` into the run folder, and return what came out.
 
-    Raises ScanError where no scan could be used, with the reason of each.
+    Raises TaskError where no scan could be used, with the first reasons.
     """
     files = find_files(demo.scans)
     folder = RunFolder(demo.run).create()
@@ -114,7 +114,6 @@ def run_demo(demo: Demo, say: Callable[[str], None]) -> Comparison:
                         run = _train(session, stream)
                     comparison.add(seed, Outcome.of(run.name, run.timeline, memory_bytes=peak.bytes))
                     reported.append(run)
-                    _require_a_task(comparison.outcomes[seed][-1])
     scans = len(comparison.outcomes[demo.seeds[0]][0].tasks)
     title = f"{scans} tasks, {demo.workers} workers, seed {', '.join(map(str, demo.seeds))}"
     if len(demo.seeds) > 1:
@@ -164,9 +163,3 @@ def _train(session: Session, stream: FromFiles | FromBeamline) -> ReportedRun:
     follow(session, title, expected=stream.expected, finish=True)
     session.wait()
     return ReportedRun(session.strategy.name, session.timeline, session.run.previews)
-
-
-def _require_a_task(outcome: Outcome) -> None:
-    if not outcome.matrix:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in outcome.set_aside)
-        raise ScanError(f"none of the scans could be used. {reasons}")

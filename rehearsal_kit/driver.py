@@ -17,7 +17,16 @@ from rehearsal_kit.coordinator import Coordinator
 from rehearsal_kit.errors import SessionError
 from rehearsal_kit.history import History
 from rehearsal_kit.host import RankHost, get_preview
-from rehearsal_kit.kernel_calls import ask_lease, begin_run, look_for, post_wishes, release_lease
+from rehearsal_kit.kernel_calls import (
+    ANSWER_S,
+    ask,
+    ask_lease,
+    begin_run,
+    look_for,
+    post_wishes,
+    release_lease,
+)
+from rehearsal_kit.lease import require_free
 from rehearsal_kit.orders import TOPIC_PREFIX, RunOrder
 from rehearsal_kit.preview import Preview
 from rehearsal_kit.run_folder import RunFolder
@@ -50,15 +59,21 @@ class Driver:
         """Why the run failed, or what to do after its cluster ended; else empty."""
         self.over = threading.Event()
         self.leads = True
-        """Whether this kernel may steer."""
+        """Whether this kernel may steer, as the coordinator has said last."""
         self.refused = ""
-        """Why the last wishes were not passed on."""
+        """Which wishes were not accepted last, and why; empty if all were."""
+        self.holder = f"{cluster.client.id}/{secrets.token_hex(4)}"
+        """The name of this kernel among those that steer the run."""
         self._cluster = cluster
         self._run = run
         self._topic = ""
-        self._holder = f"{cluster.client.id}/{secrets.token_hex(4)}"
         self._outbox: queue.SimpleQueue[Wish | None] = queue.SimpleQueue()
+        self._unaccepted: frozenset[int] = frozenset()
+        """Numbers of the wishes that `refused` is about."""
         self._heard = threading.Event()
+        self._closing = threading.Event()
+        self._last_taken = False
+        """Whether no wish will come any more."""
         self._state = "created"
         self._thread: threading.Thread | None = None
 
@@ -93,15 +108,16 @@ class Driver:
         take: steer from here, even if another kernel does; else only if nobody does.
         """
         client = self._cluster.client
-        found = client.run_on_scheduler(look_for, str(self._run.path))
+        found = ask(client, look_for, str(self._run.path))
         if found is None:
+            require_free(self._run)
             raise SessionError(
-                f"no run of {self._run.path} is under way on this cluster; rk.resume(run, cluster) goes on "
-                "from its last checkpoint."
+                f"no run of {self._run.path} is under way on this cluster; "
+                f"rk.resume({str(self._run.path)!r}, cluster) goes on from its last checkpoint."
             )
         self._topic = found["topic"]
         self.history.catch_up()
-        self.leads = client.run_on_scheduler(ask_lease, self._topic, self._holder, take=take)
+        self.leads = ask(client, ask_lease, self._topic, self.holder, take=take)
         self._state = "live"
         self._launch(None)
 
@@ -112,14 +128,27 @@ class Driver:
     def close(self, stop: Wish | None) -> None:
         """Let go of the run; `stop` has been sent if this kernel was to end it."""
         if self._thread is not None:
-            if stop is not None and not self.over.wait(CLOSE_TIMEOUT_S):
+            if stop is not None and not self._stopped(stop):
                 self._end("failed", f"the ranks did not stop in {CLOSE_TIMEOUT_S:.0f} s; close the cluster.")
+            self._closing.set()
             self._outbox.put(None)
             self._thread.join(CLOSE_TIMEOUT_S)
             self._thread = None
         if self._state not in ENDED:
-            self._state = "stopped" if stop is not None or self._state == "created" else "left"
+            stopped = self._state == "created" or (stop is not None and not self._is_refused(stop))
+            self._state = "stopped" if stopped else "left"
         self.over.set()
+
+    def _stopped(self, stop: Wish) -> bool:
+        """Whether the run has ended in time, or another kernel steers it, so that it does not end."""
+        deadline = time.monotonic() + CLOSE_TIMEOUT_S
+        while not self.over.wait(0.05) and not self._is_refused(stop):
+            if time.monotonic() > deadline:
+                return False
+        return True
+
+    def _is_refused(self, wish: Wish) -> bool:
+        return wish.number in self._unaccepted
 
     def preview(self, task: int | None) -> Preview | None:
         """What rank 0 has of a task; None before there is one and once the ranks have ended."""
@@ -143,22 +172,35 @@ class Driver:
         try:
             self._listen()
             if order is not None:
-                client.register_plugin(RankHost())
-                client.register_plugin(Coordinator())
-                refused = client.run_on_scheduler(begin_run, asdict(order), self._holder)
-                if refused:
-                    raise SessionError(refused)
+                self._begin(order)
                 self._state = "live"
             while not self.over.is_set() and self._send_wishes():
                 self._look()
         except OSError as error:
-            self._end("failed", f"the cluster cannot be reached any more; was it stopped? {error}")
+            self._end(
+                "failed",
+                f"the cluster cannot be reached any more ({error}); the run may go on without this kernel: "
+                f"rk.attach({str(self._run.path)!r}) joins it, or says what to do where it is gone.",
+            )
         except Exception as error:
             self._end("failed", f"{type(error).__name__}: {error}")
         finally:
             with contextlib.suppress(Exception):  # the cluster may be gone, or its client closed
                 client.unsubscribe_topic(self._topic)
-                client.run_on_scheduler(release_lease, self._topic, self._holder)
+                ask(client, release_lease, self._topic, self.holder, within_s=BROKEN_S)
+
+    def _begin(self, order: RunOrder) -> None:
+        client: Any = self._cluster.client
+        # What client.register_plugin does, but with a deadline: a frozen worker would not answer.
+        host, coordinator = RankHost(), Coordinator()
+        deadline = {"idempotent": True, "callback_timeout": ANSWER_S}
+        client.sync(client._register_worker_plugin, plugin=host, name=host.name, **deadline)
+        client.sync(client._register_scheduler_plugin, plugin=coordinator, name=coordinator.name, **deadline)
+        # Together with the run, so that what was asked before is accepted with it, or not at all.
+        first = self._taken_out(wait_s=0.0)
+        refused = self._ask(begin_run, asdict(order), [wish.to_json() for wish in first], holder=self.holder)
+        if refused:
+            raise SessionError(refused)
 
     def _listen(self) -> None:
         client = self._cluster.client
@@ -183,7 +225,7 @@ class Driver:
             self._end("failed", f"a worker told something unknown, is its version another? {error}")
             return
         if isinstance(told, LeaseTaken):
-            self.leads = told.holder == self._holder
+            self.leads = told.holder == self.holder
         if isinstance(told, RunOver):
             self._end(told.outcome, told.error)
 
@@ -195,42 +237,55 @@ class Driver:
 
     def _send_wishes(self) -> bool:
         """Wait a moment for a wish, then send all there are in one message; False once there will be none."""
-        wishes: list[str] = []
-        goes_on = True
-        with contextlib.suppress(queue.Empty):
-            wish = self._outbox.get(timeout=LOOK_S)
-            while wish is not None:
-                wishes.append(wish.to_json())
-                wish = self._outbox.get_nowait()
-            goes_on = False
+        wishes = self._taken_out(wait_s=LOOK_S)
         if wishes:
-            refused = self._ask(post_wishes, self._topic, wishes, holder=self._holder)
+            refused = self._ask(
+                post_wishes, self._topic, [wish.to_json() for wish in wishes], holder=self.holder
+            )
             if refused:
-                self.leads, self.refused = False, refused
-        return goes_on
+                self._unaccepted = frozenset(wish.number for wish in wishes)
+                self.refused = refused
+        return not self._last_taken
+
+    def _taken_out(self, *, wait_s: float) -> list[Wish]:
+        """All wishes of the outbox, in order."""
+        wishes: list[Wish] = []
+        with contextlib.suppress(queue.Empty):
+            wish = self._outbox.get(block=wait_s > 0, timeout=wait_s or None)
+            while wish is not None:
+                wishes.append(wish)
+                wish = self._outbox.get_nowait()
+            self._last_taken = True
+        return wishes
 
     def _ask(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         """Have the scheduler run this; TimeoutError where the connection to it is broken for long.
 
-        It may have run twice then, if it is slow: wishes are known by their numbers.
+        It may have run twice then, if it is slow: wishes are known by their numbers, a run by its topic.
         """
         client = self._cluster.client
+        deadline = time.monotonic() + ANSWER_S
         while True:
             try:
-                return client.sync(
-                    client._run_on_scheduler, function, *arguments, callback_timeout=BROKEN_S, **named
-                )
+                return ask(client, function, *arguments, within_s=BROKEN_S, **named)
             except TimeoutError:
-                if client.status != "running":
+                late = time.monotonic() > deadline or self._closing.is_set()
+                if late or client.status != "running":
                     raise
 
     def _look(self) -> None:
         """Whether the coordinator still knows the run, and has told us all."""
-        found = self._ask(look_for, str(self._run.path))
+        found = self._ask(look_for, str(self._run.path), holder=self.holder)
         self.history.catch_up()
-        if found is None:
-            self._end("failed", "the cluster does not know this run any more; rk.resume(run, cluster).")
-        elif found["outcome"]:
+        if found is None or found["topic"] != self._topic:
+            self._end(
+                "failed",
+                f"the cluster does not know this run any more; rk.attach({str(self._run.path)!r}) joins it "
+                "where it goes on, or says what to do.",
+            )
+            return
+        self.leads = found["holder"] == self.holder
+        if found["outcome"]:
             over = self.timeline.last(RunOver)
             self._end(found["outcome"], "" if over is None else over.error)
 

@@ -84,12 +84,14 @@ def segments(ledger: Iterable[Entry]) -> list[list[Entry]]:
 
 def has_ended(run: RunFolder) -> bool:
     """Whether a run was finished or stopped, or will be once its last wishes are heard, and not reopened."""
-    outcome, newest = "", 0
+    outcome, newest = "", dict[str, int]()
     for entry in read_ledger(run.effects):
-        newest = max(newest, entry["number"])
+        holder = entry.get("holder", "")
+        newest[holder] = max(newest.get(holder, 0), entry["number"])
         outcome = outcome if "refused" in entry else _outcome(entry["kind"], outcome)
     for wish in read_ledger(run.wishes):
-        outcome = _outcome(wish["kind"], outcome) if wish["number"] > newest else outcome
+        unheard = wish["number"] > newest.get(wish.get("holder", ""), 0)
+        outcome = _outcome(wish["kind"], outcome) if unheard else outcome
     return bool(outcome)
 
 

@@ -13,6 +13,7 @@ RehearsalKitError
 ├── ClusterError      a cluster that cannot be started, reached or trusted
 │   └── ClusterGoneError   a cluster that has ended, or does not answer any more
 ├── SessionError      a call that the state of the session does not allow
+│   └── LeaseError    a run folder that somebody else writes to
 └── RankError         a rank failed while it trained
 """
 
@@ -67,6 +68,10 @@ class ClusterGoneError(ClusterError):
 
 class SessionError(RehearsalKitError):
     """A call that the present state of the session does not allow."""
+
+
+class LeaseError(SessionError):
+    """A run folder that somebody else writes to, or may write to; says who and where."""
 
 
 class RankError(RehearsalKitError):

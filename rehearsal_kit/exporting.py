@@ -7,7 +7,7 @@ import copy
 import importlib
 import json
 import logging
-import os
+import secrets
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -91,7 +91,7 @@ def export_onnx(network: PreparedNetwork, path: str | Path, *, example: Tensor) 
     # A copy: the network may be in the midst of its training, on a GPU.
     network = copy.deepcopy(network).cpu().eval()
     example = example.detach().cpu()
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.onnx")
+    partial = path.with_name(f".{path.stem}.{secrets.token_hex(8)}.onnx")
     try:
         with torch.no_grad():
             program = _traced(network, example)

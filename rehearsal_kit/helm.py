@@ -49,11 +49,19 @@ class Helm(ABC):
         """
         self._require_going(Arrived)
         if isinstance(task, TensorTask):
-            return self._wish(write_task(task, self.run.new_task()))
+            return self._wish(self._written(task))
         if not isinstance(task, Arrived):
             path = Path(task).expanduser().absolute()
             task = Arrived(name=path.stem, path=str(path))
         return self._wish(task)
+
+    def _written(self, task: TensorTask) -> Arrived:
+        path = self.run.new_task()
+        try:
+            return write_task(task, path)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
 
     def watch(self, pattern: str, *, existing: bool = True) -> int:
         """Every file that matches, now or later, becomes a task, in natural order of names.

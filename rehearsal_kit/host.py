@@ -22,7 +22,7 @@ import torch
 from distributed import Worker
 from distributed.diagnostics.plugin import WorkerPlugin
 
-from rehearsal_kit.errors import ReplayError, RunFolderError, SettingsError
+from rehearsal_kit.errors import LeaseError, ReplayError, RunFolderError, SettingsError
 from rehearsal_kit.groups import Meeting, meet
 from rehearsal_kit.job import Job
 from rehearsal_kit.orders import HostStatus, Order
@@ -193,6 +193,7 @@ class RankHost(WorkerPlugin):
                     mailbox=hosted.mailbox,
                     publish=self._publish,
                     generation=order.generation,
+                    lease=order.lease,
                 )
                 if hosted.given_up:  # while it was read
                     hosted.rank.give_up()
@@ -203,7 +204,7 @@ class RankHost(WorkerPlugin):
         except Exception as failure:
             where = traceback.extract_tb(failure.__traceback__)[-1]
             hosted.failed_at = time.time()
-            hosted.fatal = isinstance(failure, (SettingsError, ReplayError, RunFolderError))
+            hosted.fatal = isinstance(failure, (SettingsError, ReplayError, RunFolderError, LeaseError))
             hosted.error = (
                 f"{type(failure).__name__}: {failure} ({where.name}, {where.filename}:{where.lineno})"
             )

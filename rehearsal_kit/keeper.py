@@ -23,6 +23,7 @@ from rehearsal_kit.checkpoint import (
 )
 from rehearsal_kit.errors import CheckpointError
 from rehearsal_kit.groups import Groups
+from rehearsal_kit.lease import LeaseWatch
 from rehearsal_kit.rounds import BufferState
 from rehearsal_kit.run_folder import write_private
 from rehearsal_kit.settings import Recovery
@@ -50,10 +51,19 @@ class Copied:
 class Keeper:
     """One rank's end. Used from the training thread; the files are written in a thread of its own.
 
-    run: identity of the run, which stands in every checkpoint.
+    run: identity of the run, which stands in every checkpoint. lease: by which its folder is written to.
     """
 
-    def __init__(self, root: Path, recovery: Recovery, groups: Groups, *, generation: int, run: str) -> None:
+    def __init__(
+        self,
+        root: Path,
+        recovery: Recovery,
+        groups: Groups,
+        *,
+        generation: int,
+        run: str,
+        lease: LeaseWatch,
+    ) -> None:
         self.pinned: set[int] = set()
         """Checkpoints that are never removed: somebody went back to them."""
         self._root = root
@@ -61,6 +71,7 @@ class Keeper:
         self._groups = groups
         self._generation = generation
         self._run = run
+        self._lease = lease
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"checkpoint-r{groups.rank}")
         self._jobs: list[Future[CheckpointKept | CheckpointFailed | None]] = []
         self._last = (time.monotonic(), 0)
@@ -109,6 +120,7 @@ class Keeper:
             if self._groups.rank != 0:
                 return None
             files = self._all_parts(folder)
+            self._lease.require()  # before this checkpoint takes a number that another cluster may use now
             written = complete(
                 folder, run=self._run, ranks=self._groups.ranks, error=copied.error, files=files
             )

@@ -19,8 +19,8 @@ class RunOrder:
     job: bytes
     """The pickled `Job`; passed on without looking into it, inside the encryption of this cluster."""
     ranks: int
-    generation: int
-    """The first one's number."""
+    place: dict[str, str]
+    """`Cluster.place`: how others reach this cluster."""
     restarts: int
     stall_s: float
     wait_s: float
@@ -39,6 +39,8 @@ class Order:
     rendezvous: str
     """A file in the private folder of the run: who cannot read the folder cannot join."""
     nonce: str
+    lease: str
+    """Token of the lease on the run folder; a rank whose lease was lost writes nothing more."""
     timeout_s: float
     """How long a rank waits for another."""
 

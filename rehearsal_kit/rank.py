@@ -23,6 +23,7 @@ from rehearsal_kit.job import Job, stored_identity
 from rehearsal_kit.keeper import Keeper
 from rehearsal_kit.layout import Samples
 from rehearsal_kit.learner import Learner, MiniBatch
+from rehearsal_kit.lease import LeaseWatch
 from rehearsal_kit.lesson import Lesson
 from rehearsal_kit.randomness import torch_seed
 from rehearsal_kit.rehearsal import DistributedBuffer
@@ -44,7 +45,8 @@ class Rank:
     """Owns the loop; everything it calls is told what it needs.
 
     generation: which set of ranks of the run this one belongs to. A run folder with checkpoints is gone on
-    with from the newest that all ranks can read.
+    with from the newest that all ranks can read. lease: token of the lease on the run folder; empty where
+    nobody but this process can know of the folder.
     """
 
     def __init__(
@@ -55,8 +57,11 @@ class Rank:
         mailbox: Mailbox,
         publish: Callable[[Record, int | None], None],
         generation: int = 0,
+        lease: str = "",
     ) -> None:
         self._job = job
+        self._lease = LeaseWatch(job.run, lease)
+        self._lease.require()
         self._groups = groups
         self._generation = generation
         identity = stored_identity(job.run)
@@ -82,7 +87,14 @@ class Rank:
                 self._learner, self._stream, reporter=self._reporter, earlier=job.training.evaluated
             ),
             gallery=self.gallery,
-            keeper=Keeper(job.run.checkpoints, job.recovery, groups, generation=generation, run=identity),
+            keeper=Keeper(
+                job.run.checkpoints,
+                job.recovery,
+                groups,
+                generation=generation,
+                run=identity,
+                lease=self._lease,
+            ),
         )
         self._with = equipment
         equipment.keeper.pinned |= went_back_to(job.replays or job.run)
@@ -303,6 +315,7 @@ class Rank:
     def _goes_on(self) -> bool:
         """Apply what is to take effect before this step; whether there is more to do then."""
         course = self._course
+        self._lease.look()
         branch, decided = -1, 1
         # Once more where another branch has begun, and after the end of the run, which may be reopened.
         while not self._control.interrupted and (branch != course.branch or (decided and course.outcome)):
@@ -345,6 +358,7 @@ class Rank:
                 digest=course.in_force.digest,
                 refused=refused,
                 remark=self._steering.take_remark(),
+                holder=wish.holder,
             )
         )
         if refused and decision.again:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import tempfile
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 
 from rehearsal_kit.cluster import start_cluster
 from rehearsal_kit.effects import segments
-from rehearsal_kit.errors import ReplayError, RunFolderError, SettingsError
+from rehearsal_kit.errors import ReplayError, RunFolderError, SettingsError, TaskError
 from rehearsal_kit.job import Job, read_network, read_settings, stored_ranks, stored_versions, versions
 from rehearsal_kit.own_code import made_by
 from rehearsal_kit.run_folder import RunFolder, read_ledger
@@ -73,7 +74,8 @@ def replay_run(
                 session.start()
                 if follow is not None:
                     follow(session)
-                session.wait()
+                with contextlib.suppress(TaskError):  # of the recorded run nothing was trained, either
+                    session.wait()
     return Timeline.load(into.timeline)
 
 

@@ -112,7 +112,8 @@ def next_segment(recorded: RunFolder, run: RunFolder, groups: Groups) -> list[En
             f"the next {len(left[0])} effects of {recorded.path} were made by {ranks} ranks, but "
             f"{groups.ranks} replay them; bits can only be the same on the same number."
         )
-    return left[0]
+    # What lies in the folder of that run is not in the folder of the one that follows it.
+    return [{**each, "path": recorded.find(each["path"])} if "path" in each else each for each in left[0]]
 
 
 def went_back_to(run: RunFolder) -> set[int]:

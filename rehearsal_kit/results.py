@@ -17,10 +17,12 @@ from rehearsal_kit.errors import SessionError
 from rehearsal_kit.exporting import PreparedNetwork
 from rehearsal_kit.preparation import Preparation
 from rehearsal_kit.run_folder import RunFolder
-from rehearsal_kit.telemetry import CheckpointKept, CheckpointTaken
+from rehearsal_kit.telemetry import CheckpointKept, CheckpointTaken, TaskSetAside
 from rehearsal_kit.timeline import Timeline
 
 BATCH = 256
+SAID = 3
+"""Tasks that were set aside that a message names."""
 
 
 class TrainedNetwork:
@@ -81,12 +83,13 @@ def results_table(timeline: Timeline, branch: int | None = None) -> pd.DataFrame
     branch: of a run that was rolled back; None: the newest.
 
     "error" is the share of wrong classes, or the mean absolute error summed over the fields; NaN where a
-    task was not evaluated (yet). Index: number of the task.
+    task was not evaluated (yet). "set aside" is there where a task was, and says why. Index: number of the
+    task; missing for one that was set aside before it had a number.
     """
     timeline = timeline.lineage(branch)
     matrix, metrics = timeline.error_matrix("test"), timeline.metrics("test")
     before, _ = timeline.untaught()
-    rows = []
+    rows: list[dict[str, Any]] = []
     for task, arrived in timeline.tasks().items():
         column = [row[task] if task < len(row) else None for row in matrix]
         known = [error for error in column[task:] if error is not None]
@@ -101,11 +104,38 @@ def results_table(timeline: Timeline, branch: int | None = None) -> pd.DataFrame
             "change": known[-1] - learned if known and learned is not None else None,
             **(metrics[task] if task < len(metrics) else {}),
         })  # fmt: skip
+    aside = timeline.set_aside()
+    for row in rows if aside else ():
+        row["set aside"] = aside[row["task"]].reason if row["task"] in aside else ""
+    rows += [
+        {"task": None, "name": record.name, "set aside": record.reason} for record in _unnumbered(timeline)
+    ]
     if not rows:
         return pd.DataFrame()
-    table = pd.DataFrame(rows).set_index("task")
-    numbers = [name for name in table.columns if name != "name"]
+    table = pd.DataFrame(rows)
+    if table["task"].isna().any():
+        table["task"] = table["task"].astype("Int64")
+    table = table.set_index("task")
+    if "set aside" in table:
+        table["set aside"] = table["set aside"].fillna("")
+    numbers = [name for name in table.columns if name not in ("name", "set aside")]
     return table.assign(**{name: pd.to_numeric(table[name]) for name in numbers})
+
+
+def left_out(timeline: Timeline) -> str:
+    """Which tasks were set aside, and why, of the first ones; empty if none was."""
+    records = [*timeline.set_aside().values(), *_unnumbered(timeline)]
+    if not records:
+        return ""
+    first = "; ".join(f"{record.name}: {record.reason}" for record in records[:SAID])
+    more = f"; and {len(records) - SAID} more" if len(records) > SAID else ""
+    return f"{len(records)} task{'s were' if len(records) > 1 else ' was'} set aside: {first}{more}."
+
+
+def _unnumbered(timeline: Timeline) -> list[TaskSetAside]:
+    """Tasks that were set aside when they arrived, before they had a number."""
+    numbered = list(timeline.set_aside().values())
+    return [record for record in timeline.records(TaskSetAside) if record not in numbered]
 
 
 def checkpoints_table(timeline: Timeline) -> pd.DataFrame:

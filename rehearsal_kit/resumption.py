@@ -19,6 +19,7 @@ from rehearsal_kit.restoring import (
     load_checkpoint,
     next_segment,
 )
+from rehearsal_kit.run_folder import RunFolder
 from rehearsal_kit.script import AGAIN, Entry, Outstanding, Script
 from rehearsal_kit.steering import Ready, Steering
 from rehearsal_kit.telemetry import CheckpointFailed, Restored
@@ -149,7 +150,7 @@ class Resumption:
         recorded = {int(task): str(why) for task, why in head["lost"]} if head is not None else {}
         made_by = {entry["world_size"] for entry in after} or ({ranks} if number else set())
         bound = made_by <= {self._with.groups.ranks} and lost.keys() <= recorded.keys()
-        if bound and not any(_gone(entry) for entry in after):
+        if bound and not any(_gone(entry, self._with.job.run) for entry in after):
             return {"lost": [*recorded.items()], "again": None}
         again = self._begin_again(number, lost)
         plain = {name: value for name, value in to_plain(Wish(0, again)).items() if name != "number"}
@@ -195,9 +196,10 @@ class Resumption:
             self._steering.settle()
 
 
-def _gone(entry: Entry) -> str:
+def _gone(entry: Entry, run: RunFolder) -> str:
     """Why what arrived then cannot arrive again; empty if it can, or is no arrival."""
     if entry["kind"] != "Arrived" or "refused" in entry:
         return ""
-    beside = ("branch", "step", "world_size", "number", AGAIN)
-    return changed_since(from_plain({name: value for name, value in entry.items() if name not in beside}))
+    beside = ("branch", "step", "world_size", "number", "holder", AGAIN)
+    arrived = from_plain({name: value for name, value in entry.items() if name not in beside})
+    return changed_since(arrived, run)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
+import secrets
 import shlex
 import stat
 from collections.abc import Iterator, Mapping
@@ -13,12 +15,21 @@ from typing import Any
 
 from rehearsal_kit.errors import RunFolderError
 
+LEASE = "lease.json"
+"""The file that says who writes to the folder; there only while somebody does."""
+LOCK = "lease.lock"
+"""The file that is locked meanwhile; it stays."""
+TASKS = "tasks"
+
 
 class RunFolder:
-    """Paths and careful writing; whoever holds it decides what is written."""
+    """Paths and careful writing; whoever holds the lease on it decides what is written.
+
+    The path is canonical: another spelling, or a link, is the same run.
+    """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).expanduser().absolute()
+        self.path = Path(path).expanduser().resolve()
 
     @property
     def settings(self) -> Path:
@@ -61,10 +72,38 @@ class RunFolder:
         return self.path / "inputs.json"
 
     def new_task(self) -> Path:
-        """Where the next task of tensors is written; makes its private folder."""
-        folder = self.path / "tasks"
+        """Where the next task of tensors is written; makes its private folder.
+
+        The file is there, and empty: so no two calls, of whatever kernels, get the same.
+        """
+        folder = self.path / TASKS
         folder.mkdir(mode=0o700, exist_ok=True)
-        return folder / f"{len(list(folder.iterdir())):04d}.h5"
+        known = [int(path.stem) for path in folder.glob("*.h5") if path.stem.isdecimal()]
+        for number in itertools.count(1 + max(known, default=-1)):
+            with contextlib.suppress(FileExistsError):
+                path = folder / f"{number:04d}.h5"
+                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+                break
+        return path
+
+    def inside(self, path: str | Path) -> str:
+        """How a file is called in what is written down: one below this folder by its place in there.
+
+        So a run folder can be moved. `find` takes it back.
+        """
+        whole = Path(path).absolute()
+        named = whole.parent.resolve() / whole.name
+        return str(named.relative_to(self.path) if named.is_relative_to(self.path) else whole)
+
+    def find(self, written: str) -> str:
+        """The file that was written down like this.
+
+        Earlier versions wrote down the whole path of tasks of tensors; where such a file is gone because the
+        folder was moved, it is the one of that name in this folder.
+        """
+        path = self.path / written
+        moved = self.path / TASKS / path.name
+        return str(moved if path.parent.name == TASKS and not path.exists() and moved.exists() else path)
 
     @property
     def generations(self) -> Path:
@@ -86,21 +125,42 @@ class RunFolder:
         return self.path / f"rendezvous-{generation}"
 
     def create(self) -> RunFolder:
-        """Make the folder, readable by its owner only; one that exists and is not empty is refused."""
+        """Make the folder, readable by its owner only; one that exists and is not empty is refused.
+
+        Of two calls at once exactly one makes it.
+        """
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             if any(self.path.iterdir()):
-                raise RunFolderError(
-                    f"run folder {self.path} exists and is not empty; choose another name, "
-                    "a run is never written over."
-                )
+                raise FileExistsError
+            os.close(os.open(self.path / LOCK, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
             self.path.chmod(0o700)
+        except FileExistsError:
+            raise RunFolderError(self._words_of_existing()) from None
         except OSError as error:
             raise RunFolderError(
                 f"run folder {self.path} cannot be made: {error}. Choose a place you may write to."
             ) from error
         self.require_private()
         return self
+
+    def _words_of_existing(self) -> str:
+        if not self.settings.exists():
+            return (
+                f"run folder {self.path} exists and is not empty; choose another name, a run is never "
+                "written over."
+            )
+        path = str(self.path)
+        return (
+            f"{path} holds a run already, and a run is never written over. To go on with it: "
+            f"rk.attach({path!r}) while its cluster lives, rk.resume({path!r}, cluster) once that is gone. "
+            "For a new run choose another name."
+        )
+
+    def clear_leftovers(self) -> None:
+        """Remove what processes have left that died while they wrote; nobody else may write meanwhile."""
+        for left in (*self.path.glob(".*.partial"), *self.path.glob("rendezvous-*")):
+            left.unlink(missing_ok=True)
 
     def require_private(self) -> None:
         """Refuse a folder that is not ours or that others may write to (as ssh does with keys)."""
@@ -121,7 +181,8 @@ def write_private(path: Path, content: str | bytes) -> None:
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """A private file to write instead of `path`; it takes its place once the block has ended well."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # No number of a process: it may be that of one that died here, and two threads have the same.
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
     os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     try:
         yield partial

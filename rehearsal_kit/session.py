@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import math
 import threading
 import time
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,29 +19,29 @@ from distributed.protocol.pickle import dumps
 
 from rehearsal_kit.cluster import Cluster
 from rehearsal_kit.commands import (
+    Arrived,
     Command,
     Reopen,
     Resume,
     Stop,
     Wish,
-    to_plain,
 )
 from rehearsal_kit.driver import LOOK_S, Driver, new_topic
-from rehearsal_kit.errors import RankError, SessionError
+from rehearsal_kit.errors import RankError, SessionError, TaskError
 from rehearsal_kit.exporting import export_onnx
 from rehearsal_kit.helm import Helm
 from rehearsal_kit.job import Job, RunSettings, keep_job, stored_ranks
 from rehearsal_kit.orders import RunOrder
 from rehearsal_kit.preparation import Preparation
 from rehearsal_kit.preview import Preview
-from rehearsal_kit.results import TrainedNetwork, checkpoints_table, results_table
+from rehearsal_kit.results import TrainedNetwork, checkpoints_table, left_out, results_table
 from rehearsal_kit.roster import known_workers
-from rehearsal_kit.run_folder import Ledger, RunFolder, last_generation, read_ledger, write_private
+from rehearsal_kit.run_folder import RunFolder, read_ledger
 from rehearsal_kit.run_states import ENDED
 from rehearsal_kit.settings import Recovery, Rehearsal, Training, require_integer
 from rehearsal_kit.strategies.choice import require_suited
 from rehearsal_kit.strategies.strategy import Strategy
-from rehearsal_kit.telemetry import Applied
+from rehearsal_kit.telemetry import Applied, TaskEnded
 
 
 class Session(Helm):
@@ -122,8 +123,10 @@ class Session(Helm):
         self._driver = Driver(cluster, settings.run)
         self.timeline = self._driver.timeline
         self._numbering = threading.Lock()
-        self._wishes: Ledger | None = None
-        self._number = 0
+        self._number: int | None = None
+        """Of the newest wish; None before the first."""
+        self._told = ""
+        """What `wait` has said already of wishes that were not accepted."""
         self._answered = ""
         """The trouble after which somebody has said how to go on; the ranks may not have heard it yet."""
 
@@ -154,6 +157,16 @@ class Session(Helm):
         return self._driver.leads
 
     @property
+    def holder(self) -> str:
+        """The name of this kernel among those that steer the run; records of its wishes carry it."""
+        return self._driver.holder
+
+    @property
+    def refused(self) -> str:
+        """Which wishes of this kernel were not accepted last, and why; empty if all were."""
+        return self._driver.refused
+
+    @property
     def error(self) -> str:
         """Why the run failed, or how to go on after its cluster ended; else empty."""
         return self._driver.error
@@ -175,8 +188,9 @@ class Session(Helm):
         return checkpoints_table(self.timeline)
 
     def acknowledged(self, number: int) -> list[Applied]:
-        """What the ranks said of the wish with this number, in order of rank; in the end one record each."""
-        said = {each.rank: each for each in self.timeline.records(Applied) if each.number == number}
+        """What the ranks said of this kernel's wish of this number, in order of rank; one each in the end."""
+        applied = self.timeline.records(Applied)
+        said = {r.rank: r for r in applied if (r.number, r.holder) == (number, self.holder)}
         return [said[rank] for rank in sorted(said)]
 
     def resume(self) -> int:
@@ -197,14 +211,13 @@ class Session(Helm):
 
     def start(self) -> None:
         """Start one rank on every worker; returns at once. What is started goes on without this kernel."""
-        recovery, folder = self._settings.recovery, self.run
-        write_private(folder.cluster, json.dumps(self.cluster.place))
+        recovery = self._settings.recovery
         order = RunOrder(
             topic=new_topic(),
-            run=str(folder.path),
+            run=str(self.run.path),
             job=dumps(self._settings),
             ranks=self.ranks,
-            generation=1 + last_generation(folder),
+            place=self.cluster.place,
             restarts=recovery.restarts,
             stall_s=recovery.stall_s,
             wait_s=recovery.wait_s,
@@ -217,9 +230,11 @@ class Session(Helm):
         Interrupted: its cluster ended before it did; `rk.resume` goes on.
 
         Raises RankError with the first error of the first rank that failed, or with the trouble for which
-        the ranks have paused (steer and resume, then wait again; or close); TimeoutError after `timeout`
-        seconds; SessionError inside a running event loop, which it would block: there, `await done()`. An
-        interrupt ends the waiting, not the run.
+        the ranks have paused (steer and resume, then wait again; or close); TaskError where it has finished
+        and nothing was trained, because all its tasks were set aside (a warning names those that were beside
+        trained ones); TimeoutError after `timeout` seconds; SessionError once for a wish that was not
+        accepted, and inside a running event loop, which it would block: there, `await done()`. An interrupt
+        ends the waiting, not the run.
         """
         self._require_started()
         with contextlib.suppress(RuntimeError):
@@ -243,7 +258,11 @@ class Session(Helm):
     def close(self) -> None:
         """Stop the run if it goes on and this kernel steers it; let go of all but cluster and run folder."""
         going = self.leads and self.state not in ("created", "left", *ENDED)
-        self._driver.close(self._send(Stop()) if going else None)
+        stop = None
+        if going:
+            with contextlib.suppress(SessionError):  # it has ended this moment
+                stop = self._send(Stop())
+        self._driver.close(stop)
         self._let_go()
 
     def leave(self) -> None:
@@ -252,8 +271,6 @@ class Session(Helm):
         self._let_go()
 
     def _let_go(self) -> None:
-        if self._wishes is not None:
-            self._wishes.close()
         if self.panel is not None:  # last, so that it shows how the run ended
             self.panel.close()
 
@@ -278,7 +295,10 @@ class Session(Helm):
         return self._trained().predict(frames)
 
     def table(self, branch: int | None = None) -> pd.DataFrame:
-        """One row per task: test errors before, when learned, now, and all metrics; None: newest branch."""
+        """One row per task: test errors before, when learned, now, all metrics, and why a task was set aside.
+
+        branch: of a run that was rolled back; None: the newest.
+        """
         return results_table(self.timeline, branch)
 
     def export(self, path: str | Path) -> Path:
@@ -296,14 +316,18 @@ class Session(Helm):
         return self._send(command).number
 
     def _send(self, command: Command) -> Wish:
+        if self.over:
+            raise SessionError(
+                f"{type(command).__name__} came too late: this run is {self.state}. To go on with it: "
+                f"rk.resume({str(self.run.path)!r}, cluster)."
+            )
+        if isinstance(command, Arrived):
+            command = replace(command, path=self.run.inside(command.path))
         with self._numbering:
-            if self._wishes is None:  # not before: the ledger belongs to the kernel that steers
-                known = read_ledger(self.run.wishes)
-                self._number = max((entry["number"] for entry in known), default=0)
-                self._wishes = Ledger(self.run.wishes, durable=True)
+            if self._number is None:  # people tell wishes of several kernels apart by their numbers, too
+                self._number = max((entry["number"] for entry in read_ledger(self.run.wishes)), default=0)
             self._number += 1
             wish = Wish(self._number, command)
-            self._wishes.append({"time": time.time(), **to_plain(wish)})
             self._driver.send(wish)
         return wish
 
@@ -325,6 +349,9 @@ class Session(Helm):
         return TrainedNetwork(self.run, self._network)
 
     def _require_no_trouble(self) -> None:
+        if self.refused != self._told:  # who waits would wait for what was never asked
+            self._told = self.refused
+            raise SessionError(self.refused)
         trouble = self.trouble
         if trouble and trouble != self._answered:
             raise RankError(trouble)
@@ -338,4 +365,8 @@ class Session(Helm):
     def _verdict(self) -> str:
         if self.state == "failed":
             raise RankError(self.error)
+        if aside := left_out(self.timeline):
+            if self.state == "finished" and self.timeline.last(TaskEnded) is None:
+                raise TaskError(f"nothing was trained: {aside}")
+            warnings.warn(f"{aside} session.table() has all of them.", stacklevel=3)
         return self.state

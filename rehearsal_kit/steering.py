@@ -101,7 +101,7 @@ class Steering:
         course, now = self._with.course, self._now
         match command:
             case Arrived():
-                experience = open_experience(command, self._preparation)
+                experience = self._opened(command, self._preparation)
                 return lambda: self._accept(command, experience)
             case SetAside():
                 return lambda: self._tell_set_aside(command)
@@ -152,7 +152,7 @@ class Steering:
         for plain, aside in state["stream"]:
             arrived, experience = Arrived(**with_tuples(plain)), None
             try:
-                experience = None if aside else open_experience(arrived, preparation)
+                experience = None if aside else self._opened(arrived, preparation)
             except Exception as error:  # moved, damaged, of another owner: the run must go on without it
                 gone[len(stream)] = said(error, rank=its.groups.rank, step=int(state["course"]["step"]))
             stream.append(arrived, experience)
@@ -190,6 +190,10 @@ class Steering:
             self._now.buffer = None
 
     # The stream -----------------------------------------------------------------------------------------
+
+    def _opened(self, arrived: Arrived, preparation: Preparation) -> Experience:
+        found = replace(arrived, path=self._with.job.run.find(arrived.path))
+        return open_experience(found, preparation)
 
     def _accept(self, command: Arrived, experience: Experience) -> None:
         its = self._with

@@ -59,6 +59,8 @@ class Applied:
     """Why all ranks refused it; empty when it was applied."""
     remark: str = ""
     """What it leaves as it is, and what can be done about that; empty where nothing is to be said."""
+    holder: str = ""
+    """The kernel whose wish it was; empty for a decision of rank 0."""
     branch: int = 0
 
 
@@ -70,6 +72,7 @@ class TaskArrived:
     task: int
     name: str
     path: str
+    """Of its file; of one in the run folder its place in there."""
     training: int
     """Samples over all ranks."""
     watched: int

@@ -21,6 +21,8 @@ from rehearsal_kit.rank import Rank
 from rehearsal_kit.run_folder import Ledger, RunFolder, read_ledger
 from rehearsal_kit.settings import Recovery, Rehearsal, Training
 from rehearsal_kit.strategies.dark import DERpp
+from rehearsal_kit.telemetry import LeaseTaken
+from rehearsal_kit.telemetry import to_plain as to_plain_record
 from rehearsal_kit.tensor_tasks import split_classes, write_task
 from rehearsal_kit.timeline import Timeline
 
@@ -31,6 +33,8 @@ REHEARSAL = Rehearsal(representatives=6, distillation=4, candidates=3, capacity=
 
 IDLE_LOOKS = 10
 ALONE = Groups(0, 1)
+KERNEL = "a kernel/1"
+"""Whose wishes those of a plan are."""
 
 
 class CutOffError(BaseException):
@@ -80,7 +84,12 @@ class Planned:
         self, plan: list[tuple[int, Command]], *, cut: int | None, ledger: Path, checkpoints: int = 0
     ) -> None:
         self.rank: Rank | None = None
-        self._plan = deque((step, Wish(number, command)) for number, (step, command) in enumerate(plan, 1))
+        self._plan = deque(
+            (step, Wish(number, command, KERNEL)) for number, (step, command) in enumerate(plan, 1)
+        )
+        steered = Ledger(ledger.with_name("generations.jsonl"), durable=False)
+        steered.append(to_plain_record(LeaseTaken(holder=KERNEL, time=0.0)))
+        steered.close()
         self._written = max((entry["number"] for entry in read_ledger(ledger)), default=0)
         self._ledger = Ledger(ledger, durable=False)
         self._folder = RunFolder(ledger.parent)
@@ -101,7 +110,7 @@ class Planned:
 
     def get(self) -> str:
         wish = self._plan.popleft()[1]
-        if wish.number > self._written:  # as the kernel does, before it sends
+        if wish.number > self._written:  # as the coordinator does, before it passes it on
             self._ledger.append({"time": 0.0, **to_plain(wish)})
         return wish.to_json()
 
@@ -151,6 +160,7 @@ def carry_out(
     generation: int = 1,
     network: torch.nn.Module | None = None,
     checkpoints: int = 0,
+    lease: str = "",
 ) -> tuple[str, Timeline]:
     """One rank of a run with these commands at these steps; raises CutOffError at step `cut`.
 
@@ -168,6 +178,7 @@ def carry_out(
             mailbox=mailbox,
             publish=lambda record, line: timeline.append(record),
             generation=generation,
+            lease=lease,
         )
         mailbox.rank = rank
         return rank.run(), timeline

@@ -212,7 +212,7 @@ def test_a_connection_that_breaks(cluster, expected, tmp_path):
         wait_for(lambda: client.status == "running")
         number = session.note("here again")
         until(session, lambda timeline: timeline.records(Noted))
-        assert session.leads, session._driver.refused
+        assert session.leads, session.refused
         assert session.wait(DEADLINE_S) == "finished"
         assert session.acknowledged(number)
         require_whole(session, expected, restarts=0)

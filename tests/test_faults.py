@@ -35,10 +35,10 @@ from faultkit import (
     wait_for,
 )
 
-from rehearsal_kit.attaching import attach
+from rehearsal_kit.attaching import attach, resume
 from rehearsal_kit.checkpoint import find_checkpoints
-from rehearsal_kit.commands import Wish
-from rehearsal_kit.errors import RunFolderError, SessionError, SettingsError
+from rehearsal_kit.commands import Stop, Wish
+from rehearsal_kit.errors import LeaseError, RunFolderError, SessionError, SettingsError
 from rehearsal_kit.kernel_calls import look_for, post_wishes
 from rehearsal_kit.run_folder import RunFolder, read_ledger
 from rehearsal_kit.settings import Recovery
@@ -220,12 +220,10 @@ def test_values_that_are_not_allowed(cluster, expected, tmp_path):
         answered(session, forged)  # what comes after a higher number counts as known
         wish = json.dumps({"number": forged + 1, "kind": "Steer", "learning_rate": -1.0})
         found = cluster.client.run_on_scheduler(look_for, str(session.run.path))
-        holder = session._driver._holder
+        holder = session.holder
         post = cluster.client.run_on_scheduler
         assert not post(post_wishes, found["topic"], [wish], holder=holder)
         until(session, lambda timeline: len(timeline.records(Noted)) == 2)
-        with session.run.wishes.open("a") as ledger:  # as such a kernel would have done
-            ledger.write(wish + "\n")
         assert session.wait(DEADLINE_S) == "finished"
         require_whole(session, expected, restarts=0)
     assert "learning_rate is -1.0; it must be a finite number" in session.timeline.last(Noted).text
@@ -319,8 +317,19 @@ def test_the_same_cell_twice_and_two_notebooks(cluster, expected, tmp_path):
                 viewer.pause()
             until(viewer, lambda timeline: timeline.records(Steps))
             viewer.cluster.client.close()
-        with attach(tmp_path / "run", take=True) as second:
+        with pytest.raises(LeaseError, match=r"rk\.attach\("):  # on the very cluster that trains it
+            resume(tmp_path / "run", cluster)
+        link = tmp_path / "link"
+        link.symlink_to(tmp_path / "run")
+        with attach(link, take=True) as second:
             assert second.leads
+            wait_for(lambda: not first.leads)
+            with pytest.raises(SessionError, match="take=True"):
+                first.pause()
+            first._driver.send(Wish(99, Stop()))  # on its way when the other took over
+            wait_for(lambda: first.refused)
+            with pytest.raises(SessionError, match=r"not accepted: Stop \(no\. 99\)"):
+                first.wait(DEADLINE_S)
             answered(second, second.note("mine now"))
             assert second.wait(DEADLINE_S) == "finished"
             require_whole(second, expected, restarts=0)

@@ -58,6 +58,7 @@ class StandIn:
         self.state, self.error, self.ranks, self.panel = state, "", 2, None
         self.training, self.rehearsal, self.strategy = Training(), Rehearsal(), ER()
         self.leads, self.run = True, SimpleNamespace(path="/runs/<today>")
+        self.holder, self.refused = "", ""
         self.timeline = Timeline()
         self.shown = preview("diffraction", ("amplitude", "phase"))
         self.asked: list[object] = []
@@ -595,6 +596,20 @@ def test_who_watches_can_touch_nothing_and_is_told_how_to_take_over(session):
     assert not controls.pause.disabled
     assert (panel.banner.value, panel.banner.layout.display) == ("", "none")
     panel.close()
+
+
+def test_a_wish_that_was_not_accepted_is_said_and_answers_to_other_kernels_are_not_ours(session):
+    """The ranks never hear of it, so no answer of theirs will come."""
+    controls = Controls(session)
+    controls.knobs.widgets["representatives"].value = 12
+    tell(session, applied(1, holder="another kernel"))
+    controls.refresh()
+    assert "not yet in force" in controls.said.value
+    session.refused = "not accepted: Steer (no. 1). Another kernel steers this run"
+    tell(session, applied(2, holder="another kernel", settings={"representatives": 20}))
+    controls.refresh()
+    assert "not accepted: Steer (no. 1)" in controls.said.value
+    assert controls.knobs.widgets["representatives"].value == 20  # it follows again
 
 
 def test_the_banner_tells_what_is_wrong_as_long_as_it_is():

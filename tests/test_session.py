@@ -22,6 +22,7 @@ from rehearsal_kit.errors import (
     ScanError,
     SessionError,
     SettingsError,
+    TaskError,
 )
 from rehearsal_kit.preparation import Preparation
 from rehearsal_kit.session import Session
@@ -148,9 +149,32 @@ def test_a_bad_scan_among_good_ones_is_set_aside(cluster, tmp_path, scans):
             session.submit(scan)
         session.finish_stream()
         session.start()
-        assert session.wait(DEADLINE_S) == "finished"
+        with pytest.warns(UserWarning, match=r"1 task was set aside: bad: .*session\.table\(\)"):
+            assert session.wait(DEADLINE_S) == "finished"
     (aside,) = session.timeline.records(TaskSetAside)
     assert str(bad) in aside.reason
+    table = session.table()
+    assert list(table["set aside"]) == ["", "", aside.reason]
+    assert list(table["training samples"].notna()) == [True, True, False]
+    assert list(table.index[:2]) == [0, 1]
+
+
+def test_a_run_that_has_trained_nothing_has_not_just_finished(cluster, tmp_path):
+    bad = tmp_path / "bad.cxi"
+    bad.write_text("nothing")
+    with session_on(cluster, tmp_path / "run", epochs=1) as session:
+        for path in (bad, tmp_path / "gone.cxi"):
+            session.submit(path)
+        session.finish_stream()
+        session.start()
+        with pytest.raises(TaskError, match=r"nothing was trained: 2 tasks were set aside: bad: .*gone: "):
+            session.wait(DEADLINE_S)
+        assert session.state == "finished"
+        with pytest.raises(TaskError, match="nothing was trained"):
+            asyncio.run(session.done())
+    assert list(session.table()["name"]) == ["bad", "gone"]
+    with pytest.raises(SessionError, match=r"came too late.*rk\.resume\("):
+        session.reopen()
 
 
 def test_waiting_does_not_block_a_notebook(cluster, tmp_path, scans):
@@ -187,7 +211,10 @@ def test_clear_refusals(cluster, tmp_path, scans):
         session.start()
         with pytest.raises(SessionError, match="make a new Session"):
             session.start()
-    with pytest.raises(ClusterError, match="'auto', 'cpu' or 'cuda'"):
+    with (
+        pytest.warns(UserWarning, match=f"rehearsal-kit stop {cluster.files.folder.name}"),
+        pytest.raises(ClusterError, match="'auto', 'cpu' or 'cuda'"),
+    ):
         start_cluster("gpu")
 
 

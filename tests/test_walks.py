@@ -144,7 +144,9 @@ def with_tasks(walk: Walk, tasks: Sequence[Arrived]) -> Walk:
         asked = [(0, ARRIVAL), *part.commands] if number == 0 else part.commands
         filled = [(gap, next(left, None) if command is ARRIVAL else command) for gap, command in asked]
         ranks = part.ranks or ranks
-        made.append(replace(part, commands=tuple(each for each in filled if each[1] is not None), ranks=ranks))
+        made.append(
+            replace(part, commands=tuple(each for each in filled if each[1] is not None), ranks=ranks)
+        )
     return replace(walk, generations=tuple(made))
 
 

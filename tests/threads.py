@@ -115,7 +115,9 @@ class World:
                 results[rank] = error
                 self.end(f"rank {rank} failed")
 
-        threads = [threading.Thread(target=one, args=(rank,), name=f"rank-{rank}") for rank in range(self.ranks)]
+        threads = [
+            threading.Thread(target=one, args=(rank,), name=f"rank-{rank}") for rank in range(self.ranks)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from runkit import FEATURES
+from runkit import FEATURES, KERNEL
 from threads import ConnectionLostError, KilledError, ThreadGroups, World
 
 from rehearsal_kit.checkpoint import find_checkpoints
@@ -38,7 +38,8 @@ from rehearsal_kit.run_folder import Ledger, RunFolder, read_ledger
 from rehearsal_kit.script import AGAIN
 from rehearsal_kit.settings import Recovery, Rehearsal, Training
 from rehearsal_kit.strategies.choice import named_strategy
-from rehearsal_kit.telemetry import TaskEnded
+from rehearsal_kit.telemetry import LeaseTaken, TaskEnded
+from rehearsal_kit.telemetry import to_plain as to_plain_record
 from rehearsal_kit.tensor_tasks import TensorTask, write_task
 from rehearsal_kit.timeline import Timeline
 
@@ -170,14 +171,12 @@ class Person:
         return self.send(command)
 
     def send(self, command: Command) -> str:
-        """Number a wish and write it down, as the kernel does before it sends it."""
+        """Number a wish and write it down, as the coordinator does before it passes it on."""
         if isinstance(command, Arrived):
             command = replace(command, path=str(self._walked.job.run.path / "tasks" / command.path))
         self._walked.asked.append(command)
-        wish = Wish(len(self._walked.asked), command)
-        ledger = Ledger(self._walked.job.run.wishes, durable=False)
-        ledger.append({"time": 0.0, **to_plain(wish)})
-        ledger.close()
+        wish = Wish(len(self._walked.asked), command, KERNEL)
+        _append(self._walked.job.run.wishes, to_plain(wish))
         return wish.to_json()
 
     @property
@@ -221,7 +220,14 @@ def job_of(walk: Walk, folder: Path) -> Job:
         recovery=Recovery(checkpoint_s=1e9, keep_last=4),
     )
     keep_job(job, ranks=walk.ranks)
+    _append(job.run.generations, to_plain_record(LeaseTaken(holder=KERNEL, time=0.0)))
     return job
+
+
+def _append(path: Path, entry: dict[str, Any]) -> None:
+    ledger = Ledger(path, durable=False)
+    ledger.append({"time": 0.0, **entry})
+    ledger.close()
 
 
 def carry_out(walk: Walk, folder: Path, tasks: Path) -> Walked:
@@ -332,7 +338,13 @@ def broken_promises(walked: Walked, folder: Path) -> list[str]:
     broken = _ends(walked)
     if not broken:
         walked.put_back()
-        broken = [*_tasks(walked), *_commands(walked), *_steps(walked), *_rests(walked), *_replay(walked, folder)]
+        broken = [
+            *_tasks(walked),
+            *_commands(walked),
+            *_steps(walked),
+            *_rests(walked),
+            *_replay(walked, folder),
+        ]
     return broken
 
 
@@ -387,7 +399,10 @@ def _commands(walked: Walked) -> list[str]:
     wrong = {number: numbers[number] for number in asked if numbers[number] != 1}
     left = effects_of(read_ledger(walked.job.run.effects)).outstanding
     return [
-        *(f"command {each} ({walked.asked[each - 1]}) took effect {count} times" for each, count in wrong.items()),
+        *(
+            f"command {each} ({walked.asked[each - 1]}) took effect {count} times"
+            for each, count in wrong.items()
+        ),
         *(f"{entry} was not decided again" for entry in left),
     ]
 

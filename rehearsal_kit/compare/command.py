@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from rehearsal_kit.cluster import running_clusters, start_cluster, stop_cluster
+from rehearsal_kit.cluster import running_clusters, start_cluster, starter_of, stop_cluster
 from rehearsal_kit.commands import Arrived
 from rehearsal_kit.compare.streams import STREAMS, CompareStream, Place, stream_named
 from rehearsal_kit.compare.trial import PERCENT, Arm, Laid, run_trial
-from rehearsal_kit.comparison import Comparison
+from rehearsal_kit.comparison import INCOMPLETE, Comparison
 from rehearsal_kit.errors import RunFolderError
 from rehearsal_kit.experiences import open_experience
 from rehearsal_kit.report import ReportedRun, write_report
@@ -75,7 +75,7 @@ def _compare(chosen: argparse.Namespace) -> int:
                 outcome = run_trial(cluster, arm, laid[seed], folder=_home(folder, seed), title=title)
                 comparison.add(seed, outcome)
     _tell(chosen, comparison, folder=folder, arms=arms)
-    return 0
+    return INCOMPLETE if comparison.set_aside else 0
 
 
 def _tell(chosen: argparse.Namespace, comparison: Comparison, *, folder: Path, arms: Sequence[Arm]) -> None:
@@ -113,11 +113,21 @@ def _usual(arms: Sequence[Arm]) -> Sequence[Arm]:
 
 
 def _end_orphan(folder: Path) -> None:
-    """End the cluster of an earlier call that was killed: it would go on training into this folder."""
+    """End the cluster of an earlier call that was killed: it would go on training into this folder.
+
+    RunFolderError where that call may still be under way.
+    """
     if (folder / CLUSTER).exists():
         name = (folder / CLUSTER).read_text()
         for files in running_clusters():
             if files.folder.name == name:
+                caller = starter_of(files)
+                if caller is not None and (caller.is_seen or not caller.is_here):
+                    raise RunFolderError(
+                        f"{folder} is being written to by another call, process {caller.number} on "
+                        f"{caller.host}, with cluster {name}; wait for it, give another --run, or, if that "
+                        f"call was killed: rehearsal-kit stop {name}"
+                    )
                 print(f"left running by an earlier call: {stop_cluster(files)}", flush=True)
 
 

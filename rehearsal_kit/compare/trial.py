@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -114,7 +116,9 @@ def run_trial(cluster: Cluster, arm: Arm, laid: Laid, *, folder: Path, title: st
 
 
 def _put_aside(run: Path) -> None:
-    number = 1
-    while (there := run.with_name(f"{run.name}.cut-short-{number}")).exists():
-        number += 1
+    for number in itertools.count(1):
+        with contextlib.suppress(FileExistsError):
+            there = run.with_name(f"{run.name}.cut-short-{number}")
+            there.mkdir(mode=0o700)  # nobody else gets this number
+            break
     run.rename(there)

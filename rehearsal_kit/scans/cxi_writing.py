@@ -12,7 +12,7 @@ Where this writer has to say more than the format does, it uses attributes:
 
 from __future__ import annotations
 
-import os
+import secrets
 from pathlib import Path
 
 import h5py
@@ -31,7 +31,7 @@ def write_cxi(path: str | Path, acquisition: Acquisition) -> Path:
     """
     path = Path(path)
     # Same folder, so that the rename is atomic; hidden, so that no pattern like *.cxi matches it.
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
         with h5py.File(unfinished, "w") as file:
             _write(file, acquisition)

@@ -105,7 +105,8 @@ class Controls:
 
     def _said(self, applied: list[Applied]) -> str:
         session = self._session
-        troubles = [trouble for trouble in (self._trouble, self._wishes.trouble, session.error) if trouble]
+        said = (self._trouble, self._wishes.trouble, session.refused, session.error)
+        troubles = [trouble for trouble in said if trouble]
         lines = [" &nbsp;·&nbsp; ".join([*self._wishes.answers(applied), *map(refused, troubles)])]
         if applied:
             lines.append(f"settings in force: {escape(spelt(applied[-1].settings))}")

@@ -79,8 +79,10 @@ class Knobs:
 
     def _follow(self, applied: list[Applied]) -> None:
         """Move to what is in force, unless a wish of this panel is still on its way."""
-        newest = max((record.number for record in applied), default=0)
-        if not applied or newest < self._wishes.newest:
+        session = self._session
+        newest = max((record.number for record in applied if record.holder == session.holder), default=0)
+        on_its_way = newest < self._wishes.newest and not session.refused
+        if not applied or on_its_way:
             return
         for name, widget in self.widgets.items():
             value = applied[-1].settings.get(name, self._known[name])

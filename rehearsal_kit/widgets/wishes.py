@@ -47,6 +47,7 @@ class Wishes:
     def answers(self, applied: Sequence[Applied]) -> list[str]:
         """A line of HTML per wish, the newest first."""
         ranks, asked = self._session.ranks, self._asked
+        applied = [record for record in applied if record.holder == self._session.holder]
         answered = {record.number for record in applied}
         return [
             f"asked (no. {number}): <b>{escape(words)}</b> &rarr; {answer(applied, number, ranks)}"
