@@ -78,7 +78,7 @@ class Curriculum:
         if not its.evaluation.sound:
             return False
         if its.groups.rank == 0:
-            its.gallery.keep(its.job.run.previews, evaluated, after=lesson.task, step=course.step)
+            its.gallery.keep(evaluated, after=lesson.task, step=course.step)
         weights = its.learner.fingerprint()
         its.control.task_done(course.position, TaskDone(task=lesson.task, weights=weights))
         its.reporter.tell(
@@ -100,8 +100,12 @@ class Curriculum:
         values = {name: getattr(lesson, name) for name in names}
         return {**values, "tasks": list(lesson.tasks), "dealings": dealings}
 
-    def lesson_of(self, plain: Mapping[str, Any], stream: Stream) -> tuple[Lesson, list[tuple[int, int]]]:
+    def lesson_of(
+        self, plain: Mapping[str, Any], stream: Stream, *, under_way: Lesson | None = None
+    ) -> tuple[Lesson, list[tuple[int, int]]]:
         """The lesson that `to_plain` was told of; without asking the other ranks. For `take_up`.
+
+        under_way: a lesson of the same stream; if it has the same tasks, its samples are not read again.
 
         Where it was begun on another number of ranks, what was left of the epoch is dealt out anew, so that
         every sample is still trained once. stream: the tasks in the order that was theirs then.
@@ -109,7 +113,9 @@ class Curriculum:
         rank, ranks = self._with.groups.rank, self._with.groups.ranks
         dealings = [(int(count), int(passed)) for count, passed in plain["dealings"]]
         tasks = [int(task) for task in plain["tasks"]]
-        lesson = self._lesson(int(plain["task"]), tasks, stream)
+        same = under_way is not None and list(under_way.tasks) == tasks
+        known = under_way.samples if under_way is not None and same else None
+        lesson = self._lesson(int(plain["task"]), tasks, stream, known=known)
         lesson.largest = int(plain["largest"])
         for name in ("batch", "began", "epoch", "place", "taken", "seconds"):
             setattr(lesson, name, plain[name])
@@ -169,9 +175,12 @@ class Curriculum:
                 signature.require(batch)
         return self._lesson(task, its.course.in_force.strategy.tasks(task), its.stream), signature
 
-    def _lesson(self, task: int, tasks: Sequence[int], stream: Stream) -> Lesson:
+    def _lesson(
+        self, task: int, tasks: Sequence[int], stream: Stream, *, known: Samples | None = None
+    ) -> Lesson:
         its = self._with
-        samples, experience = stream.training_samples(tasks), stream[task]
+        samples = stream.training_samples(tasks) if known is None else known
+        experience = stream[task]
         return Lesson(
             task=task,
             tasks=tasks,
@@ -195,9 +204,7 @@ class Curriculum:
         its = self._with
         arrived, _ = its.stream.arrivals[task]
         its.reporter.tell(
-            TaskSetAside(
-                step=its.course.step, name=arrived.name, path=arrived.path, reason=reason, task=task
-            )
+            TaskSetAside(step=its.course.step, name=arrived.name, path=arrived.path, reason=reason, task=task)
         )
         its.stream.set_aside(task)
 

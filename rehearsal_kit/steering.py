@@ -223,6 +223,7 @@ class Steering:
             its.keeper.pinned.add(command.spare)
         its.reporter.flush()
         weights = its.learner.fingerprint()
+        its.keeper.ready(course.checkpoints + 1)
         everyone = its.groups.gather(weights)
         if len(set(everyone)) > 1:
             raise RankError(
@@ -235,7 +236,7 @@ class Steering:
             number=course.checkpoints,
             state=self._state(),
             tensors=its.learner.tensors() if its.groups.rank == 0 else {},
-            buffer=None if buffer is None else buffer.state().copied(),
+            buffer=None if buffer is None else buffer.frozen(),
             error=its.evaluation.error,
         )
         its.reporter.tell(
@@ -265,7 +266,8 @@ class Steering:
         if there.begun > len(its.stream):
             raise SettingsError(f"checkpoint {command.checkpoint} knows tasks that this run does not have.")
         stream = its.stream.ordered(loaded.state["order"])
-        lesson = self._lesson(loaded, stream)
+        same = stream.order == its.stream.order
+        lesson = self._lesson(loaded, stream, under_way=self._now.lesson if same else None)
         return lambda: self._roll_back(loaded, there, (stream, lesson))
 
     def _roll_back(self, loaded: Loaded, there: Course, to: tuple[Stream, TakenUp | None]) -> None:
@@ -292,9 +294,9 @@ class Steering:
         )
         self._adopt(loaded, lesson)
 
-    def _lesson(self, loaded: Loaded, stream: Stream) -> TakenUp | None:
+    def _lesson(self, loaded: Loaded, stream: Stream, *, under_way: Lesson | None = None) -> TakenUp | None:
         plain = loaded.state["lesson"]
-        return None if plain is None else self._curriculum.lesson_of(plain, stream)
+        return None if plain is None else self._curriculum.lesson_of(plain, stream, under_way=under_way)
 
     def _adopt(self, loaded: Loaded, lesson: TakenUp | None) -> None:
         its, course = self._with, self._with.course
@@ -312,7 +314,10 @@ class Steering:
     def _filled(self, state: BufferState) -> DistributedBuffer:
         its = self._with
         half = tuple(field.name for field in state.layout.fields if field.half)
-        settings = replace(its.course.in_force.rehearsal, policy=state.policy, half=half)
+        in_force = its.course.in_force.rehearsal
+        # What is steered takes effect in the next round: until then the store is as large as it was.
+        capacity = max(state.capacity, in_force.samples(state.layout.row_bytes))
+        settings = replace(in_force, policy=state.policy, half=half, capacity=capacity)
         buffer = DistributedBuffer(
             state.layout,
             settings,
