@@ -133,14 +133,13 @@ class RankHost(WorkerPlugin):
         )
 
     def preview(self, topic: str, task: int | None) -> Preview | None:
-        """The newest preview of a task, and from now on keep that one fresh; None: the newest task."""
+        """The newest preview of a task, kept fresh for some seconds from now on; None: the newest task."""
         hosted = self._hosted
         rank = hosted.rank if hosted is not None and hosted.order.topic == topic else None
         if rank is None:
             return None
-        rank.gallery.wanted = task
-        chosen = max(rank.gallery.newest, default=-1) if task is None else task
-        return rank.gallery.newest.get(chosen)
+        rank.gallery.ask(task)
+        return rank.gallery.newest(task)
 
     def _train(self) -> None:
         hosted = self._hosted

@@ -6,6 +6,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from safetensors.torch import save
 
@@ -33,7 +34,7 @@ from rehearsal_kit.run_folder import write_private
 from rehearsal_kit.steering import Learning, Steering
 from rehearsal_kit.stored_outputs import ages, disowning, for_layout, without_outputs
 from rehearsal_kit.stream import Stream
-from rehearsal_kit.telemetry import Applied, CheckpointFailed, Joined, Record, Restored
+from rehearsal_kit.telemetry import Applied, CheckpointFailed, Joined, PreviewsFailed, Record, Restored
 
 IDLE_S = 0.02
 
@@ -71,7 +72,7 @@ class Rank:
         self._control = control
         self._reporter = Reporter(job.run, groups.rank, publish, again=True)
         self._stream = Stream(groups, seed=job.seed)
-        self.gallery = Gallery(self._learner, self._stream)
+        self.gallery = Gallery(self._learner, self._stream, job.run.previews)
         """Previews; only rank 0 makes any."""
         equipment = Equipment(
             job=job,
@@ -119,7 +120,7 @@ class Rank:
     @property
     def beats(self) -> int:
         """Grows whenever this rank gets on with something; another thread watches it."""
-        return self._control.decided + self._learner.calls
+        return self._control.decided + self._learner.calls + self._with.keeper.beats
 
     def give_up(self) -> None:
         """Fail at the next step boundary, without a vote; another thread may call."""
@@ -147,6 +148,7 @@ class Rank:
         for number, reason in self._beginning.refused:
             self._reporter.tell(CheckpointFailed(checkpoint=number, reason=reason))
         loaded = self._beginning.loaded
+        self._beginning = replace(self._beginning, loaded=None)  # not in memory for as long as the run
         if loaded is not None:
             self._steering.take_up(loaded)
         if loaded is not None or self._generation > 1:
@@ -163,20 +165,21 @@ class Rank:
         if course.outcome == "finished":
             evaluated = evaluation.last(step=course.step)
             if self._groups.rank == 0:
-                self.gallery.keep(
-                    self._job.run.previews, evaluated, after=evaluation.newest, step=course.step
-                )
+                self.gallery.keep(evaluated, after=evaluation.newest, step=course.step)
         if self._job.replays is None:  # a replay takes those that were recorded
             self._apply(Wish(0, TakeCheckpoint()))
         self._save_weights()  # also where it was stopped in the middle of a task
         self._with.keeper.close()
         self._tell_of_checkpoints()
+        self.gallery.close()
+        self._tell_of_previews()
 
     @contextlib.contextmanager
     def _closing(self) -> Iterator[None]:
         try:
             yield
         except BaseException:
+            self.gallery.close()
             self._with.keeper.abandon()
             if self._now.buffer is not None:
                 self._now.buffer.abandon()
@@ -348,6 +351,12 @@ class Rank:
     def _refresh_preview(self) -> None:
         if self._groups.rank == 0:
             self.gallery.refresh(self._course.begun - 1, step=self._course.step)
+            self._tell_of_previews()
+
+    def _tell_of_previews(self) -> None:
+        reason = self.gallery.news()
+        if reason is not None:
+            self._reporter.tell(PreviewsFailed(reason=reason, time=time.time()))
 
     def _save_weights(self) -> None:
         if self._groups.rank == 0:

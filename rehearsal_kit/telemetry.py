@@ -228,6 +228,15 @@ class CheckpointFailed:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PreviewsFailed:
+    """Previews could not be made or written; the run goes on without them."""
+
+    reason: str
+    """Empty once they can again."""
+    time: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Restored:
     """All ranks begin at this position again."""
 
@@ -331,6 +340,7 @@ Record = (
     | CheckpointTaken
     | CheckpointKept
     | CheckpointFailed
+    | PreviewsFailed
     | Restored
     | BranchBegan
     | GenerationBegan

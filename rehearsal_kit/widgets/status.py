@@ -12,6 +12,7 @@ from rehearsal_kit.telemetry import (
     Evaluated,
     GenerationBegan,
     GenerationEnded,
+    PreviewsFailed,
     Stalled,
     StateChanged,
     Steps,
@@ -102,6 +103,9 @@ def _alarms(timeline: Timeline, state: str) -> list[str]:
     newest = timeline.newest((CheckpointKept, CheckpointFailed))
     if isinstance(newest, CheckpointFailed):
         alarms.append(f"checkpoint {newest.checkpoint} could not be written: {newest.reason}")
+    previews = timeline.last(PreviewsFailed)
+    if previews is not None and previews.reason:
+        alarms.append(f"previews are missing: {previews.reason}")
     return alarms
 
 
