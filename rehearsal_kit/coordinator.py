@@ -11,6 +11,7 @@ import contextlib
 import logging
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 from rehearsal_kit.arrivals import natural_key
 from rehearsal_kit.commands import Stop, Wish
 from rehearsal_kit.orders import HostStatus, Order, RunOrder
+from rehearsal_kit.patience import Patience
 from rehearsal_kit.progress import LOOK_S, GenerationError, Progress
 from rehearsal_kit.run_folder import Ledger, RunFolder
 from rehearsal_kit.telemetry import (
@@ -32,6 +34,7 @@ from rehearsal_kit.telemetry import (
     Stalled,
     to_plain,
 )
+from rehearsal_kit.tensor_files import nothing
 
 LOG = logging.getLogger(__name__)
 PLUGIN = "rehearsal-kit-coordinator"
@@ -43,7 +46,7 @@ GRACE_S = 3.0
 RESTART_TIMEOUT_S = 30.0
 LONGEST_PAUSE_S = 30.0
 WIND_DOWN_S = 10.0
-"""What runs have to stop and write their last checkpoint when their cluster ends."""
+"""Without any progress for so long, runs are not waited for that stop and write their last checkpoint."""
 
 
 @dataclass
@@ -181,15 +184,37 @@ class Coordinator(SchedulerPlugin):
         if run is not None and run.holder == holder:
             run.holder = ""
 
-    async def wind_down(self) -> None:
-        """Have all runs end at their next step, with a checkpoint, before this cluster goes."""
+    async def wind_down(self, beat: Callable[[], None] = nothing) -> None:
+        """Have all runs end at their next step, with a checkpoint, before this cluster goes.
+
+        beat: called whenever they have got on.
+        """
         going = [run for run in self._runs.values() if not run.outcome]
         for run in going:
             run.undelivered.append(Wish(0, Stop()).to_json())
             await self._deliver(run)
-        deadline = time.monotonic() + WIND_DOWN_S
-        while any(not run.outcome for run in going) and time.monotonic() < deadline:
-            await asyncio.sleep(0.05)
+        await self._while_they_get_on(going, beat)
+
+    async def _while_they_get_on(self, going: list[Watched], beat: Callable[[], None]) -> None:
+        """Wait for the end of runs: however large their last checkpoints are, as long as they are written."""
+        began, beats, patience = [run.generation for run in going], [-1], Patience(WIND_DOWN_S)
+        # Ranks that are started anew know nothing of the end, and are not waited for.
+        while left := [r for r, g in zip(going, began, strict=True) if not r.outcome and r.generation == g]:
+            asked = [self._status(address, run) for run in left for address in run.workers]
+            now = [-1 if status is None else status.beats for status in await asyncio.gather(*asked)]
+            if now != beats:
+                beats = now
+                beat()
+            if not patience.lasts(now):
+                for run in left:
+                    LOG.warning(
+                        "%s has not got on in %.0f s while it should end: what it has trained since its last "
+                        "checkpoint is trained again when it is resumed",
+                        run.order.run,
+                        WIND_DOWN_S,
+                    )
+                return
+            await asyncio.sleep(LOOK_SOON_S)
 
     # Generations ----------------------------------------------------------------------------------------
 

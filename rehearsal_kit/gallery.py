@@ -11,7 +11,7 @@ import torch
 
 from rehearsal_kit.layout import Samples
 from rehearsal_kit.learner import Learner
-from rehearsal_kit.preview import Image, Preview, append_previews, read_previews
+from rehearsal_kit.preview import Image, Preview, append_previews
 from rehearsal_kit.priority import step_back
 from rehearsal_kit.stream import Stream
 
@@ -19,13 +19,13 @@ INTERVAL_S = 1.0
 ASKED_S = 5.0
 """For so long after somebody asked, the preview is kept fresh."""
 REMEMBERED = 4
-"""Previews that stay in memory; the others are in the files of the run."""
+"""Previews that stay in memory; others are made anew when somebody asks."""
 TOGETHER = 32
 """In one file, and in memory until it is written."""
-MOST_WRITES = 4
-"""Tasks whose previews wait for the disk; those of further ones are not kept."""
+MOST_WRITES = 16
+"""Files that wait for the disk; of further ones nothing is kept once it has not answered in time."""
 LAST_S = 10.0
-"""What the disk has for the last previews."""
+"""What the disk has to write one."""
 LIKELIEST = 3
 """Classes that are named."""
 
@@ -55,14 +55,9 @@ class Gallery:
         self._asked = (task, time.monotonic())
 
     def newest(self, task: int | None) -> Preview | None:
-        """The newest preview of a task, or None, of any; from memory, else from the files of the run."""
+        """The newest preview of a task, or None, of the newest; there soon is one if it was asked for."""
         remembered = self._remembered
-        if task is None and remembered:
-            return remembered[max(remembered)]
-        if task in remembered:
-            return remembered[task]
-        kept = (preview for _, preview in read_previews(self._folder) if task in (None, preview.task))
-        return next(kept, None)
+        return remembered.get(max(remembered, default=-1) if task is None else task)
 
     def refresh(self, newest: int, *, step: int) -> None:
         """Make the preview that was asked for anew if the last one is a second old."""
@@ -78,8 +73,10 @@ class Gallery:
     def keep(self, tasks: Iterable[int], *, after: int, step: int) -> None:
         """Write previews of these tasks, as they are after one was trained, beside what comes next."""
         for part, some in enumerate(_portions(tasks)):
-            if part:  # there are so many only at the end of a run
-                wait(self._writes, LAST_S)
+            if (
+                len(self._writes) >= MOST_WRITES and not self._troubled
+            ):  # tasks end faster than the disk writes
+                wait(self._writes[:1], LAST_S)
             made = [preview for task in some if (preview := self._make(task, step)) is not None]
             self._look()
             if len(self._writes) >= MOST_WRITES:
@@ -95,7 +92,8 @@ class Gallery:
 
     def close(self) -> None:
         """Let the last ones be written, if the disk still answers."""
-        wait(self._writes, LAST_S)
+        while self._writes and wait(self._writes[:1], LAST_S).done:
+            self._look()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _write(self, previews: Sequence[Preview], after: int, part: int) -> None:

@@ -6,6 +6,7 @@ kernel. The calls below return at once: the training thread is the only one that
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import pickle
 import queue
@@ -30,6 +31,8 @@ from rehearsal_kit.rank import Rank
 from rehearsal_kit.telemetry import Ended, Record, to_plain
 
 PLUGIN = "rehearsal-kit"
+FIRST_S, LOOK_S = 1.0, 0.02
+"""How long a preview is waited for that nobody has asked for before, and between two looks."""
 
 
 @dataclass
@@ -207,10 +210,19 @@ async def dask_setup(worker: Worker) -> None:
     torch.optim.Adam([torch.zeros(1, requires_grad=True)])
 
 
-# Called through client.run, which passes the worker as `dask_worker`; returns at once.
+# Called through client.run, which passes the worker as `dask_worker`.
 
 
 async def get_preview(topic: str, task: int | None, dask_worker: Worker) -> Preview | None:
-    """Fetch a preview from rank 0; None if this worker has no rank of the run."""
+    """Fetch a preview from rank 0; None if this worker has no rank of the run, or none is made in a second.
+
+    Nobody has looked at this task for a while, perhaps: then it is made at the next step.
+    """
     host = dask_worker.plugins.get(PLUGIN)
-    return host.preview(topic, task) if isinstance(host, RankHost) else None
+    deadline = time.monotonic() + FIRST_S
+    while isinstance(host, RankHost):
+        preview = host.preview(topic, task)
+        if preview is not None or time.monotonic() > deadline:
+            return preview
+        await asyncio.sleep(LOOK_S)
+    return None

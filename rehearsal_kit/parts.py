@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rehearsal_kit.errors import CheckpointError
+from rehearsal_kit.patience import Patience
 from rehearsal_kit.run_folder import write_private
 
 FAILED = ""
@@ -82,7 +83,7 @@ class Parts:
         self._folder = folder
         self._missing = set(range(1, ranks))
         self._patience_s = patience_s
-        self._signs: dict[int, tuple[int | None, float]] = {}
+        self._waiting: dict[int, Patience] = {}
 
     def collect(self, require_going: Callable[[], None]) -> dict[str, Any]:
         """Size and SHA-256 of all files of all other ranks, once they are there.
@@ -126,15 +127,12 @@ class Parts:
 
     def _look(self, rank: int) -> dict[str, Any] | None:
         # What a rank has written; None if it still writes.
-        sign, now = _changed(_alive(self._folder, rank)), time.monotonic()
+        sign = _changed(_alive(self._folder, rank))
         file = _file(self._folder, rank)
         if file.exists():
             written: dict[str, Any] = json.loads(file.read_text())
             return written
-        before, since = self._signs.setdefault(rank, (sign, now))
-        if sign != before:
-            self._signs[rank] = (sign, now)
-        elif now - since > self._patience_s:
+        if not self._waiting.setdefault(rank, Patience(self._patience_s)).lasts(sign):
             raise CheckpointError(
                 f"rank {rank} has shown no sign of life in {self._patience_s:.0f} s while it should write "
                 "its part. Is its machine gone, or its disk full?"

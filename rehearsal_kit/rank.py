@@ -34,7 +34,7 @@ from rehearsal_kit.run_folder import write_private
 from rehearsal_kit.steering import Learning, Steering
 from rehearsal_kit.stored_outputs import ages, disowning, for_layout, without_outputs
 from rehearsal_kit.stream import Stream
-from rehearsal_kit.telemetry import Applied, CheckpointFailed, Joined, PreviewsFailed, Record, Restored
+from rehearsal_kit.telemetry import Applied, CheckpointFailed, Joined, NotKept, Record, Restored
 
 IDLE_S = 0.02
 
@@ -356,7 +356,7 @@ class Rank:
     def _tell_of_previews(self) -> None:
         reason = self.gallery.news()
         if reason is not None:
-            self._reporter.tell(PreviewsFailed(reason=reason, time=time.time()))
+            self._reporter.tell(NotKept(what="previews", reason=reason, time=time.time()))
 
     def _save_weights(self) -> None:
         if self._groups.rank == 0:

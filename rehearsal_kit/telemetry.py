@@ -228,11 +228,13 @@ class CheckpointFailed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreviewsFailed:
-    """Previews could not be made or written; the run goes on without them."""
+class NotKept:
+    """What only plots need could not be written or made; the run goes on without it."""
 
+    what: str
+    """"timeline" or "previews"."""
     reason: str
-    """Empty once they can again."""
+    """Empty: it can be written again; what came in between is missing."""
     time: float
 
 
@@ -340,7 +342,7 @@ Record = (
     | CheckpointTaken
     | CheckpointKept
     | CheckpointFailed
-    | PreviewsFailed
+    | NotKept
     | Restored
     | BranchBegan
     | GenerationBegan

@@ -6,10 +6,12 @@ import hashlib
 import os
 import stat
 import threading
+import tracemalloc
 
 import h5py
 import numpy as np
 import pytest
+import torch
 from ranks import RankPool
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
@@ -18,7 +20,9 @@ from samples import assert_whole, batch_of, new_buffer
 from rehearsal_kit.errors import SettingsError, SnapshotError
 from rehearsal_kit.frozen_rows import FrozenRows
 from rehearsal_kit.groups import Groups
+from rehearsal_kit.rehearsal import DistributedBuffer
 from rehearsal_kit.rounds import Round
+from rehearsal_kit.settings import Rehearsal
 from rehearsal_kit.snapshots import read_shards, write_shard
 
 POLICIES = ["quotas", "reservoir", "fifo"]
@@ -287,6 +291,28 @@ def test_what_is_frozen_stays_as_it_was_whatever_the_store_does_next(tmp_path, p
     write_shard(tmp_path / "later", frozen, rank=0, ranks=1)
     frozen.release()
     assert everything(tmp_path / "later", 0, 1) == everything(tmp_path / "then", 0, 1)
+
+
+def test_a_checkpoint_and_its_restoring_take_a_few_blocks_of_memory_and_no_second_store(tmp_path):
+    store = 64 * 2**20
+    wide = {"x": torch.ones(8, 2**18), "sample_id": torch.arange(8)}
+    settings = Rehearsal(representatives=2, candidates=2, capacity=store // 2**20)
+    with DistributedBuffer.over_world(wide, settings, seed=1) as buffer:
+        for step in range(8):
+            buffer.augment({**wide, "sample_id": 8 * step + torch.arange(8)})
+        buffer.advance()
+        tracemalloc.start()
+        frozen = buffer.frozen()
+        write_shard(tmp_path, frozen, rank=0, ranks=1)
+        frozen.release()
+        assert tracemalloc.get_traced_memory()[1] < store // 4
+        tracemalloc.stop()
+    with DistributedBuffer.over_world(wide, settings, seed=1) as buffer:
+        tracemalloc.start()
+        buffer.load(tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < store // 4
+        tracemalloc.stop()
+        assert len(buffer.state().contents.groups) == store // 2**20
 
 
 def rows_of(count):

@@ -12,7 +12,7 @@ from rehearsal_kit.telemetry import (
     Evaluated,
     GenerationBegan,
     GenerationEnded,
-    PreviewsFailed,
+    NotKept,
     Stalled,
     StateChanged,
     Steps,
@@ -103,9 +103,8 @@ def _alarms(timeline: Timeline, state: str) -> list[str]:
     newest = timeline.newest((CheckpointKept, CheckpointFailed))
     if isinstance(newest, CheckpointFailed):
         alarms.append(f"checkpoint {newest.checkpoint} could not be written: {newest.reason}")
-    previews = timeline.last(PreviewsFailed)
-    if previews is not None and previews.reason:
-        alarms.append(f"previews are missing: {previews.reason}")
+    now = {record.what: record.reason for record in timeline.records(NotKept)}
+    alarms += [f"{what} cannot be kept, the run goes on: {why}" for what, why in now.items() if why]
     return alarms
 
 
