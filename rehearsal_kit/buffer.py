@@ -4,23 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rehearsal_kit.errors import SettingsError
+from rehearsal_kit.frozen_rows import FrozenRows
 from rehearsal_kit.group_index import GroupIndex
 from rehearsal_kit.layout import Accepted, RowLayout, Rows, Samples, Words
 from rehearsal_kit.policies import AbstractPolicy, Intake, Reservoir
 
 CHUNK = 4096
+SPARE = 8
+"""While a checkpoint is written, one row in so many may be held twice: those that change meanwhile. What
+`room` leaves free is counted with it."""
+LEAST_SPARE_BYTES = 16 * 2**20
+"""And so much in any case: small stores change as a whole while a disk answers."""
+
+
+class RowSource(Protocol):
+    """Rows that are not in memory as a whole: asked for in blocks, in order, and never held twice."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and words."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that it takes."""
+
+    def __getitem__(self, block: slice, /) -> Words:
+        """Some of the rows, (row, word)."""
+
+    def copy_into(self, out: Words) -> None:
+        """All of them, (row, word)."""
 
 
 @dataclass(frozen=True)
 class Contents:
     """What a store holds, row by row, and all that later choices of victims depend on."""
 
-    rows: Words
+    rows: Words | RowSource
     """(row, word)."""
     groups: NDArray[np.int64]
     """(row,): the group of each."""
@@ -46,6 +71,7 @@ class RehearsalBuffer:
         self._row_of: dict[int, int] = {}
         self._rows = np.zeros((capacity, layout.words), dtype=np.int64)
         self._identity = np.zeros(capacity, dtype=np.int64)
+        self._frozen: list[FrozenRows] = []
 
     def __len__(self) -> int:
         """Samples held."""
@@ -60,6 +86,13 @@ class RehearsalBuffer:
     def contents(self) -> Contents:
         """Everything held; the rows are those of the store, not a copy."""
         return Contents(self._rows[: len(self)], self.index.groups_of_rows(), self.index.places_of_rows())
+
+    def freeze(self) -> Contents:
+        """Everything held now, to be read by another thread while this store goes on; `release` it then."""
+        held = self.contents
+        rows = FrozenRows(self._rows[: len(self)], spare=spare_rows(self.capacity, self.layout.row_bytes))
+        self._frozen.append(rows)
+        return Contents(rows, held.groups, held.places)
 
     def group_sizes(self) -> dict[int, int]:
         """Samples held of each group, by number of the group."""
@@ -136,7 +169,10 @@ class RehearsalBuffer:
                 f"of at most {self.capacity} rows of {self.layout.words} words; it must be empty, large "
                 "enough, and of the same layout."
             )
-        self._rows[:count] = contents.rows
+        if isinstance(contents.rows, np.ndarray):
+            self._rows[:count] = contents.rows
+        else:
+            contents.rows.copy_into(self._rows[:count])
         self._adopt(self._rows, count, GroupIndex.of(contents.groups.tolist(), contents.places.tolist()))
 
     # Placing --------------------------------------------------------------------------------------------
@@ -157,7 +193,14 @@ class RehearsalBuffer:
             self._place(groups[i], None if known is None else known[i], uniform[i]): i for i in which.tolist()
         }
         rows, sources = (np.array(list(n), dtype=np.int64) for n in (source_of, source_of.values()))
+        self._before(rows)
         accepted.copy_into(self._rows, rows, sources)
+
+    def _before(self, changing: Rows) -> None:
+        # Those who read what the store was some moments ago are told what is about to change.
+        self._frozen = [frozen for frozen in self._frozen if not frozen.over]
+        for frozen in self._frozen:
+            frozen.keep(changing)
 
     def _place(self, group: int, identity: int | None, uniform: float) -> int:
         row = None if identity is None else self._row_of.get(identity)
@@ -186,6 +229,7 @@ class RehearsalBuffer:
     def _let_go(self, policy: Reservoir) -> None:
         gone = np.flatnonzero(policy.tags(self._identity[: len(self)]) >= policy.threshold)
         words = self._rows
+        self._before(gone)
         for row in gone[::-1].tolist():
             del self._row_of[int(self._identity[row])]
             last = self.index.replace(row)
@@ -195,6 +239,8 @@ class RehearsalBuffer:
                 self._row_of[int(self._identity[row])] = row
 
     def _adopt(self, rows: Words, count: int, index: GroupIndex) -> None:
+        if rows is not self._rows:  # nobody changes the old ones any more
+            self._frozen = []
         self._rows, self.index = rows, index
         self._identity = np.zeros(self.capacity, dtype=np.int64)
         self._row_of = {}
@@ -202,6 +248,11 @@ class RehearsalBuffer:
         if identities is not None:
             self._identity[:count] = identities
             self._row_of = {identity: row for row, identity in enumerate(identities.tolist())}
+
+
+def spare_rows(rows: int, row_bytes: int) -> int:
+    """How many rows of a store of so many are held twice at most while a checkpoint of it is written."""
+    return min(rows, max(rows // SPARE, LEAST_SPARE_BYTES // row_bytes))
 
 
 def require_identity(policy: AbstractPolicy, layout: RowLayout) -> None:

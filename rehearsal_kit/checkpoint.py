@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from rehearsal_kit.errors import CheckpointError
-from rehearsal_kit.run_folder import write_private, written_whole
+from rehearsal_kit.run_folder import write_private
+from rehearsal_kit.snapshots import is_shard
+from rehearsal_kit.tensor_files import BLOCK_BYTES, Stored, Written, nothing, write_tensors
 
 FORMAT = 2
 """Of manifest and state; 2: with the identity of the run and its outcome."""
@@ -42,16 +46,12 @@ class Checkpoint:
     """Identity of the run that wrote it."""
     format: int
 
-    def verify(self, names: Sequence[str]) -> None:
-        """CheckpointError unless these files are as they were written."""
+    def verify(self, names: Sequence[str], beat: Callable[[], None] = nothing) -> None:
+        """CheckpointError unless these files are as they were written. beat: called after every block."""
         for name in names:
             path = self.folder / name
             try:
-                with path.open("rb") as stream:
-                    found = {
-                        "bytes": os.fstat(stream.fileno()).st_size,
-                        "sha256": hashlib.file_digest(stream, "sha256").hexdigest(),
-                    }
+                found = _measured(path, beat)
             except OSError as error:
                 raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
             if name not in self.files or found != self.files[name]:
@@ -76,7 +76,7 @@ class Checkpoint:
 
     def shards(self) -> list[str]:
         """Names of the files of the buffer, in order of rank; none if there was no buffer yet."""
-        return sorted(name for name in self.files if name.endswith(".h5"))
+        return sorted(name for name in self.files if is_shard(name))
 
 
 def partial_folder(root: Path, number: int, generation: int) -> Path:
@@ -84,24 +84,21 @@ def partial_folder(root: Path, number: int, generation: int) -> Path:
     return root / f"{number:06d}.g{generation}.partial"
 
 
-def write_state(folder: Path, state: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> list[Path]:
-    """What rank 0 writes besides its part of the buffer; returns the files."""
-    write_private(folder / STATE, json.dumps({"format": FORMAT, **state}, allow_nan=False))
-    with written_whole(folder / TENSORS) as partial:
-        save_file(dict(tensors), partial)
-    return [folder / STATE, folder / TENSORS]
-
-
-def measured(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of files, for a manifest."""
-    found = {}
-    for path in paths:
-        with path.open("rb") as stream:
-            found[path.name] = {
-                "bytes": path.stat().st_size,
-                "sha256": hashlib.file_digest(stream, "sha256").hexdigest(),
-            }
-    return found
+def write_state(
+    folder: Path,
+    state: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    beat: Callable[[], None] = nothing,
+) -> list[Written]:
+    """What rank 0 writes besides its part of the buffer; `beat` is called after every block."""
+    text = json.dumps({"format": FORMAT, **state}, allow_nan=False).encode()
+    write_private(folder / STATE, text)
+    stored = {name: Stored.of_tensor(tensor) for name, tensor in tensors.items()}
+    return [
+        Written(folder / STATE, len(text), hashlib.sha256(text).hexdigest()),
+        write_tensors(folder / TENSORS, stored, beat=beat),
+    ]
 
 
 def complete(folder: Path, *, run: str, ranks: int, error: float | None, files: Mapping[str, Any]) -> int:
@@ -110,8 +107,7 @@ def complete(folder: Path, *, run: str, ranks: int, error: float | None, files: 
     write_private(folder / MANIFEST, json.dumps(manifest))
     _sync(folder)
     final = folder.with_name(folder.name.partition(".")[0])
-    if final.exists():  # one that was refused: the run has come by here again
-        shutil.rmtree(final)
+    discard(final)  # one that was refused: the run has come by here again
     folder.rename(final)
     _sync(final.parent)
     return sum(int(file["bytes"]) for file in files.values())
@@ -161,9 +157,28 @@ def superfluous(found: Mapping[int, Checkpoint], *, last: int, best: int, pinned
 
 
 def clear_partial(root: Path) -> None:
-    """Remove what ranks left that died while they wrote."""
-    for folder in root.glob("*.partial"):
-        shutil.rmtree(folder, ignore_errors=True)
+    """Remove what ranks left that died while they wrote, or while they removed."""
+    for folder in (*root.glob("*.partial"), *root.glob("*.gone")):
+        discard(folder)
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder, if it is there, so that nobody finds half of it and nobody writes into it any more."""
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    gone = folder.with_name(f"{folder.name.partition('.')[0]}.{uuid.uuid4().hex[:8]}.gone")
+    with contextlib.suppress(OSError):  # on a disk that has failed: the next start tries again
+        folder.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def _measured(path: Path, beat: Callable[[], None]) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(BLOCK_BYTES):
+            digest.update(block)
+            beat()
+        return {"bytes": os.fstat(stream.fileno()).st_size, "sha256": digest.hexdigest()}
 
 
 def _sync(folder: Path) -> None:

@@ -87,6 +87,11 @@ class ClusterFiles:
         return self.folder / "starter.json"
 
     @property
+    def ending(self) -> Path:
+        """Touched while the runs end before the cluster does: whoever ends it waits as long."""
+        return self.folder / "ending"
+
+    @property
     def address(self) -> Path:
         """Where the cluster is, written once it is up."""
         return self.folder / "cluster.json"
@@ -208,7 +213,7 @@ def serve(files: ClusterFiles, scratch: str) -> None:
             _watch(cluster, plugin, idle_timeout_s=order.idle_timeout_s)
             coordinator = cluster.scheduler.plugins.get(COORDINATOR)
             if isinstance(coordinator, Coordinator):  # some kernel has started a run here
-                cluster.sync(coordinator.wind_down)
+                cluster.sync(coordinator.wind_down, lambda: files.ending.touch(mode=0o600))
     except BaseException:
         files.key.unlink(missing_ok=True)  # what remains is the log, which says why
         raise

@@ -12,6 +12,7 @@ import json
 import logging
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from rehearsal_kit.crew import Crew
 from rehearsal_kit.errors import LeaseError
 from rehearsal_kit.lease import BEAT_S, RunLease
 from rehearsal_kit.orders import Order, RunOrder
+from rehearsal_kit.patience import Patience
 from rehearsal_kit.progress import LOOK_S, GenerationError, Progress
 from rehearsal_kit.run_folder import Ledger, RunFolder, write_private
 from rehearsal_kit.run_states import INTERRUPTED
@@ -36,13 +38,14 @@ from rehearsal_kit.telemetry import (
     Stalled,
     to_plain,
 )
+from rehearsal_kit.tensor_files import nothing
 
 LOG = logging.getLogger(__name__)
 PLUGIN = "rehearsal-kit-coordinator"
 LOOK_SOON_S = 0.05
 LONGEST_PAUSE_S = 30.0
 WIND_DOWN_S = 10.0
-"""What runs have to stop and write their last checkpoint when their cluster ends."""
+"""Without any progress for so long, runs are not waited for that stop and write their last checkpoint."""
 
 
 @dataclass
@@ -216,18 +219,39 @@ class Coordinator(SchedulerPlugin):
         if topic in self._runs:
             self._runs[topic].acceptance.release(holder)
 
-    async def wind_down(self) -> None:
+    async def wind_down(self, beat: Callable[[], None] = nothing) -> None:
         """Have all ranks end at their next step, with a checkpoint, before this cluster goes.
 
-        Nobody wished for the end of a run: it goes on where it is resumed.
+        Nobody wished for the end of a run: it goes on where it is resumed. beat: called whenever they have
+        got on.
         """
         going = [run for run in self._runs.values() if not run.outcome]
         for run in going:
             run.ending = True
             await self._interrupt(run)
-        deadline = time.monotonic() + WIND_DOWN_S
-        while any(not run.outcome for run in going) and time.monotonic() < deadline:
-            await asyncio.sleep(0.05)
+        await self._while_they_get_on(going, beat)
+
+    async def _while_they_get_on(self, going: list[Watched], beat: Callable[[], None]) -> None:
+        """Wait for the end of runs: however large their last checkpoints are, as long as they are written."""
+        began, beats, patience = [run.generation for run in going], [-1], Patience(WIND_DOWN_S)
+        # Ranks that are started anew know nothing of the end, and are not waited for.
+        while left := [r for r, g in zip(going, began, strict=True) if not r.outcome and r.generation == g]:
+            asked = [self._crew.statuses(run.workers, run.order.topic) for run in left]
+            statuses = [status for each in await asyncio.gather(*asked) for status in each]
+            now = [-1 if status is None else status.beats for status in statuses]
+            if now != beats:
+                beats = now
+                beat()
+            if not patience.lasts(now):
+                for run in left:
+                    LOG.warning(
+                        "%s has not got on in %.0f s while it should end: what it has trained since its last "
+                        "checkpoint is trained again when it is resumed",
+                        run.order.run,
+                        WIND_DOWN_S,
+                    )
+                return
+            await asyncio.sleep(LOOK_SOON_S)
 
     # Generations ----------------------------------------------------------------------------------------
 

@@ -121,8 +121,12 @@ class Curriculum:
         values = {name: getattr(lesson, name) for name in names}
         return {**values, "tasks": list(lesson.tasks), "dealings": dealings}
 
-    def lesson_of(self, plain: Mapping[str, Any], stream: Stream) -> tuple[Lesson, list[tuple[int, int]]]:
+    def lesson_of(
+        self, plain: Mapping[str, Any], stream: Stream, *, under_way: Lesson | None = None
+    ) -> tuple[Lesson, list[tuple[int, int]]]:
         """The lesson that `to_plain` was told of; without asking the other ranks. For `take_up`.
+
+        under_way: a lesson of the same stream; if it has the same tasks, its samples are not read again.
 
         Where it was begun on another number of ranks, what was left of the epoch is dealt out anew, so that
         every sample is still trained once. stream: the tasks in the order that was theirs then.
@@ -130,7 +134,9 @@ class Curriculum:
         rank, ranks = self._with.groups.rank, self._with.groups.ranks
         dealings = [(int(count), int(passed)) for count, passed in plain["dealings"]]
         tasks = [int(task) for task in plain["tasks"]]
-        lesson = self._lesson(int(plain["task"]), tasks, stream)
+        same = under_way is not None and list(under_way.tasks) == tasks
+        known = under_way.samples if under_way is not None and same else None
+        lesson = self._lesson(int(plain["task"]), tasks, stream, known=known)
         lesson.largest = int(plain["largest"])
         for name in ("batch", "began", "epoch", "place", "taken", "seconds"):
             setattr(lesson, name, plain[name])
@@ -205,7 +211,7 @@ class Curriculum:
             self.set_aside(earlier, why)
         wanted = its.course.in_force.strategy.tasks(task)
         tasks = [each for each in wanted if each in parts and each not in gone]
-        lesson = self._lesson(task, tasks, its.stream, samples=_together([parts[each] for each in tasks]))
+        lesson = self._lesson(task, tasks, its.stream, known=_together([parts[each] for each in tasks]))
         self.measure(lesson)
         return (lesson if lesson.largest else None), signature, ""
 
@@ -232,10 +238,10 @@ class Curriculum:
         return lost
 
     def _lesson(
-        self, task: int, tasks: Sequence[int], stream: Stream, *, samples: Samples | None = None
+        self, task: int, tasks: Sequence[int], stream: Stream, *, known: Samples | None = None
     ) -> Lesson:
         its = self._with
-        samples = stream.training_samples(tasks) if samples is None else samples
+        samples = stream.training_samples(tasks) if known is None else known
         experience = stream[task]
         return Lesson(
             task=task,

@@ -15,6 +15,7 @@ from rehearsal_kit.telemetry import (
     BranchBegan,
     CheckpointFailed,
     GenerationEnded,
+    NotKept,
     Record,
     Steps,
     TaskArrived,
@@ -83,6 +84,8 @@ class Progress:
                     bar.write(f"recovering: {reason}")
                 case CheckpointFailed(checkpoint=number, reason=reason):
                     bar.write(f"checkpoint {number} could not be written or used: {reason}")
+                case NotKept(what=what, reason=reason) if reason:
+                    bar.write(f"{what} cannot be kept, the run goes on: {reason}")
 
     def rolled_back(self, lineage: Timeline) -> None:
         """Begin again with what led to the branch that is new."""

@@ -34,6 +34,8 @@ PLUGIN = "rehearsal-kit"
 CLOSING_S = 8.0
 """What ranks have to end and write their checkpoint when a worker of theirs closes."""
 POLL_S = 0.02
+FIRST_S, LOOK_S = 1.0, 0.02
+"""How long a preview is waited for that nobody has asked for before, and between two looks."""
 
 
 @dataclass
@@ -161,14 +163,13 @@ class RankHost(WorkerPlugin):
         )
 
     def preview(self, topic: str, task: int | None) -> Preview | None:
-        """The newest preview of a task, and from now on keep that one fresh; None: the newest task."""
+        """The newest preview of a task, kept fresh for some seconds from now on; None: the newest task."""
         hosted = self._hosted
         rank = hosted.rank if hosted is not None and hosted.order.topic == topic else None
         if rank is None:
             return None
-        rank.gallery.wanted = task
-        chosen = max(rank.gallery.newest, default=-1) if task is None else task
-        return rank.gallery.newest.get(chosen)
+        rank.gallery.ask(task)
+        return rank.gallery.newest(task)
 
     def _train(self) -> None:
         hosted = self._hosted
@@ -239,10 +240,19 @@ async def dask_setup(worker: Worker) -> None:
     torch.optim.Adam([torch.zeros(1, requires_grad=True)])
 
 
-# Called through client.run, which passes the worker as `dask_worker`; returns at once.
+# Called through client.run, which passes the worker as `dask_worker`.
 
 
 async def get_preview(topic: str, task: int | None, dask_worker: Worker) -> Preview | None:
-    """Fetch a preview from rank 0; None if this worker has no rank of the run."""
+    """Fetch a preview from rank 0; None if this worker has no rank of the run, or none is made in a second.
+
+    Nobody has looked at this task for a while, perhaps: then it is made at the next step.
+    """
     host = dask_worker.plugins.get(PLUGIN)
-    return host.preview(topic, task) if isinstance(host, RankHost) else None
+    deadline = time.monotonic() + FIRST_S
+    while isinstance(host, RankHost):
+        preview = host.preview(topic, task)
+        if preview is not None or time.monotonic() > deadline:
+            return preview
+        await asyncio.sleep(LOOK_S)
+    return None

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ import torch
 from rehearsal_kit.checkpoint import (
     clear_partial,
     complete,
+    discard,
     find_checkpoints,
-    measured,
     partial_folder,
     superfluous,
     write_state,
@@ -24,19 +23,21 @@ from rehearsal_kit.checkpoint import (
 from rehearsal_kit.errors import CheckpointError
 from rehearsal_kit.groups import Groups
 from rehearsal_kit.lease import LeaseWatch
+from rehearsal_kit.parts import Part, Parts
+from rehearsal_kit.priority import step_back
 from rehearsal_kit.rounds import BufferState
-from rehearsal_kit.run_folder import write_private
 from rehearsal_kit.settings import Recovery
 from rehearsal_kit.snapshots import write_shard
 from rehearsal_kit.telemetry import CheckpointFailed, CheckpointKept
 
+FAILED_MEANWHILE = "the ranks have failed meanwhile."
 PARTS_TIMEOUT_S = 120.0
-POLL_S = 0.01
-FAILED = ""
-"""In the list of files of a part, which has no other file without a name: why there is none."""
+"""Without a sign of life from a rank that writes for so long, its checkpoint is given up."""
+LAST_S = 2.0
+"""What the writer has once the ranks have failed: less than the grace after which a worker is restarted."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Copied:
     """What one rank hands over; nothing of it changes any more."""
 
@@ -45,7 +46,13 @@ class Copied:
     tensors: dict[str, torch.Tensor]
     """Empty except on rank 0."""
     buffer: BufferState | None
+    """Frozen: to be released once it was written, or never will be."""
     error: float | None
+
+    def release(self) -> None:
+        """Nobody will write this any more."""
+        if self.buffer is not None:
+            self.buffer.release()
 
 
 class Keeper:
@@ -66,16 +73,27 @@ class Keeper:
     ) -> None:
         self.pinned: set[int] = set()
         """Checkpoints that are never removed: somebody went back to them."""
+        self.beats = 0
+        """Grows with every block that is written; another thread watches it."""
         self._root = root
         self._recovery = recovery
         self._groups = groups
         self._generation = generation
         self._run = run
         self._lease = lease
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"checkpoint-r{groups.rank}")
+        self._thread = ThreadPoolExecutor(
+            1, thread_name_prefix=f"checkpoint-r{groups.rank}", initializer=step_back
+        )
         self._jobs: list[Future[CheckpointKept | CheckpointFailed | None]] = []
+        self._waiting: list[Copied] = []
+        """Not written yet."""
+        self._unready: dict[int, str] = {}
+        """Why there is no folder for a checkpoint, by its number; on rank 0."""
         self._last = (time.monotonic(), 0)
-        self._given_up = False
+        self._failed = False
+        """The ranks have: nobody writes his part any more who has not begun."""
+        self._stopped = False
+        """What is being written is not written to its end."""
         root.mkdir(mode=0o700, exist_ok=True)
         if groups.rank == 0:
             clear_partial(root)
@@ -86,9 +104,18 @@ class Keeper:
         waited = time.monotonic() - when >= self._recovery.checkpoint_s
         return waited and step != where and all(job.done() for job in self._jobs)
 
+    def ready(self, number: int) -> None:
+        """On rank 0, before any rank writes: make the folder into which all of them do."""
+        if self._groups.rank == 0:
+            try:
+                partial_folder(self._root, number, self._generation).mkdir(mode=0o700)
+            except OSError as error:  # it is told when this checkpoint is taken
+                self._unready[number] = f"{type(error).__name__}: {error}"
+
     def take(self, copied: Copied, *, step: int) -> None:
-        """Begin to write."""
+        """Begin to write; all ranks have met since `ready`."""
         self._last = (time.monotonic(), step)
+        self._waiting.append(copied)
         self._jobs.append(self._thread.submit(self._write, copied))
 
     def finished(self) -> list[CheckpointKept | CheckpointFailed]:
@@ -107,81 +134,88 @@ class Keeper:
         self._thread.shutdown()
 
     def abandon(self) -> None:
-        """End the thread; what is being written by ranks that have failed is never completed."""
-        self._given_up = True
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        """End the thread: what is written in a moment is; parts of ranks that failed are not waited for."""
+        self._failed = True
+        wait(self._jobs, LAST_S)
+        self._stopped = True
+        self._thread.shutdown(cancel_futures=True)
+        for copied in self._waiting:  # nobody has begun with these: the next ranks need their memory
+            copied.release()
 
     def _write(self, copied: Copied) -> CheckpointKept | CheckpointFailed | None:
-        began = time.monotonic()
         folder = partial_folder(self._root, copied.number, self._generation)
         try:
-            folder.mkdir(mode=0o700, exist_ok=True)
-            self._write_part(folder, copied)
             if self._groups.rank != 0:
+                self._write_part(folder, copied)
                 return None
-            files = self._all_parts(folder)
+            return self._write_whole(folder, copied)
+        finally:
+            copied.release()
+            self._waiting.remove(copied)
+
+    def _write_part(self, folder: Path, copied: Copied) -> None:
+        part = Part(folder, self._groups.rank)
+
+        def beat() -> None:
+            self._beat()
+            part.require_wanted()
+
+        try:
+            with part.alive(PARTS_TIMEOUT_S):
+                try:
+                    part.done(self._write_buffer(folder, copied, beat))
+                except Exception as error:  # a full disk must not end the training
+                    part.failed(f"{type(error).__name__}: {error}")
+        except OSError:  # there is no folder: rank 0 could not make it, or has given up already
+            return
+
+    def _write_whole(self, folder: Path, copied: Copied) -> CheckpointKept | CheckpointFailed:
+        began = time.monotonic()
+        if reason := self._unready.pop(copied.number, ""):
+            return CheckpointFailed(checkpoint=copied.number, reason=reason)
+        parts = Parts(folder, self._groups.ranks, patience_s=PARTS_TIMEOUT_S)
+        try:
+            files = self._write_buffer(folder, copied, self._beat)
+            for written in write_state(folder, copied.state, copied.tensors, beat=self._beat):
+                files |= written.measured()
+            files |= parts.collect(self._require_going)
             self._lease.require()  # before this checkpoint takes a number that another cluster may use now
-            written = complete(
+            written_bytes = complete(
                 folder, run=self._run, ranks=self._groups.ranks, error=copied.error, files=files
             )
             removed = self._prune()
         except Exception as error:  # a full disk must not end the training
-            return self._failed(folder, copied, f"{type(error).__name__}: {error}")
+            parts.give_up(self._require_going)
+            if not self._failed:  # else others may write still, and it is left to the next start
+                discard(folder)
+            return CheckpointFailed(checkpoint=copied.number, reason=f"{type(error).__name__}: {error}")
         return CheckpointKept(
             checkpoint=copied.number,
-            bytes=written,
+            bytes=written_bytes,
             seconds=time.monotonic() - began,
             error=copied.error,
             removed=tuple(removed),
         )
 
-    def _failed(self, folder: Path, copied: Copied, reason: str) -> CheckpointFailed | None:
-        if self._groups.rank == 0:
-            shutil.rmtree(folder, ignore_errors=True)
-            return CheckpointFailed(checkpoint=copied.number, reason=reason)
-        try:  # so that rank 0 does not wait for this part, and can say why there is none
-            write_private(folder / _part(self._groups.rank), json.dumps({FAILED: reason}))
-        except OSError:
-            shutil.rmtree(folder, ignore_errors=True)
-        return None
+    def _write_buffer(self, folder: Path, copied: Copied, beat: Callable[[], None]) -> dict[str, Any]:
+        if copied.buffer is None:
+            return {}
+        ranks = self._groups.ranks
+        return write_shard(folder, copied.buffer, rank=self._groups.rank, ranks=ranks, beat=beat).measured()
 
-    def _write_part(self, folder: Path, copied: Copied) -> None:
-        rank, ranks, written = self._groups.rank, self._groups.ranks, []
-        if copied.buffer is not None:
-            written.append(write_shard(folder, copied.buffer, rank=rank, ranks=ranks))
-        if rank == 0:
-            written += write_state(folder, copied.state, copied.tensors)
-        write_private(folder / _part(rank), json.dumps(measured(written)))
+    def _beat(self) -> None:
+        self.beats += 1
+        if self._stopped:
+            raise CheckpointError(FAILED_MEANWHILE)
 
-    def _all_parts(self, folder: Path) -> dict[str, Any]:
-        # Through the folder, not through a collective: those belong to the training thread.
-        files: dict[str, Any] = {}
-        deadline = time.monotonic() + PARTS_TIMEOUT_S
-        for rank in range(self._groups.ranks):
-            part = folder / _part(rank)
-            while not part.exists():
-                if self._given_up:
-                    raise CheckpointError("the ranks have failed meanwhile.")
-                if not folder.exists():
-                    raise CheckpointError(f"rank {rank} could not write its part: is the disk full?")
-                if time.monotonic() > deadline:
-                    raise CheckpointError(f"rank {rank} has not written its part in {PARTS_TIMEOUT_S:.0f} s.")
-                time.sleep(POLL_S)
-            written = json.loads(part.read_text())
-            if FAILED in written:
-                raise CheckpointError(f"rank {rank} could not write its part: {written[FAILED]}")
-            files |= written
-            part.unlink()
-        return files
+    def _require_going(self) -> None:
+        if self._failed:
+            raise CheckpointError(FAILED_MEANWHILE)
 
     def _prune(self) -> list[int]:
         found = find_checkpoints(self._root)
         keep = {"last": self._recovery.keep_last, "best": self._recovery.keep_best}
         removed = superfluous(found, **keep, pinned=self.pinned)
         for number in removed:
-            shutil.rmtree(found[number].folder, ignore_errors=True)
+            discard(found[number].folder)
         return removed
-
-
-def _part(rank: int) -> str:
-    return f"part-{rank:05d}.json"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from safetensors.torch import save
 
 from rehearsal_kit.commands import TakeCheckpoint, Wish
-from rehearsal_kit.control import Control, Decision, Mailbox, said
+from rehearsal_kit.control import Control, Decision, Mailbox
 from rehearsal_kit.course import Course
 from rehearsal_kit.curriculum import Curriculum
 from rehearsal_kit.equipment import Equipment
@@ -36,7 +36,7 @@ from rehearsal_kit.run_states import INTERRUPTED
 from rehearsal_kit.steering import Learning, Steering
 from rehearsal_kit.stored_outputs import ages, disowning, for_layout, without_outputs
 from rehearsal_kit.stream import Stream
-from rehearsal_kit.telemetry import Applied, Joined, Noted, Record
+from rehearsal_kit.telemetry import Applied, Joined, Noted, NotKept, Record
 
 IDLE_S = 0.02
 
@@ -72,7 +72,7 @@ class Rank:
         self._control = control
         self._reporter = Reporter(job.run, groups.rank, publish, again=True)
         self._stream = Stream(groups, seed=job.seed)
-        self.gallery = Gallery(self._learner, self._stream)
+        self.gallery = Gallery(self._learner, self._stream, job.run.previews)
         """Previews; only rank 0 makes any."""
         equipment = Equipment(
             job=job,
@@ -102,8 +102,6 @@ class Rank:
         self._now = Learning()
         self._steering = Steering(equipment, self._curriculum, self._now)
         self._resumption = Resumption(equipment, self._steering)
-        self._shown = ""
-        """What went wrong with a preview last."""
 
     def run(self) -> str:
         """Train until the stream is finished, someone says stop, or a process of these ranks is about to end.
@@ -132,7 +130,7 @@ class Rank:
     @property
     def beats(self) -> int:
         """Grows whenever this rank gets on with something; another thread watches it."""
-        return self._control.decided + self._learner.calls
+        return self._control.decided + self._learner.calls + self._with.keeper.beats
 
     def give_up(self) -> None:
         """Fail at the next step boundary, without a vote; another thread may call."""
@@ -182,12 +180,15 @@ class Rank:
             self._save_weights()
         self._with.keeper.close()
         self._tell_of_checkpoints()
+        self.gallery.close()
+        self._tell_of_previews()
 
     @contextlib.contextmanager
     def _closing(self) -> Iterator[None]:
         try:
             yield
         except BaseException:
+            self.gallery.close()
             self._with.keeper.abandon()
             if self._now.buffer is not None:
                 self._now.buffer.abandon()
@@ -406,24 +407,17 @@ class Rank:
 
     def _refresh_preview(self) -> None:
         if self._groups.rank == 0:
-            with self._only_shown():
-                self.gallery.refresh(self._course.begun - 1, step=self._course.step)
+            self.gallery.refresh(self._course.begun - 1, step=self._course.step)
+            self._tell_of_previews()
 
     def _keep_previews(self, tasks: Sequence[int], *, after: int) -> None:
         if self._groups.rank == 0:
-            with self._only_shown():
-                self.gallery.keep(self._job.run.previews, tasks, after=after, step=self._course.step)
+            self.gallery.keep(tasks, after=after, step=self._course.step)
 
-    @contextlib.contextmanager
-    def _only_shown(self) -> Iterator[None]:
-        """What only pictures need must not end the run: a full disk, a file that is gone."""
-        try:
-            yield
-        except Exception as error:
-            words = said(error, rank=0, step=self._course.step)
-            if type(error).__name__ != self._shown:  # said once, not at every step
-                self._note(f"previews cannot be made or kept, the run goes on without: {words}")
-            self._shown = type(error).__name__
+    def _tell_of_previews(self) -> None:
+        reason = self.gallery.news()
+        if reason is not None:
+            self._reporter.tell(NotKept(what="previews", reason=reason, time=time.time()))
 
     def _save_weights(self) -> None:
         if self._groups.rank == 0:

@@ -190,6 +190,13 @@ class DistributedBuffer:
             drawn=staged.drawn if staged is not None else None,
         )
 
+    def frozen(self) -> BufferState:
+        """As `state`, but to be written by another thread while later steps are taken; `release` it then.
+
+        The rows are not copied, except those that change before they were written.
+        """
+        return self.state().frozen(self._store.freeze())
+
     def restore(self, state: BufferState) -> None:
         """Go on where that state was taken; before the first `advance`, on all ranks at the same point.
 
@@ -216,7 +223,7 @@ class DistributedBuffer:
             self._job.set_result(Staged(drawn, self._staging.deliver(drawn.rows)))
 
     def save(self, folder: str | Path) -> None:
-        """Write this rank's part, and what is on its way, into a folder that all ranks share (HDF5).
+        """Write this rank's part, and what is on its way, into a folder that all ranks share.
 
         Between `offer` and `advance` of the same step on all ranks; the next `advance` goes on as ever.
         """

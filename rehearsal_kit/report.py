@@ -9,13 +9,11 @@ from datetime import datetime
 from html import escape
 from pathlib import Path
 
-import h5py
-import numpy as np
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from rehearsal_kit.errors import SettingsError
-from rehearsal_kit.preview import Image
+from rehearsal_kit.preview import Image, read_previews
 from rehearsal_kit.telemetry import Joined, Steps, TaskEnded
 from rehearsal_kit.timeline import Timeline
 from rehearsal_kit.widgets.figures import (
@@ -77,7 +75,7 @@ class ReportedRun:
     """As readers know it: "ER", "Incremental", "FromScratch"."""
     timeline: Timeline
     previews: Path | None
-    """The previews.h5 of the run; None if it kept no pictures."""
+    """The folder in which the run keeps previews; None if it kept none."""
 
 
 @dataclass(frozen=True)
@@ -320,34 +318,16 @@ def _kept(run: ReportedRun) -> Mapping[int, _Pictures]:
     }
 
 
-def _read(path: Path) -> dict[int, _Pictures]:
-    """All pictures of a previews.h5, by task."""
-    with h5py.File(path, "r") as file:
-        return {_number(name): _read_task(group) for name, group in file.items() if name.startswith("task_")}
-
-
-def _read_task(group: h5py.Group) -> _Pictures:
-    made = {
-        _number(name): _Made(_images(each, "predicted"), str(each.attrs["words"]))
-        for name, each in group.items()
-        if name.startswith("after_")
-    }
-    return _Pictures(
-        name=str(group["input"].attrs["name"]),
-        input=_image(group, "input"),
-        truth=_images(group, "truth"),
-        after=dict(sorted(made.items())),
-    )
-
-
-def _images(group: h5py.Group, name: str) -> dict[str, Image]:
-    """The images in a folder of a file by field; the folder is missing where only classes are predicted."""
-    return {field: _image(group[name], field) for field in group.get(name, ())}
-
-
-def _image(group: h5py.Group, name: str) -> Image:
-    return np.asarray(group[name], np.float32)
-
-
-def _number(name: str) -> int:
-    return int(name.rsplit("_", 1)[1])
+def _read(folder: Path) -> dict[int, _Pictures]:
+    """All pictures that a run has kept, by task."""
+    found: dict[int, _Pictures] = {}
+    for after, preview in sorted(read_previews(folder), key=lambda each: each[0]):
+        made = {after: _Made(preview.predicted, preview.words)}
+        before = found.get(preview.task)
+        found[preview.task] = _Pictures(
+            name=preview.name,
+            input=preview.input,
+            truth=preview.truth,
+            after=made if before is None else {**before.after, **made},
+        )
+    return dict(sorted(found.items()))

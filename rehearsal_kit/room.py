@@ -14,8 +14,9 @@ from rehearsal_kit.errors import SettingsError
 from rehearsal_kit.exchange import Exchange
 
 CGROUPS = Path("/sys/fs/cgroup")
-USABLE = 0.9
-"""Share of the available memory that buffers may take: samples in flight and the network need some, too."""
+USABLE = 0.8
+"""Share of the available memory that buffers may take. Rows that change while a checkpoint is written are
+held twice, one in eight at most; samples in flight and the network need some, too."""
 
 
 def share_of(capacity: int, rank: int, ranks: int) -> int:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from rehearsal_kit.buffer import Contents
+from rehearsal_kit.frozen_rows import release
 from rehearsal_kit.layout import RowLayout, Words
 from rehearsal_kit.settings import Rehearsal
 from rehearsal_kit.staging import Delivered
@@ -109,7 +110,7 @@ class Staged:
 
 @dataclass(frozen=True, kw_only=True)
 class BufferState:
-    """All that one rank's part of the buffer is between two steps; the rows are views of the store."""
+    """All that one rank's part of the buffer is between two steps."""
 
     layout: RowLayout
     policy: str
@@ -126,13 +127,16 @@ class BufferState:
     drawn: Drawn | None
     """For the next step; None before step 0, and after an exchange that failed."""
 
-    def copied(self) -> BufferState:
-        """The same in memory of its own, which no later step changes."""
-        contents, pending, drawn = self.contents, self.pending, self.drawn
+    def frozen(self, contents: Contents) -> BufferState:
+        """The same with these contents, and all else in memory of its own, which no later step changes."""
+        pending, drawn = self.pending, self.drawn
         if pending is not None:
             rows = pending.rows().copy()
             pending = Pending(lambda: rows, list(pending.groups))
         if drawn is not None:
             drawn = replace(drawn, rows=drawn.rows.clone())
-        own = replace(contents, rows=contents.rows.copy())
-        return replace(self, contents=own, pending=pending, drawn=drawn)
+        return replace(self, contents=contents, pending=pending, drawn=drawn)
+
+    def release(self) -> None:
+        """Let go of the store, once what `frozen` gave was written or never will be."""
+        release(self.contents.rows)

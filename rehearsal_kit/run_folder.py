@@ -53,8 +53,8 @@ class RunFolder:
 
     @property
     def previews(self) -> Path:
-        """HDF5: one held-out pattern per task with its prediction after every task."""
-        return self.path / "previews.h5"
+        """A folder of HDF5 files, one for each task trained: held-out patterns as predicted then."""
+        return self.path / "previews"
 
     @property
     def initial_weights(self) -> Path:

@@ -17,6 +17,7 @@ import psutil
 
 from rehearsal_kit.cluster_server import ClusterFiles, ServerRecord
 from rehearsal_kit.errors import ClusterError, ClusterGoneError
+from rehearsal_kit.patience import Patience
 from rehearsal_kit.trust import require_private_folder
 
 # Not -m: the classes of a module that runs as __main__ are not those that others import from it.
@@ -64,7 +65,7 @@ class ServerProcess:
         if family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 family[0].terminate()
-        for survivor in _left(family, _is_alive, within_s=STOP_TIMEOUT_S):
+        for survivor in self._left_at_the_end(family):
             with contextlib.suppress(psutil.NoSuchProcess):
                 survivor.kill()
         _left(family, _is_alive, within_s=STOP_TIMEOUT_S)
@@ -76,10 +77,25 @@ class ServerProcess:
         shutil.rmtree(self.files.folder, ignore_errors=True)
         shutil.rmtree(self.record.scratch, ignore_errors=True)
 
+    def _left_at_the_end(self, family: list[psutil.Process]) -> list[psutil.Process]:
+        """Those that do not end; as long as runs write their last checkpoints, they are waited for."""
+        patience = Patience(STOP_TIMEOUT_S)
+        while (left := [process for process in family if _is_alive(process)]) and patience.lasts(
+            self._sign()
+        ):
+            time.sleep(0.05)
+        return left
+
+    def _sign(self) -> int:
+        """Changes while the runs of this cluster end."""
+        with contextlib.suppress(OSError):
+            return self.files.ending.stat().st_mtime_ns
+        return 0
+
     def _wait_until_gone(self) -> None:
-        deadline = time.monotonic() + STOP_TIMEOUT_S
+        patience = Patience(STOP_TIMEOUT_S)
         while self.files.folder.exists():
-            if time.monotonic() > deadline:
+            if not patience.lasts(self._sign()):
                 raise ClusterError(
                     f"the cluster on {self.record.host} was told to end, but its folder {self.files.folder} "
                     "is still there; look on that machine."

@@ -1,15 +1,13 @@
-"""The distributed buffer on disk: one HDF5 file per rank, restored onto any number of ranks."""
+"""The distributed buffer on disk: one safetensors file per rank, restored onto any number of ranks."""
 
 from __future__ import annotations
 
-import contextlib
-import json
+import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -17,50 +15,69 @@ from numpy.typing import NDArray
 from rehearsal_kit.buffer import Contents
 from rehearsal_kit.errors import SnapshotError
 from rehearsal_kit.group_index import GroupIndex
-from rehearsal_kit.layout import IDENTITY, WORD, Field, RowLayout, Rows
+from rehearsal_kit.layout import IDENTITY, WORD, RowLayout, Rows
 from rehearsal_kit.rounds import BufferState, Drawn, Pending
-from rehearsal_kit.run_folder import written_whole
+from rehearsal_kit.shards import (
+    DRAWN,
+    FORMAT,
+    OLD_SUFFIX,
+    PENDING,
+    ROWS,
+    STORE,
+    SUFFIX,
+    Shard,
+    ShardRows,
+    layout_as_text,
+    layout_of,
+    open_shard,
+)
+from rehearsal_kit.tensor_files import Sliced, Stored, Written, nothing, per_block, write_tensors
 
-FORMAT = 1
-CHUNK = 4096
-ROWS = "rows"
+WORDS = np.dtype("<i8")
+COMMON = ("layout", "policy", "seed", "capacity", "step")
+"""The same in all shards of one moment."""
 
 
-def write_shard(folder: Path, state: BufferState, *, rank: int, ranks: int) -> Path:
-    """Write what one rank holds; the file is whole or not there, and readable by its owner only."""
+def write_shard(
+    folder: Path, state: BufferState, *, rank: int, ranks: int, beat: Callable[[], None] = nothing
+) -> Written:
+    """Write what one rank holds; the file is whole or not there, and readable by its owner only.
+
+    It is written in blocks, so that other threads go on. beat: called after every block; what it raises
+    ends the writing.
+    """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = _path(folder, rank, ranks)
-    with written_whole(path) as partial, h5py.File(partial, "w") as file:
-        file.attrs.update(
-            format=FORMAT,
-            layout=_layout_as_text(state.layout),
-            policy=state.policy,
-            seed=state.seed,
-            capacity=state.capacity,
-            oldest=state.oldest,
-            threshold=state.threshold,
-            step=state.step,
-        )
-        contents, pending, drawn = state.contents, state.pending, state.drawn
-        store = {ROWS: contents.rows, "groups": contents.groups, "places": contents.places}
-        _write(file, "store", store)
-        if pending is not None:
-            offered = {ROWS: pending.rows(), "groups": np.array(pending.groups, dtype=np.int64)}
-            _write(file, "pending", offered)
-        if drawn is not None:
-            came = {ROWS: drawn.rows.numpy(), "owners": drawn.owners, "second": drawn.second}
-            _write(file, "drawn", came).attrs["stored"] = drawn.stored
-    return path
+    contents, pending, drawn = state.contents, state.pending, state.drawn
+    numbers: dict[str, Sliced] = {
+        f"{STORE}/{ROWS}": contents.rows,
+        f"{STORE}/groups": contents.groups,
+        f"{STORE}/places": contents.places,
+    }
+    about = {name: str(getattr(state, name)) for name in (*COMMON[1:], "oldest", "threshold")}
+    about |= {"format": str(FORMAT), "layout": layout_as_text(state.layout)}
+    if pending is not None:
+        numbers |= {f"{PENDING}/{ROWS}": pending.rows()}
+        numbers |= {f"{PENDING}/groups": np.array(pending.groups, dtype=np.int64)}
+    if drawn is not None:
+        numbers |= {f"{DRAWN}/{ROWS}": drawn.rows.numpy(), f"{DRAWN}/owners": drawn.owners}
+        about["stored"] = str(drawn.stored)
+    tensors = {name: Stored.of(each, WORDS) for name, each in numbers.items()}
+    if drawn is not None:
+        tensors[f"{DRAWN}/second"] = Stored.of(drawn.second, np.dtype("?"))
+    return write_tensors(_path(folder, rank, ranks), tensors, about=about, beat=beat)
 
 
-def read_shards(folder: Path, *, rank: int, ranks: int, partial: bool = False) -> BufferState:
+def read_shards(
+    folder: Path, *, rank: int, ranks: int, partial: bool = False, beat: Callable[[], None] = nothing
+) -> BufferState:
     """What this rank goes on with; for `DistributedBuffer.restore`, on all ranks alike.
 
     On as many ranks as wrote the shards everything continues as it would have. On another number the same
-    samples are dealt anew, evenly by group (or by age), and the first mini-batch is not augmented.
+    samples are dealt anew, evenly by group (or by age), and the first mini-batch is not augmented. The rows
+    of the store stay in the files until it is restored.
 
     partial: go on without shards that are missing, with a warning that counts them. SnapshotError if there
-    is none, one is missing or broken, or they are not of one moment.
+    is none, one is missing or broken, or they are not of one moment. beat: called after every block.
     """
     paths, missing = _shards(folder)
     if missing and not partial:
@@ -72,90 +89,98 @@ def read_shards(folder: Path, *, rank: int, ranks: int, partial: bool = False) -
         share = f"{len(missing)} of {len(missing) + len(paths)} shards"
         warnings.warn(f"{folder}: {share} of the buffer are missing, and their samples lost.", stacklevel=2)
     if len(paths) == ranks and not missing:
-        with _open(paths[rank]) as file:
-            return _whole(file)
-    with contextlib.ExitStack() as stack:
-        return _dealt([stack.enter_context(_open(path)) for path in paths], slice(rank, None, ranks))
+        return _whole(open_shard(paths[rank]), beat)
+    return _dealt([open_shard(path) for path in paths], slice(rank, None, ranks), beat)
 
 
-def _whole(file: h5py.File) -> BufferState:
+def _whole(shard: Shard, beat: Callable[[], None]) -> BufferState:
     drawn = pending = None
-    if "pending" in file:
-        part = file["pending"]
-        pending = _handed_over(part[ROWS][:], part["groups"][:])
-    if "drawn" in file:
-        part = file["drawn"]
-        rows = torch.from_numpy(part[ROWS][:])
-        drawn = Drawn(rows, part["owners"][:], part["second"][:], int(part.attrs["stored"]))
-    store = file["store"]
-    contents = Contents(store[ROWS][:], store["groups"][:], store["places"][:])
-    return replace(_common([file], contents), pending=pending, drawn=drawn, oldest=int(file.attrs["oldest"]))
+    if f"{PENDING}/{ROWS}" in shard:
+        pending = _handed_over(shard.read(f"{PENDING}/{ROWS}"), shard.read(f"{PENDING}/groups"))
+    if f"{DRAWN}/{ROWS}" in shard:
+        rows = torch.from_numpy(shard.read(f"{DRAWN}/{ROWS}"))
+        owners, second = shard.read(f"{DRAWN}/owners"), shard.read(f"{DRAWN}/second")
+        drawn = Drawn(rows, owners, second, int(shard.about["stored"]))
+    count, words = shard.shape(f"{STORE}/{ROWS}")
+    every = np.arange(count)
+    contents = Contents(
+        ShardRows((count, words), ((shard, every, every),), beat),
+        shard.read(f"{STORE}/groups"),
+        shard.read(f"{STORE}/places"),
+    )
+    return replace(
+        _common([shard], contents), pending=pending, drawn=drawn, oldest=int(shard.about["oldest"])
+    )
 
 
-def _dealt(files: Sequence[h5py.File], mine: slice) -> BufferState:
-    layout = _layout_from_text(files[0].attrs["layout"])
-    shard, row = (part[mine] for part in _fair_order(files, layout))
-    rows = np.zeros((len(shard), layout.words), dtype=np.int64)
-    groups = np.zeros(len(shard), dtype=np.int64)
-    for number, file in enumerate(files):
-        here = np.flatnonzero(shard == number)
-        groups[here] = file["store/groups"][:][row[here]]
-        _copy_some(file["store"][ROWS], row[here], out=rows, places=here)
+def _dealt(shards: Sequence[Shard], mine: slice, beat: Callable[[], None]) -> BufferState:
+    layout = layout_of(shards[0])
+    of, row = (part[mine] for part in _fair_order(shards, layout, beat))
+    groups = np.zeros(len(of), dtype=np.int64)
+    sources = []
+    for number, shard in enumerate(shards):
+        here = np.flatnonzero(of == number)
+        groups[here] = shard.read(f"{STORE}/groups")[row[here]]
+        order = np.argsort(row[here])
+        sources.append((shard, row[here][order], here[order]))
+    rows = ShardRows((len(of), layout.words), tuple(sources), beat)
     contents = Contents(rows, groups, GroupIndex.of(groups.tolist()).places_of_rows())
     pending = None
-    if parts := [file["pending"] for file in files if "pending" in file]:
-        offered = np.concatenate([part[ROWS][:] for part in parts])[mine]
-        of_groups = np.concatenate([part["groups"][:] for part in parts])[mine]
+    if parts := [shard for shard in shards if f"{PENDING}/{ROWS}" in shard]:
+        offered = np.concatenate([shard.read(f"{PENDING}/{ROWS}") for shard in parts])[mine]
+        of_groups = np.concatenate([shard.read(f"{PENDING}/groups") for shard in parts])[mine]
         pending = _handed_over(offered, of_groups)
-    return replace(_common(files, contents), pending=pending)
+    return replace(_common(shards, contents), pending=pending)
 
 
-def _fair_order(files: Sequence[h5py.File], layout: RowLayout) -> tuple[Rows, Rows]:
+def _fair_order(shards: Sequence[Shard], layout: RowLayout, beat: Callable[[], None]) -> tuple[Rows, Rows]:
     # All rows of all shards in an order in which every k-th row is a fair part: which shard, which row.
-    sizes = [len(file["store/groups"]) for file in files]
-    shard = np.repeat(np.arange(len(files)), sizes)
+    sizes = [shard.shape(f"{STORE}/groups")[0] for shard in shards]
+    of = np.repeat(np.arange(len(shards)), sizes)
     row = np.concatenate([np.arange(size) for size in sizes])
-    if files[0].attrs["policy"] == "fifo":  # oldest first, age counted as a share of each shard
+    if shards[0].about["policy"] == "fifo":  # oldest first, age counted as a share of each shard
         ages = [
-            (np.arange(size) - file.attrs["oldest"]) % size / size
-            for size, file in zip(sizes, files, strict=True)
+            (np.arange(size) - int(shard.about["oldest"])) % size / size
+            for size, shard in zip(sizes, shards, strict=True)
             if size
         ]
-        order = np.lexsort((shard, np.concatenate(ages) if ages else shard))
+        order = np.lexsort((of, np.concatenate(ages) if ages else of))
     else:
-        groups = np.concatenate([file["store/groups"][:] for file in files])
-        places = np.concatenate([file["store/places"][:] for file in files])
-        order = np.lexsort((shard, places, groups))
+        groups = np.concatenate([shard.read(f"{STORE}/groups") for shard in shards])
+        places = np.concatenate([shard.read(f"{STORE}/places") for shard in shards])
+        order = np.lexsort((of, places, groups))
     if layout.has_identity:  # after an earlier dealing two ranks may hold the same sample
         word = layout.offsets[IDENTITY] // WORD
-        known = np.concatenate([file["store"][ROWS][:, word] for file in files])[order]
+        known = np.concatenate([_column(shard, word, beat) for shard in shards])[order]
         order = order[np.sort(np.unique(known, return_index=True)[1])]
-    return shard[order], row[order]
+    return of[order], row[order]
 
 
-def _copy_some(dataset: h5py.Dataset, wanted: Rows, *, out: NDArray[np.int64], places: Rows) -> None:
-    # HDF5 reads scattered rows slowly: whole blocks are read, and what is wanted of them kept.
-    for begin in range(0, len(dataset), CHUNK):
-        here = (wanted >= begin) & (wanted < begin + CHUNK)
-        if here.any():
-            out[places[here]] = dataset[begin : begin + CHUNK][wanted[here] - begin]
+def _column(shard: Shard, word: int, beat: Callable[[], None]) -> NDArray[np.int64]:
+    # One word of every row, without holding the rows.
+    count, words = shard.shape(f"{STORE}/{ROWS}")
+    column, each = np.empty(count, np.int64), per_block(words * WORD)
+    for begin in range(0, count, each):
+        column[begin : begin + each] = shard.read(f"{STORE}/{ROWS}", begin, begin + each)[:, word]
+        beat()
+    return column
 
 
-def _common(files: Sequence[h5py.File], contents: Contents) -> BufferState:
-    for name in ("layout", "policy", "seed", "capacity", "step"):
-        found = {str(file.attrs[name]) for file in files}
+def _common(shards: Sequence[Shard], contents: Contents) -> BufferState:
+    for name in COMMON:
+        found = {shard.about[name] for shard in shards}
         if len(found) > 1:
             raise SnapshotError(f"the shards differ in {name}: {found}; they must be of the same moment.")
-    attributes = files[0].attrs
+    about = shards[0].about
     return BufferState(
-        layout=_layout_from_text(attributes["layout"]),
-        policy=str(attributes["policy"]),
-        seed=int(attributes["seed"]),
-        capacity=int(attributes["capacity"]),
+        layout=layout_of(shards[0]),
+        policy=about["policy"],
+        seed=int(about["seed"]),
+        capacity=int(about["capacity"]),
         contents=contents,
         oldest=0,
-        threshold=min(int(file.attrs["threshold"]) for file in files),
-        step=int(attributes["step"]),
+        threshold=min(int(shard.about["threshold"]) for shard in shards),
+        step=int(about["step"]),
         pending=None,
         drawn=None,
     )
@@ -168,70 +193,23 @@ def _handed_over(rows: NDArray[np.int64], groups: NDArray[np.int64]) -> Pending:
 # Files -----------------------------------------------------------------------------------------------------
 
 
-def _path(folder: Path, rank: int, ranks: int) -> Path:
-    return folder / f"buffer-{rank:05d}-of-{ranks:05d}.h5"
+def _path(folder: Path, rank: int, ranks: int, *, suffix: str = SUFFIX) -> Path:
+    return folder / f"buffer-{rank:05d}-of-{ranks:05d}{suffix}"
+
+
+def is_shard(name: str) -> bool:
+    """Whether a file of this name belongs to a buffer."""
+    return re.fullmatch(r"buffer-\d{5,}-of-\d{5,}\.(safetensors|h5)", name) is not None
 
 
 def _shards(folder: Path) -> tuple[list[Path], list[Path]]:
-    found = sorted(folder.glob("buffer-*-of-*.h5"))
-    counts = {path.stem.rpartition("-")[2] for path in found}
-    if len(counts) != 1 or not next(iter(counts)).isdigit():
+    found = sorted(path for path in folder.glob("buffer-*-of-*") if path.suffix in (SUFFIX, OLD_SUFFIX))
+    counts = {(path.stem.rpartition("-")[2], path.suffix) for path in found}
+    if len(counts) != 1 or not next(iter(counts))[0].isdigit():
         raise SnapshotError(
             f"{folder} holds {', '.join(path.name for path in found) or 'no shards'}; it must hold the files "
-            "buffer-RANK-of-RANKS.h5 of one snapshot, and of no other."
+            f"buffer-RANK-of-RANKS{SUFFIX} of one snapshot, and of no other."
         )
-    ranks = int(counts.pop())
-    wanted = [_path(folder, rank, ranks) for rank in range(ranks)]
+    count, suffix = counts.pop()
+    wanted = [_path(folder, rank, int(count), suffix=suffix) for rank in range(int(count))]
     return [path for path in wanted if path in found], [path for path in wanted if path not in found]
-
-
-@contextlib.contextmanager
-def _open(path: Path) -> Iterator[h5py.File]:
-    try:
-        with h5py.File(path, "r") as file:
-            _require_sound(file)
-            yield file
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise SnapshotError(
-            f"{path} cannot be read as a shard of a buffer: {error}. It may be truncated or of another kind; "
-            "take an older snapshot, or go on without it by removing it and partial=True."
-        ) from error
-
-
-def _require_sound(file: h5py.File) -> None:
-    if file.attrs["format"] != FORMAT:
-        raise SnapshotError(f"it has format {file.attrs['format']}; this version reads format {FORMAT}")
-    words = _layout_from_text(file.attrs["layout"]).words
-    for part in ("store", "pending", "drawn"):
-        if part in file:
-            shapes = {name: dataset.shape for name, dataset in file[part].items()}
-            count = shapes[ROWS][0]
-            if any(shape != ((count, words) if name == ROWS else (count,)) for name, shape in shapes.items()):
-                raise SnapshotError(f"{part} has shapes {shapes}, but a row has {words} words")
-    groups, places = file["store/groups"][:], file["store/places"][:]
-    order = np.lexsort((places, groups))
-    first = np.searchsorted(groups[order], groups[order])
-    if not np.array_equal(places[order], np.arange(len(groups)) - first):
-        raise SnapshotError("the places of rows within their groups are not consistent")
-
-
-def _write(file: h5py.File, part: str, arrays: Mapping[str, NDArray[np.generic]]) -> h5py.Group:
-    group = file.create_group(part)
-    for name, array in arrays.items():
-        group.create_dataset(name, data=array)
-    return group
-
-
-def _layout_as_text(layout: RowLayout) -> str:
-    fields = [asdict(field) | {"dtype": str(field.dtype).removeprefix("torch.")} for field in layout.fields]
-    return json.dumps(fields)
-
-
-def _layout_from_text(text: str) -> RowLayout:
-    fields = json.loads(text)
-    for field in fields:
-        dtype = getattr(torch, field["dtype"], None)
-        if not isinstance(dtype, torch.dtype):
-            raise SnapshotError(f"field {field['name']!r} has dtype {field['dtype']!r}, which torch has not")
-        field |= {"dtype": dtype, "shape": tuple(field["shape"])}
-    return RowLayout(tuple(Field(**field) for field in fields))

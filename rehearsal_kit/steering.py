@@ -296,6 +296,7 @@ class Steering:
             its.keeper.pinned.add(command.spare)
         its.reporter.flush()
         weights = its.learner.fingerprint()
+        its.keeper.ready(course.checkpoints + 1)
         everyone = its.groups.gather(weights)
         if len(set(everyone)) > 1:
             raise RankError(
@@ -309,7 +310,7 @@ class Steering:
             number=course.checkpoints,
             state=self._state(),
             tensors=its.learner.tensors() if its.groups.rank == 0 else {},
-            buffer=None if buffer is None else buffer.state().copied(),
+            buffer=None if buffer is None else buffer.frozen(),
             error=its.evaluation.error,
         )
         its.reporter.tell(
@@ -339,7 +340,8 @@ class Steering:
         if there.begun > len(its.stream):
             raise SettingsError(f"checkpoint {command.checkpoint} knows tasks that this run does not have.")
         stream = its.stream.ordered(loaded.state["order"])
-        under_way = self._under_way(loaded, stream)
+        same = stream.order == its.stream.order
+        under_way = self._under_way(loaded, stream, now=self._now.lesson if same else None)
         return lambda: self._roll_back(loaded, there, (stream, under_way))
 
     def _roll_back(self, loaded: Loaded, there: Course, to: tuple[Stream, UnderWay]) -> None:
@@ -401,12 +403,12 @@ class Steering:
             )
         return "; ".join(said_of)
 
-    def _under_way(self, loaded: Loaded, stream: Stream) -> UnderWay:
+    def _under_way(self, loaded: Loaded, stream: Stream, *, now: Lesson | None = None) -> UnderWay:
         plain = loaded.state["lesson"]
         if plain is None:
             return UnderWay(None)
         if all(stream[int(task)] is not None for task in plain["tasks"]):
-            return UnderWay(self._curriculum.lesson_of(plain, stream))
+            return UnderWay(self._curriculum.lesson_of(plain, stream, under_way=now))
         there = stream[int(plain["task"])] is not None
         lesson = self._curriculum.lesson_anew(plain, stream) if there else None
         return UnderWay(lesson, anew=True, began=int(plain["began"]))
@@ -439,7 +441,10 @@ class Steering:
     def _filled(self, state: BufferState) -> DistributedBuffer:
         its = self._with
         half = tuple(field.name for field in state.layout.fields if field.half)
-        settings = replace(its.course.in_force.rehearsal, policy=state.policy, half=half)
+        in_force = its.course.in_force.rehearsal
+        # What is steered takes effect in the next round: until then the store is as large as it was.
+        capacity = max(state.capacity, in_force.samples(state.layout.row_bytes))
+        settings = replace(in_force, policy=state.policy, half=half, capacity=capacity)
         buffer = DistributedBuffer(
             state.layout,
             settings,

@@ -13,6 +13,10 @@ from rehearsal_kit.layout import IDENTITY, Samples
 from rehearsal_kit.tasks import NUMBER, Experience, shard
 
 EVALUATION_BATCH = 256
+MOST_LOOKED_AT = 65
+"""Samples that are searched for one to show: a scan in which the shutter was closed has thousands without."""
+LOOKED_AT = 16
+"""Of them, read at once: a scan's object is then read once for all."""
 
 
 class Stream:
@@ -27,6 +31,8 @@ class Stream:
         self._arrivals: list[Arrived] = []
         self._order: list[int] = []
         self._experiences: list[Experience | None] = []
+        self._shown: tuple[Experience, Samples | None] | None = None
+        """The sample that was shown last, and of which task: it is read once."""
 
     def __len__(self) -> int:
         """Tasks arrived so far."""
@@ -100,6 +106,8 @@ class Stream:
         """
         rank, ranks = of or (self._groups.rank, self._groups.ranks)
         parts = [self._shard(task, rank, ranks) for task in tasks if self._experiences[task] is not None]
+        if len(parts) == 1:  # without holding it twice
+            return parts[0]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def held_out(self, task: int, split: str) -> Iterator[Samples]:
@@ -116,17 +124,14 @@ class Stream:
     def shown(self, task: int) -> Samples | None:
         """The watched sample of a task that previews show, (1, ...): the first with beam from the middle on.
 
-        None if the task was set aside, or nothing watched has beam.
+        None if the task was set aside, or nothing that was looked at has beam. Not to be written.
         """
         experience = self._experiences[task]
         if experience is None:
             return None
-        watched = experience.count("watched")
-        for place in range(watched // 2, watched):
-            sample = experience.load("watched", np.array([place]))
-            if len(sample[NUMBER]):
-                return sample
-        return None
+        if self._shown is None or self._shown[0] is not experience:
+            self._shown = (experience, _first_lit(experience))
+        return self._shown[1]
 
     def _shard(self, task: int, rank: int, ranks: int) -> dict[str, torch.Tensor]:
         experience = self._experiences[task]
@@ -135,3 +140,16 @@ class Stream:
         samples = experience.load("training", chosen)
         numbers = samples.pop(NUMBER)
         return {**samples, IDENTITY: (task << 40) + numbers}
+
+
+def _first_lit(experience: Experience) -> Samples | None:
+    """The first watched sample with beam from the middle on; of very many, some spread over all are tried."""
+    watched = experience.count("watched")
+    rest = np.arange(watched // 2, watched)
+    if len(rest) > MOST_LOOKED_AT:
+        rest = rest[np.linspace(0, len(rest) - 1, MOST_LOOKED_AT).astype(np.int64)]
+    for places in (rest[:1], *(rest[at : at + LOOKED_AT] for at in range(1, len(rest), LOOKED_AT))):
+        samples = experience.load("watched", places)
+        if len(samples[NUMBER]):
+            return {name: tensor[:1].clone() for name, tensor in samples.items()}
+    return None

@@ -234,6 +234,17 @@ class CheckpointFailed:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NotKept:
+    """What only plots need could not be written or made; the run goes on without it."""
+
+    what: str
+    """"timeline" or "previews"."""
+    reason: str
+    """Empty: it can be written again; what came in between is missing."""
+    time: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Restored:
     """All ranks begin at this position again."""
 
@@ -340,6 +351,7 @@ Record = (
     | CheckpointTaken
     | CheckpointKept
     | CheckpointFailed
+    | NotKept
     | Restored
     | BranchBegan
     | GenerationBegan

@@ -10,13 +10,14 @@ from rehearsal_kit.telemetry import (
     CheckpointKept,
     Ended,
     Joined,
+    NotKept,
     Record,
     Restored,
     StateChanged,
     to_plain,
 )
 
-OF_THE_MOMENT = (Joined, Ended, StateChanged, Restored, CheckpointKept, CheckpointFailed)
+OF_THE_MOMENT = (Joined, Ended, StateChanged, Restored, CheckpointKept, CheckpointFailed, NotKept)
 """Told again when they happen again: they are about ranks and disks, not about what was learned."""
 OF_THE_CLOCK = frozenset({"time", "seconds", "waited", "hidden"})
 

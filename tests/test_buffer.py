@@ -107,7 +107,7 @@ class Store(RuleBasedStateMachine):
         with tempfile.TemporaryDirectory() as folder:
             write_shard(Path(folder), state, rank=0, ranks=1)
             state = read_shards(Path(folder), rank=0, ranks=1)
-        twin.fill(state.contents)
+            twin.fill(state.contents)  # its rows are read now
         twin.trim(state.threshold)
         if isinstance(twin.policy, FirstInFirstOut):
             twin.policy.oldest = state.oldest

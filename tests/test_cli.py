@@ -104,7 +104,7 @@ def the_run_folder_is_private_and_the_report_needs_no_network(folder: Path) -> N
             "effects.jsonl",
             "inputs.json",
             "timeline.jsonl",
-            "previews.h5",
+            "previews",
             "initial.safetensors",
             "weights.safetensors",
         }

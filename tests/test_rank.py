@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from rehearsal_kit.commands import Arrived, FinishStream, Pause, Resume, Steer, Stop
 from rehearsal_kit.groups import Groups
+from rehearsal_kit.preview import read_previews
 from rehearsal_kit.rank import Rank
 from rehearsal_kit.run_folder import read_ledger
 from rehearsal_kit.settings import Rehearsal, Training
@@ -59,10 +60,10 @@ def test_what_remains_of_a_run(tmp_path, scans):
     assert Timeline.load(job.run.timeline).records() == timeline.records()
     weights = load_file(job.run.weights)
     assert all(torch.equal(weights[name], value) for name, value in job.network.state_dict().items())
-    with h5py.File(job.run.previews) as file:
-        assert sorted(file) == ["task_0", "task_1"]
-        assert {"after_0", "after_1", "input", "truth"} == set(file["task_0"])
-        assert file["task_0/after_1/predicted/phase"].shape == (16, 16)
+    kept = {(after, preview.task): preview for after, preview in read_previews(job.run.previews)}
+    assert sorted(kept) == [(0, 0), (1, 0), (1, 1)]
+    assert kept[1, 0].predicted["phase"].shape == kept[1, 0].truth["phase"].shape == (16, 16)
+    assert all(path.stat().st_mode & 0o077 == 0 for path in job.run.previews.iterdir())
     effects = read_ledger(job.run.effects)
     done = [("TaskDone", 18), ("TaskDone", 36), ("Finished", 36), ("TakeCheckpoint", 36)]
     arrived = [("Arrived", 0), ("Arrived", 0), ("FinishStream", 0)]

@@ -153,7 +153,7 @@ def damaged(folder, how):
         content[-5] ^= 1
         path.write_bytes(content)
     elif how == "cut short":
-        path = next(folder.glob("buffer-*.h5"))
+        path = next(folder.glob("buffer-*"))
         path.write_bytes(path.read_bytes()[:-100])
     elif how == "no manifest":
         (folder / "manifest.json").unlink()

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
+import threading
+import tracemalloc
 
 import h5py
 import numpy as np
 import pytest
+import torch
 from ranks import RankPool
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 from samples import assert_whole, batch_of, new_buffer
 
 from rehearsal_kit.errors import SettingsError, SnapshotError
+from rehearsal_kit.frozen_rows import FrozenRows
 from rehearsal_kit.groups import Groups
+from rehearsal_kit.rehearsal import DistributedBuffer
 from rehearsal_kit.rounds import Round
+from rehearsal_kit.settings import Rehearsal
 from rehearsal_kit.snapshots import read_shards, write_shard
 
 POLICIES = ["quotas", "reservoir", "fifo"]
@@ -90,9 +99,15 @@ def alone(tmp_path, policy="quotas", **settings):
     groups = Groups(0, 1)
     buffer = new_buffer(groups, policy=policy, **settings)
     go_on(groups, buffer, range(BREAK))
-    path = write_shard(tmp_path, buffer.state(), rank=0, ranks=1)
+    path = write_shard(tmp_path, buffer.state(), rank=0, ranks=1).path
     buffer.close()
     return path
+
+
+def opened(path):
+    """What safetensors itself finds in a shard: its tensors, and what is said about them."""
+    with safe_open(path, framework="numpy") as file:
+        return load_file(path), file.metadata()
 
 
 def test_dealing_shares_every_group_evenly(tmp_path):
@@ -105,19 +120,18 @@ def test_dealing_shares_every_group_evenly(tmp_path):
 
 def test_dealing_keeps_the_order_of_age(tmp_path):
     path = alone(tmp_path, "fifo")
-    with h5py.File(path) as file:
-        assert file.attrs["oldest"]  # the ring has turned
+    assert opened(path)[1]["oldest"] != "0"  # the ring has turned
     for rank in range(3):
         state = read_shards(tmp_path, rank=rank, ranks=3)
-        numbers = state.layout.unpack(state.contents.rows)["sample_id"].tolist()
+        numbers = state.layout.unpack(state.contents.rows[:])["sample_id"].tolist()
         steps = [number % 2**17 // 2**8 for number in numbers]
         assert steps == sorted(steps)
 
 
 def test_a_missing_shard_is_said_and_counted(three_ranks, tmp_path):
     three_ranks(interrupted, str(tmp_path), "quotas", ())
-    (tmp_path / "buffer-00001-of-00003.h5").unlink()
-    with pytest.raises(SnapshotError, match=r"buffer-00001-of-00003.h5.*partial=True"):
+    (tmp_path / "buffer-00001-of-00003.safetensors").unlink()
+    with pytest.raises(SnapshotError, match=r"buffer-00001-of-00003.safetensors.*partial=True"):
         read_shards(tmp_path, rank=0, ranks=3)
     with pytest.warns(UserWarning, match="1 of 3 shards"):
         states = [read_shards(tmp_path, rank=rank, ranks=3, partial=True) for rank in range(3)]
@@ -131,26 +145,32 @@ def test_a_file_is_private_and_whole_or_not_there(tmp_path):
     assert stat.S_IMODE(os.stat(path.parent).st_mode) == 0o700
 
 
-def damaged_format(file):
-    file.attrs["format"] = 99
+def damaged_format(tensors, about):
+    about["format"] = "99"
 
 
-def damaged_layout(file):
-    file.attrs["layout"] = '[{"name": "x", "shape": [2], "dtype": "load", "half": false, "finite": true}]'
+def damaged_layout(tensors, about):
+    about["layout"] = '[{"name": "x", "shape": [2], "dtype": "load", "half": false, "finite": true}]'
 
 
-def damaged_rows(file):
-    rows = file["store/rows"][:, :-1]
-    del file["store/rows"]
-    file["store/rows"] = rows
+def damaged_number(tensors, about):
+    about["step"] = "twelve"
 
 
-def damaged_places(file):
-    file["store/places"][0] = 3
+def damaged_rows(tensors, about):
+    tensors["store/rows"] = tensors["store/rows"][:, :-1].copy()
 
 
-def damaged_parts(file):
-    del file["store"]
+def damaged_places(tensors, about):
+    tensors["store/places"][0] = 3
+
+
+def damaged_parts(tensors, about):
+    del tensors["store/groups"]
+
+
+def damaged_dtype(tensors, about):
+    tensors["store/rows"] = tensors["store/rows"].astype(np.int16)
 
 
 @pytest.mark.parametrize(
@@ -158,25 +178,186 @@ def damaged_parts(file):
     [
         (damaged_format, "format 99"),
         (damaged_layout, "dtype 'load'"),
+        (damaged_number, "twelve"),
         (damaged_rows, "a row has"),
         (damaged_places, "not consistent"),
         (damaged_parts, "cannot be read"),
+        (damaged_dtype, "dtype 'I16'"),
     ],
 )
 def test_a_damaged_file_is_refused_with_its_name(tmp_path, damage, said):
     path = alone(tmp_path)
-    with h5py.File(path, "r+") as file:
-        damage(file)
+    tensors, about = opened(path)
+    damage(tensors, about)
+    save_file(tensors, path, metadata=about)
     with pytest.raises(SnapshotError, match=said) as raised:
         read_shards(tmp_path, rank=0, ranks=1)
     assert path.name in str(raised.value)
 
 
-def test_a_truncated_file_is_refused_with_its_name(tmp_path):
+@pytest.mark.parametrize("left", [0.0, 0.01, 0.5, 0.99])
+def test_a_truncated_file_is_refused_with_its_name(tmp_path, left):
     path = alone(tmp_path)
-    os.truncate(path, path.stat().st_size // 2)
+    os.truncate(path, int(path.stat().st_size * left))
     with pytest.raises(SnapshotError, match=f"{path.name}.*truncated"):
         read_shards(tmp_path, rank=0, ranks=1)
+
+
+def test_what_is_written_is_a_safetensors_file_with_the_digest_that_is_said(tmp_path):
+    buffer = new_buffer(Groups(0, 1))
+    go_on(Groups(0, 1), buffer, range(BREAK))
+    state, steps = buffer.state(), []
+    written = write_shard(tmp_path, state, rank=0, ranks=1, beat=lambda: steps.append(1))
+    tensors, about = opened(written.path)
+    assert np.array_equal(tensors["store/rows"], state.contents.rows)
+    assert tensors["drawn/second"].dtype == bool
+    assert (about["policy"], about["step"]) == ("quotas", str(BREAK - 1))
+    content = written.path.read_bytes()
+    assert (written.bytes, written.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+    assert steps
+    buffer.close()
+
+
+# Before November 2026 --------------------------------------------------------------------------------------
+
+
+def as_before(path):
+    """The same shard as versions before wrote it: HDF5, numbers as attributes. Returns its path."""
+    tensors, about = opened(path)
+    old = path.with_suffix(".h5")
+    with h5py.File(old, "w") as file:
+        for name in ("format", "seed", "capacity", "oldest", "threshold", "step"):
+            file.attrs[name] = int(about[name])
+        file.attrs.update(layout=about["layout"], policy=about["policy"])
+        for name, array in tensors.items():
+            file[name] = array
+        file["drawn"].attrs["stored"] = int(about["stored"])
+    path.unlink()
+    return old
+
+
+def everything(folder, rank, ranks):
+    state = read_shards(folder, rank=rank, ranks=ranks)
+    offered = state.pending.rows().tolist() if state.pending else None
+    drawn = (state.drawn.rows.tolist(), state.drawn.second.tolist()) if state.drawn else None
+    kept = (state.layout, state.policy, state.seed, state.capacity, state.oldest, state.threshold, state.step)
+    contents = state.contents
+    return (
+        *kept,
+        contents.rows[:].tolist(),
+        contents.groups.tolist(),
+        contents.places.tolist(),
+        offered,
+        drawn,
+    )
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_shard_of_an_earlier_version_says_the_same(tmp_path, policy, ranks):
+    path = alone(tmp_path, policy)
+    now = [everything(tmp_path, rank, ranks) for rank in range(ranks)]
+    as_before(path)
+    assert [everything(tmp_path, rank, ranks) for rank in range(ranks)] == now
+
+
+def test_a_shard_of_an_earlier_version_is_read_from_itself_alone(tmp_path):
+    old = as_before(alone(tmp_path))
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["rows"] = np.zeros((3, 3), np.int64)
+    with h5py.File(old, "r+") as file:
+        del file["store/rows"]
+        file["store/rows"] = h5py.ExternalLink(tmp_path / "other.h5", "rows")
+    with pytest.raises(SnapshotError, match=f"{old.name}.*lies in another file"):
+        read_shards(tmp_path, rank=0, ranks=1)
+
+
+# While the run goes on -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("capacity", [40, 12])
+def test_what_is_frozen_stays_as_it_was_whatever_the_store_does_next(tmp_path, policy, capacity):
+    """Rows are replaced, moved and let go of before they are written, and the store is made smaller."""
+    groups = Groups(0, 1)
+    buffer = new_buffer(groups, policy=policy)
+    go_on(groups, buffer, range(BREAK))
+    write_shard(tmp_path / "then", buffer.state(), rank=0, ranks=1)
+    frozen = buffer.frozen()
+    buffer.advance(Round(step=BREAK, representatives=5, distillation=2, capacity=capacity))
+    buffer.offer(batch_of(0, BREAK, 6), group=9)
+    go_on(groups, buffer, range(BREAK + 1, END))
+    buffer.close()
+    write_shard(tmp_path / "later", frozen, rank=0, ranks=1)
+    frozen.release()
+    assert everything(tmp_path / "later", 0, 1) == everything(tmp_path / "then", 0, 1)
+
+
+def test_a_checkpoint_and_its_restoring_take_a_few_blocks_of_memory_and_no_second_store(tmp_path):
+    store = 64 * 2**20
+    wide = {"x": torch.ones(8, 2**18), "sample_id": torch.arange(8)}
+    settings = Rehearsal(representatives=2, candidates=2, capacity=store // 2**20)
+    with DistributedBuffer.over_world(wide, settings, seed=1) as buffer:
+        for step in range(8):
+            buffer.augment({**wide, "sample_id": 8 * step + torch.arange(8)})
+        buffer.advance()
+        tracemalloc.start()
+        frozen = buffer.frozen()
+        write_shard(tmp_path, frozen, rank=0, ranks=1)
+        frozen.release()
+        assert tracemalloc.get_traced_memory()[1] < store // 4
+        tracemalloc.stop()
+    with DistributedBuffer.over_world(wide, settings, seed=1) as buffer:
+        tracemalloc.start()
+        buffer.load(tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < store // 4
+        tracemalloc.stop()
+        assert len(buffer.state().contents.groups) == store // 2**20
+
+
+def rows_of(count):
+    return np.arange(count, dtype=np.int64)[:, None] * np.ones((1, 3), np.int64)
+
+
+def test_a_store_that_changes_faster_than_it_is_read_waits_for_the_reader_and_for_no_more_memory():
+    rows = rows_of(100)
+    before, frozen = rows.copy(), FrozenRows(rows, spare=10)
+
+    def change():
+        every = np.arange(100)
+        frozen.keep(every)
+        rows[every] = -1
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    read, most = [], 0
+    for begin in range(0, 100, 5):
+        read.append(frozen[begin : begin + 5])
+        most = max(most, frozen.nbytes // rows[0].nbytes)
+    thread.join(60)
+    assert not thread.is_alive()
+    assert np.array_equal(np.concatenate(read), before)
+    assert (rows == -1).all()
+    assert most <= 10
+    assert frozen.nbytes == 0
+
+
+def test_a_reader_that_is_stuck_loses_its_rows_and_the_store_goes_on(monkeypatch):
+    monkeypatch.setattr("rehearsal_kit.frozen_rows.STUCK_S", 0.05)
+    frozen = FrozenRows(rows_of(100), spare=10)
+    frozen[0:5]
+    frozen.keep(np.arange(100))
+    assert frozen.over
+    with pytest.raises(SnapshotError, match="5 of 100 rows were written, then none in 0 s"):
+        frozen[5:10]
+
+
+def test_nobody_waits_for_a_reader_that_has_let_go():
+    frozen = FrozenRows(rows_of(100), spare=1)
+    frozen.close()
+    frozen.keep(np.arange(100))
+    with pytest.raises(SnapshotError, match="let go of"):
+        frozen[0:5]
 
 
 def test_an_empty_folder_is_refused(tmp_path):

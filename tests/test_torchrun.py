@@ -41,7 +41,7 @@ def run(folder, code, ranks):
 def test_readmes_loop_remembers_every_class_and_leaves_a_snapshot(tmp_path):
     assert run(tmp_path, example(), 2) == [["True"] * 8] * 2
     state = read_shards(tmp_path / "buffer", rank=0, ranks=2)
-    labels = state.layout.unpack(state.contents.rows)["label"].bincount().tolist()
+    labels = state.layout.unpack(state.contents.rows[:])["label"].bincount().tolist()
     assert labels == [400 // 2 // 8] * 8
 
 

@@ -77,7 +77,7 @@ class LocalStore:
     def keep(self) -> LocalStore:
         """Remember what is stored now, for `go_back`."""
         held = self._store.contents
-        self._kept = Contents(held.rows.copy(), held.groups, held.places), self._store.policy.threshold
+        self._kept = Contents(held.rows[:].copy(), held.groups, held.places), self._store.policy.threshold
         return self
 
     def go_back(self) -> None:

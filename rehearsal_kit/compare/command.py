@@ -88,7 +88,7 @@ def _tell(chosen: argparse.Namespace, comparison: Comparison, *, folder: Path, a
         ReportedRun(
             arm.label,
             Timeline.load(first / arm.slug / "timeline.jsonl"),
-            first / arm.slug / "previews.h5",
+            RunFolder(first / arm.slug).previews,
         )
         for arm in _usual(arms)
     ]

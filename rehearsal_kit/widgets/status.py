@@ -13,6 +13,7 @@ from rehearsal_kit.telemetry import (
     Evaluated,
     GenerationBegan,
     GenerationEnded,
+    NotKept,
     RunOver,
     Stalled,
     StateChanged,
@@ -107,6 +108,8 @@ def _alarms(timeline: Timeline, state: str) -> list[str]:
     newest = timeline.newest((CheckpointKept, CheckpointFailed))
     if isinstance(newest, CheckpointFailed):
         alarms.append(f"checkpoint {newest.checkpoint} could not be written or used: {newest.reason}")
+    now = {record.what: record.reason for record in timeline.records(NotKept)}
+    alarms += [f"{what} cannot be kept, the run goes on: {why}" for what, why in now.items() if why]
     return alarms
 
 
