@@ -375,5 +375,9 @@ class Coordinator(SchedulerPlugin):
             return None
 
     def _tell(self, run: Watched, record: Record) -> None:
-        line = run.ledger.append(to_plain(record))
+        try:
+            line: int | None = run.ledger.append(to_plain(record))
+        except OSError as error:  # a full disk: those who listen must hear of it all the same
+            line = None
+            LOG.warning("%s cannot be written: %s", RunFolder(run.order.run).generations, error)
         self._scheduler.log_event(run.order.topic, {"told": to_plain(record), "line": line})

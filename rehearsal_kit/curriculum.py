@@ -78,7 +78,12 @@ class Curriculum:
         if not its.evaluation.sound:
             return False
         if its.groups.rank == 0:
-            its.gallery.keep(its.job.run.previews, evaluated, after=lesson.task, step=course.step)
+            its.reporter.attempt(
+                "previews",
+                lambda: its.gallery.keep(
+                    its.job.run.previews, evaluated, after=lesson.task, step=course.step
+                ),
+            )
         weights = its.learner.fingerprint()
         its.control.task_done(course.position, TaskDone(task=lesson.task, weights=weights))
         its.reporter.tell(
@@ -195,9 +200,7 @@ class Curriculum:
         its = self._with
         arrived, _ = its.stream.arrivals[task]
         its.reporter.tell(
-            TaskSetAside(
-                step=its.course.step, name=arrived.name, path=arrived.path, reason=reason, task=task
-            )
+            TaskSetAside(step=its.course.step, name=arrived.name, path=arrived.path, reason=reason, task=task)
         )
         its.stream.set_aside(task)
 

@@ -69,7 +69,7 @@ class Rank:
         self._learner = Learner(job.network, job.training, device=job.device, groups=groups)
         control = Control(job.run, groups, mailbox, script=script if groups.rank == 0 else None)
         self._control = control
-        self._reporter = Reporter(job.run, groups.rank, publish, again=True)
+        self._reporter = Reporter(job.run, groups.rank, publish, since=0 if loaded is None else loaded.number)
         self._stream = Stream(groups, seed=job.seed)
         self.gallery = Gallery(self._learner, self._stream)
         """Previews; only rank 0 makes any."""
@@ -163,8 +163,11 @@ class Rank:
         if course.outcome == "finished":
             evaluated = evaluation.last(step=course.step)
             if self._groups.rank == 0:
-                self.gallery.keep(
-                    self._job.run.previews, evaluated, after=evaluation.newest, step=course.step
+                self._reporter.attempt(
+                    "previews",
+                    lambda: self.gallery.keep(
+                        self._job.run.previews, evaluated, after=evaluation.newest, step=course.step
+                    ),
                 )
         if self._job.replays is None:  # a replay takes those that were recorded
             self._apply(Wish(0, TakeCheckpoint()))
@@ -347,7 +350,10 @@ class Rank:
 
     def _refresh_preview(self) -> None:
         if self._groups.rank == 0:
-            self.gallery.refresh(self._course.begun - 1, step=self._course.step)
+            course = self._course
+            self._reporter.attempt(
+                "live pictures", lambda: self.gallery.refresh(course.begun - 1, step=course.step)
+            )
 
     def _save_weights(self) -> None:
         if self._groups.rank == 0:

@@ -1,7 +1,11 @@
-"""What a rank tells: records go up as they happen, steps a few times a second, and rank 0 keeps them all."""
+"""What a rank tells: records go up as they happen, steps a few times a second, and rank 0 keeps them all.
+
+All of it is for people and plots: where it cannot be kept, that is told, and the run goes on.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -9,8 +13,9 @@ from dataclasses import replace
 
 from rehearsal_kit.learner import Stepped
 from rehearsal_kit.rounds import Representatives
-from rehearsal_kit.run_folder import Ledger, RunFolder, read_ledger
-from rehearsal_kit.telemetry import IN_A_BRANCH, Record, StateChanged, Steps, to_plain
+from rehearsal_kit.run_folder import RunFolder
+from rehearsal_kit.telemetry import IN_A_BRANCH, NotKept, Record, StateChanged, Steps
+from rehearsal_kit.timeline_file import TimelineFile
 from rehearsal_kit.told import Told
 
 PUBLISH_INTERVAL_S = 0.25
@@ -23,14 +28,17 @@ class Reporter:
     """
 
     def __init__(
-        self, run: RunFolder, rank: int, publish: Callable[[Record, int | None], None], *, again: bool = False
+        self, run: RunFolder, rank: int, publish: Callable[[Record, int | None], None], *, since: int = 0
     ) -> None:
+        """since: the checkpoint that the run goes on from; 0: none."""
         self.branch = 0
         """That is written into every record from now on."""
         self._rank = rank
         self._publish = publish
-        self._told = Told(read_ledger(run.timeline) if again and rank == 0 else ())
-        self._timeline = Ledger(run.timeline, durable=False) if rank == 0 else None
+        self._told = Told.since(run.timeline, since) if rank == 0 else Told()
+        self._timeline = TimelineFile(run.timeline) if rank == 0 else None
+        self._refused: dict[str, str] = {}
+        """Why something cannot be kept now, by what it is."""
         self._state = ("", "")
         self._losses: list[float] = []
         self._terms: dict[str, float] = {}
@@ -50,7 +58,43 @@ class Reporter:
             record = replace(record, branch=self.branch)
         if self._told.has(record):
             return
-        line = None if self._timeline is None else self._timeline.append(to_plain(record))
+        if self._timeline is None:
+            self._publish(record, None)
+        else:
+            self._keep(self._timeline, record)
+
+    def _keep(self, timeline: TimelineFile, record: Record) -> None:
+        try:
+            line: int | None = timeline.append(record)
+        except (OSError, ValueError) as error:  # a full disk: the kernels that are there hear of it
+            line = None
+            self._cannot_keep("timeline", f"{error}")
+        else:
+            self._can_keep("timeline")
+        self._publish(record, line)
+
+    def attempt(self, what: str, make: Callable[[], object]) -> None:
+        """Do something that only plots need; where it fails that is told once, and the run goes on."""
+        try:
+            make()
+        except Exception as error:  # whatever is wrong with a picture, the run does not need it
+            self._cannot_keep(what, f"{type(error).__name__}: {error}")
+        else:
+            self._can_keep(what)
+
+    def _cannot_keep(self, what: str, reason: str) -> None:
+        if what not in self._refused:
+            self._refused[what] = reason
+            self._say(NotKept(what=what, reason=reason, time=time.time()))
+
+    def _can_keep(self, what: str) -> None:
+        if self._refused.pop(what, None) is not None:
+            self._say(NotKept(what=what, reason="", time=time.time()))
+
+    def _say(self, record: NotKept) -> None:
+        line = None
+        with contextlib.suppress(OSError):  # it is told all the same
+            line = None if self._timeline is None else self._timeline.append(record)
         self._publish(record, line)
 
     def state(self, step: int, state: str, *, reason: str = "") -> None:
