@@ -162,7 +162,7 @@ class Rank:
         evaluation, course = self._with.evaluation, self._course
         if course.outcome == "finished":
             evaluated = evaluation.last(step=course.step)
-            if self._groups.rank == 0:
+            if self._groups.rank == 0 and evaluated:
                 self._reporter.attempt(
                     "previews",
                     lambda: self.gallery.keep(

@@ -69,9 +69,9 @@ class Reporter:
         except (OSError, ValueError) as error:  # a full disk: the kernels that are there hear of it
             line = None
             self._cannot_keep("timeline", f"{error}")
-        else:
-            self._can_keep("timeline")
         self._publish(record, line)
+        if line is not None:
+            self._can_keep("timeline")
 
     def attempt(self, what: str, make: Callable[[], object]) -> None:
         """Do something that only plots need; where it fails that is told once, and the run goes on."""

@@ -45,7 +45,8 @@ class Told:
     def since(path: Path, checkpoint: int) -> Told:
         """What a run that goes on from this checkpoint might tell again, according to its file; 0: from none.
 
-        What stands before the checkpoint was taken cannot come again, so only the end of the file is read.
+        What stands before the checkpoint was taken cannot come again, so only the end of the file is read: up
+        to the checkpoint before, since this one may have been taken again after another restart.
         """
         return Told(_since(path, checkpoint))
 
@@ -66,9 +67,7 @@ def _since(path: Path, checkpoint: int) -> Iterator[Record]:
             record = from_plain(json.loads(line))
         except (ValueError, TypeError, RecursionError):
             continue  # damaged: the kernels say so; at worst a curve shows something twice
-        if isinstance(record, Restored):  # from there the run told on, and not again what it had told
-            checkpoint = min(checkpoint, record.checkpoint)
-        elif isinstance(record, CheckpointTaken) and checkpoint and record.checkpoint <= checkpoint:
+        if isinstance(record, CheckpointTaken) and record.checkpoint < checkpoint:
             return
         yield record
 

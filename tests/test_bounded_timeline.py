@@ -138,6 +138,29 @@ def test_what_is_kept_up_to_date_is_what_scanning_finds(records, asked):
         assert timeline.lineage(number).branches == [number]
 
 
+BACK_AND_FORTH = [
+    arrived(0, "a"), arrived(1, "a"), steps(0, [1.0]),
+    CheckpointTaken(step=1, checkpoint=1, weights="", time=0.0),
+    TaskSetAside(step=1, name="a", path="/p", reason="r", task=1),
+    steps(1, [2.0]), BranchBegan(branch=1, step=1, checkpoint=1, parent=0, left=2, time=0.0),
+    steps(1, [3.0], branch=1), CheckpointTaken(step=2, checkpoint=3, weights="", time=0.0, branch=1),
+    steps(2, [4.0], branch=1), BranchBegan(branch=2, step=1, checkpoint=2, parent=0, left=3, time=0.0),
+    steps(2, [5.0], branch=2), CheckpointTaken(step=2, checkpoint=2, weights="", time=0.0, branch=1),
+    steps(3, [6.0], branch=2),
+]  # fmt: skip
+
+
+def test_every_moment_of_a_run_that_was_rolled_back_twice():
+    """One of the checkpoints is told only after the branch that began there."""
+    timeline = Timeline()
+    for length, record in enumerate(BACK_AND_FORTH, 1):
+        timeline.append(record)
+        led, left = scanned.split(BACK_AND_FORTH[:length])
+        says_what_scanning_says(timeline.lineage(), led)
+        assert {branch: each.records() for branch, each in timeline.left_behind().items()} == left
+    assert [*timeline.set_aside()] == [1]  # by its number: both tasks have one name
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(one_record(), max_size=40), st.integers(0, 40))
 def test_a_cache_and_the_lines_after_it_say_the_same(tmp_path_factory, records, place):
@@ -177,8 +200,10 @@ def long_story(tasks: int = 6, each: int = 900) -> list:
                 told.append(CheckpointKept(checkpoint=number, bytes=1, seconds=0.1, error=None, removed=gone))
             if i == 333 and task % 2:
                 told.append(StateChanged(step=step, state="paused", reason="nan", branch=branch))
+            if i == 633 and task % 2:
                 told.append(applied(2 + task, batch=16, step=step, branch=branch))
-        told.append(TaskEnded(step=step, task=task, seconds=1.0, time=0.0, branch=branch))
+        if task < tasks - 1:
+            told.append(TaskEnded(step=step, task=task, seconds=1.0, time=0.0, branch=branch))
         if task == 3:
             branch += 1
             told.append(BranchBegan(branch=1, step=0, checkpoint=20, parent=0, left=step, time=0.0))

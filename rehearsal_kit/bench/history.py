@@ -116,7 +116,7 @@ class _Reader(Driver):
         self.timeline, self.error, self.leads, self._state = timeline, "", True, "live"
 
 
-class _Reading(Session):
+class Reading(Session):
     """A session of a run that goes on, without a cluster."""
 
     def __init__(self, run: RunFolder, timeline: Timeline) -> None:
@@ -125,6 +125,7 @@ class _Reading(Session):
         self._driver = _Reader(timeline)
 
     def preview(self, task: int | None = None) -> Preview | None:
+        """The same picture every time."""
         image = np.linspace(0, 1, 64 * 64, dtype=np.float32).reshape(64, 64)
         fields = dict.fromkeys(("amplitude", "phase"), image)
         return Preview(
@@ -138,7 +139,7 @@ def _write(path: Path, run: LongRun) -> None:
 
 def _kernel(path: Path) -> dict[str, float]:
     run = RunFolder(path)
-    warm = Panel(_Reading(run, Timeline(LongRun(10, 2).records())), pump=False)
+    warm = Panel(Reading(run, Timeline(LongRun(10, 2).records())), pump=False)
     warm.push()
     warm.close()
     before = _resident_mib()
@@ -146,7 +147,7 @@ def _kernel(path: Path) -> dict[str, float]:
     history = History(run)
     history.catch_up()
     attach = time.perf_counter() - began
-    session = _Reading(run, history.timeline)
+    session = Reading(run, history.timeline)
     state = _seconds(lambda: session.state, 1000)
     panel = Panel(session, pump=False)
     pushes = [_push(panel, number) for number in range(PUSHES)]
