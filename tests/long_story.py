@@ -17,10 +17,7 @@ from rehearsal_kit.widgets.panel import Panel
 
 
 def live_through(run: RunFolder, story: LongRun, *, looks: int) -> tuple[float, float]:
-    """Tell it, look at the panel now and then; MiB of this process in the middle and at the end.
-
-    In the middle the tasks of the second half are there already: they arrive at the beginning.
-    """
+    """Tell it, look at the panel now and then; MiB of this process in the middle and at the end."""
     history, lines = History(run), []
     panel = Panel(Reading(run, history.timeline), pump=False)
 

@@ -179,7 +179,7 @@ def test_a_long_run_goes_through_rank_0_kernel_and_panel(run):
 @pytest.mark.endurance
 @pytest.mark.timeout(3600)
 def test_a_year_of_records_goes_through_rank_0_kernel_and_panel(run):
-    """10^6 records of steps and 2,000 tasks: as much memory at the end as in the middle."""
+    """10^6 records of steps and 2,000 tasks: from the middle on memory grows by what tasks bring alone."""
     from long_story import live_through
 
     middle, end = live_through(run, LongRun(1_000_000, 2_000), looks=200)
