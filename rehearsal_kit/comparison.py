@@ -119,7 +119,7 @@ class Outcome:
             untrained=untrained,
             metrics=timeline.metrics("test"),
             seconds=timeline.training_seconds(),
-            steps=sum(len(record.losses) for record in steps),
+            steps=sum(record.count for record in steps),
             waited=sum(record.waited for record in steps),
             remote=sum(record.remote for record in steps) / drawn if drawn else None,
             steered=steered,

@@ -398,7 +398,11 @@ class Coordinator(SchedulerPlugin):
                 del waiting[: len(wishes)]
 
     def _tell(self, run: Watched, record: Record) -> None:
-        line = self._write(run, record)
+        try:
+            line = self._write(run, record)
+        except OSError as error:  # a full disk: those who listen must hear of it all the same
+            line = None
+            LOG.warning("%s cannot be written: %s", run.folder.generations, error)
         self._scheduler.log_event(run.order.topic, {"told": to_plain(record), "line": line})
 
     def _write(self, run: Watched, record: Record) -> int | None:

@@ -85,8 +85,8 @@ class Driver:
         newest = self.timeline.newest((StateChanged, GenerationBegan, GenerationEnded))
         if isinstance(newest, StateChanged):
             return newest.state
-        began = len(self.timeline.records(GenerationBegan))
-        return "starting" if began <= 1 and not isinstance(newest, GenerationEnded) else "recovering"
+        began = self.timeline.latest(GenerationBegan, 2)
+        return "starting" if len(began) <= 1 and not isinstance(newest, GenerationEnded) else "recovering"
 
     @property
     def trouble(self) -> str:

@@ -42,11 +42,11 @@ def follow(session: Session, title: str, *, expected: int, finish: bool) -> None
         progress = Progress(bar, weights)
         while not session.over:
             session.timeline.wait(seen, 0.2)
-            records = session.timeline.records(since=seen)
-            seen += len(records)
+            before, seen = seen, len(session.timeline)
+            records = session.timeline.records(since=before, until=seen)
             progress.take(records)
             if any(isinstance(record, BranchBegan) for record in records):
-                progress.rolled_back(Timeline(session.timeline.records()[:seen]).lineage())
+                progress.rolled_back(Timeline(session.timeline.records(until=seen)).lineage())
             progress.say(session.timeline)
             if session.trouble:
                 raise RankError(session.trouble)
@@ -74,8 +74,8 @@ class Progress:
                 case TaskBegan(task=task, steps=steps):
                     self._task = task
                     self._expect(self._known + steps, steps)
-                case Steps(losses=losses):
-                    bar.update(len(losses))
+                case Steps():
+                    bar.update(record.count)
                 case TaskEnded():  # perhaps earlier than planned, by a person's wish
                     self._known = bar.n
                 case TaskSetAside(name=name, reason=reason):

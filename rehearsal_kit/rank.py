@@ -70,7 +70,7 @@ class Rank:
         self._learner = Learner(job.network, job.training, device=job.device, groups=groups)
         control = Control(job.run, groups, mailbox)
         self._control = control
-        self._reporter = Reporter(job.run, groups.rank, publish, again=True)
+        self._reporter = Reporter(job.run, groups.rank, publish)
         self._stream = Stream(groups, seed=job.seed)
         self.gallery = Gallery(self._learner, self._stream, job.run.previews)
         """Previews; only rank 0 makes any."""
@@ -162,8 +162,6 @@ class Rank:
             generation=self._generation,
         )
         self._reporter.tell_of_myself(joined)
-        for words in self._reporter.damaged:
-            self._note(words)
         self._resumption.begin(generation=self._generation)
         self._reporter.branch = self._course.branch
 

@@ -1,7 +1,11 @@
-"""What a rank tells: records go up as they happen, steps a few times a second, and rank 0 keeps them all."""
+"""What a rank tells: records go up as they happen, steps a few times a second, and rank 0 keeps them all.
+
+All of it is for people and plots: where it cannot be kept, that is told, and the run goes on.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -9,8 +13,9 @@ from dataclasses import replace
 
 from rehearsal_kit.learner import Stepped
 from rehearsal_kit.rounds import Representatives
-from rehearsal_kit.run_folder import Ledger, RunFolder, read_records
-from rehearsal_kit.telemetry import IN_A_BRANCH, Record, StateChanged, Steps, to_plain
+from rehearsal_kit.run_folder import RunFolder
+from rehearsal_kit.telemetry import IN_A_BRANCH, NotKept, Record, StateChanged, Steps
+from rehearsal_kit.timeline_file import TimelineFile
 from rehearsal_kit.told import Told
 
 PUBLISH_INTERVAL_S = 0.25
@@ -22,18 +27,16 @@ class Reporter:
     publish: is given a record and, on rank 0, the number of its line in the timeline of the run.
     """
 
-    def __init__(
-        self, run: RunFolder, rank: int, publish: Callable[[Record, int | None], None], *, again: bool = False
-    ) -> None:
+    def __init__(self, run: RunFolder, rank: int, publish: Callable[[Record, int | None], None]) -> None:
         self.branch = 0
         """That is written into every record from now on."""
         self._rank = rank
         self._publish = publish
-        told, lines = read_records(run.timeline) if again and rank == 0 else ([], [])
-        self.damaged = [f"line {line} of {run.timeline} is damaged; plots lack it" for line in lines]
-        """What of the timeline could not be read."""
-        self._told = Told(told)
-        self._timeline = Ledger(run.timeline, durable=False) if rank == 0 else None
+        self._file = run.timeline
+        self._told = Told()
+        self._timeline = TimelineFile(run.timeline) if rank == 0 else None
+        self._refused: dict[str, str] = {}
+        """Why something cannot be kept now, by what it is."""
         self._state = ("", "")
         self._losses: list[float] = []
         self._terms: dict[str, float] = {}
@@ -41,6 +44,11 @@ class Reporter:
         self._busy: list[float] = []
         self._first = self._task = self._representatives = self._remote = self._stored = 0
         self._began = self._seconds = self._waited = self._hidden = 0.0
+
+    def goes_on_from(self, checkpoint: int) -> None:
+        """From here on nothing is told twice that was told after this checkpoint; 0: from the beginning."""
+        if self._rank == 0:
+            self._told = Told.since(self._file, checkpoint)
 
     def tell(self, record: Record) -> None:
         """Something that concerns the whole run; said by rank 0 only."""
@@ -53,7 +61,34 @@ class Reporter:
             record = replace(record, branch=self.branch)
         if self._told.has(record):
             return
-        line = None if self._timeline is None else self._timeline.append(to_plain(record))
+        if self._timeline is None:
+            self._publish(record, None)
+        else:
+            self._keep(self._timeline, record)
+
+    def _keep(self, timeline: TimelineFile, record: Record) -> None:
+        try:
+            line: int | None = timeline.append(record)
+        except (OSError, ValueError) as error:  # a full disk: the kernels that are there hear of it
+            line = None
+            self._cannot_keep("timeline", f"{error}")
+        self._publish(record, line)
+        if line is not None:
+            self._can_keep("timeline")
+
+    def _cannot_keep(self, what: str, reason: str) -> None:
+        if what not in self._refused:
+            self._refused[what] = reason
+            self._say(NotKept(what=what, reason=reason, time=time.time()))
+
+    def _can_keep(self, what: str) -> None:
+        if self._refused.pop(what, None) is not None:
+            self._say(NotKept(what=what, reason="", time=time.time()))
+
+    def _say(self, record: NotKept) -> None:
+        line = None
+        with contextlib.suppress(OSError):  # it is told all the same
+            line = None if self._timeline is None else self._timeline.append(record)
         self._publish(record, line)
 
     def state(self, step: int, state: str, *, reason: str = "") -> None:

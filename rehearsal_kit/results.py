@@ -87,13 +87,13 @@ def results_table(timeline: Timeline, branch: int | None = None) -> pd.DataFrame
     task; missing for one that was set aside before it had a number.
     """
     timeline = timeline.lineage(branch)
-    matrix, metrics = timeline.error_matrix("test"), timeline.metrics("test")
+    errors, metrics = timeline.scores(lambda scores: scores.trained("test")), timeline.metrics("test")
     before, _ = timeline.untaught()
     rows: list[dict[str, Any]] = []
     for task, arrived in timeline.tasks().items():
-        column = [row[task] if task < len(row) else None for row in matrix]
-        known = [error for error in column[task:] if error is not None]
-        learned = column[task] if task < len(column) else None
+        of_task = errors.get(task, {})
+        known = [of_task[after] for after in sorted(of_task)]
+        learned = of_task.get(task)
         rows.append({
             "task": task,
             "name": arrived.name,

@@ -103,6 +103,7 @@ class Resumption:
                     "very beginning, and everything that was trained is trained again",
                 )
             )
+        its.reporter.goes_on_from(0)
         return 0, self._way(0, 0, {})
 
     def _taken_up(self, ready: Ready, way: _Way) -> tuple[str, _Way]:
@@ -115,6 +116,7 @@ class Resumption:
             way = self._way(ready.loaded.number, ready.loaded.ranks, lost)
             trouble = self._try(ready, way)
         if not trouble:
+            self._with.reporter.goes_on_from(ready.loaded.number)
             self._steering.settle()
         return trouble, way
 
@@ -191,6 +193,7 @@ class Resumption:
         number, lost = json.loads(its.groups.broadcast(text))
         its.control.follow(Script(entries, ours=False), Outstanding())
         if number:
+            its.reporter.goes_on_from(number)
             loaded: Loaded = load_checkpoint(its.job.run, number, its.groups, identity=its.identity)
             self._steering.take_up(self._steering.ready(loaded), [int(task) for task, _ in lost])
             self._steering.settle()

@@ -21,6 +21,9 @@ LOCK = "lease.lock"
 """The file that is locked meanwhile; it stays."""
 TASKS = "tasks"
 
+BLOCK = 2**20
+"""Bytes of a ledger that are looked at at once."""
+
 
 class RunFolder:
     """Paths and careful writing; whoever holds the lease on it decides what is written.
@@ -194,32 +197,51 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 class Ledger:
-    """An append-only file of JSON lines; what `append` returned from is on disk.
+    """An append-only file of JSON lines; what `append` returned from is on disk, whole.
 
     A torn last line, which a writer left that was killed, is cut off first.
     """
 
     def __init__(self, path: Path, *, durable: bool) -> None:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
-        self._stream = os.fdopen(descriptor, "a+b")
-        self._stream.seek(0)
-        content = self._stream.read()
-        self._stream.truncate(content.rfind(b"\n") + 1)
-        self._lines = content.count(b"\n")
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+        self._lines, self._end = _whole_lines(self._file)
+        os.ftruncate(self._file, self._end)
         self._durable = durable
 
     def append(self, entry: Mapping[str, Any]) -> int:
-        """Add one line; with `durable`, wait until the disk has it. Returns its number, from 0."""
-        self._stream.write(json.dumps(entry, allow_nan=False).encode() + b"\n")
-        self._stream.flush()
-        if self._durable:
-            os.fsync(self._stream.fileno())
+        """Add one line; with `durable`, wait until the disk has it. Returns its number, from 0.
+
+        OSError where it cannot be written; nothing of it stays then, so that the next one is whole.
+        """
+        line = memoryview(json.dumps(entry, allow_nan=False).encode() + b"\n")
+        written = 0
+        try:
+            while written < len(line):
+                written += os.write(self._file, line[written:])
+            if self._durable:
+                os.fsync(self._file)
+        except OSError:
+            os.ftruncate(self._file, self._end)
+            raise
+        self._end += written
         self._lines += 1
         return self._lines - 1
 
     def close(self) -> None:
         """Close the file; nothing can be appended after."""
-        self._stream.close()
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+
+def _whole_lines(file: int) -> tuple[int, int]:
+    """How many whole lines a file has, and where the last of them ends; read in blocks."""
+    lines = end = place = 0
+    while block := os.pread(file, BLOCK, place):
+        lines += block.count(b"\n")
+        end = place + block.rfind(b"\n") + 1 if b"\n" in block else end
+        place += len(block)
+    return lines, end
 
 
 def read_ledger(path: Path) -> list[dict[str, Any]]:

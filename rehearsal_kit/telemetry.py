@@ -6,10 +6,11 @@ int or float. Arrays never travel as records.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from rehearsal_kit.checked_values import record_of
 from rehearsal_kit.errors import SettingsError
 from rehearsal_kit.settings import with_tuples
 
@@ -139,8 +140,18 @@ class Steps:
     """Steps since these outputs were made, on average."""
     branch: int = 0
 
+    @property
+    def count(self) -> int:
+        """How many steps these are."""
+        return len(self.losses)
 
-@dataclass(frozen=True, kw_only=True)
+    @property
+    def at(self) -> Sequence[int]:
+        """Numbers of the steps that `losses` are of."""
+        return range(self.first, self.first + len(self.losses))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluated:
     """How good the network is on the watched or test samples of one task, after another was trained."""
 
@@ -385,10 +396,12 @@ def to_plain(record: Record) -> dict[str, Any]:
 
 
 def from_plain(plain: Mapping[str, Any]) -> Record:
-    """The record that a dictionary of plain values describes."""
+    """The record that a dictionary of plain values describes; ValueError or TypeError if that is none."""
+    if not isinstance(plain, Mapping):
+        raise SettingsError(f"a record is {plain!r}; it must be a dictionary of its values by name.")
     values = with_tuples(plain)
     kind = _KINDS.get(values.pop("record", ""))
     if kind is None:
         raise SettingsError(f"record type {plain.get('record')!r} is unknown; known are {', '.join(_KINDS)}.")
-    record: Record = kind(**values)
+    record: Record = record_of(kind, values)
     return record

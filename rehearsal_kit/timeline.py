@@ -1,97 +1,138 @@
-"""The append-only list of records of a run: the only thing a plot reads."""
+"""The append-only list of records of a run: the only thing a plot reads.
+
+What is asked often (tasks, errors, the task under way) is kept up to date record by record, so that no
+question looks through all records. A live timeline also bounds them: the oldest steps are told in fewer.
+"""
 
 from __future__ import annotations
 
-import json
 import threading
-from collections.abc import Iterable, Mapping, Set
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeGuard, TypeVar, overload
+from typing import Any, TypeVar, overload
 
+from rehearsal_kit.branches import leads, reach
 from rehearsal_kit.errors import SettingsError
+from rehearsal_kit.record_lines import RecordLines
+from rehearsal_kit.record_store import RecordStore
+from rehearsal_kit.scores import Scores
+from rehearsal_kit.task_queue import TaskQueue
 from rehearsal_kit.telemetry import (
     IN_A_BRANCH,
-    UNTRAINED,
     BranchBegan,
     CheckpointTaken,
     Evaluated,
     Record,
-    Restored,
     Steps,
     TaskArrived,
-    TaskBegan,
     TaskEnded,
     TaskSetAside,
-    TasksReordered,
-    from_plain,
 )
+from rehearsal_kit.under_way import Course, UnderWay
 
 Kind = TypeVar("Kind", bound=Record)
-OF_THE_WORLD = (TaskArrived, TaskSetAside, Restored)
-"""Records of a position that are true in every branch: nobody can roll back what has arrived."""
+Answer = TypeVar("Answer")
 
 
 class Timeline:
-    """Records in order of arrival. Any thread may append while any other reads."""
+    """Records in order of arrival. Any thread may append while any other reads.
 
-    def __init__(self, records: Iterable[Record] = ()) -> None:
-        self._records: list[Record] = list(records)
+    bounded: hold no more for a longer run: of old steps the lowest and highest losses and the exact sums, of
+    other kinds that come again and again the newest. Everything of tasks, errors and notes stays.
+    """
+
+    def __init__(self, records: Iterable[Record] = (), *, bounded: bool = False) -> None:
+        self._bounded = bounded
+        self._length = 0
+        self._store = RecordStore(bounded=bounded)
+        self._queue, self._scores, self._under_way = TaskQueue(), Scores(), UnderWay()
         self._first = 0
-        self._began = {record.branch: record for record in self._records if isinstance(record, BranchBegan)}
+        self._began: dict[int, BranchBegan] = {}
+        self._alone = False
+        """Whether this is a lineage, which has one branch."""
+        self._newest: _Split | None = None
+        """What led to the newest branch, once somebody has asked."""
         self._grown = threading.Condition()
+        self.extend(records)
 
     @staticmethod
     def load(path: str | Path) -> Timeline:
-        """The timeline that rank 0 wrote as JSON lines; a torn last line is left out."""
-        lines = Path(path).read_text().split("\n")
-        return Timeline(from_plain(json.loads(line)) for line in lines[:-1])
+        """All that rank 0 wrote as JSON lines; a torn last line is left out, a damaged one said as well."""
+        return Timeline(record for _, record in RecordLines(Path(path)).read() if record is not None)
 
     def append(self, record: Record) -> None:
         """Add one record and wake whoever waits for it."""
+        self.extend([record])
+
+    def extend(self, records: Iterable[Record]) -> None:
+        """Add records in this order and wake whoever waits for them."""
         with self._grown:
-            self._records.append(record)
-            if isinstance(record, BranchBegan):
-                self._began = {**self._began, record.branch: record}
+            for record in records:
+                self._take(self._length, record)
+            self._grown.notify_all()
+
+    def fill(self, placed: Iterable[tuple[int, Record]], length: int) -> None:
+        """Add what is left of `length` records: each at its place among them, in order."""
+        with self._grown:
+            first = self._length
+            for place, record in placed:
+                self._take(first + place, record)
+            self._length = first + length
+            self._grown.notify_all()
+
+    def _put(self, place: int, record: Record) -> None:
+        with self._grown:
+            self._take(place, record)
             self._grown.notify_all()
 
     def wait(self, length: int, timeout: float) -> bool:
         """Wait until there are more than `length` records; False when `timeout` seconds passed first."""
         with self._grown:
-            return self._grown.wait_for(lambda: len(self._records) > length, timeout)
+            return self._grown.wait_for(lambda: self._length > length, timeout)
 
     def __len__(self) -> int:
-        return len(self._records)
+        """How many were appended, whether or not all of them are still there."""
+        return self._length
 
     @overload
-    def records(self, kind: None = None, *, since: int = 0) -> list[Record]: ...
+    def records(self, kind: None = None, *, since: int = 0, until: int | None = None) -> list[Record]: ...
     @overload
-    def records(self, kind: type[Kind], *, since: int = 0) -> list[Kind]: ...
-    def records(self, kind: type[Any] | None = None, *, since: int = 0) -> list[Any]:
-        """A copy of the records of one kind (or all), from position `since` on."""
+    def records(self, kind: type[Kind], *, since: int = 0, until: int | None = None) -> list[Kind]: ...
+    def records(
+        self, kind: type[Any] | None = None, *, since: int = 0, until: int | None = None
+    ) -> list[Any]:
+        """A copy of the records of one kind (or all), from position `since` on and before `until`."""
         with self._grown:
-            chosen = self._records[since:]
-        return chosen if kind is None else [record for record in chosen if isinstance(record, kind)]
+            if kind is not None:
+                return self._store.of(kind).between(since, until)
+            return [record for _, record in self._store.placed(since, until)]
+
+    def placed(self) -> list[tuple[int, Record]]:
+        """Everything that is there with its place among all that was appended, in order."""
+        with self._grown:
+            return self._store.placed()
+
+    def latest(self, kind: type[Kind], count: int) -> list[Kind]:
+        """The newest records of one kind, at most `count` of them, in order."""
+        with self._grown:
+            return self._store.of(kind).records[-count:]
 
     def last(self, kind: type[Kind]) -> Kind | None:
         """The newest record of one kind."""
-        with self._grown:
-            for record in reversed(self._records):
-                if isinstance(record, kind):
-                    return record
-        return None
+        return next(iter(self.latest(kind, 1)), None)
 
     def newest(self, kinds: tuple[type[Any], ...]) -> Record | None:
         """The newest record of any of these kinds."""
         with self._grown:
-            return next((r for r in reversed(self._records) if isinstance(r, kinds)), None)
+            return self._store.newest(kinds)
 
     # Branches -------------------------------------------------------------------------------------------
 
     @property
     def branches(self) -> list[int]:
         """Numbers of the branches, the newest last; 0 alone where nobody rolled back."""
-        return [self._first, *self._began]
+        with self._grown:
+            return [self._first, *self._began]
 
     def lineage(self, branch: int | None = None) -> Timeline:
         """The records that led to where a branch is now; None: the newest branch.
@@ -99,88 +140,70 @@ class Timeline:
         Those of other branches count up to the checkpoint that was gone back to. A run without branches, and
         a lineage, is its own lineage: nothing is copied. SettingsError for a branch that there is not.
         """
-        branches = self.branches
-        chosen = branches[-1] if branch is None else branch
-        if chosen not in branches:
-            raise SettingsError(
-                f"branch is {branch!r}; this run has {', '.join(map(str, branches))}; every roll_back begins "
-                "one."
-            )
-        if len(branches) == 1:
-            return self
-        records, reach = self._reach(chosen)
-        straight = Timeline(r for place, r in enumerate(records) if _leads(r, place, reach))
-        straight._first, straight._began = chosen, {}
-        return straight
+        with self._grown:
+            branches = self.branches
+            chosen = branches[-1] if branch is None else branch
+            if chosen not in branches:
+                raise SettingsError(
+                    f"branch is {branch!r}; this run has {', '.join(map(str, branches))}; every roll_back "
+                    "begins one."
+                )
+            if len(branches) == 1:
+                return self
+            return (self._split() if chosen == branches[-1] else self._towards(chosen)).led
 
     def left_behind(self) -> dict[int, Timeline]:
         """By number of branch: what was rolled back, records of positions only; empty for most runs."""
-        if not self._began:
-            return {}
-        records, reach = self._reach(self.branches[-1])
-        left: dict[int, Timeline] = {}
-        for place, record in enumerate(records):
-            if isinstance(record, IN_A_BRANCH) and not _leads(record, place, reach):
-                left.setdefault(record.branch, Timeline()).append(record)
-        return left
+        with self._grown:
+            return {**self._split().left} if self._began else {}
 
-    def _reach(self, branch: int) -> tuple[list[Record], dict[int, int]]:
-        """All records, and up to which place those of which branches lead to this one."""
-        records = self.records()
-        places = {r.checkpoint: (place, r.branch) for place, r in enumerate(records) if _is_taken(r)}
-        reach, began = {branch: len(records)}, self._began
-        while branch in began and began[branch].checkpoint in places:
-            place, parent = places[began[branch].checkpoint]
-            if parent >= branch:  # no run tells so; a file that does must not hang a kernel
-                break
-            branch, reach[parent] = parent, place
-        return records, reach
+    def _split(self) -> _Split:
+        if self._newest is None:
+            self._newest = self._towards(self.branches[-1])
+        return self._newest
+
+    def _towards(self, branch: int) -> _Split:
+        taken = {r.checkpoint: (place, r.branch) for place, r in self._store.of(CheckpointTaken).placed()}
+        split = _Split(branch, reach(branch, self._began, taken), bounded=self._bounded)
+        for place, record in self._store.placed():
+            split.take(place, record)
+        return split
 
     # Tasks ----------------------------------------------------------------------------------------------
 
-    def tasks(self) -> dict[int, TaskArrived]:
+    def tasks(self) -> Mapping[int, TaskArrived]:
         """All tasks that have arrived, by number as of now."""
-        return {
-            number: arrived if arrived.task == number else replace(arrived, task=number)
-            for number, (arrived, _) in self._queue().items()
-        }
+        with self._grown:
+            return self._queue.tasks
 
-    def set_aside(self) -> dict[int, TaskSetAside]:
+    def set_aside(self) -> Mapping[int, TaskSetAside]:
         """Of the tasks that had arrived: those that will not be trained, by number as of now."""
-        return {number: aside for number, (_, aside) in self._queue().items() if aside is not None}
+        with self._grown:
+            return self._queue.aside
 
-    def waiting(self) -> dict[int, TaskArrived]:
+    def waiting(self) -> Mapping[int, TaskArrived]:
         """Tasks still to be begun, by number as of now."""
-        begun = {record.task for record in self.records(TaskBegan)}
-        gone = begun | self.set_aside().keys()
-        return {number: arrived for number, arrived in self.tasks().items() if number not in gone}
+        with self._grown:
+            return self._queue.waiting
 
-    def _queue(self) -> dict[int, tuple[TaskArrived, TaskSetAside | None]]:
-        queue: dict[int, tuple[TaskArrived, TaskSetAside | None]] = {}
-        begun: set[int] = set()
-        # Nearly all records are about steps: they are left out before anything is matched.
-        kinds = (TaskArrived, TaskBegan, TasksReordered, TaskSetAside)
-        for record in [record for record in self.records() if isinstance(record, kinds)]:
-            match record:
-                case TaskArrived(task=task):
-                    queue[task] = (record, None)
-                case TaskBegan(task=task):
-                    begun.add(task)
-                case TasksReordered(first=first, order=order):
-                    moved = [queue.pop(task, None) for task in order]
-                    queue |= {first + i: each for i, each in enumerate(moved) if each is not None}
-                case TaskSetAside():
-                    _set_aside(queue, record, begun)
-        return dict(sorted(queue.items()))
+    def course(self) -> Course | None:
+        """Where the task is that was begun last; None before there is one."""
+        with self._grown:
+            return self._under_way.course
+
+    def grows(self, share: float) -> bool:
+        """Whether more tasks arrive than are trained; share: trained of the one under way."""
+        with self._grown:
+            return self._under_way.grows(share)
 
     # Numbers --------------------------------------------------------------------------------------------
 
     def losses(self) -> tuple[list[int], list[float]]:
-        """Step numbers and the loss of each step."""
+        """Step numbers and the loss of each step that is there."""
         steps: list[int] = []
         losses: list[float] = []
         for record in self.records(Steps):
-            steps.extend(range(record.first, record.first + len(record.losses)))
+            steps.extend(record.at)
             losses.extend(record.losses)
         return steps, losses
 
@@ -188,57 +211,69 @@ class Timeline:
         """Spent in the training steps of all tasks that ended."""
         return sum(record.seconds for record in self.records(TaskEnded))
 
+    def scores(self, ask: Callable[[Scores], Answer]) -> Answer:
+        """What `ask` makes of all evaluations, while none is added."""
+        with self._grown:
+            return ask(self._scores)
+
     def error_matrix(self, split: str) -> list[list[float | None]]:
         """Row i, column j: error on task j after task i was trained; None where it was not evaluated."""
-        rows: dict[int, dict[int, float]] = {}
-        for record in self.records(Evaluated):
-            if record.split == split and record.after >= record.task:
-                rows.setdefault(record.after, {})[record.task] = record.error
-        size = 1 + max((max(after, *row) for after, row in rows.items()), default=-1)
-        return [[rows.get(i, {}).get(j) for j in range(size)] for i in range(size)]
+        with self._grown:
+            return self._scores.matrix(split)
 
     def untaught(self) -> tuple[list[float | None], list[float | None]]:
         """Test error on each task just before it was trained, and that of the untrained network.
 
         For forward transfer; None where it was not evaluated. Before the first task both are the same.
         """
-        before: dict[int, float] = {}
-        untrained: dict[int, float] = {}
-        for record in self.records(Evaluated):
-            if record.split == "test" and record.after == UNTRAINED:
-                untrained[record.task] = record.error
-            elif record.split == "test" and record.after < record.task:
-                before[record.task] = record.error
-        before = {**({0: untrained[0]} if 0 in untrained else {}), **before}
-        tasks = range(1 + max([*before, *untrained], default=-1))
-        return [before.get(task) for task in tasks], [untrained.get(task) for task in tasks]
+        with self._grown:
+            return self._scores.untaught()
 
     def metrics(self, split: str) -> list[Mapping[str, float]]:
         """The last metrics of each task; empty where it was not evaluated."""
-        last: dict[int, Mapping[str, float]] = {}
-        for record in self.records(Evaluated):
-            if record.split == split and record.after >= record.task:
-                last[record.task] = record.metrics
-        return [last.get(task, {}) for task in range(1 + max(last, default=-1))]
+        with self._grown:
+            return self._scores.metrics(split)
 
+    # Inside ---------------------------------------------------------------------------------------------
 
-def _is_taken(record: Record) -> TypeGuard[CheckpointTaken]:
-    return isinstance(record, CheckpointTaken)
-
-
-def _leads(record: Record, place: int, reach: Mapping[int, int]) -> bool:
-    """Whether a record at this place led to the branch that all of `reach` leads to."""
-    if not isinstance(record, IN_A_BRANCH) or isinstance(record, OF_THE_WORLD):
-        return True
-    return place <= reach.get(record.branch, -1)
-
-
-def _set_aside(
-    queue: dict[int, tuple[TaskArrived, TaskSetAside | None]], record: TaskSetAside, begun: Set[int]
-) -> None:
-    """Find the task that a record without a number is about; one that never arrived is not there."""
-    for number, (arrived, aside) in sorted(queue.items()):
-        same = (arrived.name, arrived.path) == (record.name, record.path)
-        if same and aside is None and number not in begun:
-            queue[number] = (arrived, record)
+    def _take(self, place: int, record: Record) -> None:
+        self._store.append(place, record)
+        self._length = place + 1
+        if isinstance(record, TaskQueue.KINDS):
+            self._queue.take(record)
+        if isinstance(record, UnderWay.KINDS):
+            self._under_way.take(record)
+        elif isinstance(record, Evaluated):
+            self._scores.take(record)
+        if self._alone:
             return
+        if isinstance(record, BranchBegan):
+            self._began[record.branch] = record
+        if isinstance(record, BranchBegan) or self._is_origin(record):
+            self._newest = None  # what leads where is another matter now
+        elif self._newest is not None:
+            self._newest.take(place, record)
+
+    def _is_origin(self, record: Record) -> bool:
+        """Whether it tells only now of a checkpoint from which a branch has begun."""
+        if not isinstance(record, CheckpointTaken):
+            return False
+        return any(began.checkpoint == record.checkpoint for began in self._began.values())
+
+
+class _Split:
+    """What led to one branch, as a timeline that grows with the whole, and what did not."""
+
+    def __init__(self, branch: int, ends: Mapping[int, float], *, bounded: bool) -> None:
+        self._ends = ends
+        self._bounded = bounded
+        self.led = Timeline(bounded=bounded)
+        self.led._first, self.led._alone = branch, True
+        self.left: dict[int, Timeline] = {}
+
+    def take(self, place: int, record: Record) -> None:
+        """One more record of the run, at its place in it."""
+        if leads(record, place, self._ends):
+            self.led._put(place, record)
+        elif isinstance(record, IN_A_BRANCH):
+            self.left.setdefault(record.branch, Timeline(bounded=self._bounded))._put(place, record)

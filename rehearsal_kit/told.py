@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
+from rehearsal_kit.record_lines import lines_backwards
 from rehearsal_kit.telemetry import (
     CheckpointFailed,
     CheckpointKept,
+    CheckpointTaken,
     Ended,
     Joined,
     NotKept,
     Record,
     Restored,
     StateChanged,
+    Steps,
+    from_plain,
     to_plain,
 )
 
@@ -25,32 +31,47 @@ OF_THE_CLOCK = frozenset({"time", "seconds", "waited", "hidden"})
 class Told:
     """Knows a record again by all that does not depend on the clock: steps that are repeated are the same."""
 
-    def __init__(self, plain_records: Iterable[Mapping[str, Any]] = ()) -> None:
-        self._known: set[str] = set()
+    def __init__(self, records: Iterable[Record] = ()) -> None:
+        self._known: set[bytes] = set()
         self._steps: dict[int, int] = {}
-        for plain in plain_records:
-            try:
-                self._take(plain)
-            except (KeyError, TypeError):  # damaged: told again, if it comes again
-                continue
+        for record in records:
+            if isinstance(record, Steps):
+                end = record.first + record.count
+                self._steps[record.branch] = max(self._steps.get(record.branch, 0), end)
+            else:
+                self._known.add(_identity(record))
 
-    def _take(self, plain: Mapping[str, Any]) -> None:
-        if plain["record"] == "Steps":
-            branch, end = plain["branch"], plain["first"] + len(plain["losses"])
-            self._steps[branch] = max(self._steps.get(branch, 0), end)
-        else:
-            self._known.add(_identity(plain))
+    @staticmethod
+    def since(path: Path, checkpoint: int) -> Told:
+        """What a run that goes on from this checkpoint might tell again, according to its file; 0: from none.
+
+        What stands before the checkpoint was taken cannot come again, so only the end of the file is read: up
+        to the checkpoint before, since this one may have been taken again after another restart.
+        """
+        return Told(_since(path, checkpoint))
 
     def has(self, record: Record) -> bool:
         """Whether the same was told before."""
-        return not isinstance(record, OF_THE_MOMENT) and _identity(to_plain(record)) in self._known
+        if not self._known or isinstance(record, (*OF_THE_MOMENT, Steps)):  # steps are known one by one
+            return False
+        return _identity(record) in self._known
 
     def has_step(self, branch: int, step: int) -> bool:
         """Whether the losses of this step were told before."""
         return step < self._steps.get(branch, 0)
 
 
-def _identity(plain: Mapping[str, Any]) -> str:
-    same = {name: value for name, value in plain.items() if name not in OF_THE_CLOCK}
-    same = {name: tuple(value) if isinstance(value, list) else value for name, value in same.items()}
-    return repr(sorted(same.items()))
+def _since(path: Path, checkpoint: int) -> Iterator[Record]:
+    for line in lines_backwards(path):
+        try:
+            record = from_plain(json.loads(line))
+        except (ValueError, TypeError, RecursionError):
+            continue  # damaged: the kernels say so; at worst a curve shows something twice
+        if isinstance(record, CheckpointTaken) and record.checkpoint < checkpoint:
+            return
+        yield record
+
+
+def _identity(record: Record) -> bytes:
+    same = {name: value for name, value in to_plain(record).items() if name not in OF_THE_CLOCK}
+    return hashlib.blake2b(repr(sorted(same.items())).encode(), digest_size=16).digest()

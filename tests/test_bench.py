@@ -57,6 +57,16 @@ def positive(*numbers: float) -> bool:
 # The commands ---------------------------------------------------------------------------------------------
 
 
+def test_history(tmp_path, capsys):
+    data, said = bench(tmp_path, capsys, "history")
+    assert [each["run"] for each in data["history"]] == [{"steps": n, "tasks": 20} for n in (100, 200)]
+    for found in data["history"]:
+        times = ("attach_s", "state_us", "push_ms", "push_p95_ms", "table_s", "condense_s", "restart_s")
+        assert positive(*(found[name] for name in times))
+        assert found["holds"] == (found["attach_s"] < 3 and found["push_ms"] < 20)
+    assert "attach < 3 s, push < 20 ms" in said
+
+
 def test_buffer(tmp_path, capsys):
     data, said = bench(tmp_path, capsys, "buffer")
     entries = beside_others.entries()

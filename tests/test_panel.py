@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from rehearsal_kit.bench.long_runs import LongRun
 from rehearsal_kit.errors import SessionError
 from rehearsal_kit.preview import Preview
 from rehearsal_kit.results import checkpoints_table
@@ -25,6 +26,7 @@ from rehearsal_kit.telemetry import (
     Evaluated,
     GenerationBegan,
     GenerationEnded,
+    NotKept,
     Stalled,
     StateChanged,
     Steps,
@@ -324,6 +326,52 @@ def test_watched_curves_leave_the_test_split_out():
     ]
     assert watched_curves(Timeline(records))[0].y[0] == 0.75
     assert len(watched_curves(Timeline(records))[0].y) == 2
+
+
+def test_curves_and_the_list_of_a_long_stream_are_bounded(session):
+    """Two thousand tasks: the newest have lines of their own, the older ones share some, none is a dot."""
+    records = [*LongRun(8_000, 2_000).records()]
+    timeline = Timeline(records, bounded=True)
+    losses = loss_curves(timeline)
+    for curves in (losses, watched_curves(timeline)):
+        assert sum(len(curve.x) for curve in curves) < 4_000
+        assert all(np.isnan(curve.x[-1]) for curve in curves)
+    told = {at: np.float32(loss) for at, loss in zip(*Timeline(records).losses(), strict=True)}
+    for curve in losses:
+        assert (np.diff(np.flatnonzero(np.isnan(curve.x))) > 2).all()  # two points at least between two gaps
+        there = ~np.isnan(curve.x)
+        shown = [told[int(at)] for at in curve.x[there]]
+        np.testing.assert_array_equal(curve.y[there], shown)
+    assert max(np.nanmax(curve.x) for curve in losses) == max(told)
+    html = tasks_html(timeline)
+    assert "1950 earlier tasks: see session.table()" in html
+    assert html.count("<tr") < 70
+    begun = Timeline([*(arrived(n) for n in range(300)), TaskBegan(step=0, task=99, steps=1, time=0.0)])
+    html = tasks_html(begun)
+    assert "50 earlier tasks" in html
+    assert "150 more wait" in html
+    assert ">training<" in html
+
+
+def test_only_curves_that_changed_are_sent_again(session):
+    panel = Panel(session, pump=False)
+    tell(session, arrived(0), steps(0, 0, (1.0, 2.0)), steps(2, 1, (3.0, 4.0)))
+    panel.push()
+    sent = []
+    panel.figure.data[0].on_change(lambda *_: sent.append(0), "y")
+    panel.figure.data[1].on_change(lambda *_: sent.append(1), "y")
+    tell(session, steps(4, 1, (5.0,)))
+    panel.push()
+    assert sent == [1]
+    assert panel.figure.data[1].y[:3].tolist() == [3, 4, 5]
+    panel.close()
+
+
+def test_what_cannot_be_kept_is_said_until_it_can_be():
+    timeline = Timeline([NotKept(what="previews", reason="No <space>", time=0.0)])
+    assert "previews cannot be kept, the run goes on: No &lt;space&gt;" in banner(timeline, state="running")
+    timeline.append(NotKept(what="previews", reason="", time=1.0))
+    assert banner(timeline, state="running") == ""
 
 
 def test_live_figure_has_a_trace_for_every_curve():

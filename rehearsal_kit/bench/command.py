@@ -17,6 +17,8 @@ from rehearsal_kit.bench.command_latency import latency_table, measure_latency
 from rehearsal_kit.bench.exchange_costs import ExchangeCost, exchange_table
 from rehearsal_kit.bench.exchange_ranks import PUBLISHED, measure_exchange
 from rehearsal_kit.bench.growth_tables import growth_tables
+from rehearsal_kit.bench.history import history_table, measure_history, plain_cost
+from rehearsal_kit.bench.long_runs import LongRun
 from rehearsal_kit.bench.machine import Machine
 from rehearsal_kit.bench.plan_costs import measure_plans, plan_table
 from rehearsal_kit.bench.step_costs import StepCost, step_table
@@ -40,6 +42,8 @@ RATIOS = ((56, 7, 14), (16, 24, 8))
 COMMANDS = 200
 CHECKPOINTS = (("small", 32, 1000, 12, 12),)
 """Size of PtychoNN, side of the images, capacity, steps of a window, windows of either kind."""
+LONG_RUNS = tuple(LongRun(steps, 2000) for steps in (10_000, 100_000, 1_000_000))
+QUICK_RUNS = (LongRun(100, 20), LongRun(200, 20))
 QUICK_NOTE = "--quick: too few rounds and too small sizes; the numbers mean nothing."
 
 
@@ -68,7 +72,9 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     checkpoint = benches.add_parser("checkpoint", help="what checkpoints cost the training beside them")
     checkpoint.add_argument("--ranks", type=int, default=2, metavar="N", help="processes (2)")
     checkpoint.set_defaults(command=_checkpoint)
-    for bench in (buffer, exchange, step, strategies, steering, checkpoint):
+    history = benches.add_parser("history", help="kernel, panel and rank 0 after 10^4 to 10^6 records")
+    history.set_defaults(command=_history)
+    for bench in (buffer, exchange, step, strategies, steering, checkpoint, history):
         bench.add_argument("--json", type=Path, metavar="FILE", help="everything as data, single rounds too")
         bench.add_argument("--quick", action="store_true", help="only to see that it works: seconds")
 
@@ -162,6 +168,16 @@ def _checkpoint(chosen: argparse.Namespace) -> int:
             costs.append(on_ranks(["cpu"] * chosen.ranks, measure_checkpoints, wanted)[0])
     data = {"checkpoints": [cost.data() for cost in costs]}
     return _end(chosen, Measured((checkpoint_table(costs),), data, machine))
+
+
+def _history(chosen: argparse.Namespace) -> int:
+    machine = _begin(chosen)
+    costs = []
+    for run in QUICK_RUNS if chosen.quick else LONG_RUNS:
+        _say(f"measuring {run.steps:,} records of steps")
+        costs.append(measure_history(run))
+    data = {"history": [plain_cost(cost) for cost in costs]}
+    return _end(chosen, Measured((history_table(costs),), data, machine))
 
 
 def _trial(

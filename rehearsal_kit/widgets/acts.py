@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ipywidgets as widgets
 
 from rehearsal_kit.session import Session
-from rehearsal_kit.telemetry import CheckpointKept, TaskBegan, TaskEnded
+from rehearsal_kit.telemetry import CheckpointKept, TaskArrived, TaskBegan, TaskEnded
 from rehearsal_kit.timeline import Timeline
 from rehearsal_kit.widgets.gestures import Confirmed, allow, offer, press, row
 from rehearsal_kit.widgets.wishes import Wishes
@@ -27,8 +27,10 @@ class Acts:
         self._session = session
         self._wishes = wishes
         self._going_back = Confirmed(clock=clock)
-        self._kept = -1
-        """Checkpoints on disk when the menu was made."""
+        self._kept: object = None
+        """The newest checkpoint on disk when the menu was made."""
+        self._waiting: object = None
+        """What waited when the menu was made."""
         self.finish = press("Finish task", "step-forward", width="116px")
         self.evaluate = press("Evaluate now", "bar-chart", width="132px")
         self.checkpoint = press("Checkpoint now", "save", width="140px")
@@ -55,8 +57,8 @@ class Acts:
         """Show what there is to choose from, and what can be done now."""
         timeline = self._session.timeline.lineage()
         self._offer_checkpoints()
-        waiting = [(f"{number} {task.name}", number) for number, task in timeline.waiting().items()]
-        offer(self.waiting, waiting or [("no task waits", NONE)])
+        waiting = timeline.waiting()
+        self._offer_waiting(waiting)
         none_waits = "" if waiting else "no task waits"
         idle = "" if _under_way(timeline) else "no task is under way"
         allow(self.finish, why_not or idle, tooltip="It has been trained enough: evaluate it, begin the next")
@@ -80,9 +82,16 @@ class Acts:
         tooltip = "Go on from this checkpoint as another branch; what the run is now is kept first"
         allow(self.roll_back, why_not or none, tooltip=tooltip)
 
+    def _offer_waiting(self, waiting: Mapping[int, TaskArrived]) -> None:
+        if waiting is self._waiting:
+            return
+        self._waiting = waiting
+        options = [(f"{number} {task.name}", number) for number, task in waiting.items()]
+        offer(self.waiting, options or [("no task waits", NONE)])
+
     def _offer_checkpoints(self) -> None:
-        kept = len(self._session.timeline.records(CheckpointKept))
-        if kept == self._kept:  # a table is not made twice a second for nothing
+        kept = self._session.timeline.last(CheckpointKept)
+        if kept is self._kept:  # a table is not made twice a second for nothing
             return
         self._kept = kept
         table = self._session.checkpoints()

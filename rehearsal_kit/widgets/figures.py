@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from itertools import pairwise
+from itertools import chain
 
 import numpy as np
 import plotly.graph_objects as go
@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
 from rehearsal_kit.forgetting import final_error
-from rehearsal_kit.telemetry import Evaluated, Steps
+from rehearsal_kit.telemetry import Steps
 from rehearsal_kit.timeline import Timeline
+from rehearsal_kit.widgets.decimation import APART, decimate, kept_points, lines_of
 
 # Okabe and Ito's colours without black and yellow, and two more: told apart with the common
 # deficiencies of colour vision, and seen on white and on black.
@@ -31,17 +32,22 @@ TICKS = [digit * 10.0**power for power in range(-8, 9) for digit in (1, 2, 5)]
 """Of a logarithmic axis: plotly writes the 2 and the 5 without their power."""
 
 _CLEAR = "rgba(0,0,0,0)"
-_Split = dict[int, tuple[list[float], list[float]]]
-_Points = tuple[NDArray[np.float64], NDArray[np.float64]]
+_Values = NDArray[np.float64]
+_Points = tuple[_Values, _Values]
 
 
 @dataclass(frozen=True)
 class Curve:
     """The tasks that share one colour, one after the other with a gap (NaN) between them."""
 
-    x: NDArray[np.float32]
-    y: NDArray[np.float32]
-    task: NDArray[np.float32]
+    x: NDArray[np.floating]
+    y: NDArray[np.floating]
+    task: NDArray[np.floating]
+
+    def shows_the_same(self, other: Curve) -> bool:
+        """Whether a plot of the other would look like this one."""
+        pairs = ((self.x, other.x), (self.y, other.y), (self.task, other.task))
+        return all(np.array_equal(one, another, equal_nan=True) for one, another in pairs)
 
 
 def task_colour(task: int) -> str:
@@ -49,46 +55,31 @@ def task_colour(task: int) -> str:
     return PALETTE[task % len(PALETTE)]
 
 
-def decimate(values: NDArray[np.float64], *, most: int) -> NDArray[np.intp]:
-    """Which of `values` to plot: minimum and maximum of each bucket, the first and the last one.
-
-    Spikes stay visible and at most `most` (at least 4) positions come back, in order.
-    """
-    if len(values) <= most:
-        return np.arange(len(values))
-    kept = {0, len(values) - 1}
-    edges = np.linspace(0, len(values), most // 2).astype(int)
-    for begin, end in pairwise(edges):
-        bucket = values[begin:end]
-        kept |= {begin + int(bucket.argmin()), begin + int(bucket.argmax())}
-    return np.array(sorted(kept))
-
-
 def loss_curves(timeline: Timeline, *, most: int = POINTS) -> list[Curve]:
-    """Loss against step, a curve for each colour of the palette, decimated to about `most` points."""
-    points: _Split = {}
-    for record in timeline.lineage().records(Steps):
-        steps, losses = points.setdefault(record.task, ([], []))
-        steps.extend(range(record.first, record.first + len(record.losses)))
-        losses.extend(record.losses)
-    total = sum(len(steps) for steps, _ in points.values())
-    return _by_colour(points, lambda count: max(8, most * count // max(total, 1)))
+    """Loss against step, a curve for each colour of the palette, decimated to about `most` points.
+
+    Of more than APART tasks the older ones share lines, so that no line becomes a dot.
+    """
+    told = timeline.lineage().records(Steps)
+    steps, losses, tasks = _points_of(told)
+    order = np.argsort(tasks, kind="stable")
+    return _by_colour(Curve(steps[order], losses[order], tasks[order]), most)
 
 
-def watched_curves(timeline: Timeline) -> list[Curve]:
-    """Error on the watched samples of each task against step; every evaluation is a point."""
-    points: _Split = {}
-    for record in timeline.lineage().records(Evaluated):
-        if record.split == "watched":
-            steps, errors = points.setdefault(record.task, ([], []))
-            steps.append(record.step)
-            errors.append(record.error)
-    return _by_colour(points, lambda count: count)
+def watched_curves(timeline: Timeline, *, most: int = 2 * POINTS) -> list[Curve]:
+    """Error on the watched samples against step, of the first task and the newest, APART in all."""
+    shown = timeline.lineage().scores(lambda scores: scores.watched(APART))
+    steps, errors, tasks = ([], [], [])
+    for task, (at, values) in shown.items():
+        steps += at
+        errors += values
+        tasks += [task] * len(at)
+    return _by_colour(Curve(*(np.array(values, np.float64) for values in (steps, errors, tasks))), most)
 
 
 def left_curves(timeline: Timeline, *, most: int = POINTS // 4) -> dict[int, Curve]:
     """Loss against step of what was rolled back, by number of branch; the newest few branches only."""
-    left = {branch: each for branch, each in timeline.left_behind().items() if each.records(Steps)}
+    left = {branch: each for branch, each in timeline.left_behind().items() if each.latest(Steps, 1)}
     return {branch: _left_curve(left[branch], most) for branch in sorted(left)[-OTHERS:]}
 
 
@@ -284,14 +275,31 @@ def _deviation(values: Sequence[float]) -> float:
     return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
-def _by_colour(points: _Split, share: Callable[[int], int]) -> list[Curve]:
-    parts: list[list[NDArray[np.float64]]] = [[] for _ in PALETTE]
-    for task in sorted(points):
-        steps, values = np.array(points[task], np.float64)
-        kept = decimate(values, most=share(len(steps)))
-        part = np.stack([steps[kept], values[kept], np.full(len(kept), task)])
-        parts[task % len(PALETTE)] += [part, np.full((3, 1), np.nan)]
-    return [Curve(*np.hstack([np.zeros((3, 0)), *part]).astype(np.float32)) for part in parts]
+def _points_of(told: Sequence[Steps]) -> tuple[_Values, _Values, _Values]:
+    """Step, loss and task of every loss in these records."""
+    steps = np.fromiter(chain.from_iterable(record.at for record in told), np.float64)
+    losses = np.fromiter(chain.from_iterable(record.losses for record in told), np.float64)
+    lengths = [len(record.losses) for record in told]
+    return steps, losses, np.repeat(np.array([record.task for record in told], np.float64), lengths)
+
+
+def _by_colour(points: Curve, most: int) -> list[Curve]:
+    """The points of tasks in order, a line for each, dealt to the colours."""
+    if not len(points.task):
+        return [Curve(*np.zeros((3, 0), np.float32)) for _ in PALETTE]
+    tasks, task = np.unique(points.task, return_inverse=True)
+    lines, colours = lines_of(tasks.astype(int), colours=len(PALETTE))
+    kept = kept_points(points.y, lines[task], most)
+    line = lines[task][kept]
+    colour = colours[line]
+    stacked = np.stack([points.x, points.y, points.task])[:, kept]
+    curves = []
+    for number in range(len(PALETTE)):
+        chosen = colour == number
+        mine, of_line = stacked[:, chosen], line[chosen]
+        ends = np.flatnonzero(np.diff(of_line, append=-1)) + 1
+        curves.append(Curve(*np.insert(mine, ends, np.nan, axis=1).astype(np.float32)))
+    return curves
 
 
 def _term_curves(timeline: Timeline) -> dict[str, _Points]:
@@ -304,7 +312,7 @@ def _term_curves(timeline: Timeline) -> dict[str, _Points]:
 
 def _middle(record: Steps) -> float:
     """Where a mean over consecutive steps belongs."""
-    return record.first + (len(record.losses) - 1) / 2
+    return record.first + (record.count - 1) / 2
 
 
 def _thinned(pairs: Sequence[tuple[float, float]]) -> _Points:
@@ -331,8 +339,7 @@ def _left_trace(curve: Curve, name: str, *, colour: str = "#8c8c8c") -> go.Scatt
 
 
 def _left_curve(left: Timeline, most: int) -> Curve:
-    steps, losses = (np.array(values, np.float64) for values in left.losses())
-    tasks = np.concatenate([np.full(len(r.losses), r.task) for r in left.records(Steps)])
+    steps, losses, tasks = _points_of(left.records(Steps))
     kept = decimate(losses, most=most)
     return Curve(*(values[kept].astype(np.float32) for values in (steps, losses, tasks)))
 

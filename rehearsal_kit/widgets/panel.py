@@ -17,6 +17,7 @@ from rehearsal_kit.timeline import Timeline
 from rehearsal_kit.widgets.controls import Controls
 from rehearsal_kit.widgets.figures import (
     CONFIG,
+    Curve,
     left_curves,
     live_figure,
     look,
@@ -82,6 +83,9 @@ class Panel:
         """What the pictures show, as HTML."""
         self._shown: object = None
         self._dressed: object = None
+        self._curves: list[Curve] = []
+        """That the page has, unless a message was lost."""
+        self._offered: object = None
         self._repaired_at = 0.0
         self._ending = threading.Event()
         self._wake = threading.Event()
@@ -120,7 +124,7 @@ class Panel:
         if shown != self._shown or repair:
             self.tasks.value = tasks_html(timeline)
             self._show_pattern()
-            self._show_curves()
+            self._show_curves(whole=repair)
             self._shown = shown
         if repair:
             for widget in (self.line, self.banner, self.tasks, self.tiles, self.about):
@@ -164,6 +168,9 @@ class Panel:
 
     def _offer_tasks(self, timeline: Timeline) -> None:
         tasks = timeline.lineage().tasks()
+        if tasks is self._offered:
+            return
+        self._offered = tasks
         offer(
             self.pattern,
             [("newest", NEWEST), *((f"{number} {t.name}", number) for number, t in tasks.items())],
@@ -180,25 +187,28 @@ class Panel:
             # Nobody predicts any more once the ranks have ended: the last pictures stay.
             self.about.value = f"last picture: {self._last}" if self._last else "no prediction yet"
 
-    def _show_curves(self) -> None:
+    def _show_curves(self, *, whole: bool) -> None:
+        """The curves that are others than before; whole: all, since a message may have been lost."""
         timeline = self.session.timeline
         left, straight = left_curves(timeline), timeline.lineage()
         if [*left] != self._others:
             self._rebuild([*left])
         curves = [*loss_curves(straight), *watched_curves(straight), *left.values()]
         dress = (self.line.theme, self.line.hello)
+        same = len(self._curves) == len(curves) and dress == self._dressed and not whole
         with self.figure.batch_update():
-            for trace, curve in zip(self.figure.data, curves, strict=True):
-                trace.x, trace.y, trace.customdata = curve.x, curve.y, curve.task
+            for number, (trace, curve) in enumerate(zip(self.figure.data, curves, strict=True)):
+                if not (same and curve.shows_the_same(self._curves[number])):
+                    trace.x, trace.y, trace.customdata = curve.x, curve.y, curve.task
             if dress != self._dressed:
                 self.figure.update_layout(look(self.line.theme))
-        self._dressed = dress
+        self._dressed, self._curves = dress, curves
 
     def _rebuild(self, others: list[int]) -> None:
         """Another figure, since a page that comes back later finds only traces made with it."""
         before, self.figure = self.figure, _figure_widget(others)
         self._plots.children = [self.figure]
-        self._others, self._dressed = others, None
+        self._others, self._dressed, self._curves = others, None, []
         before.close()
 
     def _arrange(self) -> Any:

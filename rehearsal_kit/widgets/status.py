@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from bisect import bisect_right
 from html import escape
 
 from rehearsal_kit.backlog import backlog
@@ -10,7 +11,6 @@ from rehearsal_kit.run_states import ENDED, INTERRUPTED
 from rehearsal_kit.telemetry import (
     CheckpointFailed,
     CheckpointKept,
-    Evaluated,
     GenerationBegan,
     GenerationEnded,
     NotKept,
@@ -33,6 +33,8 @@ REASON_LENGTH = 700
 SLOW = 2.5
 """So many times as long as the others: then a rank is called slow."""
 LATELY = 20
+SHOWN = 50
+"""Tasks in the list before and after the one that was begun last, and of those without a number."""
 
 _CSS = """<style>
 .rk-tasks { border-collapse: collapse; width: 100%; font-size: 12px; line-height: 1.35; }
@@ -56,8 +58,8 @@ def facts(timeline: Timeline, *, state: str, ranks: int) -> list[tuple[str, str]
     timeline = timeline.lineage()
     began = timeline.last(TaskBegan)
     arrived = len(timeline.tasks())
-    recent = timeline.records(Steps)[-RECENT:]
-    steps = sum(len(record.losses) for record in recent)
+    recent = timeline.latest(Steps, RECENT)
+    steps = sum(record.count for record in recent)
     seconds = sum(record.seconds for record in recent)
     moving = state == "running" and seconds > 0
 
@@ -69,7 +71,7 @@ def facts(timeline: Timeline, *, state: str, ranks: int) -> list[tuple[str, str]
         ("task", f"{began.task + 1} of {arrived}" if began else f"0 of {arrived}"),
         *([] if state in OVER else [("backlog", backlog(timeline).words)]),
         *branch,
-        ("step", str(recent[-1].first + len(recent[-1].losses)) if recent else "0"),
+        ("step", str(recent[-1].first + recent[-1].count) if recent else "0"),
         ("steps/s", f"{steps / seconds:.1f}" if moving else "–"),  # noqa: RUF001
         ("samples stored", str(recent[-1].stored) if recent else "0"),
         ("ranks", str(ranks)),
@@ -118,9 +120,9 @@ def straggler(timeline: Timeline) -> tuple[int, float] | None:
 
     None while none takes SLOW times as long, or not for LATELY steps yet.
     """
-    recent = timeline.records(Steps)[-RECENT:]
+    recent = timeline.latest(Steps, RECENT)
     ranks = {len(record.busy) for record in recent}
-    if len(ranks) != 1 or ranks <= {0, 1} or sum(len(record.losses) for record in recent) < LATELY:
+    if len(ranks) != 1 or ranks <= {0, 1} or sum(record.count for record in recent) < LATELY:
         return None
     busy = [sum(seconds) for seconds in zip(*(record.busy for record in recent), strict=True)]
     slowest = busy.index(max(busy))
@@ -133,20 +135,28 @@ def _alarm(words: str) -> str:
 
 
 def tasks_html(timeline: Timeline) -> str:
-    """What became of each task, its colour in the curves, and how much of it is forgotten."""
+    """What became of each task, its colour in the curves, and how much of it is forgotten.
+
+    Of a long stream those around the one that was begun last; the others are counted.
+    """
     timeline = timeline.lineage()
-    began = {record.task for record in timeline.records(TaskBegan)}
-    ended = {record.task for record in timeline.records(TaskEnded)}
-    errors, aside = _watched(timeline), timeline.set_aside()
-    rows = []
-    for task, arrived in timeline.tasks().items():
+    tasks, aside = timeline.tasks(), timeline.set_aside()
+    began = timeline.last(TaskBegan)
+    begun = {record.task for record in timeline.latest(TaskBegan, SHOWN)}
+    ended = {record.task for record in timeline.latest(TaskEnded, SHOWN)}
+    now = began.task if began is not None else -1
+    numbers = [*tasks]
+    first, last = max(0, bisect_right(numbers, now) - SHOWN), bisect_right(numbers, now) + SHOWN
+    rows = [_more(f"{first} earlier tasks: see session.table()")] if first else []
+    for task in numbers[first:last]:
         if task in aside:
             rows.append(_aside(aside[task], f"{task} "))
             continue
-        state = "trained" if task in ended else "training" if task in began else "arrived"
-        rows.append(_row(arrived, state, errors.get(task, {})))
-    numbered = [id(record) for record in aside.values()]
-    rows += [_aside(each) for each in timeline.records(TaskSetAside) if id(each) not in numbered]
+        state = "trained" if task in ended else "training" if task in begun else "arrived"
+        errors = timeline.scores(lambda scores, task=task: scores.errors("watched", task))  # type: ignore[misc]
+        rows.append(_row(tasks[task], state, errors))
+    rows += [_more(f"{len(numbers) - last} more wait")] if len(numbers) > last else []
+    rows += _without_number(timeline)
     right = "<th class='rk-right'>"
     head = f"<th>task</th><th>state</th>{right}error</th>{right}change</th>"
     body = "".join(rows) or "<tr><td colspan='4'>no task has arrived yet</td></tr>"
@@ -154,13 +164,16 @@ def tasks_html(timeline: Timeline) -> str:
     return f"{_CSS}<table class='rk-tasks'><tr>{head}</tr>{body}</table>{note}"
 
 
-def _watched(timeline: Timeline) -> dict[int, dict[int, float]]:
-    """For each task its watched error by the task after which it was measured, oldest first."""
-    errors: dict[int, dict[int, float]] = {}
-    for record in timeline.records(Evaluated):
-        if record.split == "watched":
-            errors.setdefault(record.task, {})[record.after] = record.error
-    return errors
+def _without_number(timeline: Timeline) -> list[str]:
+    """What was set aside before it became a task, the newest."""
+    numbered = {id(record) for record in timeline.set_aside().values()}
+    others = [each for each in timeline.records(TaskSetAside) if id(each) not in numbered]
+    more = [_more(f"{len(others) - SHOWN} more were set aside before")] if len(others) > SHOWN else []
+    return [*more, *(_aside(each) for each in others[-SHOWN:])]
+
+
+def _more(words: str) -> str:
+    return f"<tr><td class='rk-task' colspan='4'>{words}</td></tr>"
 
 
 def _row(record: TaskArrived, state: str, errors: dict[int, float]) -> str:

@@ -1,0 +1,35 @@
+"""Immutable records made of values that came from a file or a network: each of the type that it says."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import fields
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+
+def record_of(kind: Any, values: Mapping[str, Any]) -> Any:
+    """A record of this kind; TypeError for a value that is missing, unknown, or of another type."""
+    record = kind(**values)
+    for name, (types, parts) in _types(kind).items():
+        value = getattr(record, name)
+        inside = value.values() if isinstance(value, Mapping) else value
+        if not isinstance(value, types) or (parts and not all(isinstance(part, parts) for part in inside)):
+            raise TypeError(f"{kind.__name__} has {name} = {value!r:.80}, which is of another type.")
+    return record
+
+
+@functools.cache
+def _types(kind: Any) -> dict[str, tuple[tuple[type, ...], tuple[type, ...]]]:
+    """By name of a value: types that it may have, and those of what is in it."""
+    hints = get_type_hints(kind)
+    return {field.name: _allowed(hints[field.name]) for field in fields(kind)}
+
+
+def _allowed(hint: Any) -> tuple[tuple[type, ...], tuple[type, ...]]:
+    if get_origin(hint) in (tuple, Mapping):
+        *_, inside = [part for part in get_args(hint) if part is not Ellipsis]
+        return (get_origin(hint),), _allowed(inside)[0]
+    each = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    return tuple({*each, *((int,) if float in each else ())}), ()

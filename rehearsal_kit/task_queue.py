@@ -1,0 +1,77 @@
+"""Which tasks have arrived, wait or were set aside, by number as of now; kept up to date record by record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from rehearsal_kit.telemetry import Record, TaskArrived, TaskBegan, TaskSetAside, TasksReordered
+
+
+class TaskQueue:
+    """Takes in records in order; the mappings it gives are made once and never changed."""
+
+    KINDS = (TaskArrived, TaskBegan, TasksReordered, TaskSetAside)
+
+    def __init__(self) -> None:
+        self._queue: dict[int, tuple[TaskArrived, TaskSetAside | None]] = {}
+        self._begun: set[int] = set()
+        self._tasks: Mapping[int, TaskArrived] | None = None
+        self._aside: Mapping[int, TaskSetAside] | None = None
+        self._waiting: Mapping[int, TaskArrived] | None = None
+
+    def take(self, record: Record) -> None:
+        """One more record of these kinds."""
+        match record:
+            case TaskArrived(task=task):
+                self._queue[task] = (record, None)
+            case TaskBegan(task=task):
+                self._begun.add(task)
+            case TasksReordered(first=first, order=order):
+                moved = [self._queue.pop(task, None) for task in order]
+                self._queue |= {first + i: each for i, each in enumerate(moved) if each is not None}
+            case TaskSetAside():
+                self._set_aside(record)
+        self._waiting = None
+        if not isinstance(record, TaskBegan):
+            self._tasks = self._aside = None
+
+    @property
+    def tasks(self) -> Mapping[int, TaskArrived]:
+        """All that have arrived."""
+        if self._tasks is None:
+            self._tasks = {
+                number: arrived if arrived.task == number else replace(arrived, task=number)
+                for number, (arrived, _) in sorted(self._queue.items())
+            }
+        return self._tasks
+
+    @property
+    def aside(self) -> Mapping[int, TaskSetAside]:
+        """Of these: those that will not be trained."""
+        if self._aside is None:
+            queue = sorted(self._queue.items())
+            self._aside = {number: aside for number, (_, aside) in queue if aside is not None}
+        return self._aside
+
+    @property
+    def waiting(self) -> Mapping[int, TaskArrived]:
+        """Of these: those still to be begun."""
+        if self._waiting is None:
+            gone = self._begun | self.aside.keys()
+            self._waiting = {n: arrived for n, arrived in self.tasks.items() if n not in gone}
+        return self._waiting
+
+    def _set_aside(self, record: TaskSetAside) -> None:
+        """Find the task that a record is about; one that never arrived is not there.
+
+        The number that it was told with counts where the name agrees: in another branch it may be that of
+        another task.
+        """
+        numbered = () if record.task is None else (record.task,)
+        for number in (*numbered, *sorted(self._queue)):
+            arrived, aside = self._queue.get(number, (None, None))
+            same = arrived is not None and (arrived.name, arrived.path) == (record.name, record.path)
+            if arrived is not None and same and aside is None and number not in self._begun:
+                self._queue[number] = (arrived, record)
+                return
