@@ -5,17 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from rehearsal_kit.telemetry import Record, TaskArrived, TaskBegan, TaskSetAside, TasksReordered
+from rehearsal_kit.telemetry import (
+    Record,
+    TaskArrived,
+    TaskBegan,
+    TaskEnded,
+    TaskSetAside,
+    TasksReordered,
+)
 
 
 class TaskQueue:
     """Takes in records in order; the mappings it gives are made once and never changed."""
 
-    KINDS = (TaskArrived, TaskBegan, TasksReordered, TaskSetAside)
+    KINDS = (TaskArrived, TaskBegan, TaskEnded, TasksReordered, TaskSetAside)
 
     def __init__(self) -> None:
         self._queue: dict[int, tuple[TaskArrived, TaskSetAside | None]] = {}
         self._begun: set[int] = set()
+        self._ended: set[int] = set()
         self._tasks: Mapping[int, TaskArrived] | None = None
         self._aside: Mapping[int, TaskSetAside] | None = None
         self._waiting: Mapping[int, TaskArrived] | None = None
@@ -27,13 +35,15 @@ class TaskQueue:
                 self._queue[task] = (record, None)
             case TaskBegan(task=task):
                 self._begun.add(task)
+            case TaskEnded(task=task):
+                self._ended.add(task)
             case TasksReordered(first=first, order=order):
                 moved = [self._queue.pop(task, None) for task in order]
                 self._queue |= {first + i: each for i, each in enumerate(moved) if each is not None}
             case TaskSetAside():
                 self._set_aside(record)
         self._waiting = None
-        if not isinstance(record, TaskBegan):
+        if not isinstance(record, TaskBegan | TaskEnded):
             self._tasks = self._aside = None
 
     @property
@@ -65,13 +75,18 @@ class TaskQueue:
     def _set_aside(self, record: TaskSetAside) -> None:
         """Find the task that a record is about; one that never arrived is not there.
 
-        The number that it was told with counts where the name agrees: in another branch it may be that of
-        another task.
+        The number that it was told with counts where the name agrees, also once the task has begun: its
+        training may have failed. In another branch the number may be that of another task. One that was
+        trained to its end stays trained, though its file may be gone by now.
         """
-        numbered = () if record.task is None else (record.task,)
-        for number in (*numbered, *sorted(self._queue)):
-            arrived, aside = self._queue.get(number, (None, None))
-            same = arrived is not None and (arrived.name, arrived.path) == (record.name, record.path)
-            if arrived is not None and same and aside is None and number not in self._begun:
-                self._queue[number] = (arrived, record)
-                return
+        named = [
+            number
+            for number, (arrived, aside) in sorted(self._queue.items())
+            if aside is None and (arrived.name, arrived.path) == (record.name, record.path)
+        ]
+        if record.task in named:
+            found = None if record.task in self._ended else record.task
+        else:
+            found = next((number for number in named if number not in self._begun), None)
+        if found is not None:
+            self._queue[found] = (self._queue[found][0], record)
