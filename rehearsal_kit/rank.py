@@ -16,13 +16,14 @@ from rehearsal_kit.curriculum import Curriculum
 from rehearsal_kit.equipment import Equipment
 from rehearsal_kit.evaluation import Evaluation
 from rehearsal_kit.exchange import GroupExchange
+from rehearsal_kit.forward_pass import MiniBatch
 from rehearsal_kit.gallery import Gallery
 from rehearsal_kit.groups import Groups
 from rehearsal_kit.in_force import InForce
 from rehearsal_kit.job import Job
 from rehearsal_kit.keeper import Keeper
 from rehearsal_kit.layout import Samples
-from rehearsal_kit.learner import Learner, MiniBatch
+from rehearsal_kit.learner import Learner
 from rehearsal_kit.lesson import Lesson
 from rehearsal_kit.randomness import torch_seed
 from rehearsal_kit.rehearsal import DistributedBuffer

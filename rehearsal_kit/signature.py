@@ -26,7 +26,7 @@ class Signature:
     layout: RowLayout
     """Of the samples, without their identity; fields in order of their names."""
     outputs: Mapping[str, tuple[int, ...]]
-    """Shape of each output of the network, without the sample axis."""
+    """Shape of each output of the network that meets a target, without the sample axis."""
     kinds: Mapping[str, str]
     """What each target is that an output meets: "class", "phase" or "values"."""
 
@@ -41,8 +41,8 @@ class Signature:
         met = {name: target for name, target in targets.items() if name in outputs}
         if not met:
             raise TaskError(
-                f"the network's outputs are {', '.join(outputs)}, the targets {', '.join(targets)}; outputs "
-                "meet targets by name, so at least one name must be the same."
+                f"the network's outputs are {', '.join(outputs) or 'none'}, the targets "
+                f"{', '.join(targets)}; outputs meet targets by name, so at least one name must be the same."
             )
         for name, target in met.items():
             came = tuple(outputs[name].shape[1:])
@@ -56,7 +56,7 @@ class Signature:
                     f"the network's output {name!r} has shape {came} for integer targets of shape "
                     f"{tuple(target.shape[1:])}; classes need logits (sample, class) and one class a sample."
                 )
-        shapes = {name: tuple(tensor.shape[1:]) for name, tensor in outputs.items()}
+        shapes = {name: tuple(outputs[name].shape[1:]) for name in outputs if name in met}
         return Signature(inputs, _layout(samples), shapes, kinds_of(met))
 
     def require(self, samples: Samples) -> None:

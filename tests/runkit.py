@@ -32,8 +32,8 @@ IDLE_LOOKS = 10
 ALONE = Groups(0, 1)
 
 
-class CutOffError(Exception):
-    """Stands for whatever ends a process at once."""
+class CutOffError(BaseException):
+    """Stands for whatever ends a process at once: no handler of errors may catch it."""
 
 
 class Net(torch.nn.Module):
