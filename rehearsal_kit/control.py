@@ -71,6 +71,8 @@ class Control:
         """Step boundaries that were passed, waiting included."""
         self.given_up = False
         """Whether another generation of ranks takes the place of this one; set by another thread."""
+        self.repeating = False
+        """Whether what is being prepared took effect before, when it was recorded."""
         self._effects: Ledger | None = None
         if groups.rank == 0:
             self._catch_up(run)
@@ -198,7 +200,9 @@ class Control:
         command = before.wish.command
         commit: Commit = _nothing
         if not before.refused:
+            self.repeating = True
             commit, trouble = self._prepared(position, command, prepare)
+            self.repeating = False
             trouble = trouble or self.agree(_changed(command) if self._groups.rank == 0 else "")
             if trouble:
                 raise ReplayError(

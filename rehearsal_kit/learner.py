@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from rehearsal_kit.errors import RankError
+from rehearsal_kit.errors import RankError, TaskError
 from rehearsal_kit.forward_pass import ForwardPass, MiniBatch
 from rehearsal_kit.groups import Groups
 from rehearsal_kit.joint_step import JointStep, Stepped
@@ -106,10 +106,18 @@ class Learner:
         return {name: tensor.float().cpu() for name, tensor in outputs.items()}
 
     def quality(self, batches: Iterator[Samples]) -> Scores:
-        """Errors and metrics over the batches of all ranks; changes no state."""
-        quality = Quality(self._known.kinds)
-        for batch in batches:
-            quality.add(self.predict(batch[self._known.inputs]), batch)
+        """Errors and metrics over the batches of all ranks; changes no state.
+
+        TaskError on all ranks alike where the network, or the reading of a batch, fails on any of them.
+        """
+        quality, trouble = Quality(self._known.kinds), ""
+        try:
+            for batch in batches:
+                quality.add(self.predict(batch[self._known.inputs]), batch)
+        except Exception as error:  # the other ranks must learn of it, not wait for this one
+            trouble = f"{type(error).__name__}: {error} (rank {self._groups.rank})"
+        if reason := next((text for text in self._groups.gather(trouble) if text), ""):
+            raise TaskError(reason)
         return quality.over_all(self._groups)
 
     def weights(self) -> Mapping[str, torch.Tensor]:

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from safetensors.torch import save
 
 from rehearsal_kit.commands import TakeCheckpoint, Wish
-from rehearsal_kit.control import Control, Mailbox
+from rehearsal_kit.control import Control, Mailbox, said
 from rehearsal_kit.course import Course
 from rehearsal_kit.curriculum import Curriculum
 from rehearsal_kit.equipment import Equipment
+from rehearsal_kit.errors import SettingsError
 from rehearsal_kit.evaluation import Evaluation
 from rehearsal_kit.exchange import GroupExchange
 from rehearsal_kit.forward_pass import MiniBatch
@@ -21,6 +22,7 @@ from rehearsal_kit.gallery import Gallery
 from rehearsal_kit.groups import Groups
 from rehearsal_kit.in_force import InForce
 from rehearsal_kit.job import Job
+from rehearsal_kit.joint_step import Stepped
 from rehearsal_kit.keeper import Keeper
 from rehearsal_kit.layout import Samples
 from rehearsal_kit.learner import Learner
@@ -34,7 +36,7 @@ from rehearsal_kit.run_folder import write_private
 from rehearsal_kit.steering import Learning, Steering
 from rehearsal_kit.stored_outputs import ages, disowning, for_layout, without_outputs
 from rehearsal_kit.stream import Stream
-from rehearsal_kit.telemetry import Applied, CheckpointFailed, Joined, Record, Restored
+from rehearsal_kit.telemetry import Applied, CheckpointFailed, Joined, Noted, Record, Restored
 
 IDLE_S = 0.02
 
@@ -131,7 +133,12 @@ class Rank:
         return self._learner.fingerprint()
 
     def _lesson(self) -> Lesson | None:
-        return None if self._course.paused else self._now.lesson or self._begin_task()
+        if self._course.paused:
+            return None
+        lesson = self._now.lesson or self._curriculum.begin()
+        self._now.lesson = lesson
+        missing = self._now.buffer is None and self._course.in_force.needs_buffer
+        return None if lesson is not None and missing and not self._buffer_made(lesson) else lesson
 
     # Beginning and end ----------------------------------------------------------------------------------
 
@@ -199,13 +206,10 @@ class Rank:
             lesson.taken, steps=lesson.steps, steps_per_epoch=lesson.steps_per_epoch
         )
         new = lesson.next()
-        drawn = self._take_representatives()
-        stepped = self._learner.step(
-            self._augmented(new, drawn),
-            strategy=course.in_force.strategy,
-            factor=factor,
-            seed=torch_seed(self._job.seed, "forward", self._groups.rank, course.step),
-        )
+        stepped = self._stepped(self._augmented(new, self._take_representatives()), factor)
+        if stepped.failed:
+            self._set_aside(lesson, self._control.agree(self._said(stepped)))
+            return
         if stepped.trouble:
             self._start_over(lesson, stepped.trouble, guilty=stepped.guilty)
             return
@@ -218,6 +222,37 @@ class Rank:
         self._reporter.stepped(course.step, lesson.task, stepped=stepped, seconds=seconds)
         course.step += 1
         self._refresh_preview()
+
+    def _stepped(self, batch: MiniBatch, factor: float) -> Stepped:
+        """One step; tried once more where network or strategy failed on a rank, as they may for a moment."""
+        course = self._course
+        for last in (False, True):
+            stepped = self._learner.step(
+                batch,
+                strategy=course.in_force.strategy,
+                factor=factor,
+                seed=torch_seed(self._job.seed, "forward", self._groups.rank, course.step),
+            )
+            if last or not stepped.failed:
+                break
+            reason = self._control.agree(self._said(stepped))
+            text = f"this step was taken once more after an error: {reason}"
+            self._reporter.tell(Noted(step=course.step, text=text, time=time.time()))
+        return stepped
+
+    def _said(self, stepped: Stepped) -> str:
+        where = f"(rank {self._groups.rank}, at step {self._course.step})"
+        return f"{stepped.error} {where}" if stepped.error else ""
+
+    def _set_aside(self, lesson: Lesson, reason: str) -> None:
+        """After an error that came again at once: weights are as before this task, and others follow."""
+        course = self._course
+        self._reporter.flush()
+        self._learner.go_back()
+        course.step += 1  # all ranks have begun it; nothing of it is offered
+        course.spoilt.append(range(lesson.began, course.step))
+        self._curriculum.set_aside(lesson.task, reason)
+        self._now.lesson = None
 
     def _take_representatives(self) -> Representatives | None:
         buffer, course = self._now.buffer, self._course
@@ -270,6 +305,8 @@ class Rank:
         course.step += 1  # all ranks have begun it; nothing of it is offered
         course.spoilt.append(range(lesson.began, course.step))
         self._learner.go_back()
+        if course.in_force.strategy.restarts:
+            self._learner.restart()
         lesson.again(course.step)
         course.paused = True
 
@@ -319,13 +356,6 @@ class Rank:
             )
         )
 
-    def _begin_task(self) -> Lesson | None:
-        lesson = self._curriculum.begin()
-        self._now.lesson = lesson
-        if lesson is not None and self._now.buffer is None and self._course.in_force.needs_buffer:
-            self._now.buffer = self._new_buffer(lesson.samples)
-        return lesson
-
     def _end_task(self, lesson: Lesson) -> None:
         if not self._curriculum.end(lesson):
             self._start_over(lesson, "the network predicts numbers that are not finite")
@@ -333,16 +363,33 @@ class Rank:
         self._save_weights()
         self._now.lesson = None
 
-    def _new_buffer(self, samples: Samples) -> DistributedBuffer:
+    def _buffer_made(self, lesson: Lesson) -> bool:
+        """Make the buffer that the settings in force ask for; where it has no room, wait for a person."""
+        course, buffer, trouble = self._course, None, ""
         assert self._learner.signature is not None  # noqa: S101 - for the type checker; a task was met
-        layout, rehearsal = self._course.in_force.stored(samples, self._learner.signature.no_outputs("cpu"))
-        return DistributedBuffer(
-            layout,
-            rehearsal,
-            seed=self._job.seed,
-            exchange=GroupExchange(self._groups),
-            device=self._job.device,
-        )
+        layout, rehearsal = course.in_force.stored(lesson.samples, self._learner.signature.no_outputs("cpu"))
+        try:
+            buffer = DistributedBuffer(
+                layout,
+                rehearsal,
+                seed=self._job.seed,
+                exchange=GroupExchange(self._groups),
+                device=self._job.device,
+            )
+        except (SettingsError, MemoryError) as error:
+            trouble = said(error, rank=self._groups.rank, step=course.step)
+        reason = self._control.agree(trouble)
+        if reason:
+            if buffer is not None:
+                buffer.close()
+            course.trouble = (
+                f"the rehearsal buffer cannot be made: {reason} Nothing is lost: steer(capacity=...), "
+                "resume() and wait again, or stop."
+            )
+            course.paused = True
+            return False
+        self._now.buffer = buffer
+        return True
 
     # Showing and keeping --------------------------------------------------------------------------------
 

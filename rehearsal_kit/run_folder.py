@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -100,6 +101,14 @@ class RunFolder:
             ) from error
         self.require_private()
         return self
+
+    def discard(self) -> None:
+        """Remove what was written of a run that was never started, and the folder if nothing else is in it."""
+        for path in (self.settings, self.initial_weights, self.wishes):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(self.path / "tasks", ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
 
     def require_private(self) -> None:
         """Refuse a folder that is not ours or that others may write to (as ssh does with keys)."""
