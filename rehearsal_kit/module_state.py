@@ -139,8 +139,7 @@ def count_of(tensor: torch.Tensor) -> int:
 def shaped_as(tensor: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
     """What `numbers_of` has made a row of: in the shape and dtype of a tensor."""
     if tensor.is_complex():
-        pairs = numbers.to(tensor.real.dtype).view(*tensor.shape, 2)
-        return torch.view_as_complex(pairs)
+        return torch.complex(*numbers.to(tensor.real.dtype).view(*tensor.shape, 2).unbind(-1))
     return numbers.view_as(tensor).to(tensor.dtype)
 
 

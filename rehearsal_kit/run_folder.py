@@ -103,7 +103,7 @@ class RunFolder:
         return self
 
     def discard(self) -> None:
-        """Remove what was written of a run that was never started, and the folder if nothing else is in it."""
+        """Remove what was written of a run that was never started; the folder, too, if it is empty then."""
         for path in (self.settings, self.initial_weights, self.wishes):
             path.unlink(missing_ok=True)
         shutil.rmtree(self.path / "tasks", ignore_errors=True)

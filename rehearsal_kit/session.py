@@ -206,7 +206,7 @@ class Session(Helm):
     # Life -----------------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Try out what the ranks will do: in this kernel, then on one worker. Takes seconds; `start` calls it.
+        """Try out what the ranks will do, in this kernel and on one worker; `start` calls it. Takes seconds.
 
         One dry step of network and strategy on samples of the first tasks that were submitted, or that lie
         in a watched folder; without any, only whether the workers can read what they will be sent. Changes

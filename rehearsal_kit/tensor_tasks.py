@@ -62,7 +62,12 @@ class TensorTask:
         expected = _described(self.training)
         for split in SPLITS:
             samples: Samples = getattr(self, split)
-            lengths = {len(tensor) if tensor.dim() else 0 for tensor in samples.values()}
+            if single := [name for name, tensor in samples.items() if not tensor.dim()]:
+                raise SettingsError(
+                    f"task {self.name!r}: {', '.join(single)} of {split} is a single number; every field needs a "
+                    "first axis for the samples."
+                )
+            lengths = {len(tensor) for tensor in samples.values()}
             if _described(samples) != expected or len(lengths) != 1 or 0 in lengths:
                 raise SettingsError(
                     f"task {self.name!r}: {split} has {_words(samples)} with {sorted(lengths)} samples, "
@@ -241,9 +246,7 @@ def open_tensor_task(arrived: Arrived) -> TensorExperience:
     except (OSError, KeyError) as error:
         raise TaskError(f"{arrived.path}: cannot be read as a task: {error}.") from error
     if not grouped:
-        raise TaskError(
-            f"{arrived.path}: its group {attributes['group']} does not hold one integer a sample."
-        )
+        raise TaskError(f"{arrived.path}: its group {attributes['group']} must hold one integer a sample.")
     lengths = {
         split: {shape[0] if shape else 0 for shape in fields.values()} for split, fields in shapes.items()
     }
