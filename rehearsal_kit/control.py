@@ -80,6 +80,8 @@ class Control:
         """Whether all ranks end here, because a process of theirs is about to end; the same on every rank."""
         self.follows = False
         """Whether recorded effects are still to come, as of the last decision; the same on every rank."""
+        self.repeating = False
+        """Whether what is being prepared took effect before, when it was recorded."""
         self._effects: Ledger | None = None
         if groups.rank == 0:
             self._catch_up(run)
@@ -270,7 +272,9 @@ class Control:
         command = before.wish.command
         commit: Commit = _nothing
         if not before.refused:
+            self.repeating = True
             commit, trouble = self._prepared(position, command, prepare)
+            self.repeating = False
             # Ranks of the run itself have looked before they chose to follow.
             look = self._groups.rank == 0 and not self._script.ours
             trouble = trouble or self.agree(changed_since(command, self._run) if look else "")

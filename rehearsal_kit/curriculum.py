@@ -16,7 +16,7 @@ from rehearsal_kit.control import said
 from rehearsal_kit.equipment import Equipment
 from rehearsal_kit.job import keep_inputs
 from rehearsal_kit.layout import IDENTITY, Samples
-from rehearsal_kit.lesson import Lesson
+from rehearsal_kit.lesson import Lesson, dealt_out, first_left
 from rehearsal_kit.signature import Signature
 from rehearsal_kit.stream import Stream
 from rehearsal_kit.tasks import HELD_OUT
@@ -60,9 +60,9 @@ class Curriculum:
         if its.learner.signature is None:
             self._meet(signature, task)
         its.evaluation.before(task, step=course.step)
+        its.learner.keep()
         if course.in_force.strategy.restarts:
             its.learner.restart()
-        its.learner.keep()
         self._dealings = []
         its.reporter.tell(TaskBegan(step=course.step, task=task, steps=lesson.steps, time=time.time()))
         return lesson
@@ -147,10 +147,11 @@ class Curriculum:
         left = _left(lesson, stream, dealings[:-1])
         dealt = [stream.training_samples(tasks, of=(each, ranks)) for each in range(ranks)]
         lesson.largest = max(len(samples[IDENTITY]) for samples in dealt)
-        lesson.rest = {name: tensor[rank::ranks] for name, tensor in left.items()}
-        lesson.rest_begins = lesson.largest - -(-len(left[IDENTITY]) // ranks)
+        places = dealt_out(len(left[IDENTITY]), ranks=ranks)
+        lesson.rest = {name: tensor[places[rank]] for name, tensor in left.items()}
+        lesson.rest_begins = lesson.largest - max(map(len, places))
         lesson.place = lesson.rest_begins + dealings[-1][1]
-        if lesson.place >= lesson.largest:
+        if not len(left[IDENTITY]):
             lesson.epoch, lesson.place, lesson.rest = lesson.epoch + 1, 0, None
         return lesson, dealings[:-1]
 
@@ -219,7 +220,7 @@ class Curriculum:
         its = self._with
         newest = its.stream.training_samples([task])
         signature = its.learner.signature or its.learner.meet(newest, its.stream.inputs(task))
-        signature.require(newest)
+        signature.require(newest, half=its.course.in_force.rehearsal.half)
         for split in HELD_OUT:
             for batch in its.stream.held_out(task, split):
                 signature.require(batch)
@@ -294,6 +295,6 @@ def _left(lesson: Lesson, stream: Stream, dealings: Sequence[tuple[int, int]]) -
         parts.append({name: tensor[chosen] for name, tensor in samples.items()})
     left = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     for ranks, passed in dealings[1:]:
-        rows = [torch.arange(len(left[IDENTITY]))[rank::ranks][passed:] for rank in range(ranks)]
+        rows = [part[first_left(len(part), passed) :] for part in dealt_out(len(left[IDENTITY]), ranks=ranks)]
         left = {name: tensor[torch.cat(rows)] for name, tensor in left.items()}
     return left

@@ -154,7 +154,7 @@ def _traced(network: PreparedNetwork, example: Tensor) -> Any:
     With dynamo: torch no longer develops the older exporter, which follows one example through the network
     and writes what Python computed on the way as a constant.
     """
-    named = _named(network(example))
+    named = _named(network(example.clone()))  # it may work in place on what it is given
     try:
         with _quiet():
             return torch.onnx.export(
@@ -210,7 +210,7 @@ def _require_equal(session: Any, network: PreparedNetwork, example: Tensor) -> N
     (given,) = session.get_inputs()
     for count in sorted({1, 3, len(example)}):
         samples = _samples(example, count)
-        expected = _named(network(samples))
+        expected = _named(network(samples.clone()))
         try:
             computed = session.run(list(expected), {given.name: samples.numpy()})
         except Exception as error:  # its errors have no other base

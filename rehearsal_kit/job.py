@@ -6,6 +6,7 @@ import copy
 import hashlib
 import inspect
 import json
+import pickle
 import secrets
 import sys
 from dataclasses import asdict, dataclass, field
@@ -13,11 +14,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from rehearsal_kit.errors import RunFolderError, SettingsError
+from rehearsal_kit.module_state import freeze, frozen_parameters, still_modules
 from rehearsal_kit.networks.convnet import ConvNet
 from rehearsal_kit.networks.ptychonn import PtychoNN
 from rehearsal_kit.networks.resnet import ResNet
@@ -55,6 +58,22 @@ class Job(RunSettings):
     device: str = "cpu"
 
 
+def packed_job(settings: RunSettings) -> bytes:
+    """As it is sent to the ranks; SettingsError where something of it cannot be.
+
+    By cloudpickle at once: Dask's own way would send classes of modules that were registered by
+    `cloudpickle.register_pickle_by_value` as names, which the workers cannot import.
+    """
+    try:
+        packed: bytes = cloudpickle.dumps(settings, protocol=pickle.HIGHEST_PROTOCOL)
+    except Exception as error:  # whatever the parts of a network raise
+        raise SettingsError(
+            f"the network or the strategy cannot be sent to the workers: {type(error).__name__}: {error}. "
+            "Open files, locks and generators must not be attributes of them."
+        ) from error
+    return packed
+
+
 def keep_inputs(job: Job, experience: Experience, signature: Signature) -> None:
     """Write what the network takes and gives, and how it is prepared from what is measured (JSON)."""
     (taken,) = [field for field in signature.layout.fields if field.name == signature.inputs]
@@ -78,6 +97,8 @@ def keep_job(job: Job, *, ranks: int) -> None:
             "class": f"{network.__module__}:{network.__qualname__}",
             "arguments": getattr(job.network, "arguments", None),
             "source": _source(network),
+            "frozen": frozen_parameters(job.network),
+            "still": still_modules(job.network),
         },
         "seed": job.seed,
         "ranks": ranks,
@@ -178,7 +199,9 @@ def read_network(run: RunFolder, network: torch.nn.Module | None = None) -> torc
     network = copy.deepcopy(network).cpu()
     try:
         network.load_state_dict(load_file(run.initial_weights))
-    except (RuntimeError, OSError, SafetensorError) as error:
+        if "frozen" in kept:  # runs of earlier versions do not say it
+            freeze(network, frozen=kept["frozen"], still=kept["still"])
+    except (RuntimeError, AttributeError, OSError, SafetensorError) as error:
         raise RunFolderError(
             f"the initial weights of run {run.path} do not fit the network {type(network).__name__}; give "
             f"the one that the run was made with. {error}"

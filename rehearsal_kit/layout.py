@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ Samples = Mapping[str, torch.Tensor]
 Words = NDArray[np.int64]
 """Packed samples in host memory: (sample, word)."""
 
+_SIGNED = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}
+
 Rows = NDArray[np.int64]
 """Numbers of rows, or of samples within a batch: (n,)."""
 
@@ -27,6 +30,32 @@ IDENTITY = "sample_id"
 WORD = 8
 LONG_ROW = 1024
 """Bytes from which copying row by row beats gathering all rows first and scattering them then."""
+
+
+def tensor_of(array: torch.Tensor | NDArray[Any], what: str) -> torch.Tensor:
+    """What somebody gave, as a tensor on the CPU: of the same numbers, perhaps in the same memory.
+
+    Arrays of numpy may be read only, and in any order of bytes and axes. Unsigned integers longer than 8
+    bits, with which torch can compute next to nothing, become signed ones that hold the same numbers.
+    SettingsError, beginning with `what`, for what holds no numbers, or longer ones than torch has.
+    """
+    if isinstance(array, torch.Tensor):
+        tensor = array.detach().cpu()
+    else:
+        given = np.asarray(array)
+        if given.dtype.kind not in "biufc" or given.dtype.itemsize > (16 if given.dtype.kind == "c" else 8):
+            raise SettingsError(
+                f"{what} is {type(array).__name__} of {given.dtype}; it must be a tensor or an array of "
+                "numbers: bool, integers, floating point of at most 8 bytes, or complex of at most 16."
+            )
+        # Not as torch.as_tensor does, which warns of what is read only, and refuses foreign byte orders.
+        tensor = torch.from_numpy(np.require(given, given.dtype.newbyteorder("="), ["C", "W"]))
+    if tensor.dtype not in _SIGNED:
+        return tensor
+    signed = tensor.to(_SIGNED[tensor.dtype])
+    if tensor.dtype == torch.uint64 and signed.numel() and int(signed.min()) < 0:
+        raise SettingsError(f"{what} is uint64 and exceeds int64; give numbers below 2^63.")
+    return signed
 
 
 @dataclass(frozen=True)

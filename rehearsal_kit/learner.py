@@ -5,63 +5,21 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
-import math
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 
-from rehearsal_kit.errors import RankError, SettingsError
+from rehearsal_kit.errors import RankError, TaskError
+from rehearsal_kit.forward_pass import ForwardPass, MiniBatch
 from rehearsal_kit.groups import Groups
+from rehearsal_kit.joint_step import JointStep, Stepped
 from rehearsal_kit.layout import Samples
+from rehearsal_kit.module_state import count_of, shaped_as
 from rehearsal_kit.quality import Quality, Scores
 from rehearsal_kit.settings import Training
 from rehearsal_kit.signature import Signature, targets_of
-from rehearsal_kit.stored_outputs import having_outputs, outputs_of, without_outputs
-from rehearsal_kit.strategies.losses import Tensors
-from rehearsal_kit.strategies.strategy import Part, Strategy, Term
-
-
-@dataclass(frozen=True)
-class MiniBatch:
-    """What one rank trains on in one step; each part is named tensors (sample, ...), or empty."""
-
-    new: Samples
-    replayed: Samples
-    distilled: Samples
-    """With their stored outputs."""
-
-    @property
-    def parts(self) -> tuple[Samples, Samples, Samples]:
-        """In the order in which strategies are given them."""
-        return (self.new, self.replayed, self.distilled)
-
-
-@dataclass(frozen=True)
-class Stepped:
-    """What a step came to."""
-
-    terms: Mapping[str, float]
-    """Each term of the loss over the samples of all ranks, weight included."""
-    outputs: Samples
-    """What the network, before this step, made of the new samples of this rank: (sample, ...), detached."""
-    trouble: str
-    """Why no step was taken: a loss or gradient that is not finite; the same on all ranks. Else empty."""
-    guilty: bool
-    """Whether the loss of this rank's own samples was not finite."""
-    busy: tuple[float, ...]
-    """Seconds that each rank computed by itself, in order of rank; the rest of a step waits for others."""
-    failed: bool = False
-    """Whether the trouble is an error of network or strategy; the same on all ranks."""
-    error: str = ""
-    """What it said, on a rank on which it came."""
-
-    @property
-    def loss(self) -> float:
-        """Sum of the terms."""
-        return sum(self.terms.values())
+from rehearsal_kit.strategies.strategy import Strategy
 
 
 class Learner:
@@ -82,6 +40,8 @@ class Learner:
         """Steps and predictions so far; grows while this learner gets on."""
         self._training = training
         self._groups = groups
+        self._forward = ForwardPass(self.network, device=device, precision=training.precision)
+        self._steps = JointStep(self.network, self._forward, device=device, groups=groups)
         self._initial = copy.deepcopy(self.network.state_dict())
         self._optimizer = self._new_optimizer()
         self._kept: tuple[dict[str, Any], dict[str, Any]] | None = None
@@ -93,12 +53,11 @@ class Learner:
         first task, (sample, ...), possibly none on this rank. Raises TaskError if outputs and targets do
         not meet, SettingsError if the network returns anything else than tensors.
         """
-        some = samples[inputs][:1]
-        if not len(some):
-            some = torch.zeros(1, *some.shape[1:], dtype=some.dtype)
-        self.network.eval()
-        with torch.no_grad(), self._precision():
-            outputs = _named(self.network(some.to(self.device)), [*targets_of(samples, inputs)])
+        some = samples[inputs][:2]
+        if len(some) < 2:  # two: what has as many is per sample, and what has not is not
+            shape = (2, *some.shape[1:])
+            some = some.expand(shape) if len(some) else torch.zeros(shape, dtype=some.dtype)
+        outputs = self._forward.predict(some, [*targets_of(samples, inputs)])
         return Signature.of(samples, outputs, inputs=inputs)
 
     def restart(self) -> None:
@@ -131,64 +90,34 @@ class Learner:
         """Train on the augmented mini-batches of all ranks, unless their loss is not finite.
 
         factor: of the schedule, by which the learning rate is multiplied. seed: of whatever is random in the
-        forward pass (dropout), on this rank and at this step. RankError if no rank has a sample.
+        forward pass (dropout), on this rank and at this step. Where network or strategy raise on any rank,
+        none takes the step and all are told. RankError if no rank has a sample.
         """
         self.calls += 1
-        self.network.train()
-        began = time.perf_counter()
-        error = ""
-        try:
-            new, replayed, distilled = self._forward(batch, apart=strategy.separate, seed=seed)
-            terms = strategy.terms(new, replayed, distilled)
-        except Exception as raised:  # the other ranks must learn of it, not wait for this one
-            error = f"{type(raised).__name__}: {raised}"
-        if any(self._groups.gather(error)):
-            trouble = "the network or the strategy failed"
-            return Stepped({}, {}, trouble, guilty=bool(error), busy=(), failed=True, error=error)
-        busy = time.perf_counter() - began  # what comes next waits for the other ranks
-        scaled, count = self._scaled(terms)
-        began = time.perf_counter()
-        gradients = self._gradients(scaled if strategy.separate else [torch.stack(scaled).sum()])
-        buffers = [b for b in self.network.buffers() if b.is_floating_point()]
-        own = torch.stack(scaled).detach()
-        parts = [gradients.flatten(), *(b.flatten() / self._groups.ranks for b in buffers), own]
-        spent = torch.zeros(self._groups.ranks, device=own.device)
-        spent[self._groups.rank] = busy + time.perf_counter() - began
-        flat = self._groups.sum(torch.cat([*parts, spent]))
-        flat, spent = flat[: -self._groups.ranks], flat[-self._groups.ranks :]
-        size = gradients.shape[1]
-        summed = flat[: gradients.numel()].view(-1, size)
-        gradient = strategy.direction(summed) if strategy.separate else summed[0]
-        found = torch.cat([spent, flat[-len(terms) :], torch.stack([gradient.norm(), count])]).tolist()
-        seconds, (*values, norm, samples) = found[: self._groups.ranks], found[self._groups.ranks :]
-        if not samples:
-            raise RankError("a step was taken in which no rank had a sample.")
-        trouble = _trouble(values, norm)
-        stepped = Stepped(
-            {term.name: value for term, value in zip(terms, values, strict=True)},
-            {name: tensor.detach() for name, tensor in new.outputs.items()},
-            trouble,
-            guilty=bool(trouble) and not bool(own.isfinite().all()),
-            busy=tuple(seconds),
-        )
-        if not stepped.trouble:
-            _write(flat[gradients.numel() : -len(terms)], buffers)
+        stepped, gradient = self._steps.of(batch, self._known, strategy=strategy, seed=seed)
+        if gradient is not None:
             self._apply(gradient, factor)
         return stepped
 
     def predict(self, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
         """Outputs on the CPU, float32, for inputs (sample, ...); changes no state."""
         self.calls += 1
-        self.network.eval()
-        with torch.no_grad(), self._precision():
-            outputs = _named(self.network(inputs.to(self.device)), [*self._known.kinds])
+        outputs = self._forward.predict(inputs, [*self._known.kinds])
         return {name: tensor.float().cpu() for name, tensor in outputs.items()}
 
     def quality(self, batches: Iterator[Samples]) -> Scores:
-        """Errors and metrics over the batches of all ranks; changes no state."""
-        quality = Quality(self._known.kinds)
-        for batch in batches:
-            quality.add(self.predict(batch[self._known.inputs]), batch)
+        """Errors and metrics over the batches of all ranks; changes no state.
+
+        TaskError on all ranks alike where the network, or the reading of a batch, fails on any of them.
+        """
+        quality, trouble = Quality(self._known.kinds), ""
+        try:
+            for batch in batches:
+                quality.add(self.predict(batch[self._known.inputs]), batch)
+        except Exception as error:  # the other ranks must learn of it, not wait for this one
+            trouble = f"{type(error).__name__}: {error} (rank {self._groups.rank})"
+        if reason := next((text for text in self._groups.gather(trouble) if text), ""):
+            raise TaskError(reason)
         return quality.over_all(self._groups)
 
     def weights(self) -> Mapping[str, torch.Tensor]:
@@ -229,85 +158,15 @@ class Learner:
             raise RankError("the learner was used before it met its first task.")
         return self.signature
 
-    def _forward(self, batch: MiniBatch, *, apart: bool, seed: int) -> list[Part]:
-        """The three parts; in one forward pass, or each in its own where gradients are wanted apart."""
-        distilled = having_outputs(batch.distilled) if batch.distilled else batch.distilled
-        samples = [self._here(part or _none_of(batch.new)) for part in (batch.new, batch.replayed, distilled)]
-        inputs = [part[self._known.inputs] for part in samples]
-        with self._random(seed), self._precision():
-            if apart:
-                outputs = [self._outputs(each) for each in inputs]
-            else:
-                together = self._outputs(torch.cat(inputs))
-                outputs = [
-                    dict(zip(together, each, strict=True))
-                    for each in zip(*(t.split([*map(len, inputs)]) for t in together.values()), strict=True)
-                ]
-        targets = [targets_of(without_outputs(part), self._known.inputs) for part in samples]
-        stored: tuple[Tensors, ...] = ({}, {}, outputs_of(samples[2]) or self._known.no_outputs(self.device))
-        return [Part(*each) for each in zip(outputs, targets, stored, strict=True)]
-
-    def _outputs(self, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
-        if not len(inputs):  # many networks cannot be called without samples
-            return self._known.no_outputs(self.device)
-        outputs = _named(self.network(inputs), [*self._known.kinds])
-        return {name: tensor.float() for name, tensor in outputs.items()}
-
-    def _scaled(self, terms: Sequence[Term]) -> tuple[list[torch.Tensor], torch.Tensor]:
-        # Each term, divided by the number of its samples on all ranks before the backward pass: terms count
-        # different samples, and one sum over the ranks must do for all of them. And these numbers' sum.
-        counts = torch.tensor([float(len(term.values)) for term in terms], device=self.device)
-        counts = self._groups.sum(counts)
-        means = [
-            term.weight * term.values.float().sum() / count
-            for term, count in zip(terms, counts.clamp(min=1), strict=True)
-        ]
-        return means, counts.sum()
-
-    def _gradients(self, values: Sequence[torch.Tensor]) -> torch.Tensor:
-        """(value, parameter): of each value by all parameters of the network, in one row."""
-        parameters = [p for p in self.network.parameters() if p.requires_grad]
-        rows = []
-        for value in values:
-            parts: Sequence[torch.Tensor | None] = [None] * len(parameters)
-            if value.requires_grad:  # not where this rank has no sample for it
-                parts = torch.autograd.grad(value, parameters, allow_unused=True)
-            rows.append(
-                torch.cat([
-                    (torch.zeros_like(p) if part is None else part).flatten()
-                    for p, part in zip(parameters, parts, strict=True)
-                ])
-            )  # fmt: skip
-        return torch.stack(rows)
-
     def _apply(self, gradient: torch.Tensor, factor: float) -> None:
-        # One flat sum for gradients, buffers and loss. DistributedDataParallel would rebuild its buckets
-        # after the first step and add in another order after a restart; this adds in one order.
         parameters = [p for p in self.network.parameters() if p.requires_grad]
-        for parameter, part in zip(parameters, gradient.split([p.numel() for p in parameters]), strict=True):
-            parameter.grad = part.view_as(parameter)
+        for parameter, part in zip(parameters, gradient.split([*map(count_of, parameters)]), strict=True):
+            parameter.grad = shaped_as(parameter, part)
         if self._training.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(parameters, self._training.clip_norm)
         for group in self._optimizer.param_groups:
             group["lr"] = self.learning_rate * factor
         self._optimizer.step()
-
-    def _here(self, samples: Samples) -> dict[str, torch.Tensor]:
-        return {name: tensor.to(self.device) for name, tensor in samples.items()}
-
-    @contextlib.contextmanager
-    def _random(self, seed: int) -> Iterator[None]:
-        devices = [self.device] if self.device != "cpu" else []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(seed)
-            yield
-
-    def _precision(self) -> torch.autocast:
-        kind = self.device.partition(":")[0]
-        wanted = self._training.precision
-        if wanted == "auto":
-            wanted = "bfloat16" if kind == "cuda" and torch.cuda.is_bf16_supported() else "float32"
-        return torch.autocast(kind, dtype=torch.bfloat16, enabled=wanted == "bfloat16")
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
         parameters = [p for p in self.network.parameters() if p.requires_grad]
@@ -318,37 +177,6 @@ class Learner:
             case "adamw":
                 return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
         return torch.optim.Adam(parameters, lr=rate, weight_decay=decay)
-
-
-def _named(outputs: object, targets: Sequence[str]) -> dict[str, torch.Tensor]:
-    if isinstance(outputs, torch.Tensor) and len(targets) == 1:
-        return {targets[0]: outputs}
-    if (
-        isinstance(outputs, Mapping)
-        and outputs
-        and all(isinstance(t, torch.Tensor) for t in outputs.values())
-    ):
-        return dict(outputs)
-    raise SettingsError(
-        f"the network returned {type(outputs).__name__} for the targets {', '.join(targets)}; it must return "
-        "a dictionary of tensors named like the targets they are compared with, or one tensor for one target."
-    )
-
-
-def _none_of(samples: Samples) -> Samples:
-    return {name: tensor[:0] for name, tensor in samples.items()}
-
-
-def _trouble(values: Sequence[float], norm: float) -> str:
-    if not all(map(math.isfinite, values)):
-        return "the loss became " + ("NaN" if any(map(math.isnan, values)) else "infinite")
-    return "" if math.isfinite(norm) else "the gradient became infinite or NaN"
-
-
-def _write(flat: torch.Tensor, tensors: Sequence[torch.Tensor]) -> None:
-    """Put consecutive numbers into tensors."""
-    for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-        tensor.copy_(part.view_as(tensor))
 
 
 def _flat(weights: Mapping[str, torch.Tensor], optimizer: Mapping[str, Any]) -> dict[str, torch.Tensor]:

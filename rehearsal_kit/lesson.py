@@ -1,4 +1,8 @@
-"""The mini-batches of one task on one rank, for all its epochs."""
+"""The mini-batches of one task on one rank, for all its epochs.
+
+A last sample that would be alone in its mini-batch joins the one before: batch norm has no variance of one
+sample. So the last mini-batch of a shard may have one more than the others.
+"""
 
 from __future__ import annotations
 
@@ -50,15 +54,16 @@ class Lesson:
     @property
     def steps_per_epoch(self) -> int:
         """Of a whole epoch: the same on all ranks, however many samples each has."""
-        return -(-self.largest // self.batch)
+        return self._steps_from(0)
 
     @property
     def steps(self) -> int:
         """Of all epochs together, those taken included."""
         if self.done or not self.largest:
             return self.taken
-        left = -(-(self.largest - self.place) // self.batch)
-        return self.taken + left + (self.epochs - self.epoch - 1) * self.steps_per_epoch
+        return (
+            self.taken + self._steps_from(self.place) + (self.epochs - self.epoch - 1) * self.steps_per_epoch
+        )
 
     @property
     def done(self) -> bool:
@@ -77,16 +82,21 @@ class Lesson:
     def next(self) -> Samples:
         """The next mini-batch; shorter at the end of an epoch, empty where the shard is used up."""
         if self.rest is None:
-            chosen = self.left()[: self.batch]
-            batch = {name: tensor[chosen] for name, tensor in self.samples.items()}
+            left, samples = self.left(), self.samples
         else:
-            here = slice(self.place - self.rest_begins, self.place - self.rest_begins + self.batch)
-            batch = {name: tensor[here] for name, tensor in self.rest.items()}
+            samples = self.rest
+            count, passed = len(next(iter(samples.values()))), self.place - self.rest_begins
+            left = torch.arange(count)[first_left(count, passed) :]
+        chosen = left if len(left) == self.batch + 1 else left[: self.batch]
         self.taken += 1
         self.place += self.batch
-        if self.place >= self.largest:
+        if self.ended_at(self.place):
             self.epoch, self.place, self.rest = self.epoch + 1, 0, None
-        return batch
+        return {name: tensor[chosen] for name, tensor in samples.items()}
+
+    def ended_at(self, place: int) -> bool:
+        """Whether an epoch is over there on all ranks: the largest shard has none left, or a joined one."""
+        return self.largest - place <= 1
 
     def left(self) -> torch.Tensor:
         """Which of the samples are still to come in this epoch, in their order."""
@@ -95,4 +105,21 @@ class Lesson:
             count = len(next(iter(self.samples.values())))
             order = generator(seed, "epoch", rank, self.task, self.epoch).permutation(count)
             self._order = (self.epoch, torch.from_numpy(order.astype(np.int64)))
-        return self._order[1][self.place :]
+        return self._order[1][first_left(len(self._order[1]), self.place) :]
+
+    def _steps_from(self, place: int) -> int:
+        return max(1, -(-(self.largest - 1 - place) // self.batch))
+
+
+def first_left(count: int, passed: int) -> int:
+    """Place of the first of `count` samples that is left after so many were passed.
+
+    A last one that would be alone was joined to those before it, whatever the size of mini-batches was.
+    """
+    return count if passed and count - passed <= 1 else passed
+
+
+def dealt_out(count: int, *, ranks: int) -> list[torch.Tensor]:
+    """Places of what is left of an epoch, dealt out to so many ranks; no rank has a single one of several."""
+    having = max(1, min(ranks, count // 2))
+    return [torch.arange(count)[rank::having] if rank < having else torch.arange(0) for rank in range(ranks)]

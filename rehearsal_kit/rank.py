@@ -10,19 +10,22 @@ from collections.abc import Callable, Iterator, Sequence
 from safetensors.torch import save
 
 from rehearsal_kit.commands import TakeCheckpoint, Wish
-from rehearsal_kit.control import Control, Decision, Mailbox
+from rehearsal_kit.control import Control, Decision, Mailbox, said
 from rehearsal_kit.course import Course
 from rehearsal_kit.curriculum import Curriculum
 from rehearsal_kit.equipment import Equipment
+from rehearsal_kit.errors import SettingsError
 from rehearsal_kit.evaluation import Evaluation
 from rehearsal_kit.exchange import GroupExchange
+from rehearsal_kit.forward_pass import MiniBatch
 from rehearsal_kit.gallery import Gallery
 from rehearsal_kit.groups import Groups
 from rehearsal_kit.in_force import InForce
 from rehearsal_kit.job import Job, stored_identity
+from rehearsal_kit.joint_step import Stepped
 from rehearsal_kit.keeper import Keeper
 from rehearsal_kit.layout import Samples
-from rehearsal_kit.learner import Learner, MiniBatch
+from rehearsal_kit.learner import Learner
 from rehearsal_kit.lease import LeaseWatch
 from rehearsal_kit.lesson import Lesson
 from rehearsal_kit.randomness import torch_seed
@@ -148,7 +151,11 @@ class Rank:
         return self._learner.fingerprint()
 
     def _lesson(self) -> Lesson | None:
-        return None if self._course.paused else self._now.lesson or self._begin_task()
+        if self._course.paused:
+            return None
+        lesson = self._now.lesson or self._begin_task()
+        missing = self._now.buffer is None and self._course.in_force.needs_buffer
+        return None if lesson is not None and missing and not self._buffer_made(lesson) else lesson
 
     # Beginning and end ----------------------------------------------------------------------------------
 
@@ -212,16 +219,9 @@ class Rank:
         if before := self._control.recorded_set_aside((course.branch, course.step + 1), lesson.task):
             self._give_up(lesson, before, recorded=True)
             return
-        stepped = self._learner.step(
-            self._augmented(new, drawn),
-            strategy=course.in_force.strategy,
-            factor=factor,
-            seed=torch_seed(self._job.seed, "forward", self._groups.rank, course.step),
-        )
+        stepped = self._stepped(self._augmented(new, drawn), factor)
         if stepped.failed:
-            told = enumerate(self._groups.gather(stepped.error))
-            rank, reason = next(((rank, text) for rank, text in told if text), (0, stepped.trouble))
-            self._give_up(lesson, f"{reason} (rank {rank}, step {course.step})")
+            self._give_up(lesson, self._control.agree(self._said(stepped)))
             return
         if stepped.trouble:
             self._start_over(lesson, stepped.trouble, guilty=stepped.guilty)
@@ -235,6 +235,27 @@ class Rank:
         self._reporter.stepped(course.step, lesson.task, stepped=stepped, seconds=seconds)
         course.step += 1
         self._refresh_preview()
+
+    def _stepped(self, batch: MiniBatch, factor: float) -> Stepped:
+        """One step; tried once more where network or strategy failed on a rank, as they may for a moment."""
+        course = self._course
+        for last in (False, True):
+            stepped = self._learner.step(
+                batch,
+                strategy=course.in_force.strategy,
+                factor=factor,
+                seed=torch_seed(self._job.seed, "forward", self._groups.rank, course.step),
+            )
+            if last or not stepped.failed:
+                break
+            reason = self._control.agree(self._said(stepped))
+            text = f"this step was taken once more after an error: {reason}"
+            self._reporter.tell(Noted(step=course.step, text=text, time=time.time()))
+        return stepped
+
+    def _said(self, stepped: Stepped) -> str:
+        where = f"(rank {self._groups.rank}, at step {self._course.step})"
+        return f"{stepped.error} {where}" if stepped.error else ""
 
     def _take_representatives(self) -> Representatives | None:
         buffer, course = self._now.buffer, self._course
@@ -286,6 +307,8 @@ class Rank:
         )
         course.step += 1  # all ranks have begun it; nothing of it is offered
         self._curriculum.go_back(lesson)
+        if course.in_force.strategy.restarts:
+            self._learner.restart()
         lesson.again(course.step)
         course.paused = True
 
@@ -372,8 +395,6 @@ class Rank:
         self._now.lesson = lesson
         if self._course.outcome:
             self._finish()
-        if lesson is not None and self._now.buffer is None and self._course.in_force.needs_buffer:
-            self._now.buffer = self._new_buffer(lesson.samples)
         return lesson
 
     def _finish(self) -> None:
@@ -390,16 +411,33 @@ class Rank:
         self._save_weights()
         self._now.lesson = None
 
-    def _new_buffer(self, samples: Samples) -> DistributedBuffer:
+    def _buffer_made(self, lesson: Lesson) -> bool:
+        """Make the buffer that the settings in force ask for; where it has no room, wait for a person."""
+        course, buffer, trouble = self._course, None, ""
         assert self._learner.signature is not None  # noqa: S101 - for the type checker; a task was met
-        layout, rehearsal = self._course.in_force.stored(samples, self._learner.signature.no_outputs("cpu"))
-        return DistributedBuffer(
-            layout,
-            rehearsal,
-            seed=self._job.seed,
-            exchange=GroupExchange(self._groups),
-            device=self._job.device,
-        )
+        layout, rehearsal = course.in_force.stored(lesson.samples, self._learner.signature.no_outputs("cpu"))
+        try:
+            buffer = DistributedBuffer(
+                layout,
+                rehearsal,
+                seed=self._job.seed,
+                exchange=GroupExchange(self._groups),
+                device=self._job.device,
+            )
+        except (SettingsError, MemoryError) as error:
+            trouble = said(error, rank=self._groups.rank, step=course.step)
+        reason = self._control.agree(trouble)
+        if reason:
+            if buffer is not None:
+                buffer.close()
+            course.trouble = (
+                f"the rehearsal buffer cannot be made: {reason} Nothing is lost: steer(capacity=...), "
+                "resume() and wait again, or stop."
+            )
+            course.paused = True
+            return False
+        self._now.buffer = buffer
+        return True
 
     # Showing and keeping --------------------------------------------------------------------------------
 

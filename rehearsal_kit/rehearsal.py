@@ -109,14 +109,14 @@ class DistributedBuffer:
             self.abandon()
 
     def augment(self, samples: Samples, *, group: Group = 0) -> dict[str, torch.Tensor]:
-        """One step of experience replay: these samples with the representatives behind them; offers them.
+        """One step of experience replay: these samples, copied, and the representatives; offers them.
 
-        The first mini-batch comes back as it is. group: task or class of the samples.
+        The first mini-batch comes back without any. group: task or class of the samples.
         """
         drawn = self.advance()
         self.offer(samples, group=group)
         if drawn is None:
-            return dict(samples)
+            return {name: tensor.clone() for name, tensor in samples.items()}
         return {name: torch.cat([t, drawn.samples[name].to(t.device)]) for name, t in samples.items()}
 
     def advance(self, work: Round | None = None) -> Representatives | None:

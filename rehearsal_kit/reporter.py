@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from rehearsal_kit.learner import Stepped
+from rehearsal_kit.joint_step import Stepped
 from rehearsal_kit.rounds import Representatives
 from rehearsal_kit.run_folder import RunFolder
 from rehearsal_kit.telemetry import IN_A_BRANCH, NotKept, Record, StateChanged, Steps

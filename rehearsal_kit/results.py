@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from rehearsal_kit.errors import SessionError
 from rehearsal_kit.exporting import PreparedNetwork
+from rehearsal_kit.layout import tensor_of
 from rehearsal_kit.preparation import Preparation
 from rehearsal_kit.run_folder import RunFolder
 from rehearsal_kit.telemetry import CheckpointKept, CheckpointTaken, TaskSetAside
@@ -57,7 +58,7 @@ class TrainedNetwork:
 
         SettingsError or SessionError for frames of another shape than those the network was trained on.
         """
-        inputs = torch.as_tensor(frames).to(self.dtype)
+        inputs = tensor_of(frames, "frames").to(self.dtype)
         if tuple(inputs.shape[1:]) != self.shape or not len(inputs):
             raise SessionError(
                 f"frames have shape {tuple(inputs.shape)}; this network was trained on {self.field} of "
@@ -67,7 +68,7 @@ class TrainedNetwork:
         parts: list[Mapping[str, torch.Tensor]] = []
         with torch.no_grad():
             for begin in range(0, len(inputs), BATCH):
-                outputs = network(inputs[begin : begin + BATCH])
+                outputs = network(inputs[begin : begin + BATCH].clone())  # it may work in place on them
                 parts.append(outputs if isinstance(outputs, Mapping) else {self._outputs[0]: outputs})
         return {name: torch.cat([part[name] for part in parts]).float().numpy() for name in parts[0]}
 

@@ -32,6 +32,14 @@ def share_of(capacity: int, rank: int, ranks: int) -> int:
     return share + (rank < rest)
 
 
+def require_possible(capacity: int, row_bytes: int, *, rank: int, ranks: int) -> None:
+    """SettingsError if a rank alone could not hold its share of so many rows of at least so many bytes.
+
+    For what can be said before the rows are known; `require_room` counts all ranks of a machine.
+    """
+    require_fitting(share_of(capacity, rank, ranks) * row_bytes, available_bytes())
+
+
 def require_room(wanted: int, exchange: Exchange) -> int:
     """SettingsError on every rank if the ranks of any machine together want more memory than it has left.
 

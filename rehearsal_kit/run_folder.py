@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import shlex
+import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -164,6 +165,14 @@ class RunFolder:
         """Remove what processes have left that died while they wrote; nobody else may write meanwhile."""
         for left in (*self.path.glob(".*.partial"), *self.path.glob("rendezvous-*")):
             left.unlink(missing_ok=True)
+
+    def discard(self) -> None:
+        """Remove what was written of a run that was never started; the folder, too, if it is empty then."""
+        for path in (self.settings, self.initial_weights, self.wishes, self.path / LOCK):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(self.path / TASKS, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
 
     def require_private(self) -> None:
         """Refuse a folder that is not ours or that others may write to (as ssh does with keys)."""

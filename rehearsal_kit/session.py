@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import pickle
 import threading
 import time
 import warnings
@@ -15,8 +16,8 @@ from typing import Any
 
 import pandas as pd
 import torch
-from distributed.protocol.pickle import dumps
 
+from rehearsal_kit.check import CHECKED, dry_run, known_tasks, require_sound
 from rehearsal_kit.cluster import Cluster
 from rehearsal_kit.commands import (
     Arrived,
@@ -24,24 +25,28 @@ from rehearsal_kit.commands import (
     Reopen,
     Resume,
     Stop,
+    Watch,
     Wish,
 )
 from rehearsal_kit.driver import LOOK_S, Driver, new_topic
-from rehearsal_kit.errors import RankError, SessionError, TaskError
+from rehearsal_kit.errors import RankError, SessionError, SettingsError, TaskError
 from rehearsal_kit.exporting import export_onnx
 from rehearsal_kit.helm import Helm
-from rehearsal_kit.job import Job, RunSettings, keep_job, stored_ranks
+from rehearsal_kit.job import Job, RunSettings, keep_job, packed_job, stored_ranks
 from rehearsal_kit.orders import RunOrder
 from rehearsal_kit.preparation import Preparation
 from rehearsal_kit.preview import Preview
 from rehearsal_kit.results import TrainedNetwork, checkpoints_table, left_out, results_table
-from rehearsal_kit.roster import known_workers
+from rehearsal_kit.roster import known_workers, workers_in_order
 from rehearsal_kit.run_folder import RunFolder, read_ledger
 from rehearsal_kit.run_states import ENDED
 from rehearsal_kit.settings import Recovery, Rehearsal, Training, require_integer
-from rehearsal_kit.strategies.choice import require_suited
 from rehearsal_kit.strategies.strategy import Strategy
 from rehearsal_kit.telemetry import Applied, TaskEnded
+from rehearsal_kit.worker_check import check_on_worker
+
+CHECK_S = 60.0
+"""What a worker has to import what it is sent, and to take two steps on a few samples."""
 
 
 class Session(Helm):
@@ -61,20 +66,24 @@ class Session(Helm):
         recovery: Recovery | None = None,
     ) -> None:
         require_integer("seed", seed, low=0)
-        rehearsal = rehearsal or Rehearsal()
-        require_suited(strategy, rehearsal)
-        folder = RunFolder(run).create()
         job = Job(
-            run=folder,
+            run=RunFolder(run),
             seed=seed,
             network=network,
             strategy=strategy,
             preparation=preparation or Preparation(),
             training=training or Training(),
-            rehearsal=rehearsal,
+            rehearsal=rehearsal or Rehearsal(),
             recovery=recovery or Recovery(),
         )
-        self._begin(cluster, job)
+        require_sound(job, network)
+        job.run.create()
+        try:
+            self._begin(cluster, job)
+        except BaseException:
+            job.run.discard()
+            raise
+        self._is_new = True
 
     @classmethod
     def of(cls, cluster: Cluster, job: Job) -> Session:
@@ -120,6 +129,10 @@ class Session(Helm):
         """The one dashboard of this session, once it was asked for."""
         self._settings = settings
         self._network = network
+        self._is_new = False
+        """Whether this session has made the run folder, and nothing was started in it."""
+        self._first: list[Arrived | Watch] = []
+        """The first tasks asked for, for the check."""
         self._driver = Driver(cluster, settings.run)
         self.timeline = self._driver.timeline
         self._numbering = threading.Lock()
@@ -209,13 +222,39 @@ class Session(Helm):
 
     # Life -----------------------------------------------------------------------------------------------
 
+    def check(self) -> None:
+        """Try out what the ranks will do, in this kernel and on one worker; `start` calls it. Takes seconds.
+
+        One dry step of network and strategy on samples of the first tasks that were submitted, or that lie
+        in a watched folder; without any, only whether the workers can read what they will be sent. Changes
+        nothing. SettingsError, in words, for what cannot be trained.
+        """
+        packed = packed_job(self._settings)
+        tasks = [] if not self._is_new else known_tasks(self._first)
+        job = pickle.loads(packed)  # noqa: S301 - made in the line above
+        if isinstance(job, Job) and self.cluster.address.kind == "cpu" and (reason := dry_run(job, tasks)):
+            raise SettingsError(f"this run cannot be trained: {reason}")
+        if reason := self._checked_on_worker(packed, tasks):
+            raise SettingsError(f"this run cannot be trained on the workers: {reason}")
+
     def start(self) -> None:
-        """Start one rank on every worker; returns at once. What is started goes on without this kernel."""
+        """Check the run, then start one rank on every worker, which goes on without this kernel.
+
+        SettingsError, as from `check`, for what cannot be trained; the folder of a new run is then free
+        again for a corrected Session(...).
+        """
+        if self.state == "created":
+            try:
+                self.check()
+            except SettingsError:
+                self._discard()
+                raise
+        self._is_new = False
         recovery = self._settings.recovery
         order = RunOrder(
             topic=new_topic(),
             run=str(self.run.path),
-            job=dumps(self._settings),
+            job=packed_job(self._settings),
             ranks=self.ranks,
             place=self.cluster.place,
             restarts=recovery.restarts,
@@ -311,8 +350,35 @@ class Session(Helm):
 
     # Inside ---------------------------------------------------------------------------------------------
 
+    def _checked_on_worker(self, packed: bytes, tasks: list[Arrived]) -> str:
+        client: Any = self.cluster.client
+        try:
+            workers = workers_in_order(self.cluster)[:1]
+            if not workers:  # they may come later
+                return ""
+            answers: dict[str, str] = client.sync(
+                client._run, check_on_worker, packed, tasks, workers=workers, callback_timeout=CHECK_S
+            )
+        except TimeoutError as error:
+            raise SessionError(
+                f"no worker has answered the check of this run for {CHECK_S:.0f} s; are they frozen? Look at "
+                "them, or start another cluster, and then this run."
+            ) from error
+        except OSError as error:
+            raise SessionError(f"the cluster cannot be reached; was it stopped? {error}") from error
+        return answers[workers[0]]
+
+    def _discard(self) -> None:
+        """Give up a run that was never started, and leave its folder free."""
+        self._driver.close(None)
+        self._let_go()
+        if self._is_new:
+            self.run.discard()
+
     def _wish(self, command: Command) -> int:
         self._require_going(type(command))
+        if isinstance(command, Arrived | Watch) and len(self._first) < CHECKED:
+            self._first.append(command)
         return self._send(command).number
 
     def _send(self, command: Command) -> Wish:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,9 @@ import torch
 from rehearsal_kit.errors import TaskError
 from rehearsal_kit.layout import IDENTITY, RowLayout, Samples
 from rehearsal_kit.quality import kinds_of
+
+LARGEST_HALF = 65504.0
+"""The largest number of float16."""
 
 
 def targets_of(samples: Samples, inputs: str) -> dict[str, torch.Tensor]:
@@ -26,7 +29,7 @@ class Signature:
     layout: RowLayout
     """Of the samples, without their identity; fields in order of their names."""
     outputs: Mapping[str, tuple[int, ...]]
-    """Shape of each output of the network, without the sample axis."""
+    """Shape of each output of the network that meets a target, without the sample axis."""
     kinds: Mapping[str, str]
     """What each target is that an output meets: "class", "phase" or "values"."""
 
@@ -41,8 +44,8 @@ class Signature:
         met = {name: target for name, target in targets.items() if name in outputs}
         if not met:
             raise TaskError(
-                f"the network's outputs are {', '.join(outputs)}, the targets {', '.join(targets)}; outputs "
-                "meet targets by name, so at least one name must be the same."
+                f"the network's outputs are {', '.join(outputs) or 'none'}, the targets "
+                f"{', '.join(targets)}; outputs meet targets by name, so at least one name must be the same."
             )
         for name, target in met.items():
             came = tuple(outputs[name].shape[1:])
@@ -56,11 +59,14 @@ class Signature:
                     f"the network's output {name!r} has shape {came} for integer targets of shape "
                     f"{tuple(target.shape[1:])}; classes need logits (sample, class) and one class a sample."
                 )
-        shapes = {name: tuple(tensor.shape[1:]) for name, tensor in outputs.items()}
+        shapes = {name: tuple(outputs[name].shape[1:]) for name in outputs if name in met}
         return Signature(inputs, _layout(samples), shapes, kinds_of(met))
 
-    def require(self, samples: Samples) -> None:
-        """TaskError unless samples have fields, shapes and dtypes as in the first task and sound values."""
+    def require(self, samples: Samples, *, half: Sequence[str] = ()) -> None:
+        """TaskError unless samples have fields, shapes and dtypes as in the first task and sound values.
+
+        half: fields whose values must be within reach of float16, in which the buffer stores them.
+        """
         if (came := _layout(samples)) != self.layout:
             raise TaskError(
                 f"its samples are {_words(came)}, those of the first task {_words(self.layout)}; names, "
@@ -72,6 +78,14 @@ class Signature:
                 raise TaskError(
                     f"{count} numbers of its field {name} are NaN or infinite; mask them, or leave these "
                     "samples out."
+                )
+        for name in half:
+            tensor = samples.get(name, torch.zeros(0))
+            largest = float(tensor.abs().max()) if tensor.is_floating_point() and tensor.numel() else 0.0
+            if largest > LARGEST_HALF:
+                raise TaskError(
+                    f"its {name} reaches {largest:g}, but half stores it as float16, which ends at "
+                    f"{LARGEST_HALF:g}; scale it, or leave {name} out of Rehearsal(half=...)."
                 )
         for name, kind in self.kinds.items():
             if kind == "class" and len(samples[name]):

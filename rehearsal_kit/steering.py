@@ -34,10 +34,12 @@ from rehearsal_kit.exchange import GroupExchange
 from rehearsal_kit.experiences import open_experience
 from rehearsal_kit.in_force import InForce
 from rehearsal_kit.keeper import Copied
+from rehearsal_kit.layout import WORD
 from rehearsal_kit.lesson import Lesson
 from rehearsal_kit.preparation import Preparation
 from rehearsal_kit.rehearsal import DistributedBuffer
 from rehearsal_kit.restoring import Loaded, load_checkpoint
+from rehearsal_kit.room import require_possible
 from rehearsal_kit.rounds import BufferState
 from rehearsal_kit.scan_tasks import ScanExperience
 from rehearsal_kit.settings import with_tuples
@@ -255,12 +257,26 @@ class Steering:
     def _steered(self, command: Steer) -> InForce:
         course, buffer, signature = self._with.course, self._now.buffer, self._with.learner.signature
         steered = course.in_force.steered(command)
-        if buffer is not None:
-            buffer.require_possible(steered.rehearsal)
+        # What was recorded had room once. Where it has none now, making the buffer says so, and waits.
+        if not self._with.control.repeating:
+            self._require_room(steered)
         changed = steered.strategy.name != course.in_force.strategy.name
         if changed and signature is not None:
             require_stored(steered.strategy, None if buffer is None else buffer.layout)
         return steered
+
+    def _require_room(self, steered: InForce) -> None:
+        """SettingsError if the buffer that there is, or that will be made, could not be as large as this."""
+        lesson, buffer, signature = self._now.lesson, self._now.buffer, self._with.learner.signature
+        if buffer is not None:
+            buffer.require_possible(steered.rehearsal)
+        elif steered.needs_buffer:
+            row_bytes = WORD  # no row is shorter
+            if lesson is not None and signature is not None:
+                row_bytes = steered.stored(lesson.samples, signature.no_outputs("cpu"))[0].row_bytes
+            groups = self._with.groups
+            capacity = steered.rehearsal.samples(row_bytes)
+            require_possible(capacity, row_bytes, rank=groups.rank, ranks=groups.ranks)
 
     def _steer(self, steered: InForce) -> None:
         its = self._with

@@ -201,7 +201,7 @@ class TasksReordered:
 
 @dataclass(frozen=True, kw_only=True)
 class Noted:
-    """A person wanted this to be remembered."""
+    """A person, or the run itself, wanted this to be remembered."""
 
     step: int
     text: str

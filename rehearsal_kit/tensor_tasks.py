@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rehearsal_kit.commands import Arrived
 from rehearsal_kit.errors import SettingsError, TaskError
-from rehearsal_kit.layout import IDENTITY, RowLayout, Samples
+from rehearsal_kit.layout import IDENTITY, RowLayout, Samples, tensor_of
 from rehearsal_kit.randomness import generator
 from rehearsal_kit.run_folder import written_whole
 from rehearsal_kit.tasks import NUMBER, SPLITS, Indices
@@ -28,6 +28,10 @@ VERSION = 1
 WATCHED = 10
 """One in so many test samples is watched instead, in streams made of labelled tensors."""
 RESERVED = (NUMBER, IDENTITY)
+_WRITABLE = (
+    *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+    *(torch.float16, torch.float32, torch.float64, torch.complex64, torch.complex128),
+)
 BLOCK = 2048
 """Samples read at once: h5py is slow at picking single ones."""
 
@@ -36,6 +40,7 @@ BLOCK = 2048
 class TensorTask:
     """A task of named tensors, (sample, ...), with the same fields, shapes and dtypes in all three splits.
 
+    Arrays of numpy are taken as well, of any dtype that numbers have; see `tensor_of`.
     SettingsError if they differ, a split has no samples, or `inputs` or `group` is no field.
     """
 
@@ -51,9 +56,17 @@ class TensorTask:
     """For final tables only."""
 
     def __post_init__(self) -> None:
+        for split in SPLITS:
+            fields = {n: tensor_of(t, f"task {self.name!r}: {n}") for n, t in getattr(self, split).items()}
+            object.__setattr__(self, split, fields)
         expected = _described(self.training)
         for split in SPLITS:
             samples: Samples = getattr(self, split)
+            if single := [name for name, tensor in samples.items() if not tensor.dim()]:
+                raise SettingsError(
+                    f"task {self.name!r}: {', '.join(single)} of {split} is a single number; every field needs a "
+                    "first axis for the samples."
+                )
             lengths = {len(tensor) for tensor in samples.values()}
             if _described(samples) != expected or len(lengths) != 1 or 0 in lengths:
                 raise SettingsError(
@@ -67,13 +80,15 @@ class TensorTask:
                 f"task {self.name!r}: {unknown} is not among its fields {', '.join(expected)}; inputs and "
                 "group each name one of them."
             )
-        if self.group is not None and self.training[self.group].is_floating_point():
-            raise SettingsError(f"task {self.name!r}: group {self.group!r} must hold integers.")
+        if self.group is not None and not _is_integer_each(*expected[self.group]):
+            came = _words({self.group: self.training[self.group]})
+            raise SettingsError(f"task {self.name!r}: the group is {came}; it must hold integers (sample,).")
         for name, (_, dtype) in expected.items():
-            if dtype == torch.bfloat16 or not name.isidentifier() or name in RESERVED:
+            if dtype not in _WRITABLE or not name.isidentifier() or name in RESERVED:
                 raise SettingsError(
                     f"task {self.name!r}: field {name!r} of {dtype} cannot be written; names must be words "
-                    f"other than {', '.join(RESERVED)}, dtypes must be numpy's."
+                    f"other than {', '.join(RESERVED)}, dtypes those that numpy has too: "
+                    f"{', '.join(str(each).removeprefix('torch.') for each in _WRITABLE)}."
                 )
 
 
@@ -226,8 +241,12 @@ def open_tensor_task(arrived: Arrived) -> TensorExperience:
         with h5py.File(arrived.path, "r") as file:
             version, attributes = file.attrs.get(FORMAT), dict(file.attrs)
             shapes = {s: {n: d.shape for n, d in file[s].items()} for s in SPLITS if s in file}
-    except OSError as error:
+            group = file[f"training/{attributes['group']}"] if "group" in attributes else None
+            grouped = group is None or (group.ndim == 1 and group.dtype.kind in "iu")
+    except (OSError, KeyError) as error:
         raise TaskError(f"{arrived.path}: cannot be read as a task: {error}.") from error
+    if not grouped:
+        raise TaskError(f"{arrived.path}: its group {attributes['group']} must hold one integer a sample.")
     lengths = {
         split: {shape[0] if shape else 0 for shape in fields.values()} for split, fields in shapes.items()
     }
@@ -255,6 +274,10 @@ def _described(samples: Samples) -> dict[str, tuple[tuple[int, ...], torch.dtype
     return {name: (tuple(tensor.shape[1:]), tensor.dtype) for name, tensor in samples.items()}
 
 
+def _is_integer_each(shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+    return not shape and not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
+
+
 def _words(samples: Samples) -> str:
     return ", ".join(map(str, RowLayout.of(samples).fields)) if samples else "no fields"
 
@@ -262,14 +285,16 @@ def _words(samples: Samples) -> str:
 def _tensors(
     images: Array, labels: Array, test: Labelled
 ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-    made = [torch.as_tensor(array) for array in (images, labels, *test)]
+    names = ("images", "labels", "test images", "test labels")
+    made = [tensor_of(array, name) for array, name in zip((images, labels, *test), names, strict=True)]
     _require_labelled(made[0], made[1])
     _require_labelled(made[2], made[3])
     return made[0], made[1], (made[2], made[3])
 
 
 def _require_labelled(images: torch.Tensor, labels: torch.Tensor) -> None:
-    if labels.dim() != 1 or labels.is_floating_point() or len(images) != len(labels):
+    fractional = labels.is_floating_point() or labels.is_complex()
+    if labels.dim() != 1 or fractional or not images.dim() or len(images) != len(labels):
         raise SettingsError(
             f"labels are {labels.dtype} of shape {tuple(labels.shape)} for images of shape "
             f"{tuple(images.shape)}; there must be one integer for each image."

@@ -123,6 +123,7 @@ GOOD = {"image": torch.zeros(4, 2), "label": torch.zeros(4, dtype=torch.int64)}
         ({"training": {**GOOD, "label": torch.zeros(3, dtype=torch.int64)}}, r"with \[3, 4\] samples"),
         ({"inputs": "picture"}, r"\['picture'\] is not among its fields image, label"),
         ({"group": "image"}, "must hold integers"),
+        ({"training": {**GOOD, "label": GOOD["label"].bool()}, "group": "label"}, "test has|watched has"),
     ],
 )
 def test_a_task_that_does_not_fit_together_is_refused(changes, says):
@@ -201,3 +202,54 @@ def test_a_file_that_vanishes_says_so(tmp_path):
     with pytest.raises(TaskError, match=r"task\.h5: training cannot be read"):
         experience.load("training", np.arange(2))
     assert not is_tensor_task(tmp_path / "task.h5")
+
+
+# Whatever numbers ----------------------------------------------------------------------------------------
+
+
+KINDS = ("?", "u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8", "c8", "c16", ">f4", ">u2")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_arrays_of_every_kind_of_numbers_come_back_as_they_were(tmp_path, kind):
+    array = np.arange(12).reshape(4, 3).astype(kind)[::-1, ::2]
+    array.setflags(write=False)
+    split = {"image": array, "label": np.arange(4)}
+    task = TensorTask(name="mine", inputs="image", training=split, watched=split, test=split)
+    experience = open_tensor_task(write_task(task, tmp_path / "task.h5"))
+    back = experience.load("training", np.arange(4))["image"]
+    np.testing.assert_array_equal(back.numpy(), array)
+    torch.cat([back[:2], back[2:]])[torch.tensor([1, 0])]  # what every rank does with it
+
+
+@pytest.mark.parametrize(
+    ("array", "says"),
+    [
+        (np.array(["a", "b"]), r"image is ndarray of <U1; it must be a tensor or an array of numbers"),
+        (np.zeros((2, 3), np.longdouble), "of at most 8 bytes"),
+        (np.full((2, 3), 2**63, np.uint64), "uint64 and exceeds int64"),
+        (torch.zeros(2, 3).to(torch.float8_e5m2), "float8_e5m2 cannot be written.*those that numpy has"),
+        (torch.zeros(2, 3).bfloat16(), "bfloat16 cannot be written"),
+        (torch.tensor(1.0), "image of training is a single number"),
+    ],
+)
+def test_what_cannot_be_taken_is_refused_in_words(array, says):
+    split = {"image": array, "label": torch.tensor([0, 1])}
+    with pytest.raises(SettingsError, match=says):
+        TensorTask(name="mine", inputs="image", training=split, watched=split, test=split)
+
+
+@pytest.mark.parametrize("labels", [torch.zeros(4, dtype=torch.complex64), torch.zeros(4)])
+def test_labels_that_are_no_whole_numbers_are_refused(labels):
+    with pytest.raises(SettingsError, match="one integer for each image"):
+        split_classes(torch.zeros(4, 2), labels, classes_per_task=1, test=(torch.zeros(4, 2), labels))
+
+
+def test_a_group_that_the_file_does_not_hold_is_a_matter_of_the_task(tmp_path):
+    task = TensorTask(name="mine", inputs="image", group="label", training=GOOD, watched=GOOD, test=GOOD)
+    arrived = write_task(task, tmp_path / "task.h5")
+    for group, says in (("nothing", "cannot be read as a task"), ("image", "must hold one integer")):
+        with h5py.File(arrived.path, "r+") as file:
+            file.attrs["group"] = group
+        with pytest.raises(TaskError, match=says):
+            open_tensor_task(arrived)

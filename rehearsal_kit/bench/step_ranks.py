@@ -10,9 +10,10 @@ import torch
 from rehearsal_kit.bench.subjects import Subject
 from rehearsal_kit.errors import RehearsalKitError
 from rehearsal_kit.exchange import GroupExchange
+from rehearsal_kit.forward_pass import MiniBatch
 from rehearsal_kit.groups import Groups
 from rehearsal_kit.layout import RowLayout
-from rehearsal_kit.learner import Learner, MiniBatch
+from rehearsal_kit.learner import Learner
 from rehearsal_kit.rehearsal import DistributedBuffer
 from rehearsal_kit.settings import Rehearsal, Training
 from rehearsal_kit.strategies.replay import ER

@@ -9,10 +9,11 @@ import torch
 
 from rehearsal_kit.compare.streams import CLASSES, CompareStream, stream_named
 from rehearsal_kit.exchange import GroupExchange
+from rehearsal_kit.forward_pass import MiniBatch
 from rehearsal_kit.groups import Groups
 from rehearsal_kit.in_force import InForce
 from rehearsal_kit.layout import IDENTITY, Samples
-from rehearsal_kit.learner import Learner, MiniBatch
+from rehearsal_kit.learner import Learner
 from rehearsal_kit.rehearsal import DistributedBuffer
 from rehearsal_kit.rounds import Representatives, Round
 from rehearsal_kit.stored_outputs import for_layout, without_outputs

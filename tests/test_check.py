@@ -1,0 +1,242 @@
+"""What is refused before a run begins, and that looking changes nothing."""
+
+from __future__ import annotations
+
+import copy
+import re
+
+import pytest
+import torch
+from runkit import ALONE, Net, carry_out, class_tasks, job_in, job_in_existing
+
+from rehearsal_kit.check import dry_run, known_tasks, require_sound
+from rehearsal_kit.commands import Arrived, FinishStream, Resume, Steer, Watch
+from rehearsal_kit.errors import SettingsError
+from rehearsal_kit.room import available_bytes
+from rehearsal_kit.session import Session
+from rehearsal_kit.settings import Rehearsal, Training
+from rehearsal_kit.strategies.references import Incremental
+from rehearsal_kit.strategies.replay import AGEM, ER
+from rehearsal_kit.strategies.strategy import Strategy
+from rehearsal_kit.telemetry import Applied, Noted, StateChanged, TaskEnded, TaskSetAside
+from rehearsal_kit.tensor_tasks import TensorTask, write_task
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    return class_tasks(tmp_path_factory.mktemp("tasks") / "tasks", tasks=3)
+
+
+# From the arguments alone --------------------------------------------------------------------------------
+
+
+def frozen():
+    return Net().requires_grad_(False)
+
+
+def meta():
+    return torch.nn.Linear(2, 2, device="meta")
+
+
+def half():
+    return torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2).half())
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"network": torch.nn.LazyLinear(3)}, "weight of the network LazyLinear has no shape yet.*call the"),
+        ({"network": Net}, r"must be a torch.nn.Module; write Net\(\.\.\.\), with brackets"),
+        ({"network": frozen()}, "no parameter of the network Net has requires_grad"),
+        ({"network": meta()}, "weight of the network Linear is float32, without values"),
+        (
+            {"network": half()},
+            r"1\.weight is float16.*too short to be trained; allowed are float32",
+        ),
+        ({"strategy": ER}, r"must be a Strategy; write ER\(\.\.\.\), with brackets"),
+        ({"training": {"batch": 3}}, "training is .* it must be a Training"),
+    ],
+)
+def test_what_no_task_can_make_right_is_refused_before_there_is_a_folder(tmp_path, changes, says):
+    values = {"strategy": Incremental(), "network": Net(), **changes}
+    with pytest.raises(SettingsError, match=says):
+        Session(None, run=tmp_path / "run", **values)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_can_be_trained_is_not_refused(tmp_path):
+    for network in (Net(), Net().bfloat16(), Net().double()):
+        require_sound(job_in_existing(tmp_path), network)
+
+
+# By a dry step -------------------------------------------------------------------------------------------
+
+
+class Scalar(Net):
+    def forward(self, image):
+        return {"label": super().forward(image).mean()}
+
+
+class Broken(Net):
+    def forward(self, image):
+        if self.training:
+            raise ArithmeticError("not in this life")
+        return super().forward(image)
+
+
+class Alone(Net):
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.BatchNorm1d(16)
+
+    def forward(self, image):
+        return self.norm(super().forward(image))
+
+
+class Forgetful(Strategy):
+    def terms(self, new, replayed, distilled):
+        raise KeyError("alpha")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"network": Scalar()}, "output 'label' is to meet the target of that name, but came as"),
+        ({"network": Broken()}, "ArithmeticError: not in this life"),
+        ({"network": Net(classes=1)}, "tells 1 classes apart"),
+        ({"network": Net().double()}, "RuntimeError: .*dtype"),
+        ({"network": Alone(), "training": Training(batch=1)}, "more than 1 value per channel"),
+        ({"strategy": Forgetful()}, "KeyError: 'alpha'"),
+        ({"rehearsal": Rehearsal(distillation=4, half=("label",))}, "half is for floating fields"),
+        ({"rehearsal": Rehearsal(distillation=4, capacity="1 KiB")}, "hold at most"),
+    ],
+)
+def test_a_dry_step_finds_what_cannot_be_trained(tmp_path, tasks, changes, says):
+    reason = dry_run(copy.deepcopy(job_in(tmp_path / "run", **changes)), tasks[1:])
+    assert re.search(says, reason), reason
+    assert tasks[1].name in reason
+
+
+@pytest.mark.parametrize("strategy", [Incremental(), ER(), AGEM(), None])
+def test_a_dry_step_of_what_can_be_trained_says_nothing_and_changes_nothing(tmp_path, tasks, strategy):
+    job = job_in(tmp_path / "run", **({} if strategy is None else {"strategy": strategy}))
+    random = torch.get_rng_state()
+    assert dry_run(copy.deepcopy(job), tasks) == ""
+    assert torch.equal(torch.get_rng_state(), random)
+    assert list(job.run.path.iterdir()) == []
+
+
+def test_one_task_that_can_be_trained_is_enough_and_one_that_cannot_be_read_says_nothing(tmp_path, tasks):
+    gone = Arrived(name="gone", path=str(tmp_path / "gone.h5"))
+    split = {"image": torch.zeros(3, 9), "label": torch.zeros(3, dtype=torch.int64)}
+    wide = TensorTask(name="wide", inputs="image", training=split, watched=split, test=split)
+    odd = write_task(wide, tmp_path / "wide.h5")
+    job = job_in(tmp_path / "run")
+    assert dry_run(copy.deepcopy(job), [gone]) == ""
+    assert "mat1 and mat2" in dry_run(copy.deepcopy(job), [gone, odd])
+    assert dry_run(copy.deepcopy(job), [odd, tasks[0]]) == ""
+
+
+def test_tasks_known_are_those_submitted_and_files_of_watched_folders_in_natural_order(tmp_path):
+    for name in ("scan_10.h5", "scan_9.h5"):
+        (tmp_path / name).touch()
+    first = Arrived(name="mine", path="/data/mine.h5")
+    pattern = str(tmp_path / "*.h5")
+    found = known_tasks([first, Watch(pattern=pattern, existing=False), Watch(pattern=pattern)])
+    assert [task.name for task in found] == ["mine", "scan_9", "scan_10"]
+
+
+# While it runs -------------------------------------------------------------------------------------------
+
+
+class Stumbling(Net):
+    """Fails in training for vectors that are all zero: so many times, or always."""
+
+    def __init__(self, times=10**9):
+        super().__init__()
+        self.times = times
+
+    def forward(self, image):
+        if self.training and bool((image == 0).all(dim=1).any()) and self.times:
+            self.times -= 1
+            raise ArithmeticError("a vector of nothing")
+        return super().forward(image)
+
+
+def with_nothing(tasks, folder):
+    """The tasks, and between them one with a vector of nothing among its last samples."""
+    image, label = torch.ones(20, 6), torch.arange(20) % 2
+    image[7] = 0
+    split = {"image": image, "label": label}
+    task = TensorTask(
+        name="nothing", inputs="image", group="label", training=split, watched=split, test=split
+    )
+    return [tasks[0], write_task(task, folder / "nothing.h5"), tasks[1]]
+
+
+def test_an_error_of_one_task_sets_it_aside_and_the_run_goes_on_as_without_it(tmp_path, tasks):
+    job = job_in(tmp_path / "run")
+    plan = [(0, command) for command in (*with_nothing(tasks, tmp_path), FinishStream())]
+    outcome, timeline = carry_out(ALONE, job, plan, network=Stumbling())
+    assert outcome == "finished"
+    (aside,) = timeline.records(TaskSetAside)
+    assert (aside.task, aside.name) == (1, "nothing")
+    assert "ArithmeticError: a vector of nothing" in aside.reason
+    assert "rank 0, " in aside.reason
+    assert [record.task for record in timeline.records(TaskEnded)] == [0, 2]
+    # Another generation from the last checkpoint, or from none, comes to the same.
+    again = job_in(tmp_path / "again")
+    assert carry_out(ALONE, again, plan, network=Stumbling())[0] == "finished"
+    assert (again.run.weights).read_bytes() == job.run.weights.read_bytes()
+
+
+def test_an_error_that_does_not_come_again_costs_nothing(tmp_path, tasks):
+    weights = []
+    for times in (0, 1):
+        job = job_in(tmp_path / f"run-{times}")
+        plan = [(0, command) for command in (*with_nothing(tasks, tmp_path), FinishStream())]
+        outcome, timeline = carry_out(ALONE, job, plan, network=Stumbling(times))
+        assert outcome == "finished"
+        assert not timeline.records(TaskSetAside)
+        assert ["a vector of nothing" in note.text for note in timeline.records(Noted)] == [True] * times
+        weights.append(job.run.weights.read_bytes())
+    assert weights[0] == weights[1]
+
+
+def test_numbers_beyond_float16_set_a_task_aside_and_no_run_ends_for_them(tmp_path, tasks):
+    image, label = torch.ones(20, 6), torch.arange(20) % 2
+    image[3, 2] = 7e4
+    split = {"image": image, "label": label}
+    task = TensorTask(name="large", inputs="image", group="label", training=split, watched=split, test=split)
+    job = job_in(tmp_path / "run", strategy=ER(), rehearsal=Rehearsal(capacity=64, half=("image",)))
+    plan = [tasks[0], write_task(task, tmp_path / "large.h5"), tasks[1], FinishStream()]
+    outcome, timeline = carry_out(ALONE, job, [(0, command) for command in plan])
+    assert outcome == "finished"
+    (aside,) = timeline.records(TaskSetAside)
+    assert "its image reaches 70000, but half stores it as float16" in aside.reason
+    assert [record.task for record in timeline.records(TaskEnded)] == [0, 2]
+
+
+def test_a_capacity_that_no_machine_has_is_refused_before_there_is_a_buffer(tmp_path, tasks):
+    job = job_in(tmp_path / "run")
+    plan = [(0, Steer(capacity=2**40)), *[(0, task) for task in tasks], (0, FinishStream())]
+    outcome, timeline = carry_out(ALONE, job, plan)
+    assert outcome == "finished"
+    (steer,) = [record for record in timeline.records(Applied) if record.kind == "Steer"]
+    assert "GiB are free there" in steer.refused
+
+
+def test_a_buffer_without_room_waits_for_a_person(tmp_path, tasks):
+    # Where no task is known a row has eight bytes at least: so much has room then, and not with real rows.
+    job = job_in(tmp_path / "run")
+    plan = [
+        *[(0, command) for command in (Steer(capacity=available_bytes() // 16), *tasks, FinishStream())],
+        *[(1, command) for command in (Steer(capacity=40), Resume())],
+    ]
+    outcome, timeline = carry_out(ALONE, job, plan)
+    assert outcome == "finished"
+    (reason,) = [record.reason for record in timeline.records(StateChanged) if record.state == "paused"]
+    assert "the rehearsal buffer cannot be made: the buffers on one machine would take" in reason
+    assert "steer(capacity=...), resume()" in reason
+    assert not any(record.refused for record in timeline.records(Applied))
+    assert len(timeline.records(TaskEnded)) == 3

@@ -1,0 +1,75 @@
+"""How shards are dealt into mini-batches: every sample once an epoch, none alone, on any number of ranks."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from rehearsal_kit.lesson import Lesson, dealt_out
+
+EPOCHS = 2
+
+
+def lesson_of(size, largest, batch):
+    return Lesson(
+        task=0,
+        tasks=[0],
+        samples={"sample_id": torch.arange(size)},
+        largest=largest,
+        epochs=EPOCHS,
+        batch=batch,
+        key=(3, 0),
+    )
+
+
+def taken(lesson):
+    """The mini-batches up to the end."""
+    batches = []
+    while not lesson.done:
+        assert lesson.steps > lesson.taken
+        batches.append(lesson.next()["sample_id"].tolist())
+    assert lesson.steps == lesson.taken == len(batches)
+    return batches
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 8, 16])
+def test_every_sample_comes_once_an_epoch_none_alone_and_all_ranks_take_equally_many_steps(batch):
+    for largest in range(1, 40):
+        steps = lesson_of(largest, largest, batch).steps
+        for size in range(max(0, largest - 3), largest + 1):
+            batches = taken(lesson_of(size, largest, batch))
+            assert len(batches) == steps
+            assert sorted(itertools.chain(*batches)) == sorted([*range(size)] * EPOCHS)
+            assert batch == 1 or size == 1 or all(len(each) != 1 for each in batches)
+            assert all(len(each) <= batch + 1 for each in batches)
+
+
+@pytest.mark.parametrize(("largest", "batch"), [(32, 16), (40, 16), (35, 16), (96, 8)])
+def test_where_no_sample_is_alone_the_dealing_is_that_of_even_slices(largest, batch):
+    lesson = lesson_of(largest, largest, batch)
+    order = lesson.left()
+    slices = [part.tolist() for part in order.split(batch)]
+    assert taken(lesson)[: len(slices)] == slices
+
+
+def test_another_size_of_mini_batches_in_the_middle_loses_and_repeats_nothing():
+    for size, first, then, when in itertools.product((17, 18, 33), (1, 4, 16), (1, 3, 16), (1, 2, 3)):
+        lesson = lesson_of(size, 33, first)
+        batches = []
+        for number in itertools.count():
+            if lesson.epoch:
+                break
+            if number == when:
+                lesson.batch = then
+            batches += lesson.next()["sample_id"].tolist()
+        assert sorted(batches) == [*range(size)]
+
+
+def test_what_is_left_is_dealt_out_without_a_sample_alone():
+    for count, ranks in itertools.product(range(20), (1, 2, 3, 5)):
+        parts = dealt_out(count, ranks=ranks)
+        assert len(parts) == ranks
+        assert sorted(torch.cat(parts).tolist()) == [*range(count)]
+        assert count == 1 or all(len(part) != 1 for part in parts)
