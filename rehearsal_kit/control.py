@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from rehearsal_kit.arrivals import Watcher, with_digest, with_known
 from rehearsal_kit.commands import (
     Arrived,
     Command,
+    FinishStream,
     Note,
+    Reorder,
     RollBack,
     SetAside,
+    Skip,
     TakeCheckpoint,
     TaskDone,
     Watch,
@@ -22,10 +24,15 @@ from rehearsal_kit.commands import (
     from_plain,
     to_plain,
 )
-from rehearsal_kit.errors import RankError, RehearsalKitError, ReplayError, SettingsError
+from rehearsal_kit.errors import AlreadyTaskError, RankError, RehearsalKitError, ReplayError, SettingsError
 from rehearsal_kit.groups import Groups
 from rehearsal_kit.run_folder import Ledger, RunFolder, read_ledger
 from rehearsal_kit.script import Position, Script
+from rehearsal_kit.watcher import Watcher
+
+IN_ORDER = (Arrived, Watch, FinishStream, Skip, Reorder)
+"""Wishes that go through the reader: those whose files it reads, and those that count or name tasks, which
+must not overtake them. All others take effect meanwhile."""
 
 
 class Mailbox(Protocol):
@@ -66,7 +73,8 @@ class Control:
         self._watcher = Watcher()
         self._script = script or Script()
         self._waiting: deque[Wish] = deque()
-        self._newest = 0
+        self._received: set[int] = set()
+        """Numbers of wishes; not all before the newest are answered, as some wait for their files."""
         self.decided = 0
         """Step boundaries that were passed, waiting included."""
         self.given_up = False
@@ -124,7 +132,8 @@ class Control:
         return next((text for text in self._groups.gather(trouble) if text), "")
 
     def close(self) -> None:
-        """Close the ledger."""
+        """End the reader and close the ledger."""
+        self._watcher.close()
         if self._effects is not None:
             self._effects.close()
 
@@ -133,8 +142,12 @@ class Control:
     def _catch_up(self, run: RunFolder) -> None:
         """What this run's ledgers say: wishes not answered yet, files that have arrived, patterns watched."""
         for entry in read_ledger(run.effects):
-            self._newest = max(self._newest, entry["number"])
-            if entry["kind"] in ("Arrived", "SetAside"):
+            self._received.add(entry["number"])
+            if entry["kind"] == "SetAside" and entry.get("task") is None:
+                self._watcher.set_aside(
+                    Arrived(name=entry["name"], path=entry["path"], digest=entry.get("digest", ""))
+                )
+            elif entry["kind"] in ("Arrived", "SetAside"):
                 self._watcher.know(entry["path"])
             elif entry["kind"] == "Watch" and "refused" not in entry:
                 self._watcher.watch(entry["pattern"], known=entry["known"])
@@ -144,8 +157,8 @@ class Control:
 
     def _receive(self, wish: Wish) -> None:
         # A wish may come twice, from the ledger and from the mailbox, after ranks were started anew.
-        if not wish.number or wish.number > self._newest:
-            self._newest = max(self._newest, wish.number)
+        if not wish.number or wish.number not in self._received:
+            self._received.add(wish.number)
             self._waiting.append(wish)
 
     def _collect(self, position: Position, *, due: bool) -> str:
@@ -157,37 +170,28 @@ class Control:
         wishes = [Wish(0, TakeCheckpoint())] if due else []
         while self._waiting:
             wish = self._waiting.popleft()
+            if isinstance(wish.command, IN_ORDER):
+                self._watcher.ask(wish)
+                continue
+            wishes += self._watcher.poll()
             if isinstance(wish.command, RollBack):  # whatever the run is now stays within reach
                 wishes += [Wish(0, TakeCheckpoint(spare=wish.command.checkpoint)), wish]
                 break  # what comes after belongs to another branch
             wishes.append(wish)
         else:
-            wishes += [Wish(0, arrived) for arrived in self._watcher.poll()]
-        return json.dumps([to_plain(self._completed(wish, position)) for wish in wishes]) if wishes else ""
-
-    def _completed(self, wish: Wish, position: Position) -> Wish:
-        """With what rank 0 alone can say: the digest of a file, the files that a pattern matches already."""
-        command = wish.command
-        if isinstance(command, Watch):
-            command = with_known(command)
-            self._watcher.watch(command.pattern, known=command.known)
-            return Wish(wish.number, command)
-        if not isinstance(command, Arrived):
-            return wish
-        try:
-            return Wish(wish.number, with_digest(command))
-        except OSError as error:
-            words = error.strerror or str(error)
-            reason = f"{command.path} cannot be read: {words} (rank 0, before step {position[1]})"
-            return Wish(wish.number, SetAside(name=command.name, path=command.path, reason=reason))
+            wishes += self._watcher.poll()
+        return json.dumps([to_plain(wish) for wish in wishes]) if wishes else ""
 
     # Votes ----------------------------------------------------------------------------------------------
 
     def _vote(self, position: Position, wish: Wish, prepare: Prepare) -> Decision:
-        commit, refused = self._prepared(position, wish.command, prepare)
-        if refused and isinstance(wish.command, Arrived):
-            aside = SetAside(name=wish.command.name, path=wish.command.path, reason=refused)
+        command = wish.command
+        commit, refused, twice = self._prepared(position, command, prepare)
+        if refused and isinstance(command, Arrived) and not twice:
+            aside = SetAside(name=command.name, path=command.path, reason=refused, digest=command.digest)
             wish, refused, commit = Wish(wish.number, aside), "", prepare(aside)
+            if self._groups.rank == 0:
+                self._watcher.set_aside(command)
         self._record(position, wish, refused)
         if not refused:
             commit()
@@ -198,8 +202,7 @@ class Control:
         command = before.wish.command
         commit: Commit = _nothing
         if not before.refused:
-            commit, trouble = self._prepared(position, command, prepare)
-            trouble = trouble or self.agree(_changed(command) if self._groups.rank == 0 else "")
+            commit, trouble, _ = self._prepared(position, command, prepare)
             if trouble:
                 raise ReplayError(
                     f"{type(command).__name__} took effect at step {position[1]} of branch {position[0]} "
@@ -209,14 +212,18 @@ class Control:
         commit()
         return before
 
-    def _prepared(self, position: Position, command: Command, prepare: Prepare) -> tuple[Commit, str]:
+    def _prepared(self, position: Position, command: Command, prepare: Prepare) -> tuple[Commit, str, bool]:
+        """How to carry out a command, why it cannot be, and whether that is because it is a task already."""
         trouble: str = ""
         commit: Commit = _nothing
+        twice = False
         try:
             commit = prepare(command)
         except Exception as error:  # whatever one rank cannot do, none does, and the run goes on
             trouble = said(error, rank=self._groups.rank, step=position[1])
-        return commit, self.agree(trouble)
+            twice = isinstance(error, AlreadyTaskError)
+        reason = self.agree(trouble)
+        return commit, reason, bool(reason) and bool(self.agree("twice" if twice else ""))
 
     def _fact(self, position: Position, command: SetAside | TaskDone, task: int) -> None:
         if self._effects is None:
@@ -267,20 +274,6 @@ def _entry(position: Position, wish: Wish, refused: str) -> dict[str, Any]:
 def _as_recorded(entry: dict[str, Any]) -> dict[str, Any]:
     kept = {name: value for name, value in entry.items() if name not in ("branch", "step")}
     return {**kept, "recorded": True}
-
-
-def _changed(command: Command) -> str:
-    """What is not as it was when a recorded command took effect; empty if nothing is."""
-    if not isinstance(command, Arrived):
-        return ""
-    try:
-        now = with_digest(command).digest
-    except OSError as error:
-        return f"{command.path} cannot be read: {error.strerror or error}; put the file back."
-    if now != command.digest:
-        then = command.digest
-        return f"{command.path} is not the file that it was: SHA-256 {now[:16]}..., not {then[:16]}..."
-    return ""
 
 
 def _nothing() -> None:

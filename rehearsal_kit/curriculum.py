@@ -195,9 +195,7 @@ class Curriculum:
         its = self._with
         arrived, _ = its.stream.arrivals[task]
         its.reporter.tell(
-            TaskSetAside(
-                step=its.course.step, name=arrived.name, path=arrived.path, reason=reason, task=task
-            )
+            TaskSetAside(step=its.course.step, name=arrived.name, path=arrived.path, reason=reason, task=task)
         )
         its.stream.set_aside(task)
 

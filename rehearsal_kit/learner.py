@@ -7,7 +7,7 @@ import copy
 import hashlib
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -173,7 +173,7 @@ class Learner:
             outputs = _named(self.network(inputs.to(self.device)), [*self._known.kinds])
         return {name: tensor.float().cpu() for name, tensor in outputs.items()}
 
-    def quality(self, batches: Iterator[Samples]) -> Scores:
+    def quality(self, batches: Iterable[Samples]) -> Scores:
         """Errors and metrics over the batches of all ranks; changes no state."""
         quality = Quality(self._known.kinds)
         for batch in batches:

@@ -82,7 +82,11 @@ class Rank:
             learner=self._learner,
             stream=self._stream,
             evaluation=Evaluation(
-                self._learner, self._stream, reporter=self._reporter, earlier=job.training.evaluated
+                self._learner,
+                self._stream,
+                groups=groups,
+                reporter=self._reporter,
+                earlier=job.training.evaluated,
             ),
             gallery=self.gallery,
             keeper=Keeper(job.run.checkpoints, job.recovery, groups, generation=generation),

@@ -27,9 +27,9 @@ from rehearsal_kit.control import Commit
 from rehearsal_kit.course import Course
 from rehearsal_kit.curriculum import Curriculum, TakenUp
 from rehearsal_kit.equipment import Equipment
-from rehearsal_kit.errors import RankError, SettingsError
+from rehearsal_kit.errors import NotYetError, RankError, SettingsError
 from rehearsal_kit.exchange import GroupExchange
-from rehearsal_kit.experiences import open_experience
+from rehearsal_kit.experiences import ArrivedExperience, Shelf
 from rehearsal_kit.in_force import InForce
 from rehearsal_kit.keeper import Copied
 from rehearsal_kit.lesson import Lesson
@@ -37,11 +37,9 @@ from rehearsal_kit.preparation import Preparation
 from rehearsal_kit.rehearsal import DistributedBuffer
 from rehearsal_kit.restoring import Loaded, load_checkpoint
 from rehearsal_kit.rounds import BufferState
-from rehearsal_kit.scan_tasks import ScanExperience
 from rehearsal_kit.settings import with_tuples
 from rehearsal_kit.strategies.choice import require_stored
 from rehearsal_kit.stream import Stream
-from rehearsal_kit.tasks import Experience
 from rehearsal_kit.telemetry import (
     BranchBegan,
     CheckpointTaken,
@@ -50,6 +48,9 @@ from rehearsal_kit.telemetry import (
     TaskSetAside,
     TasksReordered,
 )
+
+VISIBLE_S = 5.0
+"""How long a rank waits for a file to appear on its machine that rank 0 has read on another."""
 
 
 @dataclass
@@ -68,13 +69,14 @@ class Steering:
         self._curriculum = curriculum
         self._now = learning
         self._preparation = equipment.job.preparation
+        self._shelf = Shelf()
 
     def prepare(self, command: Command) -> Commit:  # noqa: C901, PLR0911, PLR0912 - one line per kind
         """Check a command and ready it; SettingsError and others, with nothing changed, if it cannot be."""
         course, now = self._with.course, self._now
         match command:
             case Arrived():
-                experience = open_experience(command, self._preparation)
+                experience = self._opened(command)
                 return lambda: self._accept(command, experience)
             case SetAside():
                 return lambda: self._tell_set_aside(command)
@@ -115,17 +117,28 @@ class Steering:
         self._preparation = Preparation(**with_tuples(loaded.state["preparation"]))
         for plain, gone in loaded.state["stream"]:
             arrived = Arrived(**with_tuples(plain))
-            its.stream.append(arrived, None if gone else open_experience(arrived, self._preparation))
+            its.stream.append(arrived, None if gone else self._shelf.known(arrived, self._preparation))
         its.stream.arrived_as(loaded.state["order"])
         lesson = self._lesson(loaded, its.stream)
         self._adopt(loaded, lesson)
 
     # The stream -----------------------------------------------------------------------------------------
 
-    def _accept(self, command: Arrived, experience: Experience) -> None:
+    def _opened(self, command: Arrived) -> ArrivedExperience:
+        self._with.stream.require_new(command)
+        deadline = time.monotonic() + VISIBLE_S
+        while True:
+            try:
+                return self._shelf.opened(command, self._preparation)
+            except NotYetError:
+                # Rank 0 has just read it; on another machine a shared folder shows it a little later.
+                if self._with.groups.rank == 0 or time.monotonic() > deadline:
+                    raise
+                time.sleep(VISIBLE_S / 20)
+
+    def _accept(self, command: Arrived, experience: ArrivedExperience) -> None:
         its = self._with
-        if isinstance(experience, ScanExperience):
-            self._preparation = experience.preparation
+        self._preparation = experience.fitted
         its.reporter.tell(
             TaskArrived(
                 step=its.course.step,

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import torch
 
+from rehearsal_kit.arrivals import is_same_file
 from rehearsal_kit.commands import Arrived
+from rehearsal_kit.errors import AlreadyTaskError, RehearsalKitError
 from rehearsal_kit.groups import Groups
 from rehearsal_kit.layout import IDENTITY, Samples
 from rehearsal_kit.tasks import NUMBER, Experience, shard
@@ -18,7 +20,8 @@ EVALUATION_BATCH = 256
 class Stream:
     """Tasks numbered from 0 in order of arrival; one that was set aside keeps its number.
 
-    Samples are read anew whenever they are asked for, so memory does not grow with the stream.
+    Samples are read and experiences opened anew whenever they are asked for, so that memory does not grow
+    with the stream.
     """
 
     def __init__(self, groups: Groups, *, seed: int) -> None:
@@ -48,6 +51,15 @@ class Stream:
         self._order.append(len(self._order))
         self._experiences.append(experience)
         return len(self._experiences) - 1
+
+    def require_new(self, arrived: Arrived) -> None:
+        """AlreadyTaskError if this file, by whatever name, is a task that was not set aside."""
+        for task, (before, experience) in enumerate(zip(self._arrivals, self._experiences, strict=True)):
+            if experience is not None and is_same_file(before, arrived):
+                raise AlreadyTaskError(
+                    f"{arrived.path} is task {task} already ({before.name}); the same file becomes a task "
+                    "again only after that was set aside, or once its content has changed."
+                )
 
     @property
     def order(self) -> list[int]:
@@ -109,19 +121,17 @@ class Stream:
             yield samples
 
     def shown(self, task: int) -> Samples | None:
-        """The watched sample of a task that previews show, (1, ...): the first with beam from the middle on.
+        """The watched sample of a task that previews show, (1, ...): the one with beam next to the middle.
 
-        None if the task was set aside, or nothing watched has beam.
+        None if the task was set aside, its file cannot be read, or nothing watched has beam.
         """
         experience = self._experiences[task]
         if experience is None:
             return None
-        watched = experience.count("watched")
-        for place in range(watched // 2, watched):
-            sample = experience.load("watched", np.array([place]))
-            if len(sample[NUMBER]):
-                return sample
-        return None
+        try:
+            return _shown(experience)
+        except (RehearsalKitError, OSError):  # a preview is no reason to end a run; evaluation says why
+            return None
 
     def _shard(self, task: int, rank: int, ranks: int) -> dict[str, torch.Tensor]:
         experience = self._experiences[task]
@@ -130,3 +140,13 @@ class Stream:
         samples = experience.load("training", chosen)
         numbers = samples.pop(NUMBER)
         return {**samples, IDENTITY: (task << 40) + numbers}
+
+
+def _shown(experience: Experience) -> Samples | None:
+    watched = experience.count("watched")
+    # From the middle outwards: neither the first nor the last frames are typical.
+    for place in sorted(range(watched), key=lambda place: abs(2 * place - watched)):
+        sample = experience.load("watched", np.array([place]))
+        if len(sample[NUMBER]):
+            return sample
+    return None

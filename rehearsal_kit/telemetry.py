@@ -160,6 +160,20 @@ class Evaluated:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Unevaluated:
+    """Why there is no error of a task that was to be evaluated; told once, until it can be again."""
+
+    step: int
+    after: int
+    """The last task that was trained; UNTRAINED: none."""
+    task: int
+    split: str
+    """"watched" or "test"."""
+    reason: str
+    branch: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class TaskEnded:
     """All steps of a task are done."""
 
@@ -325,6 +339,7 @@ Record = (
     | TaskBegan
     | Steps
     | Evaluated
+    | Unevaluated
     | TaskEnded
     | TasksReordered
     | Noted
@@ -348,6 +363,7 @@ IN_A_BRANCH = (
     TaskBegan,
     Steps,
     Evaluated,
+    Unevaluated,
     TaskEnded,
     TasksReordered,
     Noted,
@@ -359,8 +375,12 @@ _KINDS: Mapping[str, type[Any]] = {kind.__name__: kind for kind in Record.__args
 
 
 def to_plain(record: Record) -> dict[str, Any]:
-    """The record as a dictionary of plain values, with its type as `record`."""
-    return {"record": type(record).__name__, **asdict(record)}
+    """The record as a dictionary of plain values, with its type as `record`; all text in it can be printed.
+
+    Everything that people read comes through here: names of files may be any bytes, which neither Dask's
+    messages nor a terminal take.
+    """
+    return {"record": type(record).__name__, **{name: _printable(v) for name, v in asdict(record).items()}}
 
 
 def from_plain(plain: Mapping[str, Any]) -> Record:
@@ -371,3 +391,18 @@ def from_plain(plain: Mapping[str, Any]) -> Record:
         raise SettingsError(f"record type {plain.get('record')!r} is unknown; known are {', '.join(_KINDS)}.")
     record: Record = kind(**values)
     return record
+
+
+def printable(text: str) -> str:
+    """The same text with what cannot be printed written as Python writes it, line breaks left as they are."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+
+
+def _printable(value: object) -> object:
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, tuple):
+        return tuple(printable(each) if isinstance(each, str) else each for each in value)
+    return value
