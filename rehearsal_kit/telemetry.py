@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rehearsal_kit.errors import SettingsError
+from rehearsal_kit.printable import printable
 from rehearsal_kit.settings import with_tuples
 
 UNTRAINED = -1
@@ -380,7 +381,8 @@ def to_plain(record: Record) -> dict[str, Any]:
     Everything that people read comes through here: names of files may be any bytes, which neither Dask's
     messages nor a terminal take.
     """
-    return {"record": type(record).__name__, **{name: _printable(v) for name, v in asdict(record).items()}}
+    values = {name: printable(value) for name, value in asdict(record).items()}
+    return {"record": type(record).__name__, **values}
 
 
 def from_plain(plain: Mapping[str, Any]) -> Record:
@@ -391,18 +393,3 @@ def from_plain(plain: Mapping[str, Any]) -> Record:
         raise SettingsError(f"record type {plain.get('record')!r} is unknown; known are {', '.join(_KINDS)}.")
     record: Record = kind(**values)
     return record
-
-
-def printable(text: str) -> str:
-    """The same text with what cannot be printed written as Python writes it, line breaks left as they are."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
-
-
-def _printable(value: object) -> object:
-    if isinstance(value, str):
-        return printable(value)
-    if isinstance(value, tuple):
-        return tuple(printable(each) if isinstance(each, str) else each for each in value)
-    return value
