@@ -113,7 +113,9 @@ def _among_dark(found: Mask, typical: NDArray[Any], *, value: int, own: bool) ->
 
 
 def _dark_around(pixels: Mask, frame: NDArray[Any], *, below: float) -> Mask:
-    """Those pixels of which all neighbours are dark, or such pixels themselves."""
+    """Those pixels whose region has only dark pixels around it."""
     brightest = ndimage.maximum_filter(np.where(pixels, 0, frame), size=3, mode="nearest")
-    alone: Mask = pixels & (brightest < below)
-    return alone
+    labels, count = ndimage.label(pixels, structure=np.ones((3, 3), int))
+    around = ndimage.maximum(brightest, labels, np.arange(1, count + 1))
+    dark: Mask = np.concatenate([[False], np.asarray(around) < below])[labels]
+    return dark
