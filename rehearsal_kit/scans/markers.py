@@ -52,20 +52,21 @@ def constant_markers(sample: NDArray[Any], good: Mask) -> Mask:
 
 
 def markers_in(frames: NDArray[Any]) -> Mask | None:
-    """Pixels (frame, row, column) that hold the largest number of the type; None if no pixel does.
+    """Pixels (frame, row, column) that hold a marker, in one of the frames or in all; None if no pixel does.
 
-    Of a narrow type, whose largest number may be a count as well, only those that stand alone in the dark.
+    The largest number of a narrow type may be a count as well: it is one but where all around it is dark.
     """
     largest = _largest(frames.dtype)
-    if largest is None:
-        return None
-    found: Mask = frames == largest
-    if not found.any():
-        return None
-    if largest < NEVER_A_COUNT:
+    if largest is not None and largest < NEVER_A_COUNT:
+        found: Mask = frames == largest
         for frame, pixels in zip(frames, found, strict=True):
             if pixels.any():
                 pixels[:] = _dark_around(pixels, frame, below=largest / MARKED)
+    else:
+        found = frames >= NEVER_A_COUNT
+        if found.any():
+            numbers = [number for number in _largest_numbers(frames.dtype) if number >= NEVER_A_COUNT]
+            found = np.logical_or.reduce([frames == number for number in numbers])
     return found if found.any() else None
 
 
