@@ -1,84 +1,104 @@
-"""What rank 0 sees on disk: files that match a watched pattern become arrivals once they are whole."""
+"""Files that arrive: which ones a pattern means, their order, and what tells that one is what it was."""
 
 from __future__ import annotations
 
 import glob
-import hashlib
 import os
 import re
-import time
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from rehearsal_kit.commands import Arrived, Watch
+from rehearsal_kit.commands import Arrived
+from rehearsal_kit.errors import ScanError, TaskError
+from rehearsal_kit.scans.files import Facts, digest_of, facts_of
+
+DIGITS = 16
+"""Of a digest, as people read it."""
 
 
 def natural_key(path: str) -> list[int | str]:
     """Sorts scan_9 before scan_10."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path)]
+    # Only the digits that int() knows: a superscript two is a digit to str, and no number.
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path)]
 
 
-def with_digest(arrived: Arrived) -> Arrived:
-    """The same arrival with the SHA-256 of its file; OSError if it cannot be read."""
-    with open(arrived.path, "rb") as stream:
-        return replace(arrived, digest=hashlib.file_digest(stream, "sha256").hexdigest())
+# Patterns -----------------------------------------------------------------------------------------------
 
 
-def with_known(command: Watch) -> Watch:
-    """The same command with the files that match already, where they are not to count."""
-    return command if command.existing else replace(command, known=tuple(sorted(glob.glob(command.pattern))))
+def matching(pattern: str) -> list[str]:
+    """What a pattern matches now, in natural order.
 
-
-@dataclass(frozen=True)
-class _Seen:
-    size: int
-    modified: int
-    at: float
-
-
-class Watcher:
-    """Looks at a few patterns, at most every `interval_s` seconds.
-
-    A file counts as arrived once its size and time have not changed for `settle_s` seconds: one that is
-    still being copied looks like a truncated file and would be set aside for nothing.
+    A pattern that is the name of something is that name, and so is the longest beginning of it that is the
+    name of a folder: brackets and stars are allowed in names.
     """
+    if os.path.lexists(pattern):
+        return [pattern]
+    folder, rest = _parted(pattern)
+    return sorted((os.path.join(folder, name) for name in glob.glob(rest, root_dir=folder)), key=natural_key)
 
-    def __init__(self, *, interval_s: float = 0.5, settle_s: float = 0.5) -> None:
-        self._interval_s = interval_s
-        self._settle_s = settle_s
-        self._patterns: list[str] = []
-        self._known: set[str] = set()
-        self._growing: dict[str, _Seen] = {}
-        self._looked = 0.0
 
-    def watch(self, pattern: str, *, known: Iterable[str] = ()) -> None:
-        """Look at one more pattern from now on, but not at these files."""
-        self._patterns.append(pattern)
-        self._known.update(known)
+def require_possible(pattern: str) -> None:
+    """ScanError if a pattern can match nothing, because it leads through a folder that is not there."""
+    folder, rest = _parted(pattern)
+    names = rest.split(os.sep)
+    # Brackets alone are nearly always part of a name; with a star or a question mark a folder may come later.
+    if len(names) > 1 and not set(names[0]) & {"*", "?"} and not glob.glob(names[0], root_dir=folder):
+        raise ScanError(
+            f"cannot watch {pattern}: there is no {names[0]} in the folder {folder} on this machine; check "
+            "its name, or make the folder first."
+        )
 
-    def know(self, path: str) -> None:
-        """This file has arrived already."""
-        self._known.add(path)
 
-    def poll(self) -> list[Arrived]:
-        """Files that have become whole since the last call, in natural order; empty between two looks."""
-        now = time.monotonic()
-        if not self._patterns or now - self._looked < self._interval_s:
-            return []
-        self._looked = now
-        found = {path for pattern in self._patterns for path in glob.glob(pattern)} - self._known
-        ready = [path for path in sorted(found, key=natural_key) if self._settled(path, now)]
-        self._known.update(ready)
-        return [Arrived(name=Path(path).stem, path=path) for path in ready]
+def _parted(pattern: str) -> tuple[str, str]:
+    """The longest beginning that is a folder, as it stands, and the rest of a pattern."""
+    path = Path(pattern)
+    folder = next((parent for parent in path.parents if parent.is_dir()), Path())
+    return str(folder), str(path.relative_to(folder))
 
-    def _settled(self, path: str, now: float) -> bool:
-        try:
-            status = os.stat(path)
-        except OSError:  # gone again between the look and now
-            return False
-        seen = self._growing.get(path)
-        if seen is None or (seen.size, seen.modified) != (status.st_size, status.st_mtime_ns):
-            self._growing[path] = _Seen(status.st_size, status.st_mtime_ns, now)
-            return False
-        return now - seen.at >= self._settle_s
+
+# What arrived -------------------------------------------------------------------------------------------
+
+
+def with_digest(arrived: Arrived, *, go_on: Callable[[], bool] = lambda: True) -> Arrived:
+    """The same arrival with the SHA-256 of its file and what tells that it is unchanged.
+
+    Raises:
+        NotYetError: no such file, or it changed while it was read.
+        ScanError: no regular file, or it cannot be read.
+    """
+    digest, facts = digest_of(arrived.path, go_on=go_on)
+    return replace(arrived, digest=digest, size=facts.size, modified=facts.modified)
+
+
+def require_as_it_arrived(arrived: Arrived, known: Facts | None = None) -> Facts:
+    """The facts of its file, which is what it was when it arrived; cheap unless it was moved or copied.
+
+    known: other facts under which its content was found to be the same.
+
+    Raises:
+        TaskError: its content has changed.
+        NotYetError, ScanError: it cannot be read any more.
+    """
+    facts = facts_of(arrived.path)
+    if facts in (known, Facts(arrived.size, arrived.modified)) or not arrived.digest:
+        return facts
+    digest, facts = digest_of(arrived.path)
+    if digest != arrived.digest:
+        raise TaskError(
+            f"{arrived.path} is not the file that it was: SHA-256 {digest[:DIGITS]}..., but "
+            f"{arrived.digest[:DIGITS]}... when it arrived; put the old one back, or submit it again to take "
+            "it as new."
+        )
+    return facts
+
+
+def is_same_file(one: Arrived, other: Arrived) -> bool:
+    """Whether two arrivals are about the same part of one file, by whatever names, with the same content."""
+    parts = [(each.digest, each.region, each.held_out) for each in (one, other)]
+    if parts[0] != parts[1] or not one.digest:
+        return False
+    try:
+        return one.path == other.path or os.path.samefile(one.path, other.path)
+    except OSError:  # one of them is not there any more
+        return False

@@ -32,7 +32,12 @@ class Arrived:
     held_out: Box | None = None
     """Patches that lie wholly in it are watched and tested; None: the lowest rows of the scan."""
     digest: str = ""
-    """SHA-256 of the file; rank 0 fills it in before the command is broadcast."""
+    """SHA-256 of the file; rank 0 fills it in before the command is broadcast, and the two that follow."""
+    size: int = 0
+    """Bytes of the file."""
+    modified: int = 0
+    """When the file was written last, in nanoseconds since the epoch: while both are the same, nobody reads
+    the file to compare its digest."""
 
     def __post_init__(self) -> None:
         for label in ("name", "path"):
@@ -51,6 +56,8 @@ class SetAside:
     reason: str
     task: int | None = None
     """Its number, if it had one already."""
+    digest: str = ""
+    """SHA-256 of the file that was set aside; another content may become a task."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +68,7 @@ class Watch:
     existing: bool = True
     """Whether the files that match already when the command takes effect count too."""
     known: tuple[str, ...] = ()
-    """Files that do not count; rank 0 fills in those that were there already."""
+    """Files that do not count; rank 0 fills in those that were there already, as `existing` asks."""
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,17 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from rehearsal_kit.arrivals import Watcher, with_digest, with_known
 from rehearsal_kit.commands import (
     OF_RANKS,
     Arrived,
     Command,
     Finished,
+    FinishStream,
     Note,
     Reopen,
+    Reorder,
     SetAside,
+    Skip,
     TakeCheckpoint,
     TaskDone,
     Watch,
@@ -24,10 +26,15 @@ from rehearsal_kit.commands import (
     to_plain,
     wish_of,
 )
-from rehearsal_kit.errors import RankError, RehearsalKitError, ReplayError, SettingsError
+from rehearsal_kit.errors import AlreadyTaskError, RankError, RehearsalKitError, ReplayError, SettingsError
 from rehearsal_kit.groups import Groups
 from rehearsal_kit.run_folder import Ledger, RunFolder, read_ledger
 from rehearsal_kit.script import AGAIN, Entry, Outstanding, Position, Script
+from rehearsal_kit.watcher import Watcher
+
+IN_ORDER = (Arrived, Watch, FinishStream, Skip, Reorder)
+"""Wishes that go through the reader: those whose files it reads, and those that count or name tasks, which
+must not overtake them. All others take effect meanwhile."""
 
 
 class Mailbox(Protocol):
@@ -68,8 +75,8 @@ class Control:
         self._outstanding = Outstanding()
         self._otherwise: Entry | None = None
         self._waiting: deque[Wish] = deque()
-        self._newest: dict[str, int] = {}
-        """By holder: the number of its newest wish; each sends its wishes in order."""
+        self._received: set[tuple[str, int]] = set()
+        """Holders and numbers of wishes; not all before the newest are answered, as some wait for files."""
         self.decided = 0
         """Step boundaries that were passed, waiting included."""
         self.given_up = False
@@ -168,7 +175,8 @@ class Control:
         return next((text for text in self._groups.gather(trouble) if text), "")
 
     def close(self) -> None:
-        """Close the ledger."""
+        """End the reader and close the ledger."""
+        self._watcher.close()
         if self._effects is not None:
             self._effects.close()
 
@@ -177,9 +185,11 @@ class Control:
     def _catch_up(self, run: RunFolder) -> None:
         """What this run's ledgers say: wishes not answered yet, files that have arrived, patterns watched."""
         for entry in read_ledger(run.effects):
-            holder = entry.get("holder", "")
-            self._newest[holder] = max(self._newest.get(holder, 0), entry["number"])
-            if entry["kind"] in ("Arrived", "SetAside"):
+            self._received.add((entry.get("holder", ""), entry["number"]))
+            if entry["kind"] == "SetAside" and entry.get("task") is None:
+                path, digest = run.find(entry["path"]), entry.get("digest", "")
+                self._watcher.set_aside(Arrived(name=entry["name"], path=path, digest=digest))
+            elif entry["kind"] in ("Arrived", "SetAside"):
                 self._watcher.know(run.find(entry["path"]))
             elif entry["kind"] == "Watch" and "refused" not in entry:
                 self._watcher.watch(entry["pattern"], known=entry["known"])
@@ -192,8 +202,8 @@ class Control:
 
     def _receive(self, wish: Wish) -> None:
         # A wish may come twice, from the ledger and from the mailbox, after ranks were started anew.
-        if not wish.number or wish.number > self._newest.get(wish.holder, 0):
-            self._newest[wish.holder] = max(self._newest.get(wish.holder, 0), wish.number)
+        if not wish.number or (wish.holder, wish.number) not in self._received:
+            self._received.add((wish.holder, wish.number))
             self._waiting.append(wish)
 
     def _collect(self, position: Position, *, due: bool, idle: bool) -> dict[str, Any]:
@@ -225,41 +235,42 @@ class Control:
         if self._outstanding:
             return
         while self._waiting:
-            yield to_plain(self._completed(self._waiting.popleft(), position))
-        for arrived in self._watcher.poll():
-            yield to_plain(self._completed(Wish(0, arrived), position))
+            wish = self._waiting.popleft()
+            if isinstance(wish.command, IN_ORDER):
+                self._ask(wish)
+                continue
+            yield from map(to_plain, self._came())
+            yield to_plain(wish)
+        yield from map(to_plain, self._came())
 
-    def _completed(self, wish: Wish, position: Position) -> Wish:
-        """With what rank 0 alone can say: the digest of a file, the files that a pattern matches already."""
+    def _ask(self, wish: Wish) -> None:
+        """Have the reader complete a wish; it is given whole paths."""
         command = wish.command
-        if isinstance(command, Watch):
-            command = with_known(command)
-            self._watcher.watch(command.pattern, known=command.known)
-            return replace(wish, command=command)
-        if not isinstance(command, Arrived):
-            return wish
-        command = replace(command, path=self._run.inside(command.path))
-        try:
-            return replace(wish, command=self._with_digest(command))
-        except OSError as error:
-            words = error.strerror or str(error)
-            reason = f"{command.path} cannot be read: {words} (rank 0, before step {position[1]})"
-            return replace(wish, command=SetAside(name=command.name, path=command.path, reason=reason))
+        if isinstance(command, Arrived):
+            command = replace(command, path=self._run.find(command.path))
+        self._watcher.ask(replace(wish, command=command))
 
-    def _with_digest(self, command: Arrived) -> Arrived:
-        found = replace(command, path=self._run.find(command.path))
-        return replace(command, digest=with_digest(found).digest)
+    def _came(self) -> Iterator[Wish]:
+        """What the reader has ready; files in the run folder are written down by their place in there."""
+        for wish in self._watcher.poll():
+            command = wish.command
+            if isinstance(command, Arrived | SetAside):
+                command = replace(command, path=self._run.inside(command.path))
+            yield replace(wish, command=command)
 
     # Votes ----------------------------------------------------------------------------------------------
 
     def _vote(self, position: Position, decision: Decision, prepare: Prepare) -> Decision:
-        wish, refused, commit = decision.wish, decision.refused, _nothing
+        wish, refused, commit, twice = decision.wish, decision.refused, _nothing, False
+        command = wish.command
         if not refused:
-            commit, refused = self._prepared(position, wish.command, prepare)
-        if refused and isinstance(wish.command, Arrived):
-            aside = SetAside(name=wish.command.name, path=wish.command.path, reason=refused)
+            commit, refused, twice = self._prepared(position, command, prepare)
+        if refused and isinstance(command, Arrived) and not twice:
+            aside = SetAside(name=command.name, path=command.path, reason=refused, digest=command.digest)
             wish, refused, commit = replace(wish, command=aside), "", prepare(aside)
             self._outstanding.renumbered |= decision.again
+            if self._groups.rank == 0:
+                self._watcher.set_aside(replace(command, path=self._run.find(command.path)))
         decision = Decision(wish, refused, decision.again)
         if self._effects is not None:
             self._effects.append(self._entry(position, decision))
@@ -273,11 +284,8 @@ class Control:
         commit: Commit = _nothing
         if not before.refused:
             self.repeating = True
-            commit, trouble = self._prepared(position, command, prepare)
+            commit, trouble, _ = self._prepared(position, command, prepare)
             self.repeating = False
-            # Ranks of the run itself have looked before they chose to follow.
-            look = self._groups.rank == 0 and not self._script.ours
-            trouble = trouble or self.agree(changed_since(command, self._run) if look else "")
             if trouble:
                 raise self._cannot_be(
                     f"{type(command).__name__} took effect at step {position[1]} of branch {position[0]} "
@@ -287,27 +295,18 @@ class Control:
         commit()
         return before
 
-    def _changed(self, command: Command) -> str:
-        """What is not as it was when a recorded command took effect; empty if nothing is."""
-        if not isinstance(command, Arrived):
-            return ""
-        try:
-            now = self._with_digest(command).digest
-        except OSError as error:
-            return f"{command.path} cannot be read: {error.strerror or error}; put the file back."
-        if now != command.digest:
-            then = command.digest
-            return f"{command.path} is not the file that it was: SHA-256 {now[:16]}..., not {then[:16]}..."
-        return ""
-
-    def _prepared(self, position: Position, command: Command, prepare: Prepare) -> tuple[Commit, str]:
+    def _prepared(self, position: Position, command: Command, prepare: Prepare) -> tuple[Commit, str, bool]:
+        """How to carry out a command, why it cannot be, and whether that is because it is a task already."""
         trouble: str = ""
         commit: Commit = _nothing
+        twice = False
         try:
             commit = prepare(command)
         except Exception as error:  # whatever one rank cannot do, none does, and the run goes on
             trouble = said(error, rank=self._groups.rank, step=position[1])
-        return commit, self.agree(trouble)
+            twice = isinstance(error, AlreadyTaskError)
+        reason = self.agree(trouble)
+        return commit, reason, bool(reason) and bool(self.agree("twice" if twice else ""))
 
     def _fact(self, position: Position, command: SetAside | TaskDone | Finished) -> None:
         if self._effects is None:
@@ -368,20 +367,6 @@ def said(error: Exception, *, rank: int, step: int) -> str:
     """What an error says, and where; with its type where it is not one of ours, which say enough."""
     words = str(error) if isinstance(error, RehearsalKitError) else f"{type(error).__name__}: {error}"
     return f"{words} (rank {rank}, before step {step})"
-
-
-def changed_since(command: Command, run: RunFolder) -> str:
-    """What is not as it was when a recorded command took effect; empty if nothing is."""
-    if not isinstance(command, Arrived):
-        return ""
-    try:
-        now = with_digest(replace(command, path=run.find(command.path))).digest
-    except OSError as error:
-        return f"{command.path} cannot be read: {error.strerror or error}; put the file back."
-    if now != command.digest:
-        then = command.digest
-        return f"{command.path} is not the file that it was: SHA-256 {now[:16]}..., not {then[:16]}..."
-    return ""
 
 
 def _without_position(entry: Mapping[str, Any], *, recorded: bool = False) -> dict[str, Any]:

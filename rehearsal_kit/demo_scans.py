@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from rehearsal_kit.arrivals import natural_key
+from rehearsal_kit.arrivals import matching
 from rehearsal_kit.commands import Arrived
 from rehearsal_kit.errors import ScanError
 from rehearsal_kit.scan_tasks import regions
@@ -56,7 +56,7 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
     """
     found: list[Path] = []
     for pattern in patterns:
-        matches = sorted(glob.glob(str(Path(pattern).expanduser())), key=natural_key)
+        matches = matching(str(Path(pattern).expanduser().absolute()))
         if not matches and glob.has_magic(pattern):
             raise ScanError(f"no file matches {pattern!r}; check the folder, and quote the pattern.")
         found += [Path(match).absolute() for match in matches or [pattern]]

@@ -3,8 +3,10 @@
 RehearsalKitError
 ├── SettingsError     a setting or a command outside what is allowed (also a ValueError)
 ├── ScanError         a file that cannot be read as a scan (also a ValueError)
+│   └── NotYetError        one that is not there, or not whole, but may be once its writer has finished
 ├── DatasetError      a data set that is missing or damaged (also a ValueError)
 ├── TaskError         tensors that cannot be read as a task, or do not fit the run (also a ValueError)
+│   └── AlreadyTaskError   a file that is a task of the run already
 ├── ExportError       a network that cannot be written as ONNX, or not computed the same from there
 ├── SnapshotError     a snapshot of a buffer that is broken or incomplete (also a ValueError)
 ├── CheckpointError   a checkpoint that is broken, incomplete or of another run (also a ValueError)
@@ -30,12 +32,27 @@ class ScanError(RehearsalKitError, ValueError):
     """A file that cannot be read as a scan; names the file and, where known, the dataset."""
 
 
+class NotYetError(ScanError):
+    """A file that may be good later: missing, empty, cut short, or still open in the program that writes it.
+
+    held: whether it is seen that a writer is at work.
+    """
+
+    def __init__(self, message: str, *, held: bool = False) -> None:
+        super().__init__(message)
+        self.held = held
+
+
 class DatasetError(RehearsalKitError, ValueError):
     """A data set that is missing or damaged; names the file or the folder."""
 
 
 class TaskError(RehearsalKitError, ValueError):
     """Tensors that cannot be read as a task, or that do not fit the network or the tasks before."""
+
+
+class AlreadyTaskError(TaskError):
+    """A file that arrives a second time while it is a task of the run."""
 
 
 class ExportError(RehearsalKitError):

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rehearsal_kit.groups import Groups
+from rehearsal_kit.layout import Samples
 from rehearsal_kit.learner import Learner
 from rehearsal_kit.reporter import Reporter
 from rehearsal_kit.stream import Stream
 from rehearsal_kit.tasks import HELD_OUT
-from rehearsal_kit.telemetry import UNTRAINED, Evaluated
+from rehearsal_kit.telemetry import UNTRAINED, Evaluated, Unevaluated
 
 
 class Evaluation:
     """Evaluates and tells; all ranks call the same methods at the same step.
 
+    A task whose file cannot be read any more, on any rank, is left open by all of them, and so is one without
+    a sample: that is told once, and no reason to end a run.
+
     After a task: that one and at most `earlier` of those before it, the longest not evaluated first and
     the first task always. At the end: all. Per task that is a constant, not the number of tasks.
     """
 
-    def __init__(self, learner: Learner, stream: Stream, *, reporter: Reporter, earlier: int) -> None:
+    def __init__(
+        self, learner: Learner, stream: Stream, *, groups: Groups, reporter: Reporter, earlier: int
+    ) -> None:
         self._learner = learner
         self._stream = stream
+        self._groups = groups
         self._reporter = reporter
         self._earlier = earlier
         self.newest = UNTRAINED
@@ -33,6 +41,8 @@ class Evaluation:
         """After which task each was last evaluated."""
         self._errors: dict[int, tuple[int, float]] = {}
         """After which task each had which watched error."""
+        self._left_open: dict[tuple[int, str], str] = {}
+        """Which tasks and splits could not be evaluated when that was tried last, and why."""
 
     def before(self, task: int, *, step: int) -> None:
         """A task about to be trained, by the network as it is and by the untrained one: forward transfer."""
@@ -97,7 +107,15 @@ class Evaluation:
     def _tell(self, task: int, split: str, *, after: int, step: int) -> bool:
         if self._stream[task] is None:
             return True
-        scores = self._learner.quality(self._stream.held_out(task, split))
+        reading = _Reading(self._stream.held_out(task, split))
+        scores = self._learner.quality(reading)
+        reason = next((text for text in self._groups.gather(reading.trouble) if text), "")
+        if not reason and not scores.errors:
+            reason = f"none of its {split} samples has any counts"
+        if reason:
+            self._leave_open(task, split, after=after, step=step, reason=reason)
+            return True
+        self._left_open.pop((task, split), None)
         if not all(map(math.isfinite, scores.errors.values())):
             return False  # a network that predicts no numbers has no error; what became of it the loss tells
         if split == "watched" and after != UNTRAINED:
@@ -113,3 +131,24 @@ class Evaluation:
             )
         )
         return True
+
+    def _leave_open(self, task: int, split: str, *, after: int, step: int, reason: str) -> None:
+        if split == "watched" and after != UNTRAINED:
+            self._errors.pop(task, None)
+        if (task, split) not in self._left_open:
+            self._reporter.tell(Unevaluated(step=step, after=after, task=task, split=split, reason=reason))
+        self._left_open[task, split] = reason
+
+
+class _Reading:
+    """Batches up to the one that cannot be read. Why it cannot is kept, and the others are met."""
+
+    def __init__(self, batches: Iterator[Samples]) -> None:
+        self.trouble = ""
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[Samples]:
+        try:
+            yield from self._batches
+        except Exception as error:  # whatever is wrong with one file, the run must go on
+            self.trouble = str(error) or type(error).__name__

@@ -45,20 +45,20 @@ class Groups:
         """The text of rank 0, on every rank. An empty one costs a single message."""
         if self.control is None:
             return text
-        payload = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8) if text else torch.empty(0)
+        payload = torch.frombuffer(bytearray(_bytes(text)), dtype=torch.uint8) if text else torch.empty(0)
         size = torch.tensor([payload.numel()])
         dist.broadcast(size, src=0, group=self.control)
         if not size.item():
             return ""
         received = payload if self.rank == 0 else torch.empty(int(size.item()), dtype=torch.uint8)
         dist.broadcast(received, src=0, group=self.control)
-        return received.numpy().tobytes().decode()
+        return _text(received.numpy().tobytes())
 
     def gather(self, text: str) -> list[str]:
         """The texts of all ranks in order of rank, on every rank."""
         if self.control is None:
             return [text]
-        payload = text.encode()
+        payload = _bytes(text)
         size = torch.tensor([len(payload)])
         sizes = [torch.empty_like(size) for _ in range(self.ranks)]
         dist.all_gather(sizes, size, group=self.control)
@@ -68,7 +68,7 @@ class Groups:
         padded = torch.frombuffer(bytearray(payload.ljust(width, b" ")), dtype=torch.uint8)
         rows = [torch.empty(width, dtype=torch.uint8) for _ in range(self.ranks)]
         dist.all_gather(rows, padded, group=self.control)
-        return [r.numpy().tobytes()[: int(s.item())].decode() for r, s in zip(rows, sizes, strict=True)]
+        return [_text(r.numpy().tobytes()[: int(s.item())]) for r, s in zip(rows, sizes, strict=True)]
 
     def gather_numbers(self, numbers: Sequence[int]) -> list[list[int]]:
         """The 64-bit integers of all ranks in order of rank, equally many on each; for the exchange."""
@@ -91,6 +91,15 @@ class Groups:
         dist.all_to_all_single(
             incoming, outgoing, output_split_sizes=received, input_split_sizes=sent, group=self.exchange
         )
+
+
+def _bytes(text: str) -> bytes:
+    # A file name may be any bytes; those that are no UTF-8 are surrogates, which must not end a vote.
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _text(content: bytes) -> str:
+    return content.decode("utf-8", "surrogatepass")
 
 
 def groups_of_world(timeout_s: float) -> Groups:

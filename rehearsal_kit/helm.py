@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import glob
 from abc import ABC, abstractmethod
 from pathlib import Path
 
+from rehearsal_kit.arrivals import require_possible
 from rehearsal_kit.commands import (
     Arrived,
     Command,
@@ -21,7 +21,6 @@ from rehearsal_kit.commands import (
     TakeCheckpoint,
     Watch,
 )
-from rehearsal_kit.errors import ScanError
 from rehearsal_kit.run_folder import RunFolder
 from rehearsal_kit.strategies.choice import steer_to
 from rehearsal_kit.strategies.strategy import Strategy
@@ -66,13 +65,13 @@ class Helm(ABC):
     def watch(self, pattern: str, *, existing: bool = True) -> int:
         """Every file that matches, now or later, becomes a task, in natural order of names.
 
-        existing: whether files that match already count too; where nothing matches yet but the folder is
-        missing, a ScanError says so.
+        A pattern that is the name of something means that, and so does the beginning of one that is the name
+        of a folder, whatever brackets and stars are in it; ScanError for a folder that is not there.
+
+        existing: whether files that match already count too.
         """
         absolute = str(Path(pattern).expanduser().absolute())
-        parent = Path(absolute).parent
-        if not glob.has_magic(str(parent)) and not parent.is_dir():
-            raise ScanError(f"cannot watch {absolute}: the folder {parent} does not exist on this machine.")
+        require_possible(absolute)
         return self._wish(Watch(pattern=absolute, existing=existing))
 
     def finish_stream(self) -> int:

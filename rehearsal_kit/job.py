@@ -26,7 +26,6 @@ from rehearsal_kit.networks.ptychonn import PtychoNN
 from rehearsal_kit.networks.resnet import ResNet
 from rehearsal_kit.preparation import Preparation
 from rehearsal_kit.run_folder import RunFolder, write_private
-from rehearsal_kit.scan_tasks import ScanExperience
 from rehearsal_kit.settings import Recovery, Rehearsal, Training, with_tuples
 from rehearsal_kit.signature import Signature
 from rehearsal_kit.strategies.choice import WEIGHTS, named_strategy, plain_strategy
@@ -82,7 +81,7 @@ def keep_inputs(job: Job, experience: Experience, signature: Signature) -> None:
         "shape": list(experience.raw_shape),
         "dtype": str(taken.dtype).removeprefix("torch."),
         "outputs": list(signature.outputs),
-        "preparation": asdict(experience.preparation) if isinstance(experience, ScanExperience) else None,
+        "preparation": None if experience.preparation is None else asdict(experience.preparation),
     }
     write_private(job.run.inputs, json.dumps(inputs, indent=2))
 

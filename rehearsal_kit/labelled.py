@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rehearsal_kit.errors import DatasetError
+from rehearsal_kit.errors import DatasetError, ScanError
+from rehearsal_kit.scans.files import open_regular
 
 Bytes = NDArray[np.uint8]
 Images = NDArray[np.float32]
@@ -182,9 +183,9 @@ def _require_files(folder: Path, names: Sequence[str], *, source: str) -> None:
 
 def _gunzip(path: Path) -> bytes:
     try:
-        with gzip.open(path) as file:
+        with open_regular(path) as plain, gzip.open(plain) as file:
             content = file.read(LARGEST_BYTES + 1)
-    except (OSError, EOFError, zlib.error) as error:
+    except (ScanError, OSError, EOFError, zlib.error) as error:
         raise DatasetError(f"{path} cannot be read as gzip: {error}. Copy the file anew.") from error
     if len(content) > LARGEST_BYTES:
         raise DatasetError(
@@ -236,7 +237,7 @@ def _read_csv(path: Path, *, columns: int) -> Bytes:
 def _read_zip(path: Path) -> tuple[list[tuple[str, str]], Bytes]:
     """(part, class) and pixels (sample, channel, row, column) of every JPEG, in order of their names."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as plain, zipfile.ZipFile(plain) as archive:
             files = sorted(
                 (info for info in archive.infolist() if not info.filename.endswith("/")),
                 key=lambda info: info.filename,
@@ -246,7 +247,7 @@ def _read_zip(path: Path) -> tuple[list[tuple[str, str]], Bytes]:
             entries = [_part_and_class(path, info.filename) for info in files]
             pixels = np.empty((len(files), 3, CIFAR_SIDE, CIFAR_SIDE), np.uint8)
             for index, info in enumerate(files):
-                pixels[index] = _decode_jpeg(_unzip(archive, info), name=f"{path}, {info.filename}")
+                pixels[index] = _decode_jpeg(_unzip(path, archive, info), name=f"{path}, {info.filename}")
     except DatasetError:
         raise
     # zipfile raises RuntimeError for what it cannot decrypt, ValueError for broken names and offsets.
@@ -265,12 +266,12 @@ def _part_and_class(path: Path, name: str) -> tuple[str, str]:
     return match[1], match[2]
 
 
-def _unzip(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+def _unzip(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
     """One entry; at most one byte more than a JPEG may have."""
     # Only with these two does zipfile decompress no more than is asked for.
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise DatasetError(
-            f"{archive.filename}, {info.filename} is compressed by method {info.compress_type}; it must be "
+            f"{path}, {info.filename} is compressed by method {info.compress_type}; it must be "
             "stored (0) or deflated (8). Zip it anew."
         )
     with archive.open(info) as file:

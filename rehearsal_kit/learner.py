@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -105,7 +105,7 @@ class Learner:
         outputs = self._forward.predict(inputs, [*self._known.kinds])
         return {name: tensor.float().cpu() for name, tensor in outputs.items()}
 
-    def quality(self, batches: Iterator[Samples]) -> Scores:
+    def quality(self, batches: Iterable[Samples]) -> Scores:
         """Errors and metrics over the batches of all ranks; changes no state.
 
         TaskError on all ranks alike where the network, or the reading of a batch, fails on any of them.

@@ -13,7 +13,9 @@ from rehearsal_kit.settings import require_integer, require_number
 
 _TRANSFORMS = ("raw", "sqrt", "log1p")
 _FITTED_ON = 64
-"""Frames that fix the scale."""
+"""Frames with counts that fix the scale."""
+_LOOKED_AT = 16 * _FITTED_ON
+"""Frames among which these are looked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +53,8 @@ class Preparation:
     def fitted(self, scan: Scan) -> Preparation:
         """The same with the scale fixed by a scan, the first task: most inputs then lie in 0..1.
 
-        The scale is the 99.9th percentile of the transformed counts of its first 64 frames. A scale that
-        is set already stays.
+        The scale is the 99.9th percentile of the transformed counts of 64 frames, spread over the whole scan:
+        its first ones may have been taken before the shutter opened. A scale that is set already stays.
 
         Raises:
             ScanError: frames that do not fit, or no counts in them.
@@ -60,12 +62,12 @@ class Preparation:
         self.require_fit(scan)
         if self.scale is not None:
             return self
-        values = self._transformed(scan.frames(range(min(len(scan), _FITTED_ON))))
-        scale = float(np.percentile(values, 99.9))
+        frames, looked_at = _lit_frames(scan)
+        scale = float(np.percentile(self._transformed(frames), 99.9)) if len(frames) else 0.0
         if scale <= 0:
             raise ScanError(
-                f"{scan.path}: the first {len(values)} frames hold next to no counts, so no scale can be "
-                "fitted; set Preparation(scale=...)."
+                f"{scan.path}: {looked_at} frames from all over the scan hold next to no counts, so no scale "
+                "can be fitted; was the shutter closed? Or set Preparation(scale=...)."
             )
         return replace(self, scale=scale)
 
@@ -104,3 +106,16 @@ class Preparation:
                 "Cropping frames would change the pixel of the object: choose another size, or reconstruct "
                 "from cropped frames."
             )
+
+
+def _lit_frames(scan: Scan) -> tuple[Frames, int]:
+    """Some frames with counts from all over a scan, and how many were looked at to find them."""
+    # The golden ratio spreads the first few of these numbers as evenly as all of them.
+    order = np.argsort(np.arange(len(scan)) * ((5**0.5 - 1) / 2) % 1, kind="stable")[:_LOOKED_AT]
+    found: list[Frames] = []
+    for begin in range(0, len(order), _FITTED_ON):
+        frames = scan.frames(np.sort(order[begin : begin + _FITTED_ON]))
+        found.append(frames[frames.any(axis=(1, 2))])
+        if sum(map(len, found)) >= _FITTED_ON:
+            break
+    return np.concatenate(found), min(len(order), begin + _FITTED_ON)

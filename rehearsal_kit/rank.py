@@ -87,7 +87,11 @@ class Rank:
             learner=self._learner,
             stream=self._stream,
             evaluation=Evaluation(
-                self._learner, self._stream, reporter=self._reporter, earlier=job.training.evaluated
+                self._learner,
+                self._stream,
+                groups=groups,
+                reporter=self._reporter,
+                earlier=job.training.evaluated,
             ),
             gallery=self.gallery,
             keeper=Keeper(

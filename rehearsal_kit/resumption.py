@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from rehearsal_kit.commands import BeginAgain, Wish, from_plain, to_plain
-from rehearsal_kit.control import changed_since, said
+from rehearsal_kit.arrivals import require_as_it_arrived
+from rehearsal_kit.commands import Arrived, BeginAgain, Wish, from_plain, to_plain
+from rehearsal_kit.control import said
 from rehearsal_kit.effects import Effects, left_outstanding
 from rehearsal_kit.equipment import Equipment
+from rehearsal_kit.errors import RehearsalKitError
 from rehearsal_kit.restoring import (
     Candidates,
     Loaded,
@@ -87,9 +89,9 @@ class Resumption:
                     )
             except Exception as error:  # whatever it is, the one before may be well
                 trouble = said(error, rank=its.groups.rank, step=its.course.step)
-            trouble, lost = self._agreed(trouble, {} if ready is None else ready.gone)
+            trouble = its.control.agree(trouble)
             if ready is not None and not trouble:
-                trouble, way = self._taken_up(ready, self._way(number, ready.loaded.ranks, lost))
+                trouble, way = self._taken_up(ready, self._way(number, ready.loaded.ranks, {}))
                 if not trouble:
                     return number, way
             its.reporter.tell(CheckpointFailed(checkpoint=number, reason=trouble))
@@ -127,16 +129,6 @@ class Resumption:
         except Exception as error:
             trouble = said(error, rank=its.groups.rank, step=ready.course.step)
         return its.control.agree(trouble)
-
-    def _agreed(self, trouble: str, gone: Mapping[int, str]) -> tuple[str, dict[int, str]]:
-        """The first trouble of any rank, and all that is gone for some rank, with the first reason."""
-        answers = [
-            json.loads(text) for text in self._with.groups.gather(json.dumps([trouble, [*gone.items()]]))
-        ]
-        lost: dict[int, str] = {}
-        for _, pairs in reversed(answers):
-            lost |= dict(pairs)
-        return next((words for words, _ in answers if words), ""), dict(sorted(lost.items()))
 
     def _way(self, number: int, ranks: int, lost: Mapping[int, str]) -> _Way:
         """What rank 0 finds of what holds after a checkpoint; broadcast."""
@@ -205,4 +197,9 @@ def _gone(entry: Entry, run: RunFolder) -> str:
         return ""
     beside = ("branch", "step", "world_size", "number", "holder", AGAIN)
     arrived = from_plain({name: value for name, value in entry.items() if name not in beside})
-    return changed_since(arrived, run)
+    assert isinstance(arrived, Arrived)  # noqa: S101 - for the type checker
+    try:
+        require_as_it_arrived(replace(arrived, path=run.find(arrived.path)))
+    except RehearsalKitError as error:
+        return str(error)
+    return ""

@@ -25,6 +25,10 @@ SHARE_HELD_OUT = 0.2
 """Share of the frames whose targets lie in the held-out strip, about."""
 
 
+FRAME_BYTES = 2**28
+"""Frames that are read at once take no more than this."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScanExperience:
     """The data that a scan brings: disjoint sets of its frames, as sorted indices."""
@@ -78,18 +82,31 @@ class ScanExperience:
             ScanError: a frame that cannot be read, or with counts that are negative or not finite.
         """
         indices = self._frames(split)[places]
-        frames = self.scan.frames(indices)
-        lit = frames.any(axis=(1, 2))
+        diffraction, lit = self._diffraction(indices)
         patches = _patches(self, indices[lit])
         # numpy's angle is in [-pi, pi]; the cut belongs to one side only.
         phase = np.angle(patches)
         phase[phase <= -np.float32(np.pi)] = np.pi
         return {
-            "diffraction": self.preparation.apply(frames[lit]),
+            "diffraction": diffraction,
             "amplitude": torch.from_numpy(np.abs(patches))[:, None],
             "phase": torch.from_numpy(phase)[:, None],
             NUMBER: torch.from_numpy(indices[lit]),
         }
+
+    def _diffraction(self, indices: Indices) -> tuple[torch.Tensor, NDArray[np.bool_]]:
+        """What the network is given of those frames that have any counts, and which they are.
+
+        Frames are read a part at a time: those of a large detector would not fit into memory together.
+        """
+        rows, columns = self.scan.frame_shape
+        each = max(1, FRAME_BYTES // (4 * rows * columns))
+        prepared, lit = [], np.zeros(len(indices), bool)
+        for begin in range(0, max(1, len(indices)), each):
+            frames = self.scan.frames(indices[begin : begin + each])
+            lit[begin : begin + each] = frames.any(axis=(1, 2))
+            prepared.append(self.preparation.apply(frames[lit[begin : begin + each]]))
+        return torch.cat(prepared), lit
 
     def _frames(self, split: str) -> Indices:
         frames: Indices = getattr(self, split)
@@ -97,16 +114,20 @@ class ScanExperience:
 
 
 def open_scan_task(arrived: Arrived, preparation: Preparation) -> ScanExperience:
-    """Open the scan of a task and split it; reads positions and object, no frames.
+    """Open the scan of a task and split it, see `split_scan`."""
+    return split_scan(open_scan(arrived.path), arrived, preparation)
+
+
+def split_scan(scan: Scan, arrived: Arrived, preparation: Preparation) -> ScanExperience:
+    """Split an open scan into training, watched and test frames; reads its object, no frames.
 
     Training targets (`preparation.size` pixels around the centre) lie in `arrived.region` and do not touch
     the box that is held out. Targets wholly inside that box are held out: one half watched, one half
     tested, on two sides of a line that neither crosses.
 
     Raises:
-        ScanError: no scan, no object, frames that do not fit the preparation, or a set that is empty.
+        ScanError: no object, frames that do not fit the preparation, or a set that is empty.
     """
-    scan = open_scan(arrived.path)
     preparation.require_fit(scan)
     image = scan.object()
     size = preparation.size

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 
 from rehearsal_kit.commands import (
@@ -25,13 +25,13 @@ from rehearsal_kit.commands import (
     Stop,
     TakeCheckpoint,
 )
-from rehearsal_kit.control import Commit, said
+from rehearsal_kit.control import Commit
 from rehearsal_kit.course import Course
 from rehearsal_kit.curriculum import Curriculum, TakenUp
 from rehearsal_kit.equipment import Equipment
-from rehearsal_kit.errors import CheckpointError, RankError, SettingsError
+from rehearsal_kit.errors import CheckpointError, NotYetError, RankError, SettingsError
 from rehearsal_kit.exchange import GroupExchange
-from rehearsal_kit.experiences import open_experience
+from rehearsal_kit.experiences import ArrivedExperience, Shelf
 from rehearsal_kit.in_force import InForce
 from rehearsal_kit.keeper import Copied
 from rehearsal_kit.layout import WORD
@@ -41,11 +41,9 @@ from rehearsal_kit.rehearsal import DistributedBuffer
 from rehearsal_kit.restoring import Loaded, load_checkpoint
 from rehearsal_kit.room import require_possible
 from rehearsal_kit.rounds import BufferState
-from rehearsal_kit.scan_tasks import ScanExperience
 from rehearsal_kit.settings import with_tuples
 from rehearsal_kit.strategies.choice import require_stored
 from rehearsal_kit.stream import Stream
-from rehearsal_kit.tasks import Experience
 from rehearsal_kit.telemetry import (
     UNTRAINED,
     BranchBegan,
@@ -56,6 +54,9 @@ from rehearsal_kit.telemetry import (
     TasksReordered,
 )
 
+VISIBLE_S = 5.0
+"""How long a rank waits for a file to appear on its machine that rank 0 has read on another."""
+
 
 @dataclass(frozen=True)
 class Ready:
@@ -65,9 +66,7 @@ class Ready:
     course: Course
     preparation: Preparation
     stream: Stream
-    """Its tasks in their order then; those that cannot be opened any more are as if set aside."""
-    gone: Mapping[int, str]
-    """These, and why."""
+    """Its tasks in their order then; their files are opened when something of them is asked for."""
 
 
 @dataclass(frozen=True)
@@ -97,13 +96,14 @@ class Steering:
         self._now = learning
         self._preparation = equipment.job.preparation
         self._remark = ""
+        self._shelf = Shelf()
 
     def prepare(self, command: Command) -> Commit:  # noqa: C901, PLR0911, PLR0912 - one line per kind
         """Check a command and ready it; SettingsError and others, with nothing changed, if it cannot be."""
         course, now = self._with.course, self._now
         match command:
             case Arrived():
-                experience = self._opened(command, self._preparation)
+                experience = self._opened(command)
                 return lambda: self._accept(command, experience)
             case SetAside():
                 return lambda: self._tell_set_aside(command)
@@ -146,23 +146,20 @@ class Steering:
     def ready(self, loaded: Loaded) -> Ready:
         """All that a checkpoint says, read and understood; changes nothing, and does not ask the other ranks.
 
-        Raises whatever comes of a state that is not one; a file that cannot be opened is only said.
+        Raises whatever comes of a state that is not one; no file of a task is opened.
         """
         its, state = self._with, loaded.state
         preparation = Preparation(**with_tuples(state["preparation"]))
-        stream, gone = Stream(its.groups, seed=its.job.seed), {}
+        stream = Stream(its.groups, seed=its.job.seed)
         for plain, aside in state["stream"]:
-            arrived, experience = Arrived(**with_tuples(plain)), None
-            try:
-                experience = None if aside else self._opened(arrived, preparation)
-            except Exception as error:  # moved, damaged, of another owner: the run must go on without it
-                gone[len(stream)] = said(error, rank=its.groups.rank, step=int(state["course"]["step"]))
-            stream.append(arrived, experience)
+            arrived = Arrived(**with_tuples(plain))
+            known = None if aside else self._shelf.known(self._found(arrived), preparation)
+            stream.append(arrived, known)
         stream.arrived_as(state["order"])
         if its.job.seed != state["seed"]:
             raise CheckpointError(f"it is of a run with seed {state['seed']}, this one has {its.job.seed}.")
         there = Course.from_plain(state["course"], InForce.of(its.job))
-        return Ready(loaded, there, preparation, stream, gone)
+        return Ready(loaded, there, preparation, stream)
 
     def take_up(self, ready: Ready, lost: Iterable[int]) -> None:
         """Go on where a checkpoint was taken, before the first step of this rank.
@@ -193,14 +190,26 @@ class Steering:
 
     # The stream -----------------------------------------------------------------------------------------
 
-    def _opened(self, arrived: Arrived, preparation: Preparation) -> Experience:
-        found = replace(arrived, path=self._with.job.run.find(arrived.path))
-        return open_experience(found, preparation)
+    def _found(self, arrived: Arrived) -> Arrived:
+        """With the whole path of its file, which may lie in the run folder."""
+        return replace(arrived, path=self._with.job.run.find(arrived.path))
 
-    def _accept(self, command: Arrived, experience: Experience) -> None:
+    def _opened(self, command: Arrived) -> ArrivedExperience:
+        arrived = self._found(command)
+        self._with.stream.require_new(arrived)
+        deadline = time.monotonic() + VISIBLE_S
+        while True:
+            try:
+                return self._shelf.opened(arrived, self._preparation)
+            except NotYetError:
+                # Rank 0 has just read it; on another machine a shared folder shows it a little later.
+                if self._with.groups.rank == 0 or time.monotonic() > deadline:
+                    raise
+                time.sleep(VISIBLE_S / 20)
+
+    def _accept(self, command: Arrived, experience: ArrivedExperience) -> None:
         its = self._with
-        if isinstance(experience, ScanExperience):
-            self._preparation = experience.preparation
+        self._preparation = experience.fitted
         its.reporter.tell(
             TaskArrived(
                 step=its.course.step,

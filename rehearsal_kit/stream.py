@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
+from rehearsal_kit.arrivals import is_same_file
 from rehearsal_kit.commands import Arrived
+from rehearsal_kit.errors import AlreadyTaskError, RehearsalKitError
 from rehearsal_kit.groups import Groups
 from rehearsal_kit.layout import IDENTITY, Samples
 from rehearsal_kit.tasks import NUMBER, Experience, shard
@@ -22,7 +25,8 @@ LOOKED_AT = 16
 class Stream:
     """Tasks numbered from 0 in order of arrival; one that was set aside keeps its number.
 
-    Samples are read anew whenever they are asked for, so memory does not grow with the stream.
+    Samples are read and experiences opened anew whenever they are asked for, so that memory does not grow
+    with the stream.
     """
 
     def __init__(self, groups: Groups, *, seed: int) -> None:
@@ -54,6 +58,15 @@ class Stream:
         self._order.append(len(self._order))
         self._experiences.append(experience)
         return len(self._experiences) - 1
+
+    def require_new(self, arrived: Arrived) -> None:
+        """AlreadyTaskError if this file, by whatever whole name, is a task that was not set aside."""
+        for task, (before, experience) in enumerate(zip(self._arrivals, self._experiences, strict=True)):
+            if experience is not None and is_same_file(replace(before, path=str(experience.path)), arrived):
+                raise AlreadyTaskError(
+                    f"{arrived.path} is task {task} already ({before.name}); the same file becomes a task "
+                    "again only after that was set aside, or once its content has changed."
+                )
 
     @property
     def order(self) -> list[int]:
@@ -122,15 +135,19 @@ class Stream:
             yield samples
 
     def shown(self, task: int) -> Samples | None:
-        """The watched sample of a task that previews show, (1, ...): the first with beam from the middle on.
+        """The watched sample of a task that previews show, (1, ...): the one with beam next to the middle.
 
-        None if the task was set aside, or nothing that was looked at has beam. Not to be written.
+        None if the task was set aside, its file cannot be read, or nothing that was looked at has beam. Its
+        tensors must not be written to.
         """
         experience = self._experiences[task]
         if experience is None:
             return None
         if self._shown is None or self._shown[0] is not experience:
-            self._shown = (experience, _first_lit(experience))
+            try:
+                self._shown = (experience, _lit(experience))
+            except (RehearsalKitError, OSError):  # a preview is no reason to end a run; evaluation says why
+                return None
         return self._shown[1]
 
     def _shard(self, task: int, rank: int, ranks: int) -> dict[str, torch.Tensor]:
@@ -142,14 +159,15 @@ class Stream:
         return {**samples, IDENTITY: (task << 40) + numbers}
 
 
-def _first_lit(experience: Experience) -> Samples | None:
-    """The first watched sample with beam from the middle on; of very many, some spread over all are tried."""
+def _lit(experience: Experience) -> Samples | None:
+    """The watched sample with beam next to the middle; of very many, some spread over all are tried."""
     watched = experience.count("watched")
-    rest = np.arange(watched // 2, watched)
-    if len(rest) > MOST_LOOKED_AT:
-        rest = rest[np.linspace(0, len(rest) - 1, MOST_LOOKED_AT).astype(np.int64)]
-    for places in (rest[:1], *(rest[at : at + LOOKED_AT] for at in range(1, len(rest), LOOKED_AT))):
-        samples = experience.load("watched", places)
+    # From the middle outwards: neither the first nor the last frames are typical.
+    places = np.array(sorted(range(watched), key=lambda place: abs(2 * place - watched)), np.int64)
+    if len(places) > MOST_LOOKED_AT:
+        places = places[np.linspace(0, len(places) - 1, MOST_LOOKED_AT).astype(np.int64)]
+    for some in (places[:1], *(places[at : at + LOOKED_AT] for at in range(1, len(places), LOOKED_AT))):
+        samples = experience.load("watched", some)
         if len(samples[NUMBER]):
             return {name: tensor[:1].clone() for name, tensor in samples.items()}
     return None

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rehearsal_kit.preparation import Preparation
 from rehearsal_kit.randomness import generator
 
 Indices = NDArray[np.int64]
@@ -37,6 +38,10 @@ class Experience(Protocol):
     @property
     def raw_shape(self) -> tuple[int, ...]:
         """Of one sample as it is measured, before any preparation."""
+
+    @property
+    def preparation(self) -> Preparation | None:
+        """How samples are prepared from what is measured, scale included; None where they come prepared."""
 
     @property
     def group(self) -> str | None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from rehearsal_kit.checked_values import record_of
 from rehearsal_kit.errors import SettingsError
+from rehearsal_kit.printable import printable
 from rehearsal_kit.settings import with_tuples
 
 UNTRAINED = -1
@@ -172,6 +173,20 @@ class Evaluated:
         """Sum over the fields."""
         return sum(self.errors.values())
 
+    branch: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unevaluated:
+    """Why there is no error of a task that was to be evaluated; told once, until it can be again."""
+
+    step: int
+    after: int
+    """The last task that was trained; UNTRAINED: none."""
+    task: int
+    split: str
+    """"watched" or "test"."""
+    reason: str
     branch: int = 0
 
 
@@ -356,6 +371,7 @@ Record = (
     | TaskBegan
     | Steps
     | Evaluated
+    | Unevaluated
     | TaskEnded
     | TasksReordered
     | Noted
@@ -380,6 +396,7 @@ IN_A_BRANCH = (
     TaskBegan,
     Steps,
     Evaluated,
+    Unevaluated,
     TaskEnded,
     TasksReordered,
     Noted,
@@ -391,8 +408,13 @@ _KINDS: Mapping[str, type[Any]] = {kind.__name__: kind for kind in Record.__args
 
 
 def to_plain(record: Record) -> dict[str, Any]:
-    """The record as a dictionary of plain values, with its type as `record`."""
-    return {"record": type(record).__name__, **asdict(record)}
+    """The record as a dictionary of plain values, with its type as `record`; all text in it can be printed.
+
+    Everything that people read comes through here: names of files may be any bytes, which neither Dask's
+    messages nor a terminal take.
+    """
+    values = {name: printable(value) for name, value in asdict(record).items()}
+    return {"record": type(record).__name__, **values}
 
 
 def from_plain(plain: Mapping[str, Any]) -> Record:

@@ -13,10 +13,11 @@ import torch
 from numpy.typing import NDArray
 
 from rehearsal_kit.commands import Arrived
-from rehearsal_kit.errors import SettingsError, TaskError
+from rehearsal_kit.errors import NotYetError, ScanError, SettingsError, TaskError
 from rehearsal_kit.layout import IDENTITY, RowLayout, Samples, tensor_of
 from rehearsal_kit.randomness import generator
 from rehearsal_kit.run_folder import written_whole
+from rehearsal_kit.scans.hdf5 import attribute, dataset_of, find, opened
 from rehearsal_kit.tasks import NUMBER, SPLITS, Indices
 
 Array = torch.Tensor | NDArray[Any]
@@ -64,8 +65,8 @@ class TensorTask:
             samples: Samples = getattr(self, split)
             if single := [name for name, tensor in samples.items() if not tensor.dim()]:
                 raise SettingsError(
-                    f"task {self.name!r}: {', '.join(single)} of {split} is a single number; every field needs a "
-                    "first axis for the samples."
+                    f"task {self.name!r}: {', '.join(single)} of {split} is a single number; every field needs "
+                    "a first axis for the samples."
                 )
             lengths = {len(tensor) for tensor in samples.values()}
             if _described(samples) != expected or len(lengths) != 1 or 0 in lengths:
@@ -192,9 +193,9 @@ def write_task(task: TensorTask, path: str | Path) -> Arrived:
 def is_tensor_task(path: str | Path) -> bool:
     """Whether a file was written by `write_task`; False for what is no HDF5 file at all."""
     try:
-        with h5py.File(path, "r") as file:
+        with opened(Path(path)) as file:
             return FORMAT in file.attrs
-    except OSError:
+    except ScanError:
         return False
 
 
@@ -204,6 +205,7 @@ class TensorExperience:
 
     simulated = False
     skipped = 0
+    preparation = None
 
     name: str
     path: Path
@@ -224,9 +226,10 @@ class TensorExperience:
         """
         places = np.asarray(places, np.int64)
         try:
-            with h5py.File(self.path, "r") as file:
-                samples = {name: _picked(data, places) for name, data in file[split].items()}
-        except (OSError, KeyError) as error:
+            with opened(self.path) as file:
+                fields = _fields(file, split)
+                samples = {name: _picked(data, places) for name, data in fields.items()}
+        except (OSError, ScanError, TypeError, ValueError) as error:
             raise TaskError(f"{self.path}: {split} cannot be read: {error}; write the task again.") from error
         return {**samples, NUMBER: torch.from_numpy(places)}
 
@@ -235,23 +238,26 @@ def open_tensor_task(arrived: Arrived) -> TensorExperience:
     """Look at what `write_task` wrote; reads shapes only.
 
     Raises:
+        NotYetError: no such file, or one that its writer has not finished.
         TaskError: another version, a split that is missing or has no samples, fields of unequal length.
     """
     try:
-        with h5py.File(arrived.path, "r") as file:
-            version, attributes = file.attrs.get(FORMAT), dict(file.attrs)
-            shapes = {s: {n: d.shape for n, d in file[s].items()} for s in SPLITS if s in file}
-            group = file[f"training/{attributes['group']}"] if "group" in attributes else None
-            grouped = group is None or (group.ndim == 1 and group.dtype.kind in "iu")
-    except (OSError, KeyError) as error:
-        raise TaskError(f"{arrived.path}: cannot be read as a task: {error}.") from error
+        with opened(Path(arrived.path)) as file:
+            version, inputs, group = (attribute(file, name) for name in (FORMAT, "inputs", "group"))
+            shapes = {s: {n: d.shape for n, d in _fields(file, s).items()} for s in SPLITS if find(file, s)}
+            groups = None if group is None else dataset_of(file, f"training/{group}")
+            grouped = groups is None or (groups.ndim == 1 and groups.dtype.kind in "iu")
+    except NotYetError:
+        raise
+    except ScanError as error:
+        raise TaskError(f"{arrived.path}: cannot be read as a task: {error}") from error
     if not grouped:
-        raise TaskError(f"{arrived.path}: its group {attributes['group']} must hold one integer a sample.")
+        raise TaskError(f"{arrived.path}: its group {group} must hold one integer a sample.")
     lengths = {
         split: {shape[0] if shape else 0 for shape in fields.values()} for split, fields in shapes.items()
     }
     sound = set(lengths) == set(SPLITS) and all(len(n) == 1 and 0 not in n for n in lengths.values())
-    inputs = str(attributes.get("inputs", ""))
+    inputs = str(inputs or "")
     if version != VERSION or not sound or inputs not in shapes.get("training", {}):
         raise TaskError(
             f"{arrived.path}: version {version}, inputs {inputs!r}, samples by split {lengths}; a task has "
@@ -264,10 +270,24 @@ def open_tensor_task(arrived: Arrived) -> TensorExperience:
         name=arrived.name,
         path=Path(arrived.path),
         inputs=inputs,
-        group=str(attributes["group"]) if "group" in attributes else None,
+        group=None if group is None else str(group),
         raw_shape=shapes["training"][inputs][1:],
         counts={split: n.pop() for split, n in lengths.items()},
     )
+
+
+def _fields(file: h5py.File, split: str) -> dict[str, h5py.Dataset]:
+    """The fields of a split; ScanError for what is none, lies in another file, or is not made of numbers."""
+    group = find(file, split)
+    if not isinstance(group, h5py.Group):
+        raise ScanError(f"{file.filename}: there is no group {split}.")
+    fields = {name: dataset_of(file, f"{split}/{name}") for name in group}
+    for name, dataset in fields.items():
+        if dataset.dtype.kind not in "biufc":
+            raise ScanError(
+                f"{file.filename}: {split}/{name} is {dataset.dtype}; it must hold numbers or booleans."
+            )
+    return fields
 
 
 def _described(samples: Samples) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
@@ -305,7 +325,8 @@ def _require_labelled(images: torch.Tensor, labels: torch.Tensor) -> None:
 
 def _picked(data: Any, places: Indices) -> torch.Tensor:
     """The rows of a dataset in the order of `places`, read block by block."""
-    picked = np.empty((len(places), *data.shape[1:]), data.dtype)
+    # In the byte order of this machine: torch takes no other.
+    picked = np.empty((len(places), *data.shape[1:]), data.dtype.newbyteorder("="))
     blocks = places // BLOCK
     for block in np.unique(blocks):
         here = blocks == block

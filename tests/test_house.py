@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -66,6 +67,42 @@ def test_no_file_is_longer_than_400_lines():
         if (n := len(p.read_text().splitlines())) > 400
     }
     assert not long
+
+
+OPENED_BY_NAME = {
+    "h5py.File",
+    "h5py.is_hdf5",
+    "np.load",
+    "numpy.load",
+    "loadmat",
+    "torch.load",
+    "open_memmap",
+}
+ON_OUR_OWN_FILES = {
+    "preview.py",  # previews of a run
+    "report.py",  # the same, read
+    "scans/cxi_writing.py",
+    "snapshots.py",  # buffers of a run
+    "tensor_tasks.py",  # write_task
+}
+DOORS = {"scans/arrays.py", "scans/hdf5.py"}
+
+
+def test_files_from_elsewhere_are_opened_by_the_doors_alone():
+    package = ROOT / "rehearsal_kit"
+    opening = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in OPENED_BY_NAME
+    }
+    assert opening == DOORS | ON_OUR_OWN_FILES
+    readers = [
+        node
+        for node in ast.walk(ast.parse((package / "tensor_tasks.py").read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "h5py.File"
+    ]
+    assert [ast.unparse(node.args[1]) for node in readers] == ["'w'"]
 
 
 def test_the_wheel_carries_notebooks_types_and_licence(tmp_path):

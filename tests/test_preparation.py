@@ -33,14 +33,15 @@ def test_frames_of_the_networks_size_are_not_altered_in_place():
     assert (frames == 9).all()
 
 
-def test_the_scale_is_fitted_once_to_the_first_64_frames(tmp_path):
-    counts = np.full((70, 8, 8), 100, np.uint16)
-    counts[64:] = 60_000
+def test_the_scale_is_fitted_once_to_frames_with_counts_from_all_over_the_scan(tmp_path):
+    counts = np.full((3000, 8, 8), 100, np.uint16)
+    counts[:2000] = 0
+    counts[2000] = 60_000
     scan = scan_of(tmp_path, counts)
     fitted = Preparation(size=4).fitted(scan)
     assert fitted.scale == pytest.approx(20)
     assert Preparation(size=4, scale=3.0).fitted(scan).scale == 3
-    assert fitted.apply(scan.frames([0])).max().item() == pytest.approx(1)
+    assert fitted.apply(scan.frames([2999])).max().item() == pytest.approx(1)
 
 
 def test_without_a_scale_nothing_is_prepared(tmp_path):

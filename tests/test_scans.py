@@ -1,3 +1,6 @@
+import fcntl
+import os
+import zipfile
 from pathlib import Path
 
 import h5py
@@ -5,7 +8,7 @@ import numpy as np
 import pytest
 from real_data import real_data
 
-from rehearsal_kit.errors import ScanError, SettingsError
+from rehearsal_kit.errors import NotYetError, ScanError, SettingsError
 from rehearsal_kit.scans.acquisition import Acquisition
 from rehearsal_kit.scans.cxi_writing import write_cxi
 from rehearsal_kit.scans.opening import open_scan
@@ -339,3 +342,144 @@ def test_what_is_no_reconstruction_says_why(tmp_path):
     }.items():
         with pytest.raises(ScanError, match=rf"{name}: .*{says}"):
             read_reconstruction(tmp_path / name)
+
+
+# Markers and masks ---------------------------------------------------------------------------------------
+
+MASK = "/entry_1/instrument_1/detector_1/mask"
+
+
+def marked(
+    path: Path, dtype: object, value: float, *, where: object = np.s_[:, 5:8], bright: int = 1
+) -> Path:
+    """The scan with a value in some pixels, without a mask."""
+    counts = (acquisition().counts * bright).astype(dtype)
+    counts[where] = value
+    replace(path, DATA, counts)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [
+        (np.uint32, 2**32 - 1),
+        (np.int32, 2**31 - 1),
+        (np.uint64, 2**64 - 1),
+        (np.int64, 2**32 - 1),
+        (np.float32, 2**32 - 1),
+        (np.uint16, 2**16 - 1),
+        (np.uint32, 2**16 - 1),
+        (np.uint16, 4095),
+        (np.int32, -1),
+        (np.int16, -2),
+        (np.float32, np.nan),
+        (">u4", 2**32 - 1),
+    ],
+)
+def test_a_gap_that_the_detector_has_marked_is_bad_without_any_mask(path, dtype, value):
+    scan = open_scan(marked(path, dtype, value))
+    assert (~scan.good_pixels).sum() == 3 * SIDE
+    assert not scan.good_pixels[5:8].any()
+    assert scan.frames(range(FRAMES)).max() < 100
+
+
+def test_unwritten_frames_do_not_hide_a_marker(path):
+    counts = acquisition().counts.astype(np.uint32)
+    counts[:, 5:8] = 2**32 - 1
+    counts[:4] = 0
+    replace(path, DATA, counts)
+    assert open_scan(path).frames(range(FRAMES)).max() < 100
+
+
+def test_a_pixel_that_is_marked_in_one_frame_is_filled_in_that_frame(path):
+    scan = open_scan(marked(path, np.uint32, 2**32 - 1, where=(3, 4, 4)))
+    assert scan.good_pixels.all()
+    frames, counts = scan.frames([2, 3]), acquisition().counts
+    np.testing.assert_array_equal(frames[0], counts[2])
+    assert frames[1, 4, 4] == np.median(np.delete(counts[3, 2:7, 2:7].ravel(), 12))
+    dead = open_scan(marked(path, np.uint32, 2**32 - 1, where=3))
+    assert not dead.frames([3]).any()  # skipped like a frame without beam
+
+
+def test_the_largest_number_of_a_narrow_type_is_a_count_where_its_neighbours_are_bright(path):
+    spot = np.s_[:, 6:9, 6:9]
+    scan = open_scan(marked(path, np.uint16, 2**16 - 1, where=spot, bright=600))
+    assert scan.good_pixels.all()
+    assert scan.frames([0])[0, 7, 7] == 2**16 - 1
+    with pytest.raises(ScanError, match=r"65535 at row 6, column 6 in every frame.*write a mask"):
+        open_scan(marked(path, np.uint16, 2**16 - 1, where=spot, bright=100))
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int32, np.uint64, np.float32])
+def test_masks_of_any_type_are_understood(path, dtype):
+    mask = np.zeros((SIDE, SIDE), dtype)
+    mask[1, 2] = 1
+    with h5py.File(path, "a") as file:
+        file[MASK] = mask
+    assert np.argwhere(~open_scan(path).good_pixels).tolist() == [[1, 2]]
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8])
+def test_a_mask_that_is_the_wrong_way_round_is_refused(path, dtype):
+    mask = np.ones((SIDE, SIDE), dtype)
+    mask[1, 2] = 0
+    with h5py.File(path, "a") as file:
+        file[MASK] = mask
+    with pytest.raises(ScanError, match=r"scan\.cxi: .*mask .*write 1 - mask"):
+        open_scan(path)
+
+
+# The door ------------------------------------------------------------------------------------------------
+
+
+def test_a_tiny_file_cannot_claim_terabytes(path):
+    with h5py.File(path, "a") as file:
+        del file[DATA]
+        file.create_dataset(DATA, (10**6, 2048, 2048), np.uint32, chunks=(1, 2048, 2048))
+    with pytest.raises(ScanError, match=r"scan\.cxi: .* says that it holds \(1000000, 2048, 2048\)"):
+        open_scan(path)
+
+
+def test_a_file_that_its_writer_holds_is_not_yet_whole(path):
+    with path.open("r+b") as writer:
+        fcntl.flock(writer, fcntl.LOCK_EX)
+        with pytest.raises(
+            NotYetError, match=r"scan\.cxi: .*still open in the program that writes it"
+        ) as raised:
+            open_scan(path)
+    assert raised.value.held
+    open_scan(path)
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "says"),
+    [
+        (DATA, h5py.Empty("f4"), "without values"),
+        (TRANSLATION, np.array(["a"], h5py.string_dtype()), "must hold numbers"),
+    ],
+)
+def test_datasets_of_an_odd_kind_are_refused_in_words(path, at, value, says):
+    with h5py.File(path, "a") as file:
+        del file[at]
+        file[at] = value
+    with pytest.raises(ScanError, match=rf"scan\.cxi: .*{says}"):
+        open_scan(path)
+
+
+def test_a_mark_in_another_file_is_not_looked_for(path):
+    with h5py.File(path, "a") as file:
+        del file["cxi_version"]
+        file["cxi_version"] = h5py.ExternalLink("/dev/zero", "/x")
+    with pytest.raises(ScanError, match="link into another file"):
+        open_scan(path)
+
+
+def test_an_array_cannot_claim_more_than_its_file_holds(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive, archive.open("object.npy", "w") as member:
+        header = {"descr": "<c16", "fortran_order": False, "shape": (10**7, 10**7)}
+        np.lib.format.write_array_header_1_0(member, header)
+    with pytest.raises(ScanError, match=r"a\.npz: object\.npy says that it holds"):
+        read_reconstruction(tmp_path / "a.npz")
+    os.mkfifo(tmp_path / "pipe.npz")
+    with pytest.raises(ScanError, match="is a named pipe"):
+        read_reconstruction(tmp_path / "pipe.npz")

@@ -253,3 +253,49 @@ def test_a_group_that_the_file_does_not_hold_is_a_matter_of_the_task(tmp_path):
             file.attrs["group"] = group
         with pytest.raises(TaskError, match=says):
             open_tensor_task(arrived)
+
+
+def altered(tmp_path, alter):
+    """A written task in which something of its training images was changed."""
+    arrived = write_task(streams()["classes"][0], tmp_path / "task.h5")
+    with h5py.File(arrived.path, "r+") as file:
+        shape = file["training/image"].shape
+        del file["training/image"]
+        alter(file["training"], shape)
+    return arrived
+
+
+@pytest.mark.parametrize(
+    ("alter", "says"),
+    [
+        (
+            lambda group, shape: group.create_dataset(
+                "image", shape, "u1", external=[("/etc/passwd", 0, h5py.h5f.UNLIMITED)]
+            ),
+            "takes its data from other files",
+        ),
+        (
+            lambda group, shape: group.__setitem__("image", h5py.ExternalLink("/etc/passwd", "/x")),
+            "link into another file",
+        ),
+        (
+            lambda group, shape: group.create_dataset("image", (shape[0], 2**40), "f4", chunks=True),
+            "claims|says",
+        ),
+        (lambda group, shape: group.create_dataset("image", data=["a"] * shape[0]), "must hold numbers"),
+        (lambda group, shape: group.create_dataset("image", data=h5py.Empty("f4")), "without values"),
+    ],
+)
+def test_a_task_file_may_not_lead_out_of_itself_or_claim_what_it_has_not(tmp_path, alter, says):
+    arrived = altered(tmp_path, alter)
+    with pytest.raises(TaskError, match=rf"task\.h5: .*{says}"):
+        open_tensor_task(arrived)
+
+
+def test_numbers_in_another_byte_order_are_the_same_numbers(tmp_path):
+    arrived = altered(
+        tmp_path, lambda group, shape: group.create_dataset("image", data=np.full(shape, 3, ">f4"))
+    )
+    samples = open_tensor_task(arrived).load("training", np.arange(2))
+    assert samples["image"].dtype == torch.float32
+    assert (samples["image"] == 3).all()

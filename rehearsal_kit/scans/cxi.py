@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from rehearsal_kit.errors import ScanError
 from rehearsal_kit.scans.acquisition import EV_TIMES_M
-from rehearsal_kit.scans.hdf5 import dataset_of, find, values_of
+from rehearsal_kit.scans.hdf5 import attribute, dataset_of, find, values_of
 from rehearsal_kit.scans.scan import Floats, Scan
 
 DETECTOR = "/entry_1/instrument_1/detector_1"
@@ -33,6 +33,8 @@ JOULE_PER_EV = 1.602176634e-19
 HAS_SIGNAL = 0x1000
 """The one bit of a CXI mask that does not make a pixel bad."""
 INVALID = 0x1
+INVERTED = 0.75
+"""Share of bad pixels above which a mask of zeros and ones must be the wrong way round."""
 
 _LENGTHS = {"m": 1.0, "mm": 1e-3, "um": 1e-6, "µm": 1e-6, "nm": 1e-9}
 _ENERGIES = {"J": 1.0, "joule": 1.0, "eV": JOULE_PER_EV, "keV": 1e3 * JOULE_PER_EV}
@@ -40,7 +42,7 @@ _ENERGIES = {"J": 1.0, "joule": 1.0, "eV": JOULE_PER_EV, "keV": 1e3 * JOULE_PER_
 
 def recognises(file: h5py.File) -> bool:
     """Whether the file says that it is CXI."""
-    return "cxi_version" in file
+    return find(file, "cxi_version") is not None
 
 
 def describe(file: h5py.File) -> Scan:
@@ -76,12 +78,12 @@ def describe(file: h5py.File) -> Scan:
         object_shape=dataset_of(file, object_at).shape if object_at else None,
         positions_px=(translations - origin) / step,
         translations_m=translations if units == "m" else None,
-        good_pixels=_good_pixels(file, frames.shape[1:]),
+        bad_pixels=np.flatnonzero(_bad_pixels(file, frames.shape[1:])),
         energy_ev=energy,
         distance_m=distance,
         detector_pixel_m=pixel,
         object_pixel_m=object_pixel,
-        simulated=bool(frames.attrs.get("simulated", False)),
+        simulated=bool(np.any(attribute(frames, "simulated") or False)),
     )
 
 
@@ -111,7 +113,7 @@ def _quantity(file: h5py.File, at: str, units: Mapping[str, float]) -> float | N
     if find(file, at) is None:
         return None
     value = float(values_of(file, at, shapes=((), (1,))).reshape(()))
-    unit = _text(file[at].attrs.get("units", next(iter(units))))
+    unit = _units(file, at, next(iter(units)))
     if unit not in units:
         raise ScanError(f"{file.filename}: {at} is in {unit!r}; known units are {', '.join(units)}.")
     if not 0 < value < np.inf:
@@ -145,7 +147,7 @@ def _translations(file: h5py.File, frames: int) -> tuple[Floats, str]:
     values = values_of(file, at, shapes=((frames, 3),)).astype(np.float64)
     if not np.isfinite(values).all():
         raise ScanError(f"{file.filename}: {at} holds positions that are not finite.")
-    units = _text(file[at].attrs.get("units", "m"))
+    units = _units(file, at, "m")
     if units != "pixel":
         if units not in _LENGTHS:
             raise ScanError(f"{file.filename}: {at} is in {units!r}; known are pixel, {', '.join(_LENGTHS)}.")
@@ -169,15 +171,26 @@ def _directions(file: h5py.File) -> Floats:
     return directions
 
 
-def _good_pixels(file: h5py.File, shape: tuple[int, int]) -> NDArray[np.bool_]:
+def _bad_pixels(file: h5py.File, shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """What the mask of the file marks: any bit but one, in whole numbers of any type, or True."""
     at = f"{DETECTOR}/mask"
     if find(file, at) is None:
-        return np.ones(shape, bool)
-    mask = values_of(file, at, shapes=(shape,), kinds="iu")
-    good: NDArray[np.bool_] = (mask & ~np.array(HAS_SIGNAL, mask.dtype)) == 0
-    if not good.any():
-        raise ScanError(f"{file.filename}: {at} marks every pixel as bad.")
-    return good
+        return np.zeros(shape, bool)
+    mask = values_of(file, at, shapes=(shape,), kinds="biuf")
+    whole = mask.dtype.kind != "f" or ((mask == np.floor(mask)) & (np.abs(mask) < 2**53)).all()
+    if not whole:
+        raise ScanError(f"{file.filename}: {at} holds numbers that are not whole; its bits are flags.")
+    bad: NDArray[np.bool_] = (mask.astype(np.int64) & ~HAS_SIGNAL) != 0
+    if bad.all():
+        raise ScanError(
+            f"{file.filename}: {at} marks every pixel as bad; a CXI mask is 0 where they are good."
+        )
+    if bad.mean() > INVERTED and mask.max() == 1:
+        raise ScanError(
+            f"{file.filename}: {at} holds only 0 and 1 and is 1 in {bad.mean():.0%} of the pixels, which are "
+            "bad then: a CXI mask is 0 where they are good. If this one is 1 there, write 1 - mask."
+        )
+    return bad
 
 
 def _object(file: h5py.File) -> tuple[str | None, Floats | None, str]:
@@ -185,8 +198,10 @@ def _object(file: h5py.File) -> tuple[str | None, Floats | None, str]:
     dataset = find(file, IMAGE)
     if dataset is None:
         return None, None, "no reconstruction: nothing to train on"
-    origin = np.asarray(dataset.attrs.get("origin", ()))
-    usable = isinstance(dataset, h5py.Dataset) and dataset.ndim == 2 and dataset.dtype.kind in "ciuf"
+    place = attribute(dataset, "origin")
+    origin = np.asarray(() if place is None else place)
+    usable = isinstance(dataset, h5py.Dataset) and len(dataset.shape or ()) == 2
+    usable = usable and dataset.dtype.kind in "ciuf"
     if not usable or origin.shape != (2,) or origin.dtype.kind not in "iuf" or not np.isfinite(origin).all():
         reason = (
             f"{IMAGE} does not say where the scan lies in it: it must be an array (row, column) with an "
@@ -196,5 +211,7 @@ def _object(file: h5py.File) -> tuple[str | None, Floats | None, str]:
     return IMAGE, origin.astype(np.float64), ""
 
 
-def _text(value: object) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+def _units(file: h5py.File, at: str, default: str) -> str:
+    """The unit that a dataset states; `default` where it states none."""
+    stated = attribute(dataset_of(file, at), "units")
+    return default if stated is None else str(stated)

@@ -1,17 +1,31 @@
-"""Careful reading of HDF5 files that came from somebody else."""
+"""The door for every HDF5 file that comes from elsewhere: nothing leads out of it, or claims what it has not.
+
+What is digested when a file arrives is that file alone, so all of its data must lie in it. A link to another
+file would also read, for its sender, whatever the person who trains may read.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from rehearsal_kit.errors import ScanError
+from rehearsal_kit.errors import NotYetError, ScanError
+from rehearsal_kit.scans.files import open_regular
+
+UNFINISHED = ("truncated", "unable to lock", "already open for write", "bad byte number", "addr overflow")
+"""What HDF5 says of a file that its writer, or a copy, has not finished."""
+FREE_BYTES = 2**28
+"""What a dataset may claim whatever the size of its file."""
+LARGEST_RATIO = 2000
+"""Bytes that a dataset may claim for each byte of its file; deflate reaches 1032 where all is zero."""
+ATTRIBUTE_BYTES = 2**16
 
 
 @contextmanager
@@ -19,38 +33,23 @@ def opened(path: Path) -> Iterator[h5py.File]:
     """The file, open for reading; closed again when the block ends.
 
     Raises:
-        ScanError: missing, not readable, empty, not HDF5, truncated, or locked by a writer.
+        NotYetError: missing, empty, truncated, or locked by its writer.
+        ScanError: not a file, not readable, or not HDF5.
     """
-    try:
-        with path.open("rb") as plain:
-            empty = not plain.read(1)
-    except FileNotFoundError as error:
-        raise ScanError(f"{path}: there is no such file.") from error
-    except OSError as error:
-        raise ScanError(f"{path}: cannot be opened: {error.strerror}.") from error
-    if empty:
-        raise ScanError(f"{path}: the file is empty (0 bytes); its writer or copy has not finished.")
-    with suppress(ImportError):  # where it is installed: registers the filters that detectors compress with
-        import hdf5plugin  # noqa: F401, PLC0415
-    if not h5py.is_hdf5(path):
-        raise ScanError(f"{path}: is not an HDF5 file, whatever its name says.")
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        hint = (
-            "its writer or copy has not finished, or was interrupted"
-            if "truncated" in str(error)
-            else "it may still be open in the program that writes it"
-        )
-        raise ScanError(f"{path}: HDF5 cannot open it ({error}); {hint}.") from error
+    with open_regular(path) as plain:
+        if not os.fstat(plain.fileno()).st_size:
+            raise NotYetError(f"{path}: the file is empty (0 bytes); its writer or copy has not finished.")
+        with suppress(
+            ImportError
+        ):  # where it is installed: registers the filters that detectors compress with
+            import hdf5plugin  # noqa: F401, PLC0415
+        file = _opened(path, plain)
     with file:
         yield file
 
 
 def find(file: h5py.File, at: str) -> h5py.Group | h5py.Dataset | None:
     """What lies at `at`, soft links followed inside the file; None if nothing does.
-
-    A file must not point outside itself: it comes from elsewhere and would read what its sender names.
 
     Raises:
         ScanError: an external link on the way, soft links that go round in circles, a virtual dataset or
@@ -59,18 +58,18 @@ def find(file: h5py.File, at: str) -> h5py.Group | h5py.Dataset | None:
     names, here, followed = at.strip("/").split("/"), "", 0
     while names:
         name = names.pop(0)
-        link = file.get(f"{here}/{name}", getlink=True)
+        link = _link(file, f"{here}/{name}")
         if link is None:
             return None
         if isinstance(link, h5py.ExternalLink):
             raise ScanError(
-                f"{file.filename}: {here}/{name} is a link into another file ({link.filename}); a scan must "
-                "lie in one file. Copy the data into it (h5repack, or h5copy -f ext)."
+                f"{file.filename}: {here}/{name} is a link into another file ({link.filename}); its data "
+                "must lie in one file. Copy the data into it (h5repack, or h5copy -f ext)."
             )
         if isinstance(link, h5py.SoftLink):
             followed += 1
             if followed > 32:
-                raise ScanError(f"{file.filename}: {at} is a circle of soft links.")
+                raise ScanError(f"{file.filename}: {at} is a circle of soft links; remove it.")
             start = "" if link.path.startswith("/") else here
             names = [part for part in f"{start}/{link.path}".split("/") if part not in ("", ".")] + names
             here = ""
@@ -84,10 +83,23 @@ def find(file: h5py.File, at: str) -> h5py.Group | h5py.Dataset | None:
 
 
 def dataset_of(file: h5py.File, at: str) -> h5py.Dataset:
-    """The dataset at `at`; ScanError if there is none, or it lies outside the file."""
+    """The dataset at `at`; ScanError if there is none, it lies outside the file, or claims too much."""
     item = find(file, at)
     if not isinstance(item, h5py.Dataset):
         raise ScanError(f"{file.filename}: there is no dataset {at}.")
+    try:
+        bytes_, shape = item.dtype.itemsize, item.shape
+    except TypeError as error:  # a type that numpy has not
+        raise ScanError(f"{file.filename}: {at} cannot be read: {error}; write it as numbers.") from error
+    if shape is None:
+        raise ScanError(f"{file.filename}: {at} is a dataset without values; write it anew.")
+    claimed, held = item.size * bytes_, os.fstat(file.id.get_vfd_handle()).st_size
+    if claimed > FREE_BYTES and claimed > LARGEST_RATIO * held:
+        raise ScanError(
+            f"{file.filename}: {at} says that it holds {shape} of {item.dtype}, {claimed} bytes, in a "
+            f"file of {held} bytes; no more than {LARGEST_RATIO} times as many are believed. Write the file "
+            "anew with the shape that its data have."
+        )
     return item
 
 
@@ -111,9 +123,64 @@ def values_of(
         raise ScanError(f"{file.filename}: {at} cannot be read: {error}; the file is damaged.") from error
 
 
+def attribute(item: h5py.Group | h5py.Dataset, name: str) -> Any:
+    """The value of an attribute, bytes as text; None if there is none.
+
+    Raises:
+        ScanError: one that is too large to be what is looked for, or of a type that cannot be read.
+    """
+    try:
+        if name not in item.attrs:
+            return None
+        size = item.attrs.get_id(name).get_storage_size()
+        value = item.attrs[name] if size <= ATTRIBUTE_BYTES else None
+    except (OSError, TypeError, ValueError, RuntimeError) as error:
+        raise ScanError(
+            f"{item.file.filename}: attribute {name} of {item.name} cannot be read: {error}; write it anew."
+        ) from error
+    if value is None or isinstance(value, h5py.Empty):
+        raise ScanError(
+            f"{item.file.filename}: attribute {name} of {item.name} has {size} bytes; there must be 1 to "
+            f"{ATTRIBUTE_BYTES}."
+        )
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def _opened(path: Path, plain: BinaryIO) -> h5py.File:
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        words = str(error)
+        if "signature not found" in words:
+            raise ScanError(f"{path}: is not an HDF5 file, whatever its name says.") from error
+        if any(unfinished in words for unfinished in UNFINISHED):
+            held = "unable to lock" in words or "open for write" in words
+            hint = (
+                "it is still open in the program that writes it (or was when that died: h5clear -s frees it)"
+                if held
+                else "its writer or copy has not finished, or was interrupted"
+            )
+            raise NotYetError(f"{path}: HDF5 cannot open it ({error}); {hint}.", held=held) from error
+        raise ScanError(f"{path}: HDF5 cannot open it ({error}); copy or write it anew.") from error
+    ours, theirs = os.fstat(plain.fileno()), os.fstat(file.id.get_vfd_handle())
+    if (ours.st_dev, ours.st_ino) != (theirs.st_dev, theirs.st_ino):
+        file.close()
+        raise NotYetError(f"{path}: another file took its place while it was opened.")
+    return file
+
+
+def _link(file: h5py.File, at: str) -> h5py.HardLink | h5py.SoftLink | h5py.ExternalLink | None:
+    try:
+        return file.get(at, getlink=True)
+    except (TypeError, RuntimeError, ValueError) as error:  # a kind of link that h5py does not know
+        raise ScanError(
+            f"{file.filename}: {at} is a link that cannot be followed: {error}; copy the data there."
+        ) from error
+
+
 def _require_own_data(file: h5py.File, at: str, item: h5py.Group | h5py.Dataset) -> None:
     if isinstance(item, h5py.Dataset) and (item.is_virtual or item.external):
         raise ScanError(
-            f"{file.filename}: {at} takes its data from other files (a virtual or external dataset); a scan "
-            "must lie in one file. Copy the data into it (h5repack)."
+            f"{file.filename}: {at} takes its data from other files (a virtual or external dataset); its "
+            "data must lie in one file. Copy the data into it (h5repack)."
         )

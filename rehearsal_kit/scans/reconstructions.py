@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.io import loadmat
-from scipy.io.matlab import MatReadError
 
 from rehearsal_kit.errors import ScanError
 from rehearsal_kit.scans.acquisition import Acquisition
+from rehearsal_kit.scans.arrays import Arrays, arrays_of
 from rehearsal_kit.scans.scan import Floats, patch_corners
-
-Arrays = Mapping[str, NDArray[Any]]
 
 MEASURED_FIELDS = ("data", "scan_nominal", "scan_true")
 MEASURED_WITH = "epie_reconstruction.npz"
@@ -49,7 +44,7 @@ def read_reconstruction(path: str | Path) -> Reconstruction:
         ScanError: no such file, not of its kind, no known layout, or positions outside the object.
     """
     path = Path(path)
-    arrays = _arrays(path)
+    arrays = arrays_of(path)
     readers = ((_RPIE_FIELDS, _rpie), (_PTYCHOPINN_FIELDS, _ptychopinn), (_CDTOOLS_FIELDS, _cdtools))
     for fields, read in readers:
         if set(fields) <= set(arrays):
@@ -62,7 +57,7 @@ def read_reconstruction(path: str | Path) -> Reconstruction:
 
 def is_measured(path: str | Path) -> bool:
     """Whether an .npz file holds measured counts with positions."""
-    return set(MEASURED_FIELDS) <= set(_arrays(Path(path)))
+    return set(MEASURED_FIELDS) <= set(arrays_of(Path(path)))
 
 
 def read_measured(path: str | Path) -> Acquisition:
@@ -74,8 +69,8 @@ def read_measured(path: str | Path) -> Acquisition:
         ScanError: no such files, a field is missing, or numbers of frames that differ.
     """
     path = Path(path)
-    arrays, beside = _arrays(path), path.with_name(MEASURED_WITH)
-    found = _arrays(beside)
+    arrays, beside = arrays_of(path), path.with_name(MEASURED_WITH)
+    found = arrays_of(beside)
     for name, fields, have in ((path, MEASURED_FIELDS, arrays), (beside, _RPIE_FIELDS, found)):
         missing = set(fields) - set(have)
         if missing:
@@ -98,22 +93,6 @@ def read_measured(path: str | Path) -> Acquisition:
 def _is_covered(coverage: NDArray[Any], corner: NDArray[np.int64], side: int) -> bool:
     row, column = corner + side // 4
     return bool(coverage[row : row + side // 2, column : column + side // 2].min() > 0.03)
-
-
-def _arrays(path: Path) -> Arrays:
-    """The numeric arrays of a file by name; nothing in it is ever unpickled."""
-    if not path.is_file():
-        raise ScanError(f"{path}: there is no such file.")
-    try:
-        if path.suffix == ".mat":
-            return {name: value for name, value in loadmat(path).items() if not name.startswith("__")}
-        with np.load(path, allow_pickle=False) as archive:
-            return dict(archive)
-    except (OSError, ValueError, TypeError, NotImplementedError, zipfile.BadZipFile, MatReadError) as error:
-        raise ScanError(
-            f"{path}: cannot be read as {path.suffix or 'a file without suffix'} ({error}); .npz without "
-            "pickled objects and MATLAB v5 .mat are known."
-        ) from error
 
 
 def _rpie(name: str, arrays: Arrays) -> Reconstruction:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from rehearsal_kit.errors import ScanError
 from rehearsal_kit.scans.hdf5 import dataset_of, opened, values_of
+from rehearsal_kit.scans.markers import markers_in
 
 Floats = NDArray[np.float64]
 Frames = NDArray[np.float32]
@@ -46,8 +47,8 @@ class Scan:
     """Centre of each patch (frame, 2), row and column, in pixels of the object array."""
     translations_m: Floats | None = field(default=None, repr=False)
     """Displacement of the probe over the object (frame, 2), m; None if the file holds pixels only."""
-    good_pixels: NDArray[np.bool_] = field(repr=False)
-    """True where the detector can be trusted (row, column)."""
+    bad_pixels: NDArray[np.int64] = field(repr=False)
+    """Pixels in which the detector cannot be trusted, counted row by row: few, unlike a mask."""
     energy_ev: float | None
     distance_m: float | None
     detector_pixel_m: float | None
@@ -58,6 +59,13 @@ class Scan:
 
     def __len__(self) -> int:
         return len(self.positions_px)
+
+    @property
+    def good_pixels(self) -> NDArray[np.bool_]:
+        """True where the detector can be trusted (row, column)."""
+        good = np.ones(self.frame_shape, bool)
+        good.ravel()[self.bad_pixels] = False
+        return good
 
     @property
     def has_object(self) -> bool:
@@ -81,6 +89,9 @@ class Scan:
     def frames(self, indices: Sequence[int] | NDArray[np.int64]) -> Frames:
         """Counts (frame, row, column), DC in the centre, bad pixels filled from their neighbours.
 
+        A pixel that holds the largest number of its type in one of the frames is bad in that frame. A frame
+        without any good pixel has no counts.
+
         Raises:
             ScanError: an index outside the scan, a chunk that cannot be read, a count in a good pixel that
                 is negative or not finite; names the file, the dataset and the frame.
@@ -88,13 +99,15 @@ class Scan:
         wanted = self._checked(indices)
         numbers, back = np.unique(wanted, return_inverse=True)
         counts = np.empty((len(numbers), *self.frame_shape), np.float32)
+        good = self.good_pixels
         with opened(self.path) as file:
             dataset = dataset_of(file, self.frames_at)
             for first, last in _runs(numbers):
                 place = slice(*np.searchsorted(numbers, (first, last)))
-                counts[place] = self._read(dataset, first, last)
-        self._require_counts(counts, numbers)
-        _fill(counts, self.good_pixels)
+                block = self._read(dataset, first, last)
+                counts[place] = block
+                self._require_counts(counts[place], numbers[place], good)
+                _fill(counts[place], good, markers_in(block))
         ordered: Frames = counts[back]
         return ordered
 
@@ -143,9 +156,9 @@ class Scan:
             ) from error
         return block
 
-    def _require_counts(self, counts: Frames, numbers: NDArray[np.int64]) -> None:
+    def _require_counts(self, counts: Frames, numbers: NDArray[np.int64], good: NDArray[np.bool_]) -> None:
         # NaN compares false, so this catches it together with the negative ones.
-        wrong = ~((counts >= 0) & (counts < np.inf)) & self.good_pixels
+        wrong = ~((counts >= 0) & (counts < np.inf)) & good
         if wrong.any():
             at, row, column = np.argwhere(wrong)[0]
             raise ScanError(
@@ -162,12 +175,29 @@ def _runs(numbers: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
             yield int(run[0]), int(run[-1]) + 1
 
 
-def _fill(counts: Frames, good: NDArray[np.bool_]) -> None:
+def _fill(counts: Frames, good: NDArray[np.bool_], marked: NDArray[np.bool_] | None) -> None:
     """Set bad pixels to the median of the good ones in 5 x 5 pixels around, in place.
 
-    Wide gaps are filled from their rim inwards.
+    marked: pixels (frame, row, column) that are bad in one frame only.
     """
+    alone = np.zeros(len(counts), bool) if marked is None else (marked & good).any(axis=(1, 2))
+    for each in np.flatnonzero(alone):
+        assert marked is not None  # noqa: S101 - for the type checker
+        _fill_alike(counts[each : each + 1], good & ~marked[each])
+    if alone.any():
+        others = counts[~alone]
+        _fill_alike(others, good)
+        counts[~alone] = others
+    else:
+        _fill_alike(counts, good)
+
+
+def _fill_alike(counts: Frames, good: NDArray[np.bool_]) -> None:
+    """Fill frames that have the same bad pixels, wide gaps from their rim inwards."""
     known = good.copy()
+    if not known.any():
+        counts[:] = 0
+        return
     while not known.all():
         near = np.pad(known, 2)
         rows, columns = np.nonzero(~known)
