@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 from distributed import Worker
+from distributed.comm.addressing import get_address_host
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from rehearsal_kit.commands import Stop, Wish
-from rehearsal_kit.errors import ReplayError, SettingsError
+from rehearsal_kit.errors import ClusterError, ReplayError, SettingsError
 from rehearsal_kit.groups import Meeting, meet
 from rehearsal_kit.job import Job
 from rehearsal_kit.orders import HostStatus, Order
@@ -157,6 +158,7 @@ class RankHost(WorkerPlugin):
                 ranks=order.ranks,
                 timeout_s=order.timeout_s,
                 device=device,
+                address=get_address_host(self._worker.contact_address or self._worker.address),
             )
             with meet(meeting) as groups:
                 hosted.rank = Rank(
@@ -173,7 +175,7 @@ class RankHost(WorkerPlugin):
         except Exception as failure:
             where = traceback.extract_tb(failure.__traceback__)[-1]
             hosted.failed_at = time.time()
-            hosted.fatal = isinstance(failure, (SettingsError, ReplayError))
+            hosted.fatal = isinstance(failure, (SettingsError, ReplayError, ClusterError))
             hosted.error = (
                 f"{type(failure).__name__}: {failure} ({where.name}, {where.filename}:{where.lineno})"
             )
