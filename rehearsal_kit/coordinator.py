@@ -11,7 +11,7 @@ import contextlib
 import logging
 import secrets
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ GRACE_S = 3.0
 """What a rank has to end by itself once another has failed; then its worker is restarted."""
 RESTART_TIMEOUT_S = 30.0
 LONGEST_PAUSE_S = 30.0
+KNOWN_RUNS = 10
+"""Runs that are over and are remembered, for kernels that have not heard of their end."""
 WIND_DOWN_S = 10.0
 """What runs have to stop and write their last checkpoint when their cluster ends."""
 
@@ -172,7 +174,8 @@ class Coordinator(SchedulerPlugin):
         run = self._runs[topic]
         if take or not run.holder:
             run.holder, run.held_last = holder, ""
-            self._tell(run, LeaseTaken(holder=holder, time=time.time()))
+            if not run.outcome:  # nothing is written to a run that is over
+                self._tell(run, LeaseTaken(holder=holder, time=time.time()))
         return run.holder == holder
 
     def release(self, topic: str, holder: str) -> None:
@@ -213,6 +216,17 @@ class Coordinator(SchedulerPlugin):
             raise
         except Exception as error:
             self._give_up(run, f"the coordinator failed: {type(error).__name__}: {error}")
+        self._forget(run)
+
+    def _forget(self, run: Watched) -> None:
+        """Keep of a run that is over what `look` tells; its job is as large as its network."""
+        run.order = replace(run.order, job=b"")
+        run.ledger.close()
+        self._scheduler._broker.truncate(run.order.topic)
+        over = [topic for topic, each in self._runs.items() if each.outcome]
+        for topic in over[:-KNOWN_RUNS]:
+            del self._runs[topic]
+            self._scheduler._broker._topics.pop(topic, None)
 
     async def _generation(self, run: Watched) -> str:
         run.workers = await self._assembled(run)
