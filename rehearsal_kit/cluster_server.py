@@ -6,6 +6,7 @@ It ends when told to, when its scheduler closes, or when nobody has used it for 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -39,8 +40,6 @@ LOG = logging.getLogger(__name__)
 PLUGIN = "rehearsal-kit-server"
 CHECK_S = 0.2
 LISTENERS_CHECK_S = 3.0
-REPLACE_TIMEOUT_S = 60.0
-"""The event loop may be busy for so long; what is asked of it returns at once."""
 
 # Our ranks are no tasks: Dask must neither steal, retry nor profile, nor kill a worker for the memory of a
 # rehearsal buffer that it knows nothing of, nor for a long call that holds the interpreter.
@@ -214,6 +213,7 @@ def serve(files: ClusterFiles, scratch: str) -> None:
         with _start(order, files, scratch=scratch) as cluster:
             cluster.scheduler.add_plugin(plugin)
             _require_bound(interface)
+            cluster.loop.add_callback(_replace_closed, cluster)
             plugin.begin()
             _tell(cluster, order, files, scratch=scratch, code=code)
             _watch(cluster, plugin, interface, idle_timeout_s=order.idle_timeout_s)
@@ -280,24 +280,22 @@ def _watch(
         if time.monotonic() - looked > LISTENERS_CHECK_S:
             _require_bound(interface)  # workers open further ports when they train
             looked = time.monotonic()
-        cluster.sync(_replace_closed, cluster, callback_timeout=REPLACE_TIMEOUT_S)
         time.sleep(CHECK_S)
 
 
 async def _replace_closed(cluster: LocalCluster) -> None:
-    """Start another worker for each that has closed by itself.
+    """Start another worker for each that has closed by itself, until the cluster ends.
 
     A nanny brings back a process that crashed; but a worker that loses its connection, or its place at the
     scheduler, takes its nanny with it, and Dask goes on with one worker fewer.
     """
-    closed = [
-        name for name, nanny in cluster.workers.items() if nanny.status in (Status.closed, Status.failed)
-    ]
-    for name in closed:
-        LOG.warning("worker %s has closed by itself; another one takes its place", name)
-        del cluster.workers[name]
-    if closed:
-        cluster.scale(len(cluster.worker_spec))  # as many as before: those that are not there are started
+    while cluster.status == Status.running:
+        for name, nanny in list(cluster.workers.items()):
+            if nanny.status in (Status.closed, Status.failed):
+                LOG.warning("worker %s has closed by itself; another one takes its place", name)
+                del cluster.workers[name]
+                cluster.scale(len(cluster.worker_spec))  # as many as before: the missing one is started
+        await asyncio.sleep(CHECK_S)
 
 
 def _require_bound(interface: Interface) -> None:
