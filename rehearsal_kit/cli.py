@@ -49,14 +49,22 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_demo(commands.add_parser("demo", help="learn a stream of scans with and without rehearsal, compare"))
     lab = commands.add_parser("lab", help="copy the notebooks into a folder and open JupyterLab on them")
-    lab.add_argument("folder", nargs="?", type=Path, default=Path("rehearsal-notebooks"), metavar="DIR")
+    lab.add_argument(
+        "folder",
+        nargs="?",
+        type=Path,
+        default=Path("rehearsal-notebooks"),
+        metavar="DIR",
+        help="only you may write to it: notebooks import what lies beside them (rehearsal-notebooks)",
+    )
     lab.add_argument("--no-browser", action="store_true", help="print the address, open nothing")
     lab.add_argument(
         "--jupyter",
         action="append",
         default=[],
         metavar="OPTION",
-        help="an option of JupyterLab itself, as --jupyter=--port=9000; may be given several times",
+        help="an option of JupyterLab itself, as --jupyter=--port=9000; may be given several times, and "
+        "paths in it count from DIR",
     )
     lab.set_defaults(command=_lab)
     stop = commands.add_parser("stop", help="end clusters that were left running")

@@ -10,15 +10,17 @@ import socket
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
 import psutil
 import torch
 from distributed import Client
-from distributed.security import Security
 
+from rehearsal_kit.cluster_calls import ask_identity, ask_scheduler, ask_workers
 from rehearsal_kit.cluster_server import ClusterAddress, ClusterFiles, ClusterOrder, tell_to_stop
+from rehearsal_kit.code_folders import offered
 from rehearsal_kit.devices import choose_devices
 from rehearsal_kit.errors import ClusterError, ClusterGoneError
 from rehearsal_kit.identity import ProcessIdentity
@@ -26,7 +28,7 @@ from rehearsal_kit.interfaces import interface_named, is_loopback
 from rehearsal_kit.run_folder import write_private
 from rehearsal_kit.server_process import ServerProcess, clusters_folder, start_server
 from rehearsal_kit.settings import require_integer, require_number
-from rehearsal_kit.trust import read_trusted, require_private_folder, security_of, write_key
+from rehearsal_kit.trust import read_trusted, require_private_folder, security_of, untimely, write_key
 
 CONNECT_TIMEOUT_S = 30.0
 REACH_TIMEOUT_S = 10.0
@@ -58,7 +60,8 @@ class Cluster:
         what = f"{self.address.workers} x {device} at {self.address.scheduler} ({self.reason})"
         if self._server is None:
             return f"Cluster: {what}; cluster.close() disconnects and leaves it running"
-        name = self.files.folder.name
+        name, code = self.files.folder.name, str(self._server.record.code)
+        what += f"; {code}" if code else ""
         return f"Cluster {name}: {what}; to end it: cluster.close() or rehearsal-kit stop {name}"
 
     def __enter__(self) -> Cluster:
@@ -81,7 +84,7 @@ class Cluster:
         if self._server is not None:
             return [psutil.Process(), *self._server.family()]
         found = [psutil.Process()]
-        for host, process in self.client.run(tell_process).values():
+        for host, process in ask_workers(self.client, tell_process).values():
             if host == socket.gethostname():
                 with contextlib.suppress(psutil.Error):  # it may run inside a container
                     found.append(psutil.Process(process))
@@ -90,8 +93,8 @@ class Cluster:
     def close(self) -> None:
         """End a cluster of ours with everything that runs on it; from another one only disconnect."""
         if self._server is not None and not self._server.is_here:
-            with contextlib.suppress(OSError, RuntimeError):  # it may go while we ask
-                self.client.run_on_scheduler(tell_to_stop)
+            with contextlib.suppress(OSError, RuntimeError, ClusterGoneError):  # it may go while we ask
+                ask_scheduler(self.client, tell_to_stop)
         self.client.close()
         if self._server is not None:
             self._server.end()
@@ -103,18 +106,26 @@ def start_cluster(
     workers: int | None = None,
     interface: str | None = None,
     idle_timeout_s: float = 3600.0,
+    code: str | Path | Sequence[str | Path] | None = None,
 ) -> Cluster:
     """Start a cluster on this machine: one worker per GPU, else CPU processes; says which and why.
 
     It is detached from this process: it goes on training when a notebook kernel dies. It ends by `close`,
     by `rehearsal-kit stop`, or after `idle_timeout_s` seconds in which nobody was connected and no rank
-    told anything. It also ends if one of its processes begins to listen on every interface.
+    told anything. It also ends if one of its processes begins to listen beyond its interface.
+
+    Its processes get the environment of this one without what would change where they listen, what they run
+    or what they compute: DASK_*, GLOO_*, NCCL_*, OMP_*, PYTHON*, TORCH_* and their like have no effect there,
+    nor have Dask's configuration files. They do not run in the current folder.
 
     kind: "auto", "cpu" or "cuda".
     workers: how many; by default one per GPU, or 2 CPU processes.
     interface: the one network interface it listens on, such as "ib0", for kernels on other machines; by
         default loopback, which only this machine can reach. Ports are random; Dask speaks TLS with a key of
         this cluster alone, the ranks among each other do not.
+    code: folders of modules that the workers are to find, such as the one where your network is defined;
+        `()` for none. By default those from which this process imports, so in a notebook the one it lies in,
+        except where others may write to them. The cluster says which. Installed packages come before them.
 
     Warns where this process has started one before that still runs. Raises ClusterError with the server's
     last words if it does not come up.
@@ -129,6 +140,7 @@ def start_cluster(
         workers=require_integer("workers", workers or (gpus if chosen == "cuda" else 2), low=1, high=1024),
         interface=interface_named(interface).name,
         idle_timeout_s=idle_timeout_s,
+        code=offered(code),
     )
     files = ClusterFiles(folder=clusters_folder() / secrets.token_hex(4))
     files.folder.mkdir(mode=0o700)
@@ -159,10 +171,11 @@ def connect(
     insecure: also go to a scheduler without TLS on another machine. Everybody on that network can then run
         programs as you. On loopback that needs no asking: see to it that the machine is yours alone.
 
-    On the machines of the cluster (ADDRESS and INTERFACE: theirs; the last command once per machine):
+    The ranks listen on the interface of their worker's address, whatever GLOO_SOCKET_IFNAME says there. On
+    the machines of the cluster (ADDRESS: theirs; the last command once per machine):
 
         rehearsal-kit key KEY
-        export DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION=True GLOO_SOCKET_IFNAME=INTERFACE
+        export DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION=True
         export DASK_DISTRIBUTED__SCHEDULER__HTTP__ROUTES="[]" DASK_DISTRIBUTED__WORKER__HTTP__ROUTES="[]"
         export DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL="30 minutes"
         dask scheduler --scheduler-file FILE --protocol tls --host ADDRESS --port 0 --no-dashboard \
@@ -180,7 +193,7 @@ def connect(
     key = None if key is None else Path(key).expanduser().absolute()
     address = _scheduler_in(file)
     _require_encrypted(address, key=key, insecure=insecure)
-    client = _open(address, None if key is None else security_of(key), timeout_s=timeout_s)
+    client = _open(address, key, timeout_s=timeout_s)
     try:
         count, kind = _wait_for_workers(client, workers, timeout_s=timeout_s)
     except BaseException:
@@ -292,7 +305,7 @@ def _reach_own(files: ClusterFiles) -> Cluster:
 
 def _connect_to(server: ServerProcess, *, timeout_s: float) -> Cluster:
     return Cluster(
-        _open(server.record.address.scheduler, server.files.security(), timeout_s=timeout_s),
+        _open(server.record.address.scheduler, server.files.key, timeout_s=timeout_s),
         address=server.record.address,
         reason=server.record.reason,
         place={"folder": str(server.files.folder)},
@@ -300,12 +313,15 @@ def _connect_to(server: ServerProcess, *, timeout_s: float) -> Cluster:
     )
 
 
-def _open(address: str, security: Security | None, *, timeout_s: float) -> Client:
+def _open(address: str, key: Path | None, *, timeout_s: float) -> Client:
+    security = None if key is None else security_of(key)
     try:
         return Client(address, security=security, set_as_default=False, timeout=f"{timeout_s}s")
     except OSError as error:
-        hint = "" if security is None else ", or it has another key"
-        raise ClusterGoneError(f"the scheduler at {address} does not answer{hint}: {error}") from error
+        hint = "" if key is None else untimely(key, datetime.now(UTC)) or "or it has another key"
+        raise ClusterGoneError(
+            f"the scheduler at {address} does not answer{hint and ', '}{hint}: {error}"
+        ) from error
 
 
 def _scheduler_in(file: Path) -> str:
@@ -343,14 +359,14 @@ def _wait_for_workers(client: Client, workers: int, *, timeout_s: float) -> tupl
     """How many there are, and what they train on."""
     with contextlib.suppress(TimeoutError):
         client.wait_for_workers(workers, timeout=timeout_s)
-    count = len(client.nthreads())
+    count = len(ask_identity(client)["workers"])
     if count < workers:
         raise ClusterError(
             f"the scheduler has {count} of {workers} workers after {timeout_s:g} s; are `dask worker` "
             "started, with the same scheduler file and key? Their output says why not."
         )
     try:
-        kinds = set(client.run(tell_device).values())
+        kinds = set(ask_workers(client, tell_device).values())
     except ImportError as error:
         raise ClusterError(
             f"the workers cannot import rehearsal_kit ({error}); install it where they run."

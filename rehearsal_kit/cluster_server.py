@@ -6,7 +6,9 @@ It ends when told to, when its scheduler closes, or when nobody has used it for 
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 import os
 import shutil
 import signal
@@ -19,19 +21,22 @@ from pathlib import Path
 from typing import Any
 
 import dask
-import psutil
 from distributed import LocalCluster, Scheduler
+from distributed.core import Status
 from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.security import Security
 
+from rehearsal_kit.code_folders import CodeFolders, take_up
 from rehearsal_kit.coordinator import PLUGIN as COORDINATOR
 from rehearsal_kit.coordinator import Coordinator
 from rehearsal_kit.errors import ClusterError
-from rehearsal_kit.interfaces import interface_named, wildcard_listeners
+from rehearsal_kit.interfaces import Interface, interface_named, socket_variables, strays
 from rehearsal_kit.orders import TOPIC_PREFIX
+from rehearsal_kit.processes import family, listeners
 from rehearsal_kit.run_folder import write_private
 from rehearsal_kit.trust import security_of
 
+LOG = logging.getLogger(__name__)
 PLUGIN = "rehearsal-kit-server"
 CHECK_S = 0.2
 LISTENERS_CHECK_S = 3.0
@@ -55,8 +60,10 @@ DASK_SETTINGS = {
     "distributed.comm.require-encryption": True,
     "distributed.comm.timeouts.connect": "60s",
     "distributed.comm.timeouts.tcp": "120s",
-    "distributed.admin.low-level-log-length": 20000,
+    # Nobody asks the scheduler for old events: what was told is in the run's own files.
+    "distributed.admin.low-level-log-length": 100,
 }
+# None of these is set in the environment of the server (see `child_environment`): there they would win.
 # Dask has workers give freed memory back at once; a training step would fetch it again every time.
 WORKER_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -117,6 +124,8 @@ class ClusterOrder:
     interface: str
     """Name of the network interface that everything is bound to."""
     idle_timeout_s: float
+    code: tuple[str, ...] = ()
+    """Folders from which the kernel imports, and the workers may."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,14 +148,19 @@ class ServerRecord:
     process: int
     scratch: str
     """Where it and its workers keep temporary files, on a disk of that host; goes with them."""
+    code: CodeFolders
 
     @staticmethod
     def read(files: ClusterFiles) -> ServerRecord:
         """ClusterError where there is none, or none that can be read."""
         try:
             plain = json.loads(files.address.read_text())
-            return ServerRecord(**{**plain, "address": ClusterAddress(**plain["address"])})
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            parts = {
+                "address": ClusterAddress(**plain["address"]),
+                "code": CodeFolders(**{name: tuple(paths) for name, paths in plain["code"].items()}),
+            }
+            return ServerRecord(**{**plain, **parts})
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise ClusterError(f"{files.folder} is not the folder of a running cluster: {error}.") from error
 
 
@@ -197,6 +211,7 @@ def serve(files: ClusterFiles, scratch: str) -> None:
     scratch: a folder for temporary files, of this cluster alone.
     """
     order = ClusterOrder(**json.loads(files.order.read_text()))
+    interface, code = interface_named(order.interface), take_up(order.code)
     plugin = ServerPlugin()
 
     def stop(*_: object) -> None:
@@ -207,10 +222,11 @@ def serve(files: ClusterFiles, scratch: str) -> None:
     try:
         with _start(order, files, scratch=scratch) as cluster:
             cluster.scheduler.add_plugin(plugin)
-            _refuse_wildcards()
+            _require_bound(interface)
+            cluster.loop.add_callback(_replace_closed, cluster)
             plugin.begin()
-            _tell(cluster, order, files, scratch=scratch)
-            _watch(cluster, plugin, idle_timeout_s=order.idle_timeout_s)
+            _tell(cluster, order, files, scratch=scratch, code=code)
+            _watch(cluster, plugin, interface, idle_timeout_s=order.idle_timeout_s)
             coordinator = cluster.scheduler.plugins.get(COORDINATOR)
             if isinstance(coordinator, Coordinator):  # some kernel has started a run here
                 cluster.sync(coordinator.wind_down, lambda: files.ending.touch(mode=0o600))
@@ -223,9 +239,8 @@ def serve(files: ClusterFiles, scratch: str) -> None:
 def _start(order: ClusterOrder, files: ClusterFiles, *, scratch: str) -> LocalCluster:
     interface = interface_named(order.interface)
     # The ranks meet where Dask is bound to, and nowhere else.
-    sockets = {"GLOO_SOCKET_IFNAME": interface.name, "NCCL_SOCKET_IFNAME": interface.name}
-    dask.config.set(DASK_SETTINGS)
-    dask.config.set({"distributed.nanny.pre-spawn-environ": {**WORKER_ENVIRONMENT, **sockets}})
+    variables = {**WORKER_ENVIRONMENT, **socket_variables(interface)}
+    dask.config.set({**DASK_SETTINGS, "distributed.nanny.pre-spawn-environ": variables})
     common = {
         "n_workers": order.workers,
         "threads_per_worker": 1,
@@ -249,7 +264,9 @@ def _start(order: ClusterOrder, files: ClusterFiles, *, scratch: str) -> LocalCl
     return LocalCluster(**common, processes=True)
 
 
-def _tell(cluster: LocalCluster, order: ClusterOrder, files: ClusterFiles, *, scratch: str) -> None:
+def _tell(
+    cluster: LocalCluster, order: ClusterOrder, files: ClusterFiles, *, scratch: str, code: CodeFolders
+) -> None:
     record = ServerRecord(
         address=ClusterAddress(
             scheduler=cluster.scheduler_address, kind=order.kind, workers=len(cluster.workers)
@@ -258,28 +275,44 @@ def _tell(cluster: LocalCluster, order: ClusterOrder, files: ClusterFiles, *, sc
         host=socket.gethostname(),
         process=os.getpid(),
         scratch=scratch,
+        code=code,
     )
     write_private(files.address, json.dumps(asdict(record)))
 
 
-def _watch(cluster: LocalCluster, plugin: ServerPlugin, *, idle_timeout_s: float) -> None:
-    """Return when the cluster is to end; RuntimeError when it has to."""
+def _watch(
+    cluster: LocalCluster, plugin: ServerPlugin, interface: Interface, *, idle_timeout_s: float
+) -> None:
+    """Return when the cluster is to end; ClusterError when it has to."""
     looked = time.monotonic()
     scheduler: Any = cluster.scheduler
     while not plugin.stop and plugin.idle_s() <= idle_timeout_s and scheduler.status.name != "closed":
         if time.monotonic() - looked > LISTENERS_CHECK_S:
-            _refuse_wildcards()  # workers open further ports when they train
+            _require_bound(interface)  # workers open further ports when they train
             looked = time.monotonic()
         time.sleep(CHECK_S)
 
 
-def _refuse_wildcards() -> None:
-    me = psutil.Process()
-    open_to_all = wildcard_listeners([me, *me.children(recursive=True)])
-    if open_to_all:
-        raise RuntimeError(
-            f"listens on every interface: {', '.join(open_to_all)}; the cluster ends, because anybody on "
-            "this network could reach it."
+async def _replace_closed(cluster: LocalCluster) -> None:
+    """Start another worker for each that has closed by itself, until the cluster ends.
+
+    A nanny brings back a process that crashed; but a worker that loses its connection, or its place at the
+    scheduler, takes its nanny with it, and Dask goes on with one worker fewer.
+    """
+    while cluster.status == Status.running:
+        for name, nanny in list(cluster.workers.items()):
+            if nanny.status in (Status.closed, Status.failed):
+                LOG.warning("worker %s has closed by itself; another one takes its place", name)
+                del cluster.workers[name]
+                cluster.scale(len(cluster.worker_spec))  # as many as before: the missing one is started
+        await asyncio.sleep(CHECK_S)
+
+
+def _require_bound(interface: Interface) -> None:
+    if beyond := strays(listeners(family()), interface):
+        raise ClusterError(
+            f"listens beyond {interface.name} ({interface.address}): {', '.join(beyond)}; the cluster ends, "
+            "because others could reach it there."
         )
 
 
@@ -289,4 +322,5 @@ def main() -> None:
     # Libraries leave things in the temporary folder; in one of our own they go when we go.
     with tempfile.TemporaryDirectory(prefix="rehearsal-kit-") as scratch:
         os.environ["TMPDIR"] = tempfile.tempdir = scratch
+        os.chdir(scratch)
         serve(ClusterFiles(folder=Path(sys.argv[1])), scratch)

@@ -13,7 +13,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ LOG = logging.getLogger(__name__)
 PLUGIN = "rehearsal-kit-coordinator"
 LOOK_SOON_S = 0.05
 LONGEST_PAUSE_S = 30.0
+KNOWN_RUNS = 10
+"""Runs that are over and are remembered, for kernels that have not heard of their end."""
 WIND_DOWN_S = 10.0
 """Without any progress for so long, runs are not waited for that stop and write their last checkpoint."""
 
@@ -274,6 +276,16 @@ class Coordinator(SchedulerPlugin):
             raise
         except Exception as error:
             self._give_up(run, f"the coordinator failed: {type(error).__name__}: {error}")
+        self._forget(run)
+
+    def _forget(self, run: Watched) -> None:
+        """Keep of a run that is over what `look` tells; its job is as large as its network."""
+        run.order = replace(run.order, job=b"")
+        self._scheduler._broker.truncate(run.order.topic)
+        over = [topic for topic, each in self._runs.items() if each.outcome]
+        for topic in over[:-KNOWN_RUNS]:
+            del self._runs[topic]
+            self._scheduler._broker._topics.pop(topic, None)
 
     def _end(self, run: Watched, outcome: str) -> None:
         """The ranks have ended well; GenerationError where others are to take their place."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
 
+from rehearsal_kit.child_processes import child_environment
 from rehearsal_kit.errors import ClusterError
 
+PROBE_TIMEOUT_S = 120.0
 PROBE = """
 import json, torch
 try:
@@ -41,7 +44,17 @@ def find_gpus() -> Gpus:
     """Asks a child process, so that no CUDA context is made in this one; none where no driver shows any."""
     if not glob.glob("/dev/nvidia[0-9]*"):
         return Gpus(lack="this machine shows no NVIDIA device")
-    asked = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=False)  # noqa: S603
+    command = [sys.executable, "-c", PROBE]
+    environment = child_environment(os.environ)
+    try:
+        asked = subprocess.run(  # noqa: S603 - our own program
+            command, capture_output=True, text=True, check=False, timeout=PROBE_TIMEOUT_S, env=environment
+        )
+    except subprocess.TimeoutExpired:
+        return Gpus(
+            lack=f"torch has not told its devices in {PROBE_TIMEOUT_S:.0f} s",
+            cure="look whether nvidia-smi answers; the driver may hang",
+        )
     if asked.returncode:
         last = (asked.stderr.strip().splitlines() or [f"exit status {asked.returncode}"])[-1]
         return Gpus(lack=f"torch could not be asked: {last}", cure="install torch again")

@@ -12,9 +12,10 @@ from dataclasses import asdict
 from typing import Any
 
 from rehearsal_kit.cluster import Cluster
+from rehearsal_kit.cluster_calls import ask_workers
 from rehearsal_kit.commands import Wish
 from rehearsal_kit.coordinator import Coordinator
-from rehearsal_kit.errors import SessionError
+from rehearsal_kit.errors import ClusterGoneError, SessionError
 from rehearsal_kit.history import History
 from rehearsal_kit.host import RankHost, get_preview
 from rehearsal_kit.kernel_calls import (
@@ -45,6 +46,7 @@ LOOK_S = 1.0
 BROKEN_S = 8.0
 """A kernel that cannot reach the scheduler for so long says so; the run may go on without it."""
 CLOSE_TIMEOUT_S = 60.0
+PREVIEW_TIMEOUT_S = 5.0
 SUBSCRIBE_TIMEOUT_S = 60.0
 OF_THE_COORDINATOR = (GenerationBegan, GenerationEnded, Stalled, LeaseTaken, RunOver)
 
@@ -151,13 +153,21 @@ class Driver:
         return wish.number in self._unaccepted
 
     def preview(self, task: int | None) -> Preview | None:
-        """What rank 0 has of a task; None before there is one and once the ranks have ended."""
-        began = self.timeline.last(GenerationBegan)
-        if self._state != "live" or began is None:
+        """What rank 0 has of a task; None before there is one, and where there is no rank 0 that answers."""
+        began, newest = self.timeline.last(GenerationBegan), self.timeline.newest((GenerationBegan, Stalled))
+        if self._state != "live" or began is None or (isinstance(newest, Stalled) and newest.seconds > 0):
             return None
         address = began.workers[0]
-        with contextlib.suppress(OSError, ValueError, KeyError):  # its worker may be gone by now
-            answers = self._cluster.client.run(get_preview, self._topic, task, workers=[address])
+        # Its worker may be gone by now, or frozen.
+        with contextlib.suppress(OSError, ValueError, KeyError, ClusterGoneError):
+            answers = ask_workers(
+                self._cluster.client,
+                get_preview,
+                self._topic,
+                task,
+                workers=[address],
+                timeout_s=PREVIEW_TIMEOUT_S,
+            )
             preview: Preview | None = answers[address]
             return preview
         return None

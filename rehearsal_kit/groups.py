@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch.distributed import FileStore, PrefixStore  # type: ignore[attr-defined] # public, not in __all__
 
 from rehearsal_kit.errors import RankError
+from rehearsal_kit.interfaces import bound_to
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,8 @@ class Meeting:
     ranks: int
     timeout_s: float = 60.0
     device: str = "cpu"
+    address: str = "127.0.0.1"
+    """Of this machine, on the interface where this rank listens for the others."""
 
 
 @contextlib.contextmanager
@@ -139,6 +142,20 @@ def meet(meeting: Meeting) -> Iterator[Groups]:
     if meeting.ranks == 1:
         yield Groups(rank=0, ranks=1)
         return
+    try:
+        with bound_to(meeting.address):
+            groups = _join(meeting)
+        if set(groups.gather(meeting.nonce)) != {meeting.nonce}:
+            raise RankError(
+                "a process that the kernel did not start has joined the ranks; the run ends here."
+            )
+        yield groups
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _join(meeting: Meeting) -> Groups:
     timeout = datetime.timedelta(seconds=meeting.timeout_s)
     store = PrefixStore(meeting.nonce, FileStore(str(meeting.rendezvous), meeting.ranks))
     on_cuda = meeting.device != "cpu"
@@ -150,18 +167,10 @@ def meet(meeting: Meeting) -> Iterator[Groups]:
         timeout=timeout,
         device_id=torch.device(meeting.device) if on_cuda else None,
     )
-    try:
-        groups = Groups(
-            rank=meeting.rank,
-            ranks=meeting.ranks,
-            gradients=dist.group.WORLD,
-            control=dist.new_group(backend="gloo", timeout=timeout),
-            exchange=dist.new_group(backend="gloo", timeout=timeout),
-        )
-        if set(groups.gather(meeting.nonce)) != {meeting.nonce}:
-            raise RankError(
-                "a process that the kernel did not start has joined the ranks; the run ends here."
-            )
-        yield groups
-    finally:
-        dist.destroy_process_group()
+    return Groups(
+        rank=meeting.rank,
+        ranks=meeting.ranks,
+        gradients=dist.group.WORLD,
+        control=dist.new_group(backend="gloo", timeout=timeout),
+        exchange=dist.new_group(backend="gloo", timeout=timeout),
+    )

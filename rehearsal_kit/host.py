@@ -20,9 +20,10 @@ from typing import Any
 
 import torch
 from distributed import Worker
+from distributed.comm.addressing import get_address_host
 from distributed.diagnostics.plugin import WorkerPlugin
 
-from rehearsal_kit.errors import LeaseError, ReplayError, RunFolderError, SettingsError
+from rehearsal_kit.errors import ClusterError, LeaseError, ReplayError, RunFolderError, SettingsError
 from rehearsal_kit.groups import Meeting, meet
 from rehearsal_kit.job import Job
 from rehearsal_kit.orders import HostStatus, Order
@@ -186,6 +187,7 @@ class RankHost(WorkerPlugin):
                 ranks=order.ranks,
                 timeout_s=order.timeout_s,
                 device=device,
+                address=get_address_host(self._worker.contact_address or self._worker.address),
             )
             with meet(meeting) as groups:
                 hosted.rank = Rank(
@@ -205,7 +207,9 @@ class RankHost(WorkerPlugin):
         except Exception as failure:
             where = traceback.extract_tb(failure.__traceback__)[-1]
             hosted.failed_at = time.time()
-            hosted.fatal = isinstance(failure, (SettingsError, ReplayError, RunFolderError, LeaseError))
+            hosted.fatal = isinstance(
+                failure, (SettingsError, ReplayError, RunFolderError, LeaseError, ClusterError)
+            )
             hosted.error = (
                 f"{type(failure).__name__}: {failure} ({where.name}, {where.filename}:{where.lineno})"
             )

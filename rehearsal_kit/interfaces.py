@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import psutil
 
 from rehearsal_kit.errors import ClusterError
+from rehearsal_kit.processes import Listener, listeners
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,15 +53,65 @@ def is_loopback(host: str) -> bool:
     return host == "localhost"
 
 
-def wildcard_listeners(processes: Iterable[psutil.Process]) -> list[str]:
-    """Which of these processes listen on every interface, in words."""
-    found = []
-    for process in processes:
-        with contextlib.suppress(psutil.Error):  # it may end while we look
-            found += [
-                f"process {process.pid} on port {connection.laddr.port}"
-                for connection in process.net_connections("inet")
-                if connection.status == psutil.CONN_LISTEN
-                and ipaddress.ip_address(connection.laddr.ip).is_unspecified
-            ]
-    return found
+def interface_of(host: str) -> Interface:
+    """The interface of this machine that has this address; ClusterError lists those there are."""
+    there = {
+        each.address.partition("%")[0]: name
+        for name, addresses in psutil.net_if_addrs().items()
+        for each in addresses
+        if each.family in (socket.AF_INET, socket.AF_INET6)
+    }
+    if host not in there:
+        known = ", ".join(f"{address} ({name})" for address, name in there.items())
+        raise ClusterError(
+            f"no interface of {socket.gethostname()} has the address {host}, so the ranks could not be bound "
+            f"to it; it has: {known or 'none'}. Start `dask worker` with --host and one of these."
+        )
+    return Interface(name=there[host], address=host)
+
+
+def socket_variables(interface: Interface) -> dict[str, str]:
+    """The variables that have gloo and NCCL listen on this interface and no other."""
+    return {"GLOO_SOCKET_IFNAME": interface.name, "NCCL_SOCKET_IFNAME": f"={interface.name}"}
+
+
+@contextlib.contextmanager
+def bound_to(address: str) -> Iterator[None]:
+    """Have the process groups that are made meanwhile listen on the interface of this address.
+
+    Whatever the environment of a site says: gloo speaks plain text and asks for no password. ClusterError
+    if this process has begun to listen elsewhere all the same; ClusterError, too, if the address is not ours.
+    """
+    interface, me = interface_of(address), [psutil.Process()]
+    ours = socket_variables(interface)
+    before, listening = {name: os.environ.get(name) for name in ours}, listeners(me)
+    os.environ.update(ours)  # the only way in: gloo and NCCL read them when a group is made
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+    if beyond := strays(listeners(me) - listening, interface):
+        raise ClusterError(
+            f"ranks must listen on {interface.name} ({address}) only, but this one also does elsewhere: "
+            f"{', '.join(beyond)}; whoever reaches that could join the run."
+        )
+
+
+def strays(found: Iterable[Listener], interface: Interface) -> list[str]:
+    """Which of these take connections on another interface than this one and loopback, in words."""
+    own = {each.address.partition("%")[0] for each in psutil.net_if_addrs().get(interface.name, [])}
+    return [
+        f"process {each.process} on {each.address} port {each.port}"
+        for each in sorted(found, key=lambda each: (each.process, each.port))
+        if each.address.partition("%")[0] not in own and not is_loopback(_plain(each.address))
+    ]
+
+
+def _plain(address: str) -> str:
+    """An IPv4 address that is written as one of IPv6, in its own writing."""
+    mapped = getattr(ipaddress.ip_address(address.partition("%")[0]), "ipv4_mapped", None)
+    return str(mapped or address)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 
+from rehearsal_kit.code_folders import open_to_others
 from rehearsal_kit.errors import RunFolderError
 
 
@@ -15,7 +16,7 @@ def copy_notebooks(folder: Path) -> list[str]:
     """Copy every notebook that is not there yet; says what was copied and what was kept."""
     said = []
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         for name, content in _notebooks().items():
             target = folder / name
             if target.exists():
@@ -31,14 +32,26 @@ def copy_notebooks(folder: Path) -> list[str]:
 def open_lab(folder: Path, *, browser: bool, options: Sequence[str] = ()) -> int:
     """Run JupyterLab on loopback with a token until it is ended; returns its exit status.
 
-    options: of JupyterLab itself, for example `--port=9000`; what is set here can be overridden so.
+    A notebook imports what lies beside it, that is how IPython is made: the folder must be yours alone to
+    write to, else RunFolderError. JupyterLab itself runs there and imports nothing from it, nor from the
+    current folder.
+
+    options: of JupyterLab itself, for example `--port=9000`; what is set here can be overridden so. Relative
+        paths in them count from the folder.
     """
+    folder = folder.expanduser().resolve()
+    if lack := open_to_others(folder):
+        raise RunFolderError(
+            f"notebooks import what lies beside them, and {lack}: programs of theirs would run as you. "
+            "Choose a folder of your own, as `rehearsal-kit lab ~/rehearsal-notebooks`."
+        )
     command = [
         sys.executable,
+        "-P",  # else the current folder comes first on its path
         "-m",
         "jupyterlab",
         "--ServerApp.ip=127.0.0.1",
-        f"--ServerApp.root_dir={folder.absolute()}",
+        f"--ServerApp.root_dir={folder}",
         "--LabApp.default_url=/lab/tree/01_quickstart.ipynb",
         # Kernels are reached through files of mode 0600 instead of ports that others could reach too.
         "--KernelManager.transport=ipc",
@@ -46,7 +59,7 @@ def open_lab(folder: Path, *, browser: bool, options: Sequence[str] = ()) -> int
     if not browser:
         command.append("--no-browser")
     command += options
-    return subprocess.run(command, check=False).returncode  # noqa: S603 - our own command line
+    return subprocess.run(command, check=False, cwd=folder).returncode  # noqa: S603 - our own command line
 
 
 def _notebooks() -> dict[str, bytes]:

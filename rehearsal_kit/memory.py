@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 import psutil
 
+from rehearsal_kit.processes import proportional_bytes
+
 INTERVAL_S = 2.0  # reading the maps of a process takes the kernel some 20 ms
 
 
@@ -27,7 +29,7 @@ def peak_memory(processes: Callable[[], Iterable[psutil.Process]]) -> Iterator[P
 
     def look() -> None:
         while not peak._enough.wait(INTERVAL_S):
-            peak.bytes = max(peak.bytes, sum(map(_size, processes())))
+            peak.bytes = max(peak.bytes, sum(map(proportional_bytes, processes())))
 
     thread = threading.Thread(target=look, name="peak-memory", daemon=True)
     thread.start()
@@ -36,9 +38,3 @@ def peak_memory(processes: Callable[[], Iterable[psutil.Process]]) -> Iterator[P
     finally:
         peak._enough.set()
         thread.join()
-
-
-def _size(process: psutil.Process) -> int:
-    with contextlib.suppress(psutil.Error):
-        return int(process.memory_full_info().pss)
-    return 0

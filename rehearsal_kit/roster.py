@@ -6,6 +6,7 @@ from typing import Any
 
 from rehearsal_kit.arrivals import natural_key
 from rehearsal_kit.cluster import Cluster
+from rehearsal_kit.cluster_calls import ask_identity
 
 
 def workers_in_order(cluster: Cluster) -> list[str]:
@@ -20,6 +21,5 @@ def known_workers(cluster: Cluster) -> dict[str, Any]:
     """All workers by address. Asked directly: what `scheduler_info` returns is a copy that a timer of the
     client may have replaced, between the question and the answer, by one without the workers.
     """
-    client: Any = cluster.client
-    workers: dict[str, Any] = client.sync(client.scheduler.identity, n_workers=-1)["workers"]
+    workers: dict[str, Any] = ask_identity(cluster.client)["workers"]
     return workers

@@ -15,13 +15,19 @@ from pathlib import Path
 
 import psutil
 
+from rehearsal_kit.child_processes import child_environment
 from rehearsal_kit.cluster_server import ClusterFiles, ServerRecord
 from rehearsal_kit.errors import ClusterError, ClusterGoneError
 from rehearsal_kit.patience import Patience
+from rehearsal_kit.processes import family, is_alive, words
 from rehearsal_kit.trust import require_private_folder
 
-# Not -m: the classes of a module that runs as __main__ are not those that others import from it.
-SERVER = "from rehearsal_kit.cluster_server import main; main()"
+# Not -m: the classes of a module that runs as __main__ are not those that others import from it. Dask reads
+# the configuration of the site when it is imported; here it forgets that, before anything has used it.
+SERVER = (
+    "import dask.config; dask.config.refresh(paths=[], env={}); "
+    "from rehearsal_kit.cluster_server import main; main()"
+)
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 20.0
 VANISH_TIMEOUT_S = 2.0
@@ -44,11 +50,10 @@ class ServerProcess:
     def family(self) -> list[psutil.Process]:
         """The server and its workers, if they are here; empty if it has ended."""
         if self.is_here:
-            with contextlib.suppress(psutil.Error):
-                server = psutil.Process(self.record.process)
-                # Its number may by now be another program's.
-                if str(self.files.folder) in server.cmdline() and _is_alive(server):
-                    return [server, *server.children(recursive=True)]
+            found = family(self.record.process)
+            # Its number may by now be another program's.
+            if found and str(self.files.folder) in words(found[0]) and is_alive(found[0]):
+                return found
         return []
 
     def require_going(self) -> None:
@@ -61,26 +66,31 @@ class ServerProcess:
         if not self.is_here:
             self._wait_until_gone()
             return
-        family = self.family()
-        if family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                family[0].terminate()
-        for survivor in self._left_at_the_end(family):
-            with contextlib.suppress(psutil.NoSuchProcess):
+        members = self.family()
+        if members:
+            with contextlib.suppress(psutil.Error):
+                members[0].terminate()
+        for survivor in self._left_at_the_end(members):
+            with contextlib.suppress(psutil.Error):
                 survivor.kill()
-        _left(family, _is_alive, within_s=STOP_TIMEOUT_S)
+        if left := _left(members, is_alive, within_s=STOP_TIMEOUT_S):
+            raise ClusterError(
+                f"processes {', '.join(str(each.pid) for each in left)} of cluster {self.files.folder} were "
+                "killed and do not end: a disk or a GPU does not answer them. Look at them by `ps -o "
+                f"pid,stat,wchan -p {left[0].pid}`; `rehearsal-kit stop` again clears the rest away."
+            )
         if self._child is not None:
             self._child.wait(STOP_TIMEOUT_S)
         # A dead process stays listed until its parent has asked for it: a kernel that started this cluster
         # may never do so, the system soon does.
-        _left(family, psutil.Process.is_running, within_s=VANISH_TIMEOUT_S)
+        _left(members, psutil.Process.is_running, within_s=VANISH_TIMEOUT_S)
         shutil.rmtree(self.files.folder, ignore_errors=True)
         shutil.rmtree(self.record.scratch, ignore_errors=True)
 
-    def _left_at_the_end(self, family: list[psutil.Process]) -> list[psutil.Process]:
+    def _left_at_the_end(self, members: list[psutil.Process]) -> list[psutil.Process]:
         """Those that do not end; as long as runs write their last checkpoints, they are waited for."""
         patience = Patience(STOP_TIMEOUT_S)
-        while (left := [process for process in family if _is_alive(process)]) and patience.lasts(
+        while (left := [process for process in members if is_alive(process)]) and patience.lasts(
             self._sign()
         ):
             time.sleep(0.05)
@@ -113,14 +123,8 @@ def start_server(files: ClusterFiles) -> ServerProcess:
         _wait_until_up(files, child)
         return ServerProcess(files, child=child)
     except BaseException:
-        child.terminate()
-        try:
-            child.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:  # what went wrong is to be told, not this
-            child.kill()
-            child.wait()
-        finally:
-            shutil.rmtree(files.folder, ignore_errors=True)
+        _end(child)
+        shutil.rmtree(files.folder, ignore_errors=True)
         raise
 
 
@@ -142,6 +146,8 @@ def _launch(files: ClusterFiles) -> subprocess.Popen[bytes]:
     try:
         return subprocess.Popen(  # noqa: S603 - our own module
             [sys.executable, "-c", SERVER, str(files.folder)],
+            env=child_environment(os.environ),
+            cwd=files.folder,
             stdin=subprocess.DEVNULL,
             stdout=descriptor,
             stderr=subprocess.STDOUT,
@@ -151,12 +157,26 @@ def _launch(files: ClusterFiles) -> subprocess.Popen[bytes]:
         os.close(descriptor)
 
 
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """End a server that did not come up, with the workers it may have; no error, for another is under way."""
+    members = family(child.pid)
+    child.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(STOP_TIMEOUT_S)
+    for survivor in members:
+        with contextlib.suppress(psutil.Error):
+            survivor.kill()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(STOP_TIMEOUT_S)
+
+
 def _wait_until_up(files: ClusterFiles, child: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while not files.address.exists():
         if child.poll() is not None or time.monotonic() > deadline:
-            words = files.log.read_text(errors="replace").strip().splitlines()[-8:]
-            raise ClusterError("the cluster did not start; its last words:\n" + "\n".join(words))
+            late = "" if child.poll() is not None else f" in {START_TIMEOUT_S:.0f} s"
+            last = files.log.read_text(errors="replace").strip().splitlines()[-8:]
+            raise ClusterError(f"the cluster did not start{late}; its last words:\n" + "\n".join(last))
         time.sleep(0.05)
 
 
@@ -165,12 +185,6 @@ def _last_error(files: ClusterFiles) -> str:
         found = re.findall(r"^[\w.]*Error: .*", files.log.read_text(errors="replace"), re.MULTILINE)
         return f": {found[-1]}" if found else ""
     return ""
-
-
-def _is_alive(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    return False
 
 
 def _left(

@@ -20,6 +20,7 @@ from faultkit import (
     wait_for,
 )
 
+from rehearsal_kit.processes import words
 from rehearsal_kit.telemetry import CheckpointKept
 
 
@@ -80,7 +81,7 @@ def soak(cluster, expected, folder, *, generations, kinds=None):
             assert last[1] <= first[1] + 8
             assert last[2] <= first[2] + 40 + 0.5 * done
     known = set(cluster.client.run(os.getpid).values())
-    family = [p for p in cluster.processes()[2:] if "spawn_main" in " ".join(p.cmdline())]
+    family = [p for p in cluster.processes()[2:] if "spawn_main" in " ".join(words(p))]
     assert {process.pid for process in family} == known
 
 

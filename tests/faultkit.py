@@ -18,12 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
-import pytest
 import torch
 from safetensors.torch import load_file
 
 from rehearsal_kit.cluster import Cluster, reach, start_cluster
+from rehearsal_kit.processes import family, is_alive
 from rehearsal_kit.run_folder import RunFolder, read_ledger
 from rehearsal_kit.session import Session
 from rehearsal_kit.settings import Recovery, Rehearsal, Training
@@ -164,10 +163,7 @@ def shared_cluster(workers: int = 2, *, check: bool = True) -> Iterator[Cluster]
 
     check: whether all workers have to be there at the end.
     """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
-        cluster = start_cluster("cpu", workers=workers, idle_timeout_s=300)
-    with cluster:
+    with start_cluster("cpu", workers=workers, idle_timeout_s=300, code=Path(__file__).parent) as cluster:
         yield cluster
         wait_for(lambda: not check or len(cluster.client.scheduler_info(n_workers=-1)["workers"]) == workers)
 
@@ -421,7 +417,4 @@ def gaps(folder: RunFolder, since: float) -> list[float]:
 
 def gone(process: int) -> bool:
     """Whether there is no such process any more, or nothing but its exit status."""
-    try:
-        return psutil.Process(process).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
+    return not any(is_alive(found) for found in family(process)[:1])

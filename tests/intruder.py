@@ -22,18 +22,15 @@ from distributed.comm.core import connect
 from distributed.protocol.pickle import dumps
 from distributed.security import Security
 
+from rehearsal_kit.processes import listeners
+
 NOBODY = 65534
 TIMEOUT_S = 2
 
 
 def listening(processes: Iterable[psutil.Process]) -> set[tuple[str, int]]:
     """(address, port) of everything on which these processes listen."""
-    return {
-        tuple(connection.laddr)
-        for process in processes
-        for connection in process.net_connections("inet")
-        if connection.status == psutil.CONN_LISTEN
-    }
+    return {(listener.address, listener.port) for listener in listeners(processes)}
 
 
 def disguises() -> dict[str, tuple[str, dict[str, Any]]]:

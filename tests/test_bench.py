@@ -32,6 +32,7 @@ from rehearsal_kit.bench.workload import Stream, Workload
 from rehearsal_kit.cli import main
 from rehearsal_kit.errors import RehearsalKitError
 from rehearsal_kit.groups import Groups
+from rehearsal_kit.processes import words
 
 SMALL = Workload(capacity=200, fields=(("values", (4,)), ("more", (2, 2))))
 
@@ -187,7 +188,7 @@ def test_interrupted_it_leaves_no_process(tmp_path):
 def wait_for_children(process: psutil.Process) -> list[psutil.Process]:
     """Two ranks that have met: from then on they would train for a minute."""
     while True:
-        ranks = [p for p in process.children() if "resource_tracker" not in " ".join(p.cmdline())]
+        ranks = [p for p in process.children() if "resource_tracker" not in " ".join(words(p))]
         if len(ranks) == 2 and all(p.cpu_times().user > 3 for p in ranks):
             return ranks
         time.sleep(0.1)

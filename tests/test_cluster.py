@@ -19,6 +19,7 @@ from rehearsal_kit.cluster import reach, running_clusters, start_cluster, stop_c
 from rehearsal_kit.cluster_server import ClusterFiles, ServerRecord
 from rehearsal_kit.errors import ClusterError, ClusterGoneError
 from rehearsal_kit.interfaces import interfaces, is_loopback
+from rehearsal_kit.processes import family
 from rehearsal_kit.server_process import STOP_TIMEOUT_S
 
 pytestmark = pytest.mark.cluster
@@ -35,7 +36,7 @@ if __name__ == "__main__":
 
 def family_of(folder: str) -> list[psutil.Process]:
     found = [p for p in psutil.process_iter(["cmdline"]) if folder in (p.info["cmdline"] or [])]
-    return [*found, *(child for process in found for child in process.children(recursive=True))]
+    return [member for process in found for member in family(process.pid)]
 
 
 def kernel_with_cluster(idle_timeout_s: float):
@@ -144,20 +145,21 @@ def listen_everywhere() -> int:
     return careless.getsockname()[1]
 
 
-def test_it_is_bound_to_one_interface_and_ends_when_something_listens_on_all(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+def test_it_is_bound_to_one_interface_and_ends_when_something_listens_on_all():
     wanted = next((each for each in interfaces() if not is_loopback(each.address)), interfaces()[0])
-    with start_cluster("cpu", workers=1, interface=wanted.name) as cluster:
+    with start_cluster("cpu", workers=1, interface=wanted.name, code=Path(__file__).parent) as cluster:
         assert cluster.address.scheduler.startswith(f"tls://{wanted.address}:")
         server, *others = cluster.processes()[1:]
         assert {host for host, _ in listening(others)} == {wanted.address}
         assert {host for host, _ in listening([server])} <= {wanted.address, "127.0.0.1"}
         (variables,) = cluster.client.run(lambda: dict(os.environ)).values()
-        assert variables["GLOO_SOCKET_IFNAME"] == variables["NCCL_SOCKET_IFNAME"] == wanted.name
+        assert variables["GLOO_SOCKET_IFNAME"] == wanted.name
+        assert variables["NCCL_SOCKET_IFNAME"] == f"={wanted.name}"  # without it, all whose names begin so
         (port,) = cluster.client.run(listen_everywhere).values()
         psutil.wait_procs([server, *others], timeout=DEADLINE_S)
         with pytest.raises(
-            ClusterGoneError, match=rf"listens on every interface: process \d+ on port {port}"
+            ClusterGoneError,
+            match=rf"listens beyond {wanted.name} .*: process \d+ on 0\.0\.0\.0 port {port}",
         ):
             reach(cluster.place)
         assert not cluster.files.key.exists()

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psutil
@@ -26,19 +27,19 @@ from rehearsal_kit.session import Session
 from rehearsal_kit.settings import Rehearsal, Training
 from rehearsal_kit.strategies.replay import ER
 from rehearsal_kit.synthetic import Beamline
-from rehearsal_kit.telemetry import TaskEnded
-from rehearsal_kit.trust import write_key
+from rehearsal_kit.telemetry import Steps, TaskEnded
+from rehearsal_kit.trust import untimely, write_key
 
 DEADLINE_S = 60
+DAY = timedelta(days=1)
 
 
 def commands(folder: Path) -> str:
     """The commands in the help of connect(), for loopback, as a script that runs until it is ended."""
     said = re.search(r"\n( +rehearsal-kit key .*?)\n\n", connect.__doc__, re.DOTALL)[1]
     script = textwrap.dedent(said)
-    loopback = interface_named(None)
     words = {"KEY": folder / "key.pem", "FILE": folder / "scheduler.json"}
-    words |= {"ADDRESS": loopback.address, "INTERFACE": loopback.name}
+    words |= {"ADDRESS": interface_named(None).address}
     for word, meant in words.items():
         script = re.sub(rf"\b{word}\b", str(meant), script)
     lines = script.replace("\\\n", " ").splitlines()
@@ -49,6 +50,8 @@ def commands(folder: Path) -> str:
 def running(script: str, log: Path):
     """A shell with this script and everything it starts."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    # As job scripts leave it; the ranks listen where `dask worker` does, all the same.
+    environment["GLOO_SOCKET_IFNAME"] = interfaces()[-1].name
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     with log.open("w") as said:
         shell = subprocess.Popen(
@@ -99,12 +102,15 @@ def test_a_run_on_a_cluster_that_was_started_by_hand(theirs, tmp_path):
             strategy=ER(),
             network=Tiny(seed=1),
             preparation=Preparation(size=16),
-            training=Training(batch=8, epochs=1),
+            training=Training(batch=8, epochs=4),
             rehearsal=Rehearsal(representatives=16, candidates=4, capacity=80),
         ) as session:
             session.submit(scan)
             session.finish_stream()
             session.start()
+            while session.timeline.last(Steps) is None and not session.over:
+                session.timeline.wait(len(session.timeline), 0.1)
+            assert {host for host, _ in listening(workers)} == {"127.0.0.1"}
             assert session.wait(DEADLINE_S) == "finished"
         assert len(session.timeline.records(TaskEnded)) == 1
         with pytest.raises(ClusterError, match="started by somebody else"):
@@ -219,6 +225,17 @@ def test_a_key_file_that_others_could_use_is_refused(tmp_path):
         os.chown(key, NOBODY, NOBODY)
         with pytest.raises(ClusterError, match=f"belongs to user {NOBODY}"):
             connect(file, key=key)
+
+
+def test_a_key_is_valid_where_the_clock_is_behind_and_else_the_clock_is_named(tmp_path):
+    key, now = tmp_path / "key.pem", datetime.now(UTC)
+    write_key(key)
+    for behind in (timedelta(0), timedelta(minutes=5), timedelta(hours=23)):
+        assert untimely(key, now - behind) == ""
+    assert re.search(
+        r"valid from .* the clock of this machine says .* set the clock", untimely(key, now - 2 * DAY)
+    )
+    assert "write a new one by `rehearsal-kit key NEW`" in untimely(key, now + 366 * DAY)
 
 
 def test_the_command_key_never_writes_over_one(tmp_path):

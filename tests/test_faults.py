@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+from distributed import Worker
 from endurance import soak, survive_kills
 from faultkit import (
     DEADLINE_S,
@@ -37,9 +38,12 @@ from faultkit import (
 
 from rehearsal_kit.attaching import attach, resume
 from rehearsal_kit.checkpoint import find_checkpoints
+from rehearsal_kit.cluster import tell_process
+from rehearsal_kit.cluster_calls import ask_workers
 from rehearsal_kit.commands import Stop, Wish
-from rehearsal_kit.errors import LeaseError, RunFolderError, SessionError, SettingsError
+from rehearsal_kit.errors import ClusterGoneError, LeaseError, RunFolderError, SessionError, SettingsError
 from rehearsal_kit.kernel_calls import look_for, post_wishes
+from rehearsal_kit.roster import known_workers
 from rehearsal_kit.run_folder import RunFolder, read_ledger
 from rehearsal_kit.settings import Recovery
 from rehearsal_kit.telemetry import (
@@ -339,6 +343,40 @@ def test_the_same_cell_twice_and_two_notebooks(cluster, expected, tmp_path):
 
 
 # Many of them, from a fixed seed; test_endurance.py has the long versions -----------------------------------
+
+
+def test_a_worker_whose_connection_breaks_is_started_again(cluster):
+    """It closes by itself and takes its nanny with it: nobody but the server can bring it back."""
+    before = known_workers(cluster)
+    cut, kept = before
+    with contextlib.suppress(OSError):  # the answer is lost with the connection
+        cluster.client.run(break_connection, workers=[cut])
+
+    def names() -> list[str]:
+        now = known_workers(cluster)
+        return [str(each["name"]) for address, each in now.items() if address != cut]
+
+    wanted = sorted(str(each["name"]) for each in before.values())
+    wait_for(lambda: sorted(names()) == wanted)
+    assert kept in known_workers(cluster)
+
+
+def break_connection(dask_worker: Worker) -> None:
+    """For client.run: what a switch does that is started anew."""
+    dask_worker.batched_stream.comm.abort()
+
+
+def test_a_frozen_worker_is_asked_until_a_deadline(cluster):
+    address, (_, process) = next(iter(ask_workers(cluster.client, tell_process).items()))
+    os.kill(process, signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        with pytest.raises(ClusterGoneError, match=r"has not answered in 1 s.*rehearsal-kit stop"):
+            ask_workers(cluster.client, tell_process, workers=[address], timeout_s=1)
+        assert time.monotonic() - began < 5
+    finally:
+        os.kill(process, signal.SIGCONT)
+    assert ask_workers(cluster.client, tell_process)[address][1] == process
 
 
 def test_three_kills_at_random_moments(cluster, expected, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from html import escape
 from types import SimpleNamespace
 
@@ -38,6 +39,7 @@ from rehearsal_kit.telemetry import (
 from rehearsal_kit.timeline import Timeline
 from rehearsal_kit.widgets import images
 from rehearsal_kit.widgets.acts import NONE
+from rehearsal_kit.widgets.asked_preview import AskedPreview
 from rehearsal_kit.widgets.controls import Controls
 from rehearsal_kit.widgets.figures import (
     PALETTE,
@@ -493,6 +495,45 @@ def test_trouble_of_a_push_is_said_and_the_pump_goes_on(session, monkeypatch):
     assert calls.acquire(timeout=10)
     assert "&lt;gone&gt;" in panel.controls.said.value
     panel.close()
+
+
+def test_a_rank_that_does_not_answer_holds_up_no_push_and_is_asked_once(session):
+    asked, thaw = [], threading.Event()
+
+    def preview(task: int | None) -> Preview | None:
+        asked.append(task)
+        assert thaw.wait(10)
+        return session.shown
+
+    session.preview = preview
+    panel = Panel(session, pump=False)
+    began = time.monotonic()
+    for state in ("running", "paused", "recovering"):
+        session.state = state
+        panel.push()
+        assert panel.line.state == state
+    assert time.monotonic() - began < 5
+    assert asked == [None]
+    assert panel.about.value == ""
+    thaw.set()
+    deadline = time.monotonic() + 10
+    while not panel.about.value:
+        assert time.monotonic() < deadline
+        panel.push()
+    assert panel.about.value == "task 0, as predicted at step 5"
+    assert asked == [None]  # the answer came late, and is not thrown away
+    panel.close()
+
+
+def test_a_late_answer_about_another_task_is_not_shown():
+    thaw = threading.Event()
+    asked = AskedPreview(lambda task: preview(f"task {task}", ()) if task or thaw.wait(10) else None)
+    late = asked.answer(0)
+    assert not late.done()
+    thaw.set()
+    late.result(10)
+    assert asked.answer(1).result(10).name == "task 1"
+    assert not asked.waits
 
 
 def taken(number: int, *, step: int, error: float | None = None, branch: int = 0) -> list[object]:

@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 
 import labkit
-import psutil
 import pytest
 from intruder import NOBODY, as_nobody, break_in, disguises, listening, pages, spill, web_ports
 from ranks import Tiny
@@ -21,6 +20,7 @@ from ranks import Tiny
 from rehearsal_kit.cluster import reach, start_cluster
 from rehearsal_kit.errors import ClusterError, RunFolderError
 from rehearsal_kit.preparation import Preparation
+from rehearsal_kit.processes import family, words
 from rehearsal_kit.run_folder import RunFolder
 from rehearsal_kit.session import Session
 from rehearsal_kit.settings import Rehearsal, Training
@@ -53,10 +53,9 @@ def home():
 @pytest.fixture(scope="module")
 def cluster(home):
     with pytest.MonkeyPatch.context() as patch:
-        # The workers import the network of these tests from where it is defined.
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
         patch.setenv("REHEARSAL_KIT_HOME", str(home / "kit"))
-        cluster = start_cluster("cpu", workers=2, idle_timeout_s=300)
+        # The workers import the network of these tests from where it is defined.
+        cluster = start_cluster("cpu", workers=2, idle_timeout_s=300, code=Path(__file__).parent)
     with cluster:
         yield cluster
 
@@ -111,13 +110,20 @@ def test_jupyter_answers_nobody_without_the_token(tmp_path):
     environment = labkit.environment(tmp_path / "home")
     runtime = Path(environment["JUPYTER_RUNTIME_DIR"])
     runtime.rmdir()  # so that Jupyter makes it, as it does for a person
-    command = [sys.executable, "-m", "rehearsal_kit.cli", "lab", str(tmp_path / "mine"), "--no-browser"]
+    # From a folder with modules of somebody else, named as those that JupyterLab imports.
+    strange, marker = tmp_path / "strange", tmp_path / "marker"
+    strange.mkdir()
+    for name in ("jupyterlab", "tornado", "psutil", "json", "jupyter_server_config"):
+        (strange / f"{name}.py").write_text(f"open({str(marker)!r}, 'w').close()")
+    tool = str(Path(sys.executable).with_name("rehearsal-kit"))
+    command = [tool, "lab", str(tmp_path / "mine"), "--no-browser"]
     process = subprocess.Popen(
         [*command, "--jupyter=--allow-root", f"--jupyter=--port={labkit.free_port()}"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         env=environment,
+        cwd=strange,
     )
     try:
         said = iter(process.stdout.readline, "")
@@ -126,14 +132,15 @@ def test_jupyter_answers_nobody_without_the_token(tmp_path):
         )
         address, token = found.groups()
         labkit.answer(process, f"{address}/api/status?token={token}")
-        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-        assert {host for host, _ in listening(family)} == {"127.0.0.1"}
-        assert not [member for member in family if token in " ".join(member.cmdline())]
+        members = family(process.pid)  # some of them, that JupyterLab asks for a version, end meanwhile
+        assert {host for host, _ in listening(members)} == {"127.0.0.1"}
+        assert not [member for member in members if token in " ".join(words(member))]
         doors = ["/api/contents", "/api/kernels", "/api/terminals", "/api/contents?token=guessed"]
         assert set(pages(address, doors).values()) == {403}
         assert any(token in path.read_text() for path in runtime.iterdir())
         assert not runtime.stat().st_mode & 0o077
         assert set(as_nobody("pages", address=address, paths=doors).values()) == {403}
+        assert not marker.exists()
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=30)

@@ -9,9 +9,9 @@ import stat
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 from distributed import Client
+from intruder import listening
 from ranks import Tiny
 
 from rehearsal_kit.cluster import start_cluster
@@ -38,11 +38,8 @@ DEADLINE_S = 60
 
 @pytest.fixture(scope="module")
 def cluster():
-    with pytest.MonkeyPatch.context() as patch:
-        # The workers import the network of these tests from where it is defined.
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
-        cluster = start_cluster("cpu", workers=2, idle_timeout_s=300)
-    with cluster:
+    # The workers import the network of these tests from where it is defined.
+    with start_cluster("cpu", workers=2, idle_timeout_s=300, code=Path(__file__).parent) as cluster:
         yield cluster
 
 
@@ -231,14 +228,7 @@ def test_nobody_without_the_key_gets_in_and_nothing_listens_to_the_network(clust
     with pytest.raises((ssl.SSLError, ConnectionError)):  # noqa: SIM117 - any of these may refuse
         with socket.create_connection((host, int(port)), 5) as plain, context.wrap_socket(plain) as wrapped:
             wrapped.recv(1)  # TLS 1.3 tells a client without certificate only now
-    listening = [
-        connection.laddr.ip
-        for process in cluster.processes()[1:]
-        for connection in process.net_connections("inet")
-        if connection.status == psutil.CONN_LISTEN
-    ]
-    assert listening
-    assert set(listening) == {"127.0.0.1"}
+    assert {host for host, _ in listening(cluster.processes()[1:])} == {"127.0.0.1"}
 
 
 def test_while_ranks_train_they_listen_on_loopback_only(cluster, tmp_path, scans):
@@ -246,5 +236,4 @@ def test_while_ranks_train_they_listen_on_loopback_only(cluster, tmp_path, scans
         session.submit(scans[0])
         session.start()
         until(session, lambda timeline: timeline.records(Steps))
-        connections = [c for p in cluster.processes()[1:] for c in p.net_connections("inet")]
-        assert {c.laddr.ip for c in connections} == {"127.0.0.1"}
+        assert {host for host, _ in listening(cluster.processes()[1:])} == {"127.0.0.1"}

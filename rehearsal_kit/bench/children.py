@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from rehearsal_kit.child_processes import imports_not_from_here
 from rehearsal_kit.errors import RehearsalKitError
 from rehearsal_kit.groups import Meeting, meet
 
@@ -86,7 +87,8 @@ def _together(calls: Sequence[Call]) -> list[Any]:
             answers[receiving] = number
             with closing(sending):  # the child then holds the only one, so that its end is noticed here
                 process = context.Process(target=_answer, args=(sending, *call), daemon=True)
-                process.start()
+                with imports_not_from_here():
+                    process.start()
             processes.append(process)
         results = _collected(answers)
         grace = GRACE_S

@@ -14,6 +14,7 @@ import plotly.graph_objects as go
 from rehearsal_kit.preview import Preview
 from rehearsal_kit.session import Session
 from rehearsal_kit.timeline import Timeline
+from rehearsal_kit.widgets.asked_preview import AskedPreview
 from rehearsal_kit.widgets.controls import Controls
 from rehearsal_kit.widgets.figures import (
     CONFIG,
@@ -79,6 +80,7 @@ class Panel:
         self.tiles = Tiles()
         self.tiles.clear(CAPTIONS)
         self.box = self._arrange()
+        self._asked = AskedPreview(session.preview)
         self._last = ""
         """What the pictures show, as HTML."""
         self._shown: object = None
@@ -126,6 +128,8 @@ class Panel:
             self._show_pattern()
             self._show_curves(whole=repair)
             self._shown = shown
+        elif self._asked.waits:
+            self._show_pattern()
         if repair:
             for widget in (self.line, self.banner, self.tasks, self.tiles, self.about):
                 widget.send_state()
@@ -178,7 +182,10 @@ class Panel:
 
     def _show_pattern(self) -> None:
         task = self.pattern.value
-        preview = self.session.preview(None if task == NEWEST else task)
+        answer = self._asked.answer(None if task == NEWEST else task)
+        if not answer.done():  # rank 0 is busy or frozen: the state and the banner tell, and must be pushed
+            return
+        preview = answer.result()
         if preview is not None:
             self._last = about(preview)
             self.about.value = self._last

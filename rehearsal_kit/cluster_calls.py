@@ -1,0 +1,56 @@
+"""Calls from a kernel into the processes of a cluster, none of them without a deadline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from distributed import Client
+
+from rehearsal_kit.errors import ClusterGoneError
+
+ANSWER_S = 30.0
+"""No function that is called so takes more than a moment; a scheduler may have to start a process first."""
+
+
+def ask_scheduler(
+    client: Client, function: Callable[..., Any], *arguments: Any, timeout_s: float = ANSWER_S
+) -> Any:
+    """What this function returns in the scheduler; ClusterGoneError where it has not in time."""
+    return _within(client, timeout_s, client._run_on_scheduler, function, *arguments)
+
+
+def ask_workers(
+    client: Client,
+    function: Callable[..., Any],
+    *arguments: Any,
+    workers: Sequence[str] | None = None,
+    timeout_s: float = ANSWER_S,
+) -> dict[str, Any]:
+    """What it returns in each of these workers, or in all, by address; ClusterGoneError if one is silent."""
+    addresses = None if workers is None else list(workers)
+    answers: dict[str, Any] = _within(client, timeout_s, client._run, function, *arguments, workers=addresses)
+    return answers
+
+
+def ask_identity(client: Client, *, timeout_s: float = ANSWER_S) -> dict[str, Any]:
+    """What the scheduler tells of itself and of all its workers."""
+    told: dict[str, Any] = _within(client, timeout_s, _identity, client)
+    return told
+
+
+async def _identity(client: Client) -> dict[str, Any]:
+    scheduler: Any = client.scheduler
+    told: dict[str, Any] = await scheduler.identity(n_workers=-1)
+    return told
+
+
+def _within(client: Client, timeout_s: float, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    try:
+        return client.sync(call, *arguments, callback_timeout=timeout_s, **named)
+    except TimeoutError as error:
+        raise ClusterGoneError(
+            f"the cluster has not answered in {timeout_s:g} s: it is frozen, or the way to it is broken. Try "
+            "again; if it stays so, end it by `rehearsal-kit stop`, and go on by rk.resume(run, "
+            "rk.start_cluster())."
+        ) from error

@@ -1,0 +1,48 @@
+"""Asks for a preview without ever waiting for it: rank 0 may be frozen, and the panel has to say so."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+
+from rehearsal_kit.preview import Preview
+
+Ask = Callable[["int | None"], "Preview | None"]
+Answer = Future["Preview | None"]
+MOMENT_S = 0.1
+"""Longer than rank 0 takes when it is well, and nothing that a person would notice."""
+
+
+class AskedPreview:
+    """At most one question is under way, in a thread of its own; `ask` may take as long as it does."""
+
+    def __init__(self, ask: Ask) -> None:
+        self._ask = ask
+        self._under_way: tuple[int | None, Answer] | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether there is an answer, or will be one, that nobody has taken."""
+        return self._under_way is not None
+
+    def answer(self, task: int | None) -> Answer:
+        """The newest preview of a task, None: of the newest task; the answer may not be there yet."""
+        asked = self._under_way
+        if asked is None or (asked[1].done() and asked[0] != task):
+            asked = task, self._begin(task)
+            wait([asked[1]], MOMENT_S)
+        self._under_way = None if asked[1].done() else asked
+        return asked[1]
+
+    def _begin(self, task: int | None) -> Answer:
+        answer: Answer = Future()
+
+        def run() -> None:
+            try:
+                answer.set_result(self._ask(task))
+            except Exception as error:
+                answer.set_exception(error)
+
+        threading.Thread(target=run, name="rehearsal-kit-preview", daemon=True).start()
+        return answer
