@@ -6,6 +6,7 @@ from typing import Any
 
 from rehearsal_kit.arrivals import natural_key
 from rehearsal_kit.cluster import Cluster
+from rehearsal_kit.kernel_calls import ANSWER_S
 
 
 def workers_in_order(cluster: Cluster) -> list[str]:
@@ -21,5 +22,6 @@ def known_workers(cluster: Cluster) -> dict[str, Any]:
     client may have replaced, between the question and the answer, by one without the workers.
     """
     client: Any = cluster.client
-    workers: dict[str, Any] = client.sync(client.scheduler.identity, n_workers=-1)["workers"]
+    identity = client.sync(client.scheduler.identity, n_workers=-1, callback_timeout=ANSWER_S)
+    workers: dict[str, Any] = identity["workers"]
     return workers
