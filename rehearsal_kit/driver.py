@@ -213,12 +213,12 @@ class Driver:
             raise SessionError(refused)
 
     def _listen(self) -> None:
-        client = self._cluster.client
+        client: Any = self._cluster.client
         client.subscribe_topic(self._topic, self._hear)
         deadline = time.monotonic() + SUBSCRIBE_TIMEOUT_S
         # A subscription takes effect at some later moment; what was told before that would be missed.
         while not self._heard.wait(0.05):
-            client.log_event(self._topic, "hello")
+            client.sync(client.scheduler.log_event, topic=self._topic, msg="hello", callback_timeout=BROKEN_S)
             if time.monotonic() > deadline:
                 raise SessionError("the scheduler does not pass on events; is the cluster still there?")
 

@@ -93,11 +93,13 @@ class RunFolder:
     def inside(self, path: str | Path) -> str:
         """How a file is called in what is written down: one below this folder by its place in there.
 
-        So a run folder can be moved. `find` takes it back.
+        So a run folder can be moved. `find` takes it back. A relative path is called so already: nothing
+        here is relative to the current folder, which every process has another.
         """
-        whole = Path(path).absolute()
+        whole = Path(path)
         named = whole.parent.resolve() / whole.name
-        return str(named.relative_to(self.path) if named.is_relative_to(self.path) else whole)
+        below = whole.is_absolute() and named.is_relative_to(self.path)
+        return str(named.relative_to(self.path) if below else whole)
 
     def find(self, written: str) -> str:
         """The file that was written down like this.

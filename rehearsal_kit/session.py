@@ -388,7 +388,7 @@ class Session(Helm):
                 f"rk.resume({str(self.run.path)!r}, cluster)."
             )
         if isinstance(command, Arrived):
-            command = replace(command, path=self.run.inside(command.path))
+            command = replace(command, path=self.run.inside(Path(command.path).absolute()))
         with self._numbering:
             if self._number is None:  # people tell wishes of several kernels apart by their numbers, too
                 self._number = max((entry["number"] for entry in read_ledger(self.run.wishes)), default=0)

@@ -399,6 +399,7 @@ def test_tasks_that_were_written_down_by_their_whole_path_are_found_in_the_moved
     assert run.find("/gone/scans/0000.h5") == "/gone/scans/0000.h5"
     assert run.inside(run.path / "tasks" / "0000.h5") == "tasks/0000.h5"
     assert run.inside("/data/scan.cxi") == "/data/scan.cxi"
+    assert run.inside("tasks/0000.h5") == "tasks/0000.h5"  # whatever the current folder is
     link = run.path.parent / "link"
     link.symlink_to(run.path)
     assert run.inside(link / "tasks" / "0000.h5") == "tasks/0000.h5"
