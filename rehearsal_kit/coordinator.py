@@ -19,7 +19,7 @@ from distributed import Scheduler
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 from rehearsal_kit.arrivals import natural_key
-from rehearsal_kit.orders import HostStatus, Order, RunOrder
+from rehearsal_kit.orders import CLOSING_TOPIC, HostStatus, Order, RunOrder
 from rehearsal_kit.progress import LOOK_S, GenerationError, Progress
 from rehearsal_kit.run_folder import Ledger, RunFolder
 from rehearsal_kit.run_states import INTERRUPTED
@@ -71,6 +71,8 @@ class Watched:
     outcome: str = ""
     ending: bool = False
     """Whether its cluster ends: an interrupted set of ranks is not started again."""
+    interrupting: asyncio.Future[None] | None = None
+    """Kept so that it is not collected before it is done."""
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
 
@@ -85,7 +87,6 @@ class Coordinator(SchedulerPlugin):
         """Called by Dask when the plugin arrives at the scheduler."""
         self._scheduler = scheduler
         self._runs: dict[str, Watched] = {}
-        self._interrupting: list[asyncio.Future[None]] = []
 
     async def close(self) -> None:
         """Called by Dask when the scheduler closes."""
@@ -108,12 +109,13 @@ class Coordinator(SchedulerPlugin):
                 run.held_last, run.holder = run.holder, ""
 
     def log_event(self, topic: str, msg: Any) -> None:
-        """Called by Dask for every event: the end of a rank and a written checkpoint matter here."""
-        run = self._runs.get(topic)
+        """Called by Dask for every event: ends of ranks and workers and written checkpoints matter here."""
+        closing = topic == CLOSING_TOPIC and isinstance(msg, dict)
+        run = self._runs.get(msg.get("topic", "") if closing else topic)
         if run is None or not isinstance(msg, dict):
             return
-        if "closing" in msg and run.workers:  # a worker by itself: rank 0 has all ranks end well
-            self._interrupting = [*self._interrupting, asyncio.ensure_future(self._interrupt(run))]
+        if closing:  # a worker by itself: rank 0 has all ranks end well
+            run.interrupting = asyncio.ensure_future(self._interrupt(run))
             return
         told = msg.get("told", {})
         match told.get("record"):
@@ -188,10 +190,7 @@ class Coordinator(SchedulerPlugin):
             run.holder = ""
 
     async def wind_down(self) -> None:
-        """Have all ranks end at their next step, with a checkpoint, before this cluster goes.
-
-        Nobody wished for the end of a run: it goes on where it is resumed.
-        """
+        """Have all ranks end at their next step, with a checkpoint, before this cluster goes."""
         going = [run for run in self._runs.values() if not run.outcome]
         for run in going:
             run.ending = True

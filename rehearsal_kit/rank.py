@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 from safetensors.torch import save
 
 from rehearsal_kit.commands import TakeCheckpoint, Wish
-from rehearsal_kit.control import Control, Decision, Mailbox, said
+from rehearsal_kit.control import Control, Decision, Mailbox
 from rehearsal_kit.course import Course
 from rehearsal_kit.curriculum import Curriculum
 from rehearsal_kit.equipment import Equipment
@@ -32,9 +32,11 @@ from rehearsal_kit.resumption import Resumption
 from rehearsal_kit.rounds import Representatives, Round
 from rehearsal_kit.run_folder import write_private
 from rehearsal_kit.run_states import INTERRUPTED
-from rehearsal_kit.steering import Learning, Steering
+from rehearsal_kit.showing import Showing
+from rehearsal_kit.steering import Steering
 from rehearsal_kit.stored_outputs import ages, disowning, for_layout, without_outputs
 from rehearsal_kit.stream import Stream
+from rehearsal_kit.taking_up import Learning, TakingUp
 from rehearsal_kit.telemetry import Applied, Joined, Noted, Record
 
 IDLE_S = 0.02
@@ -87,11 +89,11 @@ class Rank:
         self._with = equipment
         equipment.keeper.pinned |= went_back_to(job.replays or job.run)
         self._curriculum = Curriculum(equipment)
-        self._now = Learning()
-        self._steering = Steering(equipment, self._curriculum, self._now)
-        self._resumption = Resumption(equipment, self._steering)
-        self._shown = ""
-        """What went wrong with a preview last."""
+        self._now = Learning(job.preparation)
+        taking_up = TakingUp(equipment, self._curriculum, self._now)
+        self._steering = Steering(equipment, self._curriculum, taking_up)
+        self._resumption = Resumption(equipment, taking_up, self._steering.prepare)
+        self._showing = Showing(self.gallery, job.run, rank=groups.rank, tell=self._note)
 
     def run(self) -> str:
         """Train until the stream is finished, someone says stop, or a process of these ranks is about to end.
@@ -119,7 +121,7 @@ class Rank:
 
     @property
     def beats(self) -> int:
-        """Grows whenever this rank gets on with something; another thread watches it."""
+        """Grows whenever this rank gets on; another thread watches it."""
         return self._control.decided + self._learner.calls
 
     def give_up(self) -> None:
@@ -127,10 +129,7 @@ class Rank:
         self._control.given_up = True
 
     def interrupt(self) -> None:
-        """Have all ranks end at their next step boundary, with a checkpoint; for rank 0, any thread may call.
-
-        Nobody wished for it, so it stands in no ledger: the run goes on wherever it is started again.
-        """
+        """Have all ranks end at their next step, with a checkpoint; for rank 0, any thread may call."""
         self._control.closing = True
 
     def fingerprint(self) -> str:
@@ -223,7 +222,7 @@ class Rank:
         lesson.seconds += seconds
         self._reporter.stepped(course.step, lesson.task, stepped=stepped, seconds=seconds)
         course.step += 1
-        self._refresh_preview()
+        self._showing.refresh(course.begun - 1, step=course.step)
 
     def _take_representatives(self) -> Representatives | None:
         buffer, course = self._now.buffer, self._course
@@ -294,7 +293,7 @@ class Rank:
         self._reporter.state(
             course.step, "paused" if paused else "waiting", reason=course.trouble if paused else ""
         )
-        self._refresh_preview()
+        self._showing.refresh(course.begun - 1, step=course.step)
         if self._job.replays is None:
             time.sleep(IDLE_S)
 
@@ -329,7 +328,7 @@ class Rank:
         return decided
 
     def _apply(self, wish: Wish) -> None:
-        """A decision that all ranks have come to by themselves."""
+        """Carry out what all ranks have decided by themselves."""
         self._acknowledge(self._control.own(self._course.position, wish, self._steering.prepare))
 
     def _acknowledge(self, decision: Decision) -> None:
@@ -366,14 +365,14 @@ class Rank:
     def _finish(self) -> None:
         """All that has arrived is trained: evaluate what was not since, for the final tables."""
         evaluated = self._with.evaluation.last(step=self._course.step)
-        self._keep_previews(evaluated, after=self._with.evaluation.newest)
+        self._showing.keep(evaluated, after=self._with.evaluation.newest, step=self._course.step)
 
     def _end_task(self, lesson: Lesson) -> None:
         evaluated = self._curriculum.end(lesson)
         if evaluated is None:
             self._start_over(lesson, "the network predicts numbers that are not finite")
             return
-        self._keep_previews(evaluated, after=lesson.task)
+        self._showing.keep(evaluated, after=lesson.task, step=self._course.step)
         self._save_weights()
         self._now.lesson = None
 
@@ -389,27 +388,6 @@ class Rank:
         )
 
     # Showing and keeping --------------------------------------------------------------------------------
-
-    def _refresh_preview(self) -> None:
-        if self._groups.rank == 0:
-            with self._only_shown():
-                self.gallery.refresh(self._course.begun - 1, step=self._course.step)
-
-    def _keep_previews(self, tasks: Sequence[int], *, after: int) -> None:
-        if self._groups.rank == 0:
-            with self._only_shown():
-                self.gallery.keep(self._job.run.previews, tasks, after=after, step=self._course.step)
-
-    @contextlib.contextmanager
-    def _only_shown(self) -> Iterator[None]:
-        """What only pictures need must not end the run: a full disk, a file that is gone."""
-        try:
-            yield
-        except Exception as error:
-            words = said(error, rank=0, step=self._course.step)
-            if type(error).__name__ != self._shown:  # said once, not at every step
-                self._note(f"previews cannot be made or kept, the run goes on without: {words}")
-            self._shown = type(error).__name__
 
     def _save_weights(self) -> None:
         if self._groups.rank == 0:

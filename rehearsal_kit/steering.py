@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 
 from rehearsal_kit.commands import (
     Arrived,
@@ -25,27 +24,21 @@ from rehearsal_kit.commands import (
     Stop,
     TakeCheckpoint,
 )
-from rehearsal_kit.control import Commit, said
+from rehearsal_kit.control import Commit
 from rehearsal_kit.course import Course
-from rehearsal_kit.curriculum import Curriculum, TakenUp
+from rehearsal_kit.curriculum import Curriculum
 from rehearsal_kit.equipment import Equipment
-from rehearsal_kit.errors import CheckpointError, RankError, SettingsError
-from rehearsal_kit.exchange import GroupExchange
+from rehearsal_kit.errors import RankError, SettingsError
 from rehearsal_kit.experiences import open_experience
 from rehearsal_kit.in_force import InForce
 from rehearsal_kit.keeper import Copied
-from rehearsal_kit.lesson import Lesson
-from rehearsal_kit.preparation import Preparation
-from rehearsal_kit.rehearsal import DistributedBuffer
 from rehearsal_kit.restoring import Loaded, load_checkpoint
-from rehearsal_kit.rounds import BufferState
 from rehearsal_kit.scan_tasks import ScanExperience
-from rehearsal_kit.settings import with_tuples
 from rehearsal_kit.strategies.choice import require_stored
 from rehearsal_kit.stream import Stream
+from rehearsal_kit.taking_up import TakingUp, UnderWay
 from rehearsal_kit.tasks import Experience
 from rehearsal_kit.telemetry import (
-    UNTRAINED,
     BranchBegan,
     CheckpointTaken,
     Noted,
@@ -55,45 +48,14 @@ from rehearsal_kit.telemetry import (
 )
 
 
-@dataclass(frozen=True)
-class Ready:
-    """A checkpoint that can be taken up, as far as one rank can tell."""
-
-    loaded: Loaded
-    course: Course
-    preparation: Preparation
-    stream: Stream
-    """Its tasks in their order then; those that cannot be opened any more are as if set aside."""
-    gone: Mapping[int, str]
-    """These, and why."""
-
-
-@dataclass(frozen=True)
-class UnderWay:
-    """The task that a checkpoint was taken in the middle of, as far as it is still there."""
-
-    lesson: TakenUp | None
-    anew: bool = False
-    """Whether a task of it is gone: weights and optimizer go back to where it began."""
-    began: int = 0
-
-
-@dataclass
-class Learning:
-    """What a rank is in the middle of."""
-
-    lesson: Lesson | None = None
-    buffer: DistributedBuffer | None = None
-
-
 class Steering:
     """One rank's answer to commands; the same on all ranks."""
 
-    def __init__(self, equipment: Equipment, curriculum: Curriculum, learning: Learning) -> None:
+    def __init__(self, equipment: Equipment, curriculum: Curriculum, taking_up: TakingUp) -> None:
         self._with = equipment
         self._curriculum = curriculum
-        self._now = learning
-        self._preparation = equipment.job.preparation
+        self._taking_up = taking_up
+        self._now = taking_up.now
         self._remark = ""
 
     def prepare(self, command: Command) -> Commit:  # noqa: C901, PLR0911, PLR0912 - one line per kind
@@ -101,7 +63,7 @@ class Steering:
         course, now = self._with.course, self._now
         match command:
             case Arrived():
-                experience = open_experience(command, self._preparation)
+                experience = open_experience(command, self._now.preparation)
                 return lambda: self._accept(command, experience)
             case SetAside():
                 return lambda: self._tell_set_aside(command)
@@ -141,60 +103,12 @@ class Steering:
         remark, self._remark = self._remark, ""
         return remark
 
-    def ready(self, loaded: Loaded) -> Ready:
-        """All that a checkpoint says, read and understood; changes nothing, and does not ask the other ranks.
-
-        Raises whatever comes of a state that is not one; a file that cannot be opened is only said.
-        """
-        its, state = self._with, loaded.state
-        preparation = Preparation(**with_tuples(state["preparation"]))
-        stream, gone = Stream(its.groups, seed=its.job.seed), {}
-        for plain, aside in state["stream"]:
-            arrived, experience = Arrived(**with_tuples(plain)), None
-            try:
-                experience = None if aside else open_experience(arrived, preparation)
-            except Exception as error:  # moved, damaged, of another owner: the run must go on without it
-                gone[len(stream)] = said(error, rank=its.groups.rank, step=int(state["course"]["step"]))
-            stream.append(arrived, experience)
-        stream.arrived_as(state["order"])
-        if its.job.seed != state["seed"]:
-            raise CheckpointError(f"it is of a run with seed {state['seed']}, this one has {its.job.seed}.")
-        there = Course.from_plain(state["course"], InForce.of(its.job))
-        return Ready(loaded, there, preparation, stream, gone)
-
-    def take_up(self, ready: Ready, lost: Iterable[int]) -> None:
-        """Go on where a checkpoint was taken, before the first step of this rank.
-
-        lost: tasks that some rank cannot read any more, the same on all ranks. Where the task under way is
-        one of them, weights and optimizer are back where it began.
-        """
-        its = self._with
-        for task in lost:
-            ready.stream.set_aside(task)
-        its.course.restart(ready.course)
-        self._preparation = ready.preparation
-        its.stream.become(ready.stream)
-        self._adopt(ready.loaded, self._under_way(ready.loaded, its.stream))
-
-    def forget(self) -> None:
-        """Be as before the first step, whatever of a checkpoint was taken up."""
-        its = self._with
-        its.course.restart(Course(InForce.of(its.job)))
-        its.stream.become(Stream(its.groups, seed=its.job.seed))
-        its.learner.restart()
-        its.learner.learning_rate = its.course.in_force.learning_rate
-        its.evaluation.restore({"newest": UNTRAINED, "seen": [], "errors": []})
-        self._preparation, self._now.lesson = its.job.preparation, None
-        if self._now.buffer is not None:
-            self._now.buffer.abandon()
-            self._now.buffer = None
-
     # The stream -----------------------------------------------------------------------------------------
 
     def _accept(self, command: Arrived, experience: Experience) -> None:
         its = self._with
         if isinstance(experience, ScanExperience):
-            self._preparation = experience.preparation
+            self._now.preparation = experience.preparation
         its.reporter.tell(
             TaskArrived(
                 step=its.course.step,
@@ -322,7 +236,7 @@ class Steering:
             "order": its.stream.order,
             "lesson": self._curriculum.to_plain(self._now.lesson),
             "evaluation": its.evaluation.to_plain(),
-            "preparation": asdict(self._preparation),
+            "preparation": asdict(self._now.preparation),
             "seed": its.job.seed,
         }
 
@@ -335,7 +249,7 @@ class Steering:
         if there.begun > len(its.stream):
             raise SettingsError(f"checkpoint {command.checkpoint} knows tasks that this run does not have.")
         stream = its.stream.ordered(loaded.state["order"])
-        under_way = self._under_way(loaded, stream)
+        under_way = self._taking_up.under_way(loaded, stream)
         return lambda: self._roll_back(loaded, there, (stream, under_way))
 
     def _roll_back(self, loaded: Loaded, there: Course, to: tuple[Stream, UnderWay]) -> None:
@@ -350,8 +264,8 @@ class Steering:
         its.stream.take_order_of(stream)
         its.keeper.pinned.add(loaded.number)
         self._tell_branch(loaded.number, parent, left)
-        self._adopt(loaded, under_way)
-        self.settle()
+        self._taking_up.adopt(loaded, under_way)
+        self._taking_up.settle()
         self._remark = self._not_taken_back(loaded)
 
     def _begin_again(self, command: BeginAgain) -> None:
@@ -396,55 +310,6 @@ class Steering:
                 "all, submit its file again"
             )
         return "; ".join(said_of)
-
-    def _under_way(self, loaded: Loaded, stream: Stream) -> UnderWay:
-        plain = loaded.state["lesson"]
-        if plain is None:
-            return UnderWay(None)
-        if all(stream[int(task)] is not None for task in plain["tasks"]):
-            return UnderWay(self._curriculum.lesson_of(plain, stream))
-        there = stream[int(plain["task"])] is not None
-        lesson = self._curriculum.lesson_anew(plain, stream) if there else None
-        return UnderWay(lesson, anew=True, began=int(plain["began"]))
-
-    def _adopt(self, loaded: Loaded, under_way: UnderWay) -> None:
-        its, course = self._with, self._with.course
-        its.learner.adopt(loaded.tensors)
-        its.learner.learning_rate = course.in_force.learning_rate
-        its.evaluation.restore(loaded.state["evaluation"])
-        self._now.lesson = None
-        if under_way.lesson is not None:
-            self._now.lesson = under_way.lesson[0]
-            self._curriculum.take_up(under_way.lesson[1])
-        if under_way.anew:
-            its.learner.go_back()
-            course.spoilt.append(range(under_way.began, course.step))
-        if self._now.lesson is not None and under_way.anew:
-            self._now.lesson.batch = course.in_force.batch
-            self._now.lesson.again(course.step)
-        self._curriculum.recognise(self._now.lesson)
-        if self._now.buffer is not None:  # of a checkpoint that could not be taken up
-            self._now.buffer.abandon()
-        self._now.buffer = None if loaded.buffer is None else self._filled(loaded.buffer)
-
-    def settle(self) -> None:
-        """After a checkpoint was taken up, on all ranks alike: how long a task is that was begun anew."""
-        if self._now.lesson is not None and not self._now.lesson.taken:
-            self._curriculum.measure(self._now.lesson)
-
-    def _filled(self, state: BufferState) -> DistributedBuffer:
-        its = self._with
-        half = tuple(field.name for field in state.layout.fields if field.half)
-        settings = replace(its.course.in_force.rehearsal, policy=state.policy, half=half)
-        buffer = DistributedBuffer(
-            state.layout,
-            settings,
-            seed=its.job.seed,
-            exchange=GroupExchange(its.groups),
-            device=its.job.device,
-        )
-        buffer.restore(state)
-        return buffer
 
 
 def _nothing() -> None:
