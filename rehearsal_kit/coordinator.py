@@ -24,7 +24,7 @@ from rehearsal_kit.acceptance import Acceptance
 from rehearsal_kit.crew import Crew
 from rehearsal_kit.errors import LeaseError
 from rehearsal_kit.lease import BEAT_S, RunLease
-from rehearsal_kit.orders import Order, RunOrder
+from rehearsal_kit.orders import CLOSING_TOPIC, Order, RunOrder
 from rehearsal_kit.patience import Patience
 from rehearsal_kit.progress import LOOK_S, GenerationError, Progress
 from rehearsal_kit.run_folder import Ledger, RunFolder, write_private
@@ -75,6 +75,8 @@ class Watched:
     outcome: str = ""
     ending: bool = False
     """Whether its cluster ends: an interrupted set of ranks is not started again."""
+    interrupting: asyncio.Future[None] | None = None
+    """Kept so that it is not collected before it is done."""
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     delivery: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Wishes reach rank 0 in the order in which they were accepted: one message at a time."""
@@ -117,7 +119,6 @@ class Coordinator(SchedulerPlugin):
         self._scheduler = scheduler
         self._crew = Crew(scheduler)
         self._runs: dict[str, Watched] = {}
-        self._interrupting: list[asyncio.Future[None]] = []
 
     async def close(self) -> None:
         """Called by Dask when the scheduler closes."""
@@ -138,12 +139,13 @@ class Coordinator(SchedulerPlugin):
             run.acceptance.lost(client)
 
     def log_event(self, topic: str, msg: Any) -> None:
-        """Called by Dask for every event: the end of a rank and a written checkpoint matter here."""
-        run = self._runs.get(topic)
+        """Called by Dask for every event: ends of ranks and workers and written checkpoints matter here."""
+        closing = topic == CLOSING_TOPIC and isinstance(msg, dict)
+        run = self._runs.get(msg.get("topic", "") if closing else topic)
         if run is None or not isinstance(msg, dict):
             return
-        if "closing" in msg and run.workers:  # a worker by itself: rank 0 has all ranks end well
-            self._interrupting = [*self._interrupting, asyncio.ensure_future(self._interrupt(run))]
+        if closing:  # a worker by itself: rank 0 has all ranks end well
+            run.interrupting = asyncio.ensure_future(self._interrupt(run))
             return
         told = msg.get("told", {})
         match told.get("record"):

@@ -47,6 +47,8 @@ BROKEN_S = 8.0
 """A kernel that cannot reach the scheduler for so long says so; the run may go on without it."""
 CLOSE_TIMEOUT_S = 60.0
 PREVIEW_TIMEOUT_S = 5.0
+LAST_WORDS_S = 12.0
+"""What ranks and coordinator have to write how a run ended whose cluster ends."""
 SUBSCRIBE_TIMEOUT_S = 60.0
 OF_THE_COORDINATOR = (GenerationBegan, GenerationEnded, Stalled, LeaseTaken, RunOver)
 
@@ -187,13 +189,12 @@ class Driver:
             while not self.over.is_set() and self._send_wishes():
                 self._look()
         except OSError as error:
-            self._end(
-                "failed",
+            self._lose(
                 f"the cluster cannot be reached any more ({error}); the run may go on without this kernel: "
-                f"rk.attach({str(self._run.path)!r}) joins it, or says what to do where it is gone.",
+                f"rk.attach({str(self._run.path)!r}) joins it, or says what to do where it is gone."
             )
         except Exception as error:
-            self._end("failed", f"{type(error).__name__}: {error}")
+            self._lose(f"{type(error).__name__}: {error}")
         finally:
             with contextlib.suppress(Exception):  # the cluster may be gone, or its client closed
                 client.unsubscribe_topic(self._topic)
@@ -244,6 +245,20 @@ class Driver:
             self.error = error
             self._state = outcome
             self.over.set()
+
+    def _lose(self, words: str) -> None:
+        """The cluster cannot be asked any more: perhaps its last words stand in the folder of the run."""
+        deadline = time.monotonic() + LAST_WORDS_S
+        while not self.over.is_set() and time.monotonic() < deadline:
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                self.history.catch_up()
+            newest = self.timeline.newest((GenerationBegan, RunOver))
+            if newest is None:  # it never began
+                break
+            if isinstance(newest, RunOver):
+                self._end(newest.outcome, newest.error)
+            self.over.wait(0.1)
+        self._end("failed", words)
 
     def _send_wishes(self) -> bool:
         """Wait a moment for a wish, then send all there are in one message; False once there will be none."""

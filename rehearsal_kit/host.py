@@ -26,7 +26,7 @@ from distributed.diagnostics.plugin import WorkerPlugin
 from rehearsal_kit.errors import ClusterError, LeaseError, ReplayError, RunFolderError, SettingsError
 from rehearsal_kit.groups import Meeting, meet
 from rehearsal_kit.job import Job
-from rehearsal_kit.orders import HostStatus, Order
+from rehearsal_kit.orders import CLOSING_TOPIC, HostStatus, Order
 from rehearsal_kit.preview import Preview
 from rehearsal_kit.rank import Rank
 from rehearsal_kit.telemetry import Ended, Record, to_plain
@@ -85,7 +85,7 @@ class RankHost(WorkerPlugin):
         await self.interrupt(hosted.order.topic)
         if hosted.order.rank:  # rank 0 decides; the coordinator knows where it is
             with contextlib.suppress(Exception):  # the scheduler may be gone before its workers
-                worker.log_event(hosted.order.topic, {"closing": hosted.order.rank})
+                worker.log_event(CLOSING_TOPIC, {"topic": hosted.order.topic})
         deadline = time.monotonic() + CLOSING_S
         while hosted.thread.is_alive() and time.monotonic() < deadline:
             await asyncio.sleep(POLL_S)
@@ -204,7 +204,7 @@ class RankHost(WorkerPlugin):
                     hosted.rank.interrupt()
                 outcome = hosted.rank.run()
                 weights = hosted.rank.fingerprint()
-        except Exception as failure:
+        except BaseException as failure:  # also a network that calls sys.exit(): nobody else would say so
             where = traceback.extract_tb(failure.__traceback__)[-1]
             hosted.failed_at = time.time()
             hosted.fatal = isinstance(

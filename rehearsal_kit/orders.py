@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 TOPIC_PREFIX = "rehearsal-kit/"
 """Of the topics under which ranks tell their records."""
+CLOSING_TOPIC = "rehearsal-kit-closing"
+"""Under which a worker tells the coordinator the topic of its run when it closes by itself."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 from safetensors.torch import save
 
@@ -36,10 +36,12 @@ from rehearsal_kit.resumption import Resumption
 from rehearsal_kit.rounds import Representatives, Round
 from rehearsal_kit.run_folder import write_private
 from rehearsal_kit.run_states import INTERRUPTED
-from rehearsal_kit.steering import Learning, Steering
+from rehearsal_kit.showing import Showing
+from rehearsal_kit.steering import Steering
 from rehearsal_kit.stored_outputs import ages, disowning, for_layout, without_outputs
 from rehearsal_kit.stream import Stream
-from rehearsal_kit.telemetry import Applied, Joined, Noted, NotKept, Record
+from rehearsal_kit.taking_up import Learning, TakingUp
+from rehearsal_kit.telemetry import Applied, Joined, Noted, Record
 
 IDLE_S = 0.02
 
@@ -106,9 +108,11 @@ class Rank:
         self._with = equipment
         equipment.keeper.pinned |= went_back_to(job.replays or job.run)
         self._curriculum = Curriculum(equipment)
-        self._now = Learning()
-        self._steering = Steering(equipment, self._curriculum, self._now)
-        self._resumption = Resumption(equipment, self._steering)
+        self._now = Learning(job.preparation)
+        taking_up = TakingUp(equipment, self._curriculum, self._now)
+        self._steering = Steering(equipment, self._curriculum, taking_up)
+        self._resumption = Resumption(equipment, taking_up, self._steering.prepare)
+        self._showing = Showing(self.gallery, self._reporter, rank=groups.rank)
 
     def run(self) -> str:
         """Train until the stream is finished, someone says stop, or a process of these ranks is about to end.
@@ -144,10 +148,7 @@ class Rank:
         self._control.given_up = True
 
     def interrupt(self) -> None:
-        """Have all ranks end at their next step boundary, with a checkpoint; for rank 0, any thread may call.
-
-        Nobody wished for it, so it stands in no ledger: the run goes on wherever it is started again.
-        """
+        """Have all ranks end at their next step, with a checkpoint; for rank 0, any thread may call."""
         self._control.closing = True
 
     def fingerprint(self) -> str:
@@ -189,8 +190,7 @@ class Rank:
             self._save_weights()
         self._with.keeper.close()
         self._tell_of_checkpoints()
-        self.gallery.close()
-        self._tell_of_previews()
+        self._showing.close()
 
     @contextlib.contextmanager
     def _closing(self) -> Iterator[None]:
@@ -238,7 +238,7 @@ class Rank:
         lesson.seconds += seconds
         self._reporter.stepped(course.step, lesson.task, stepped=stepped, seconds=seconds)
         course.step += 1
-        self._refresh_preview()
+        self._showing.refresh(course.begun - 1, step=course.step)
 
     def _stepped(self, batch: MiniBatch, factor: float) -> Stepped:
         """One step; tried once more where network or strategy failed on a rank, as they may for a moment."""
@@ -332,7 +332,7 @@ class Rank:
         self._reporter.state(
             course.step, "paused" if paused else "waiting", reason=course.trouble if paused else ""
         )
-        self._refresh_preview()
+        self._showing.refresh(course.begun - 1, step=course.step)
         if self._job.replays is None:
             time.sleep(IDLE_S)
 
@@ -368,7 +368,7 @@ class Rank:
         return decided
 
     def _apply(self, wish: Wish) -> None:
-        """A decision that all ranks have come to by themselves."""
+        """Carry out what all ranks have decided by themselves."""
         self._acknowledge(self._control.own(self._course.position, wish, self._steering.prepare))
 
     def _acknowledge(self, decision: Decision) -> None:
@@ -404,14 +404,14 @@ class Rank:
     def _finish(self) -> None:
         """All that has arrived is trained: evaluate what was not since, for the final tables."""
         evaluated = self._with.evaluation.last(step=self._course.step)
-        self._keep_previews(evaluated, after=self._with.evaluation.newest)
+        self._showing.keep(evaluated, after=self._with.evaluation.newest, step=self._course.step)
 
     def _end_task(self, lesson: Lesson) -> None:
         evaluated = self._curriculum.end(lesson)
         if evaluated is None:
             self._start_over(lesson, "the network predicts numbers that are not finite")
             return
-        self._keep_previews(evaluated, after=lesson.task)
+        self._showing.keep(evaluated, after=lesson.task, step=self._course.step)
         self._save_weights()
         self._now.lesson = None
 
@@ -444,20 +444,6 @@ class Rank:
         return True
 
     # Showing and keeping --------------------------------------------------------------------------------
-
-    def _refresh_preview(self) -> None:
-        if self._groups.rank == 0:
-            self.gallery.refresh(self._course.begun - 1, step=self._course.step)
-            self._tell_of_previews()
-
-    def _keep_previews(self, tasks: Sequence[int], *, after: int) -> None:
-        if self._groups.rank == 0:
-            self.gallery.keep(tasks, after=after, step=self._course.step)
-
-    def _tell_of_previews(self) -> None:
-        reason = self.gallery.news()
-        if reason is not None:
-            self._reporter.tell(NotKept(what="previews", reason=reason, time=time.time()))
 
     def _save_weights(self) -> None:
         if self._groups.rank == 0:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from rehearsal_kit.arrivals import require_as_it_arrived
 from rehearsal_kit.commands import Arrived, BeginAgain, Wish, from_plain, to_plain
-from rehearsal_kit.control import said
+from rehearsal_kit.control import Prepare, said
 from rehearsal_kit.effects import Effects, left_outstanding
 from rehearsal_kit.equipment import Equipment
 from rehearsal_kit.errors import RehearsalKitError
@@ -23,7 +23,7 @@ from rehearsal_kit.restoring import (
 )
 from rehearsal_kit.run_folder import RunFolder
 from rehearsal_kit.script import AGAIN, Entry, Outstanding, Script
-from rehearsal_kit.steering import Ready, Steering
+from rehearsal_kit.taking_up import Ready, TakingUp
 from rehearsal_kit.telemetry import CheckpointFailed, Restored
 
 
@@ -40,9 +40,10 @@ class _Way:
 class Resumption:
     """Begins one rank of a run, or of the replay of another one; all ranks call the same."""
 
-    def __init__(self, equipment: Equipment, steering: Steering) -> None:
+    def __init__(self, equipment: Equipment, taking_up: TakingUp, prepare: Prepare) -> None:
         self._with = equipment
-        self._steering = steering
+        self._taking_up = taking_up
+        self._prepare = prepare
         self._effects = Effects()
 
     def begin(self, *, generation: int) -> None:
@@ -71,7 +72,7 @@ class Resumption:
                 Restored(step=its.course.step, checkpoint=number, generation=generation, time=time.time())
             )
         if again is not None:
-            decided = its.control.own(its.course.position, Wish(0, again), self._steering.prepare)
+            decided = its.control.own(its.course.position, Wish(0, again), self._prepare)
             assert not decided.refused  # noqa: S101 - preparing it checks nothing
 
     def _newest_usable(self, candidates: Candidates) -> tuple[int, _Way]:
@@ -81,7 +82,7 @@ class Resumption:
             trouble, ready = "", None
             try:
                 loaded = load_checkpoint(its.job.run, number, its.groups, identity=its.identity)
-                ready = self._steering.ready(loaded)
+                ready = self._taking_up.ready(loaded)
                 if ready.course.position != place:
                     trouble = (
                         f"checkpoint {number} was taken at step {ready.course.step} of branch "
@@ -96,7 +97,7 @@ class Resumption:
                     return number, way
             its.reporter.tell(CheckpointFailed(checkpoint=number, reason=trouble))
         if candidates.places or candidates.refused:
-            self._steering.forget()
+            self._taking_up.forget()
             count = len(candidates.places) + len(candidates.refused)
             its.reporter.tell(
                 CheckpointFailed(
@@ -119,13 +120,13 @@ class Resumption:
             trouble = self._try(ready, way)
         if not trouble:
             self._with.reporter.goes_on_from(ready.loaded.number)
-            self._steering.settle()
+            self._taking_up.settle()
         return trouble, way
 
     def _try(self, ready: Ready, way: _Way) -> str:
         its, trouble = self._with, ""
         try:
-            self._steering.take_up(ready, way.lost)
+            self._taking_up.take_up(ready, way.lost)
         except Exception as error:
             trouble = said(error, rank=its.groups.rank, step=ready.course.step)
         return its.control.agree(trouble)
@@ -187,8 +188,8 @@ class Resumption:
         if number:
             its.reporter.goes_on_from(number)
             loaded: Loaded = load_checkpoint(its.job.run, number, its.groups, identity=its.identity)
-            self._steering.take_up(self._steering.ready(loaded), [int(task) for task, _ in lost])
-            self._steering.settle()
+            self._taking_up.take_up(self._taking_up.ready(loaded), [int(task) for task, _ in lost])
+            self._taking_up.settle()
 
 
 def _gone(entry: Entry, run: RunFolder) -> str:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 
 from rehearsal_kit.commands import (
     Arrived,
@@ -27,25 +26,19 @@ from rehearsal_kit.commands import (
 )
 from rehearsal_kit.control import Commit
 from rehearsal_kit.course import Course
-from rehearsal_kit.curriculum import Curriculum, TakenUp
+from rehearsal_kit.curriculum import Curriculum
 from rehearsal_kit.equipment import Equipment
-from rehearsal_kit.errors import CheckpointError, NotYetError, RankError, SettingsError
-from rehearsal_kit.exchange import GroupExchange
-from rehearsal_kit.experiences import ArrivedExperience, Shelf
+from rehearsal_kit.errors import NotYetError, RankError, SettingsError
+from rehearsal_kit.experiences import ArrivedExperience
 from rehearsal_kit.in_force import InForce
 from rehearsal_kit.keeper import Copied
 from rehearsal_kit.layout import WORD
-from rehearsal_kit.lesson import Lesson
-from rehearsal_kit.preparation import Preparation
-from rehearsal_kit.rehearsal import DistributedBuffer
 from rehearsal_kit.restoring import Loaded, load_checkpoint
 from rehearsal_kit.room import require_possible
-from rehearsal_kit.rounds import BufferState
-from rehearsal_kit.settings import with_tuples
 from rehearsal_kit.strategies.choice import require_stored
 from rehearsal_kit.stream import Stream
+from rehearsal_kit.taking_up import TakingUp, UnderWay
 from rehearsal_kit.telemetry import (
-    UNTRAINED,
     BranchBegan,
     CheckpointTaken,
     Noted,
@@ -58,45 +51,15 @@ VISIBLE_S = 5.0
 """How long a rank waits for a file to appear on its machine that rank 0 has read on another."""
 
 
-@dataclass(frozen=True)
-class Ready:
-    """A checkpoint that can be taken up, as far as one rank can tell."""
-
-    loaded: Loaded
-    course: Course
-    preparation: Preparation
-    stream: Stream
-    """Its tasks in their order then; their files are opened when something of them is asked for."""
-
-
-@dataclass(frozen=True)
-class UnderWay:
-    """The task that a checkpoint was taken in the middle of, as far as it is still there."""
-
-    lesson: TakenUp | None
-    anew: bool = False
-    """Whether a task of it is gone: weights and optimizer go back to where it began."""
-    began: int = 0
-
-
-@dataclass
-class Learning:
-    """What a rank is in the middle of."""
-
-    lesson: Lesson | None = None
-    buffer: DistributedBuffer | None = None
-
-
 class Steering:
     """One rank's answer to commands; the same on all ranks."""
 
-    def __init__(self, equipment: Equipment, curriculum: Curriculum, learning: Learning) -> None:
+    def __init__(self, equipment: Equipment, curriculum: Curriculum, taking_up: TakingUp) -> None:
         self._with = equipment
         self._curriculum = curriculum
-        self._now = learning
-        self._preparation = equipment.job.preparation
+        self._taking_up = taking_up
+        self._now = taking_up.now
         self._remark = ""
-        self._shelf = Shelf()
 
     def prepare(self, command: Command) -> Commit:  # noqa: C901, PLR0911, PLR0912 - one line per kind
         """Check a command and ready it; SettingsError and others, with nothing changed, if it cannot be."""
@@ -143,64 +106,15 @@ class Steering:
         remark, self._remark = self._remark, ""
         return remark
 
-    def ready(self, loaded: Loaded) -> Ready:
-        """All that a checkpoint says, read and understood; changes nothing, and does not ask the other ranks.
-
-        Raises whatever comes of a state that is not one; no file of a task is opened.
-        """
-        its, state = self._with, loaded.state
-        preparation = Preparation(**with_tuples(state["preparation"]))
-        stream = Stream(its.groups, seed=its.job.seed)
-        for plain, aside in state["stream"]:
-            arrived = Arrived(**with_tuples(plain))
-            known = None if aside else self._shelf.known(self._found(arrived), preparation)
-            stream.append(arrived, known)
-        stream.arrived_as(state["order"])
-        if its.job.seed != state["seed"]:
-            raise CheckpointError(f"it is of a run with seed {state['seed']}, this one has {its.job.seed}.")
-        there = Course.from_plain(state["course"], InForce.of(its.job))
-        return Ready(loaded, there, preparation, stream)
-
-    def take_up(self, ready: Ready, lost: Iterable[int]) -> None:
-        """Go on where a checkpoint was taken, before the first step of this rank.
-
-        lost: tasks that some rank cannot read any more, the same on all ranks. Where the task under way is
-        one of them, weights and optimizer are back where it began.
-        """
-        its = self._with
-        for task in lost:
-            ready.stream.set_aside(task)
-        its.course.restart(ready.course)
-        self._preparation = ready.preparation
-        its.stream.become(ready.stream)
-        self._adopt(ready.loaded, self._under_way(ready.loaded, its.stream))
-
-    def forget(self) -> None:
-        """Be as before the first step, whatever of a checkpoint was taken up."""
-        its = self._with
-        its.course.restart(Course(InForce.of(its.job)))
-        its.stream.become(Stream(its.groups, seed=its.job.seed))
-        its.learner.restart()
-        its.learner.learning_rate = its.course.in_force.learning_rate
-        its.evaluation.restore({"newest": UNTRAINED, "seen": [], "errors": []})
-        self._preparation, self._now.lesson = its.job.preparation, None
-        if self._now.buffer is not None:
-            self._now.buffer.abandon()
-            self._now.buffer = None
-
     # The stream -----------------------------------------------------------------------------------------
 
-    def _found(self, arrived: Arrived) -> Arrived:
-        """With the whole path of its file, which may lie in the run folder."""
-        return replace(arrived, path=self._with.job.run.find(arrived.path))
-
     def _opened(self, command: Arrived) -> ArrivedExperience:
-        arrived = self._found(command)
+        arrived = self._taking_up.found(command)
         self._with.stream.require_new(arrived)
         deadline = time.monotonic() + VISIBLE_S
         while True:
             try:
-                return self._shelf.opened(arrived, self._preparation)
+                return self._taking_up.shelf.opened(arrived, self._now.preparation)
             except NotYetError:
                 # Rank 0 has just read it; on another machine a shared folder shows it a little later.
                 if self._with.groups.rank == 0 or time.monotonic() > deadline:
@@ -209,7 +123,7 @@ class Steering:
 
     def _accept(self, command: Arrived, experience: ArrivedExperience) -> None:
         its = self._with
-        self._preparation = experience.fitted
+        self._now.preparation = experience.fitted
         its.reporter.tell(
             TaskArrived(
                 step=its.course.step,
@@ -352,7 +266,7 @@ class Steering:
             "order": its.stream.order,
             "lesson": self._curriculum.to_plain(self._now.lesson),
             "evaluation": its.evaluation.to_plain(),
-            "preparation": asdict(self._preparation),
+            "preparation": asdict(self._now.preparation),
             "seed": its.job.seed,
         }
 
@@ -366,7 +280,7 @@ class Steering:
             raise SettingsError(f"checkpoint {command.checkpoint} knows tasks that this run does not have.")
         stream = its.stream.ordered(loaded.state["order"])
         same = stream.order == its.stream.order
-        under_way = self._under_way(loaded, stream, now=self._now.lesson if same else None)
+        under_way = self._taking_up.under_way(loaded, stream, now=self._now.lesson if same else None)
         return lambda: self._roll_back(loaded, there, (stream, under_way))
 
     def _roll_back(self, loaded: Loaded, there: Course, to: tuple[Stream, UnderWay]) -> None:
@@ -381,8 +295,8 @@ class Steering:
         its.stream.take_order_of(stream)
         its.keeper.pinned.add(loaded.number)
         self._tell_branch(loaded.number, parent, left)
-        self._adopt(loaded, under_way)
-        self.settle()
+        self._taking_up.adopt(loaded, under_way)
+        self._taking_up.settle()
         self._remark = self._not_taken_back(loaded)
 
     def _begin_again(self, command: BeginAgain) -> None:
@@ -427,58 +341,6 @@ class Steering:
                 "all, submit its file again"
             )
         return "; ".join(said_of)
-
-    def _under_way(self, loaded: Loaded, stream: Stream, *, now: Lesson | None = None) -> UnderWay:
-        plain = loaded.state["lesson"]
-        if plain is None:
-            return UnderWay(None)
-        if all(stream[int(task)] is not None for task in plain["tasks"]):
-            return UnderWay(self._curriculum.lesson_of(plain, stream, under_way=now))
-        there = stream[int(plain["task"])] is not None
-        lesson = self._curriculum.lesson_anew(plain, stream) if there else None
-        return UnderWay(lesson, anew=True, began=int(plain["began"]))
-
-    def _adopt(self, loaded: Loaded, under_way: UnderWay) -> None:
-        its, course = self._with, self._with.course
-        its.learner.adopt(loaded.tensors)
-        its.learner.learning_rate = course.in_force.learning_rate
-        its.evaluation.restore(loaded.state["evaluation"])
-        self._now.lesson = None
-        if under_way.lesson is not None:
-            self._now.lesson = under_way.lesson[0]
-            self._curriculum.take_up(under_way.lesson[1])
-        if under_way.anew:
-            its.learner.go_back()
-            course.spoilt.append(range(under_way.began, course.step))
-        if self._now.lesson is not None and under_way.anew:
-            self._now.lesson.batch = course.in_force.batch
-            self._now.lesson.again(course.step)
-        self._curriculum.recognise(self._now.lesson)
-        if self._now.buffer is not None:  # of a checkpoint that could not be taken up
-            self._now.buffer.abandon()
-        self._now.buffer = None if loaded.buffer is None else self._filled(loaded.buffer)
-
-    def settle(self) -> None:
-        """After a checkpoint was taken up, on all ranks alike: how long a task is that was begun anew."""
-        if self._now.lesson is not None and not self._now.lesson.taken:
-            self._curriculum.measure(self._now.lesson)
-
-    def _filled(self, state: BufferState) -> DistributedBuffer:
-        its = self._with
-        half = tuple(field.name for field in state.layout.fields if field.half)
-        in_force = its.course.in_force.rehearsal
-        # What is steered takes effect in the next round: until then the store is as large as it was.
-        capacity = max(state.capacity, in_force.samples(state.layout.row_bytes))
-        settings = replace(in_force, policy=state.policy, half=half, capacity=capacity)
-        buffer = DistributedBuffer(
-            state.layout,
-            settings,
-            seed=its.job.seed,
-            exchange=GroupExchange(its.groups),
-            device=its.job.device,
-        )
-        buffer.restore(state)
-        return buffer
 
 
 def _nothing() -> None:

@@ -79,7 +79,7 @@ class Fault:
                 return
         match self.kind:
             case "raise":
-                raise ArithmeticError(f"planned at forward pass {self.forward} of rank {self.rank}")
+                raise PlannedError(f"planned at forward pass {self.forward} of rank {self.rank}")
             case "sleep":
                 time.sleep(self.seconds)
             case "kill":
@@ -93,6 +93,10 @@ class Fault:
                 ctypes.string_at(0)
             case "hold":
                 ctypes.PyDLL(None).usleep(int(self.seconds * 1e6))  # a PyDLL does not let the others in
+
+
+class PlannedError(BaseException):
+    """Ends a rank: an error of a network would only set its task aside."""
 
 
 class Frail(torch.nn.Module):

@@ -97,7 +97,7 @@ def test_the_same_exception_every_time(cluster, tmp_path):
     recovery = Recovery(checkpoint_s=1000, stall_s=5, wait_s=60, restarts=2)
     with session_on(cluster, tmp_path / "run", fault, recovery=recovery) as session:
         session.start()
-        with pytest.raises(RankError, match=r"(?s)rank 1: ArithmeticError: .*started again 2 times"):
+        with pytest.raises(RankError, match=r"(?s)rank 1: PlannedError: .*started again 2 times"):
             session.wait(DEADLINE_S)
         assert len(session.timeline.records(GenerationEnded)) == 3
         require_ledgers(session.run)

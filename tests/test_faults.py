@@ -7,6 +7,7 @@ its cluster with it) cannot happen: the run goes on, and the cluster ends once n
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -22,6 +23,7 @@ from faultkit import (
     SLOW,
     Expected,
     Fault,
+    Frail,
     answered,
     gaps,
     gone,
@@ -99,7 +101,7 @@ def test_an_exception_on_one_rank(cluster, expected, tmp_path):
     with session_on(cluster, tmp_path / "run", fault) as session:
         session.start()
         assert session.wait(DEADLINE_S) == "finished"
-        require_whole(session, expected, restarts=1, reason="rank 1: ArithmeticError: planned at .*faultkit")
+        require_whole(session, expected, restarts=1, reason="rank 1: PlannedError: planned at .*faultkit")
     joined, ended = session.timeline.records(Joined), session.timeline.records(GenerationEnded)
     assert len({each.process for each in joined}) == 2
     began = next(each.time for each in joined if each.generation == 2)
@@ -340,6 +342,34 @@ def test_the_same_cell_twice_and_two_notebooks(cluster, expected, tmp_path):
             second.cluster.client.close()
         wait_for(lambda: first.over)
         require_whole(first, expected, restarts=0)
+
+
+async def close_worker(dask_worker):
+    """As a site's batch system has it closed: by itself, and its nanny may start another."""
+    asyncio.get_running_loop().call_soon(lambda: asyncio.ensure_future(dask_worker.close(nanny=False)))
+
+
+def test_the_end_of_a_worker_and_of_a_cluster_are_no_wishes(cluster, expected, tmp_path):
+    """No ledger has them: ranks are started again, and a run without cluster goes on by resume."""
+    with shared_cluster(check=False) as own:
+        session = session_on(own, tmp_path / "run", nap_s=0.005)
+        session.start()
+        until(session, lambda timeline: step_told(session) > 20)
+        own.client.run(close_worker, workers=[session.timeline.last(GenerationBegan).workers[1]])
+        until(session, lambda timeline: len(timeline.records(Restored)) == 1)
+        (ended,) = session.timeline.records(GenerationEnded)
+        assert "closed by itself" in ended.reason or "is gone" in ended.reason
+        until(session, lambda timeline: step_told(session) > timeline.last(Restored).step + 20)
+        own.close()
+        assert session.wait(DEADLINE_S) == "interrupted"
+        assert "rk.resume(" in session.error
+    kinds = [entry["kind"] for entry in read_ledger(session.run.effects)]
+    assert "Stop" not in kinds
+    assert kinds[-1] == "TakeCheckpoint"
+    with resume(tmp_path / "run", cluster, network=Frail()) as session:
+        assert session.wait(DEADLINE_S) == "finished"
+    require_whole_folder(session.run, expected)
+    assert "Reopen" not in [entry["kind"] for entry in read_ledger(session.run.effects)]
 
 
 # Many of them, from a fixed seed; test_endurance.py has the long versions -----------------------------------
