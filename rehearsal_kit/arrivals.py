@@ -45,8 +45,8 @@ def require_possible(pattern: str) -> None:
     # Brackets alone are nearly always part of a name; with a star or a question mark a folder may come later.
     if len(names) > 1 and not set(names[0]) & {"*", "?"} and not glob.glob(names[0], root_dir=folder):
         raise ScanError(
-            f"cannot watch {pattern}: there is no {names[0]} in the folder {folder} on this machine; check "
-            "its name, or make the folder first."
+            f"cannot watch {pattern}: the folder {os.path.join(folder, names[0])} does not exist on this "
+            "machine; check its name, or make it first."
         )
 
 

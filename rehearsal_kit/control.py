@@ -239,9 +239,9 @@ class Control:
             if isinstance(wish.command, IN_ORDER):
                 self._ask(wish)
                 continue
-            yield from map(to_plain, self._came())
+            yield from map(to_plain, self._came(position))
             yield to_plain(wish)
-        yield from map(to_plain, self._came())
+        yield from map(to_plain, self._came(position))
 
     def _ask(self, wish: Wish) -> None:
         """Have the reader complete a wish; it is given whole paths."""
@@ -250,10 +250,10 @@ class Control:
             command = replace(command, path=self._run.find(command.path))
         self._watcher.ask(replace(wish, command=command))
 
-    def _came(self) -> Iterator[Wish]:
+    def _came(self, position: Position) -> Iterator[Wish]:
         """What the reader has ready; files in the run folder are written down by their place in there."""
         for wish in self._watcher.poll():
-            command = wish.command
+            command = _placed(wish, position).command
             if isinstance(command, Arrived | SetAside):
                 command = replace(command, path=self._run.inside(command.path))
             yield replace(wish, command=command)
@@ -361,6 +361,15 @@ def _wish(text: str) -> Wish:
         plain = json.loads(text)
         number = plain.get("number") if isinstance(plain.get("number"), int) else 0
         return Wish(number, Note(text=f"refused by rank 0: {error}"), str(plain.get("holder", "")))
+
+
+def _placed(wish: Wish, position: Position) -> Wish:
+    """A file that the reader sets aside is so at this position, as far as rank 0 can see."""
+    command = wish.command
+    if not isinstance(command, SetAside):
+        return wish
+    reason = f"{command.reason} (rank 0, before step {position[1]})"
+    return replace(wish, command=replace(command, reason=reason))
 
 
 def said(error: Exception, *, rank: int, step: int) -> str:

@@ -363,7 +363,7 @@ def _step_back() -> None:
 
 
 def _aside(command: Arrived, error: Exception) -> SetAside:
-    return SetAside(name=command.name, path=command.path, reason=f"{error} (rank 0)", digest=command.digest)
+    return SetAside(name=command.name, path=command.path, reason=str(error), digest=command.digest)
 
 
 def _named(paths: list[str]) -> str:
