@@ -70,6 +70,17 @@ class Curriculum:
         its.control.set_aside(its.course.position, command)
         self._leave_out(task, reason)
 
+    def give_up(self, lesson: Lesson, reason: str) -> None:
+        """Something of this task goes wrong in the middle: set it aside, as if it had never begun.
+
+        Weights and optimizer go back to where it began; what it has put into the buffer stays.
+        """
+        its, course = self._with, self._with.course
+        its.reporter.flush()
+        its.learner.go_back()
+        course.spoilt.append(range(lesson.began, course.step))
+        self.set_aside(lesson.task, reason)
+
     def end(self, lesson: Lesson) -> bool:
         """Evaluate and keep what a task has come to; False if the network predicts no numbers any more."""
         its, course = self._with, self._with.course

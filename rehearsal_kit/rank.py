@@ -208,7 +208,10 @@ class Rank:
         new = lesson.next()
         stepped = self._stepped(self._augmented(new, self._take_representatives()), factor)
         if stepped.failed:
-            self._set_aside(lesson, self._control.agree(self._said(stepped)))
+            reason = self._control.agree(self._said(stepped))
+            course.step += 1  # all ranks have begun it; nothing of it is offered
+            self._curriculum.give_up(lesson, reason)
+            self._now.lesson = None
             return
         if stepped.trouble:
             self._start_over(lesson, stepped.trouble, guilty=stepped.guilty)
@@ -243,16 +246,6 @@ class Rank:
     def _said(self, stepped: Stepped) -> str:
         where = f"(rank {self._groups.rank}, at step {self._course.step})"
         return f"{stepped.error} {where}" if stepped.error else ""
-
-    def _set_aside(self, lesson: Lesson, reason: str) -> None:
-        """After an error that came again at once: weights are as before this task, and others follow."""
-        course = self._course
-        self._reporter.flush()
-        self._learner.go_back()
-        course.step += 1  # all ranks have begun it; nothing of it is offered
-        course.spoilt.append(range(lesson.began, course.step))
-        self._curriculum.set_aside(lesson.task, reason)
-        self._now.lesson = None
 
     def _take_representatives(self) -> Representatives | None:
         buffer, course = self._now.buffer, self._course

@@ -64,8 +64,8 @@ class TensorTask:
             samples: Samples = getattr(self, split)
             if single := [name for name, tensor in samples.items() if not tensor.dim()]:
                 raise SettingsError(
-                    f"task {self.name!r}: {', '.join(single)} of {split} is a single number; every field needs a "
-                    "first axis for the samples."
+                    f"task {self.name!r}: {', '.join(single)} of {split} is a single number; every field "
+                    "needs a first axis for the samples."
                 )
             lengths = {len(tensor) for tensor in samples.values()}
             if _described(samples) != expected or len(lengths) != 1 or 0 in lengths:

@@ -44,6 +44,7 @@ from rehearsal_kit.telemetry import (
     Stalled,
     Steps,
     TaskEnded,
+    TaskSetAside,
 )
 from rehearsal_kit.widgets.status import banner, straggler
 
@@ -92,14 +93,15 @@ def test_a_soak_of_two_hundred_generations(tmp_path):
 
 @pytest.mark.endurance
 def test_the_same_exception_every_time(cluster, tmp_path):
-    """Number 2: the ranks are started again as often as was allowed, and not for ever."""
-    fault = Fault(kind="raise", marker=str(tmp_path / "marker"), forward=100, again=True)
-    recovery = Recovery(checkpoint_s=1000, stall_s=5, wait_s=60, restarts=2)
-    with session_on(cluster, tmp_path / "run", fault, recovery=recovery) as session:
+    """Number 2: the tasks in which it comes are set aside with it, and no generation is tried in vain."""
+    fault = Fault(kind="raise", marker=str(tmp_path / "marker"), forward=200, again=True)
+    with session_on(cluster, tmp_path / "run", fault) as session:
         session.start()
-        with pytest.raises(RankError, match=r"(?s)rank 1: ArithmeticError: .*started again 2 times"):
-            session.wait(DEADLINE_S)
-        assert len(session.timeline.records(GenerationEnded)) == 3
+        assert session.wait(DEADLINE_S) == "finished"
+        assert not session.timeline.records(GenerationEnded)
+        aside = session.timeline.records(TaskSetAside)
+        assert [record.task for record in aside] == [1, 2]
+        assert all("ArithmeticError: planned" in record.reason for record in aside)
         require_ledgers(session.run)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -49,7 +50,6 @@ from rehearsal_kit.telemetry import (
     CheckpointKept,
     GenerationBegan,
     GenerationEnded,
-    Joined,
     Noted,
     Restored,
     Steps,
@@ -90,16 +90,14 @@ def paused_with_checkpoint(session):
 
 
 def test_an_exception_on_one_rank(cluster, expected, tmp_path):
-    """Number 1: the rank is named with its error, no worker is restarted, and the others notice at once."""
+    """Number 1: it does not come again, so the step is taken once more, on all ranks, and nothing is lost."""
     fault = Fault(kind="raise", marker=str(tmp_path / "marker"), rank=1, forward=150)
     with session_on(cluster, tmp_path / "run", fault) as session:
         session.start()
         assert session.wait(DEADLINE_S) == "finished"
-        require_whole(session, expected, restarts=1, reason="rank 1: ArithmeticError: planned at .*faultkit")
-    joined, ended = session.timeline.records(Joined), session.timeline.records(GenerationEnded)
-    assert len({each.process for each in joined}) == 2
-    began = next(each.time for each in joined if each.generation == 2)
-    assert began - ended[0].time < 2 * SLOW
+        require_whole(session, expected, restarts=0)
+    (noted,) = session.timeline.records(Noted)
+    assert re.search(r"once more after an error: ArithmeticError: planned at .*faultkit.*rank 1", noted.text)
 
 
 def test_a_killed_rank_0_and_wishes_on_their_way(cluster, expected, tmp_path):
@@ -338,6 +336,6 @@ def test_three_kills_at_random_moments(cluster, expected, tmp_path):
 
 
 def test_a_short_soak(cluster, expected, tmp_path):
-    """A handful of generations, ended by exceptions, kills and short freezes; nothing piles up."""
-    kinds = ("raise", "sleep", "kill", "raise", "raise")
+    """A handful of generations, with exceptions, kills and short freezes; nothing piles up."""
+    kinds = ("raise", "sleep", "kill", "kill", "raise")
     soak(cluster, expected, tmp_path, generations=5, kinds=kinds)
