@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import pickle
 import threading
 import time
 import warnings
@@ -17,7 +16,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from rehearsal_kit.check import CHECKED, dry_run, known_tasks, require_sound
+from rehearsal_kit.check import CHECKED, known_tasks, require_sound
 from rehearsal_kit.cluster import Cluster
 from rehearsal_kit.commands import (
     Arrived,
@@ -37,16 +36,13 @@ from rehearsal_kit.orders import RunOrder
 from rehearsal_kit.preparation import Preparation
 from rehearsal_kit.preview import Preview
 from rehearsal_kit.results import TrainedNetwork, checkpoints_table, left_out, results_table
-from rehearsal_kit.roster import known_workers, workers_in_order
+from rehearsal_kit.roster import known_workers
+from rehearsal_kit.run_check import check_run
 from rehearsal_kit.run_folder import RunFolder, read_ledger
 from rehearsal_kit.run_states import ENDED
 from rehearsal_kit.settings import Recovery, Rehearsal, Training, require_integer
 from rehearsal_kit.strategies.strategy import Strategy
 from rehearsal_kit.telemetry import Applied, TaskEnded
-from rehearsal_kit.worker_check import check_on_worker
-
-CHECK_S = 60.0
-"""What a worker has to import what it is sent, and to take two steps on a few samples."""
 
 
 class Session(Helm):
@@ -229,13 +225,7 @@ class Session(Helm):
         in a watched folder; without any, only whether the workers can read what they will be sent. Changes
         nothing. SettingsError, in words, for what cannot be trained.
         """
-        packed = packed_job(self._settings)
-        tasks = [] if not self._is_new else known_tasks(self._first)
-        job = pickle.loads(packed)  # noqa: S301 - made in the line above
-        if isinstance(job, Job) and self.cluster.address.kind == "cpu" and (reason := dry_run(job, tasks)):
-            raise SettingsError(f"this run cannot be trained: {reason}")
-        if reason := self._checked_on_worker(packed, tasks):
-            raise SettingsError(f"this run cannot be trained on the workers: {reason}")
+        check_run(self.cluster, self._settings, known_tasks(self._first) if self._is_new else [])
 
     def start(self) -> None:
         """Check the run, then start one rank on every worker, which goes on without this kernel.
@@ -349,24 +339,6 @@ class Session(Helm):
         return export_onnx(trained.prepared, path, example=trained.example())
 
     # Inside ---------------------------------------------------------------------------------------------
-
-    def _checked_on_worker(self, packed: bytes, tasks: list[Arrived]) -> str:
-        client: Any = self.cluster.client
-        try:
-            workers = workers_in_order(self.cluster)[:1]
-            if not workers:  # they may come later
-                return ""
-            answers: dict[str, str] = client.sync(
-                client._run, check_on_worker, packed, tasks, workers=workers, callback_timeout=CHECK_S
-            )
-        except TimeoutError as error:
-            raise SessionError(
-                f"no worker has answered the check of this run for {CHECK_S:.0f} s; are they frozen? Look at "
-                "them, or start another cluster, and then this run."
-            ) from error
-        except OSError as error:
-            raise SessionError(f"the cluster cannot be reached; was it stopped? {error}") from error
-        return answers[workers[0]]
 
     def _discard(self) -> None:
         """Give up a run that was never started, and leave its folder free."""

@@ -9,6 +9,7 @@ import stat
 import time
 from pathlib import Path
 
+import cloudpickle
 import pytest
 from distributed import Client
 from intruder import listening
@@ -49,16 +50,14 @@ def scans(tmp_path_factory):
     return [beamline.write(number) for number in range(2)]
 
 
-def session_on(cluster, run, *, epochs: int = 2, strategy: Strategy | None = None) -> Session:
-    return Session(
-        cluster,
-        run=run,
-        strategy=strategy or ER(),
-        network=Tiny(seed=1),
-        preparation=Preparation(size=16),
-        training=Training(batch=8, epochs=epochs),
-        rehearsal=Rehearsal(representatives=16, candidates=4, capacity=80),
-    )
+def session_on(cluster, run, *, epochs: int = 2, strategy: Strategy | None = None, **changes) -> Session:
+    values = {
+        "network": Tiny(seed=1),
+        "preparation": Preparation(size=16),
+        "training": Training(batch=8, epochs=epochs),
+        "rehearsal": Rehearsal(representatives=16, candidates=4, capacity=80),
+    }
+    return Session(cluster, run=run, strategy=strategy or ER(), **{**values, **changes})
 
 
 def until(session: Session, holds) -> None:
@@ -213,6 +212,53 @@ def test_clear_refusals(cluster, tmp_path, scans):
         pytest.raises(ClusterError, match="'auto', 'cpu' or 'cuda'"),
     ):
         start_cluster("gpu")
+
+
+def test_what_workers_cannot_import_is_refused_in_words_and_the_advice_works(cluster, tmp_path, scans):
+    with pytest.MonkeyPatch.context() as patch:
+        (tmp_path / "code").mkdir()
+        (tmp_path / "code" / "of_the_group.py").write_text(
+            "from ranks import Tiny\nclass Theirs(Tiny): pass\n"
+        )
+        patch.syspath_prepend(str(tmp_path / "code"))
+        import of_the_group
+
+        def session():
+            return session_on(cluster, tmp_path / "run", epochs=1, network=of_the_group.Theirs(seed=1))
+
+        first = session()
+        first.submit(scans[0])
+        with pytest.raises(SettingsError, match=r"module of_the_group.*register_pickle_by_value\(of_the"):
+            first.start()
+        assert first.over
+        assert not (tmp_path / "run").exists()
+        cloudpickle.register_pickle_by_value(of_the_group)
+        try:
+            with session() as second:
+                second.submit(scans[0])
+                second.finish_stream()
+                second.start()
+                assert second.wait(DEADLINE_S) == "finished"
+        finally:
+            cloudpickle.unregister_pickle_by_value(of_the_group)
+
+
+def test_what_the_first_task_shows_to_be_impossible_is_refused_by_start(cluster, tmp_path, scans):
+    session = session_on(cluster, tmp_path / "run", preparation=Preparation(size=16), network=Flat())
+    session.watch(str(scans[0].parent / "*.cxi"))
+    with pytest.raises(SettingsError, match=r"cannot be trained: .*output 'amplitude' has shape"):
+        session.start()
+    assert not (tmp_path / "run").exists()
+
+
+class Flat(Tiny):
+    """Its outputs are not images."""
+
+    def __init__(self) -> None:
+        super().__init__(seed=1)
+
+    def forward(self, diffraction):
+        return {name: output.flatten(1) for name, output in super().forward(diffraction).items()}
 
 
 def test_nobody_without_the_key_gets_in_and_nothing_listens_to_the_network(cluster):
