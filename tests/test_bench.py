@@ -28,6 +28,16 @@ from rehearsal_kit.bench.strategy_costs import strategy_costs
 from rehearsal_kit.bench.strategy_ranks import Turns, measure_turns
 from rehearsal_kit.bench.subjects import Ptychography, ResNet18
 from rehearsal_kit.bench.table import Table
+from rehearsal_kit.bench.undisturbed import QUICK, Undisturbed
+from rehearsal_kit.bench.undisturbed_ranks import (
+    ARRIVAL,
+    CHECKPOINT,
+    NOTHING,
+    PREVIEWS,
+    ROUND,
+    Block,
+    Measurement,
+)
 from rehearsal_kit.bench.workload import Stream, Workload
 from rehearsal_kit.cli import main
 from rehearsal_kit.errors import RehearsalKitError
@@ -150,6 +160,37 @@ def test_checkpoint(tmp_path, capsys):
     assert len(cost["with_s"]) == len(cost["without_s"]) == len(cost["written_s"]) - 1 == 2
     assert positive(cost["bytes"], *cost["with_s"], *cost["without_s"], *cost["written_s"])
     assert "at one a minute" in said
+
+
+def test_undisturbed(tmp_path, capsys):
+    data, said = bench(tmp_path, capsys, "undisturbed")
+    found = data["undisturbed"]
+    assert [block["disturbance"] for block in found["blocks"]] == [*ROUND * QUICK.rounds, NOTHING]
+    assert all(positive(block["seconds"]) and block["steps"] >= QUICK.steps for block in found["blocks"])
+    assert found["arriving_bytes"] == QUICK.arriving_bytes
+    assert found["checkpoint_bytes"] > 2 * QUICK.stored * 3 * 4 * QUICK.side**2  # both buffers were full
+    assert list(found["ratios"]) == [ARRIVAL, PREVIEWS, CHECKPOINT]
+    for ratio in found["ratios"].values():
+        assert len(ratio["blocks"]) == QUICK.rounds
+        assert ratio["low"] <= ratio["mean"] <= ratio["high"]
+        assert ratio["verdict"] in ("at least 0.98", "below 0.98", "not resolved")
+        assert ratio["verdict"] in said
+
+
+def test_a_ratio_is_to_the_blocks_before_and_after_and_the_verdict_is_honest():
+    def found(*rates: float) -> Undisturbed:
+        kinds = [*ROUND * QUICK.rounds, NOTHING]
+        blocks = tuple(Block(kind, 10, 10 / rate) for kind, rate in zip(kinds, rates, strict=True))
+        return Undisturbed(QUICK, 2, Measurement(blocks, 2**20))
+
+    #         -   A   -   P   -   C   -   A   -   P   -   C   -
+    seen = found(10, 5, 10, 10, 10, 10, 20, 10, 20, 19, 20, 4, 20)
+    assert seen.ratios(ARRIVAL) == pytest.approx([0.5, 0.5])
+    assert seen.ratios(PREVIEWS) == pytest.approx([1.0, 0.95])
+    assert seen.ratios(CHECKPOINT) == pytest.approx([10 / 15, 0.2])
+    assert seen.verdict(ARRIVAL) == "below 0.98"
+    assert seen.verdict(PREVIEWS) == "not resolved"
+    assert found(*[10.0] * 13).verdict(CHECKPOINT) == "at least 0.98"
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,7 @@ from rehearsal_kit.telemetry import (
     CheckpointKept,
     GenerationBegan,
     GenerationEnded,
+    Joined,
     Noted,
     Restored,
     Steps,

@@ -27,6 +27,7 @@ from rehearsal_kit.bench.strategy_costs import StrategyCost, strategy_costs, str
 from rehearsal_kit.bench.strategy_ranks import Turns, measure_turns
 from rehearsal_kit.bench.subjects import ON_CPU, ON_CUDA, RESNET_ON_CUDA, Subject
 from rehearsal_kit.bench.table import Measured
+from rehearsal_kit.bench.undisturbed import FULL, QUICK, measure
 from rehearsal_kit.bench.workload import WIDE_FIELDS, Workload
 from rehearsal_kit.compare.streams import stream_named
 from rehearsal_kit.errors import SettingsError
@@ -72,9 +73,12 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     checkpoint = benches.add_parser("checkpoint", help="what checkpoints cost the training beside them")
     checkpoint.add_argument("--ranks", type=int, default=2, metavar="N", help="processes (2)")
     checkpoint.set_defaults(command=_checkpoint)
+    undisturbed = benches.add_parser("undisturbed", help="training beside arrivals, previews and checkpoints")
+    undisturbed.add_argument("--ranks", type=int, default=2, metavar="N", help="processes (2)")
+    undisturbed.set_defaults(command=_undisturbed)
     history = benches.add_parser("history", help="kernel, panel and rank 0 after 10^4 to 10^6 records")
     history.set_defaults(command=_history)
-    for bench in (buffer, exchange, step, strategies, steering, checkpoint, history):
+    for bench in (buffer, exchange, step, strategies, steering, checkpoint, undisturbed, history):
         bench.add_argument("--json", type=Path, metavar="FILE", help="everything as data, single rounds too")
         bench.add_argument("--quick", action="store_true", help="only to see that it works: seconds")
 
@@ -178,6 +182,14 @@ def _history(chosen: argparse.Namespace) -> int:
         costs.append(measure_history(run))
     data = {"history": [plain_cost(cost) for cost in costs]}
     return _end(chosen, Measured((history_table(costs),), data, machine))
+
+
+def _undisturbed(chosen: argparse.Namespace) -> int:
+    require_integer("ranks", chosen.ranks, low=1)
+    machine = _begin(chosen)
+    _say("measuring steps beside arrivals, previews and checkpoints, in turns with none of them")
+    found = measure(QUICK if chosen.quick else FULL, chosen.ranks)
+    return _end(chosen, Measured((found.table(),), {"undisturbed": found.data()}, machine))
 
 
 def _trial(
