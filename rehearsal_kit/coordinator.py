@@ -8,37 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from distributed import Scheduler
 from distributed.diagnostics.plugin import SchedulerPlugin
 
-from rehearsal_kit.acceptance import Acceptance
 from rehearsal_kit.crew import Crew
 from rehearsal_kit.errors import LeaseError
-from rehearsal_kit.lease import BEAT_S, RunLease
+from rehearsal_kit.lease import BEAT_S
 from rehearsal_kit.orders import CLOSING_TOPIC, Order, RunOrder
 from rehearsal_kit.patience import Patience
 from rehearsal_kit.progress import LOOK_S, GenerationError, Progress
-from rehearsal_kit.run_folder import Ledger, RunFolder, write_private
+from rehearsal_kit.rank_records import GenerationBegan, GenerationEnded, LeaseTaken, RunOver, Stalled
+from rehearsal_kit.run_folder import RunFolder
 from rehearsal_kit.run_states import INTERRUPTED
-from rehearsal_kit.telemetry import (
-    GenerationBegan,
-    GenerationEnded,
-    LeaseTaken,
-    Record,
-    RunOver,
-    Stalled,
-    to_plain,
-)
-from rehearsal_kit.tensor_files import nothing
+from rehearsal_kit.telemetry import Record, to_plain
+from rehearsal_kit.watched import Watched
 
 LOG = logging.getLogger(__name__)
 PLUGIN = "rehearsal-kit-coordinator"
@@ -48,64 +39,6 @@ KNOWN_RUNS = 10
 """Runs that are over and are remembered, for kernels that have not heard of their end."""
 WIND_DOWN_S = 10.0
 """Without any progress for so long, runs are not waited for that stop and write their last checkpoint."""
-
-
-@dataclass
-class Watched:
-    """A run as the coordinator knows it."""
-
-    order: RunOrder
-    folder: RunFolder
-    lease: RunLease
-    acceptance: Acceptance
-    ledger: Ledger
-    generation: int
-    lost: str = ""
-    """How the lease was lost, if it was: then nothing more is written to the folder."""
-    workers: list[str] = field(default_factory=list)
-    """Addresses in order of rank, of the generation under way."""
-    names: set[str] = field(default_factory=set)
-    """Of the workers that it had so far."""
-    restarts: int = 0
-    """In a row: since the run has last got further than ever before."""
-    taken: dict[int, tuple[int, int]] = field(default_factory=dict)
-    """Branch and step of checkpoints, by number."""
-    furthest: tuple[int, int] = (0, 0)
-    """Branch and step of the last checkpoint that is whole on disk."""
-    outcome: str = ""
-    ending: bool = False
-    """Whether its cluster ends: an interrupted set of ranks is not started again."""
-    interrupting: asyncio.Future[None] | None = None
-    """Kept so that it is not collected before it is done."""
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
-    delivery: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Wishes reach rank 0 in the order in which they were accepted: one message at a time."""
-    tasks: list[asyncio.Task[None]] = field(default_factory=list)
-
-    @staticmethod
-    def begun(order: RunOrder, holder: str) -> Watched:
-        """Take the lease on the folder and open what is written there; LeaseError, OSError."""
-        folder = RunFolder(order.run)
-        lease = RunLease.take(folder, place=order.place)
-        try:
-            write_private(folder.cluster, json.dumps(order.place))
-            return Watched(
-                order=order,
-                folder=folder,
-                lease=lease,
-                acceptance=Acceptance(folder, holder),
-                ledger=Ledger(folder.generations, durable=True),
-                generation=lease.generation - 1,
-            )
-        except BaseException:
-            lease.release()
-            raise
-
-    def close(self) -> None:
-        """Write nothing more, and let others."""
-        self.acceptance.close()
-        self.ledger.close()
-        self.lease.release()
 
 
 class Coordinator(SchedulerPlugin):
@@ -223,7 +156,7 @@ class Coordinator(SchedulerPlugin):
         if topic in self._runs:
             self._runs[topic].acceptance.release(holder)
 
-    async def wind_down(self, beat: Callable[[], None] = nothing) -> None:
+    async def wind_down(self, beat: Callable[[], None] = lambda: None) -> None:
         """Have all ranks end at their next step, with a checkpoint, before this cluster goes.
 
         Nobody wished for the end of a run: it goes on where it is resumed. beat: called whenever they have

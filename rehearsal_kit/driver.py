@@ -30,17 +30,10 @@ from rehearsal_kit.kernel_calls import (
 from rehearsal_kit.lease import require_free
 from rehearsal_kit.orders import TOPIC_PREFIX, RunOrder
 from rehearsal_kit.preview import Preview
+from rehearsal_kit.rank_records import GenerationBegan, GenerationEnded, LeaseTaken, RunOver, Stalled
 from rehearsal_kit.run_folder import RunFolder
 from rehearsal_kit.run_states import ENDED
-from rehearsal_kit.telemetry import (
-    GenerationBegan,
-    GenerationEnded,
-    LeaseTaken,
-    RunOver,
-    Stalled,
-    StateChanged,
-    from_plain,
-)
+from rehearsal_kit.telemetry import StateChanged, from_plain
 
 LOOK_S = 1.0
 BROKEN_S = 8.0

@@ -10,11 +10,11 @@ from tqdm import tqdm
 
 from rehearsal_kit.backlog import backlog
 from rehearsal_kit.errors import RankError
+from rehearsal_kit.rank_records import GenerationEnded
 from rehearsal_kit.session import Session
 from rehearsal_kit.telemetry import (
     BranchBegan,
     CheckpointFailed,
-    GenerationEnded,
     NotKept,
     Record,
     Steps,

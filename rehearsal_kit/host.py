@@ -29,7 +29,8 @@ from rehearsal_kit.job import Job
 from rehearsal_kit.orders import CLOSING_TOPIC, HostStatus, Order
 from rehearsal_kit.preview import Preview
 from rehearsal_kit.rank import Rank
-from rehearsal_kit.telemetry import Ended, Record, to_plain
+from rehearsal_kit.rank_records import Ended
+from rehearsal_kit.telemetry import Record, to_plain
 
 PLUGIN = "rehearsal-kit"
 CLOSING_S = 8.0

@@ -10,13 +10,11 @@ from collections.abc import Callable, Iterator
 from safetensors.torch import save
 
 from rehearsal_kit.commands import TakeCheckpoint, Wish
-from rehearsal_kit.control import Control, Decision, Mailbox, said
+from rehearsal_kit.control import Control, Decision, Mailbox
 from rehearsal_kit.course import Course
 from rehearsal_kit.curriculum import Curriculum
 from rehearsal_kit.equipment import Equipment
-from rehearsal_kit.errors import SettingsError
 from rehearsal_kit.evaluation import Evaluation
-from rehearsal_kit.exchange import GroupExchange
 from rehearsal_kit.forward_pass import MiniBatch
 from rehearsal_kit.gallery import Gallery
 from rehearsal_kit.groups import Groups
@@ -24,24 +22,22 @@ from rehearsal_kit.in_force import InForce
 from rehearsal_kit.job import Job, stored_identity
 from rehearsal_kit.joint_step import Stepped
 from rehearsal_kit.keeper import Keeper
-from rehearsal_kit.layout import Samples
 from rehearsal_kit.learner import Learner
 from rehearsal_kit.lease import LeaseWatch
 from rehearsal_kit.lesson import Lesson
 from rehearsal_kit.randomness import torch_seed
-from rehearsal_kit.rehearsal import DistributedBuffer
+from rehearsal_kit.rank_records import Joined
+from rehearsal_kit.rehearsal_step import RehearsalStep
 from rehearsal_kit.reporter import Reporter
 from rehearsal_kit.restoring import went_back_to
 from rehearsal_kit.resumption import Resumption
-from rehearsal_kit.rounds import Representatives, Round
 from rehearsal_kit.run_folder import write_private
 from rehearsal_kit.run_states import INTERRUPTED
 from rehearsal_kit.showing import Showing
 from rehearsal_kit.steering import Steering
-from rehearsal_kit.stored_outputs import ages, disowning, for_layout, without_outputs
 from rehearsal_kit.stream import Stream
 from rehearsal_kit.taking_up import Learning, TakingUp
-from rehearsal_kit.telemetry import Applied, Joined, Noted, Record
+from rehearsal_kit.telemetry import Applied, Noted, Record
 
 IDLE_S = 0.02
 
@@ -109,6 +105,7 @@ class Rank:
         equipment.keeper.pinned |= went_back_to(job.replays or job.run)
         self._curriculum = Curriculum(equipment)
         self._now = Learning(job.preparation)
+        self._rehearsing = RehearsalStep(equipment, self._now, generation=generation)
         taking_up = TakingUp(equipment, self._curriculum, self._now)
         self._steering = Steering(equipment, self._curriculum, taking_up)
         self._resumption = Resumption(equipment, taking_up, self._steering.prepare)
@@ -159,8 +156,7 @@ class Rank:
         if self._course.paused:
             return None
         lesson = self._now.lesson or self._begin_task()
-        missing = self._now.buffer is None and self._course.in_force.needs_buffer
-        return None if lesson is not None and missing and not self._buffer_made(lesson) else lesson
+        return lesson if lesson is None or self._rehearsing.is_ready(lesson) else None
 
     # Beginning and end ----------------------------------------------------------------------------------
 
@@ -212,28 +208,25 @@ class Rank:
     # One step -------------------------------------------------------------------------------------------
 
     def _train_step(self, lesson: Lesson) -> None:
-        course, buffer = self._course, self._now.buffer
+        course = self._course
         self._reporter.state(course.step, "running")
         began = time.perf_counter()
         factor = self._job.training.factor(
             lesson.taken, steps=lesson.steps, steps_per_epoch=lesson.steps_per_epoch
         )
         new = lesson.next()
-        drawn = self._take_representatives()
+        batch = self._rehearsing.augmented(new)
         if before := self._control.recorded_set_aside((course.branch, course.step + 1), lesson.task):
             self._give_up(lesson, before, recorded=True)
             return
-        stepped = self._stepped(self._augmented(new, drawn), factor)
+        stepped = self._stepped(batch, factor)
         if stepped.failed:
             self._give_up(lesson, self._control.agree(self._said(stepped)))
             return
         if stepped.trouble:
             self._start_over(lesson, stepped.trouble, guilty=stepped.guilty)
             return
-        if buffer is not None:
-            group = lesson.task if lesson.group is None else new[lesson.group]
-            stored = for_layout(new, stepped.outputs, layout=buffer.layout, version=course.step)
-            buffer.offer(stored, group=group)
+        self._rehearsing.offer(new, stepped, lesson)
         seconds = time.perf_counter() - began
         lesson.seconds += seconds
         self._reporter.stepped(course.step, lesson.task, stepped=stepped, seconds=seconds)
@@ -260,40 +253,6 @@ class Rank:
     def _said(self, stepped: Stepped) -> str:
         where = f"(rank {self._groups.rank}, at step {self._course.step})"
         return f"{stepped.error} {where}" if stepped.error else ""
-
-    def _take_representatives(self) -> Representatives | None:
-        buffer, course = self._now.buffer, self._course
-        if buffer is None:
-            return None
-        in_force = course.in_force
-        waited, worked = buffer.waited, buffer.worked
-        drawn = buffer.advance(
-            Round(
-                step=course.step,
-                representatives=in_force.representatives,
-                distillation=in_force.distillation,
-                capacity=in_force.rehearsal.samples(buffer.layout.row_bytes),
-                candidates=in_force.rehearsal.candidates,
-                policy=in_force.rehearsal.policy,
-                settings=int(in_force.digest[:15], 16),
-                command=course.command,
-                generation=self._generation,
-                branch=course.branch,
-            )
-        )
-        trained, worked = in_force.strategy.replays, buffer.worked - worked
-        self._reporter.drew(drawn, buffer.waited - waited, worked=worked, trained=trained)
-        return drawn
-
-    def _augmented(self, new: Samples, drawn: Representatives | None) -> MiniBatch:
-        if drawn is None:
-            return MiniBatch(new, {}, {})
-        # What was drawn before the strategy was changed is left out where the new one has no use for it.
-        strategy, course = self._course.in_force.strategy, self._course
-        replayed = without_outputs(drawn.samples) if strategy.replays else {}
-        distilled = disowning(drawn.distillation, course.spoilt) if strategy.distils else {}
-        self._reporter.distilled(ages(distilled, course.step))
-        return MiniBatch(new, replayed, distilled)
 
     def _start_over(self, lesson: Lesson, trouble: str, *, guilty: bool = False) -> None:
         """After a loss that is not finite: back to where the task began, and wait for a person.
@@ -414,34 +373,6 @@ class Rank:
         self._showing.keep(evaluated, after=lesson.task, step=self._course.step)
         self._save_weights()
         self._now.lesson = None
-
-    def _buffer_made(self, lesson: Lesson) -> bool:
-        """Make the buffer that the settings in force ask for; where it has no room, wait for a person."""
-        course, buffer, trouble = self._course, None, ""
-        assert self._learner.signature is not None  # noqa: S101 - for the type checker; a task was met
-        layout, rehearsal = course.in_force.stored(lesson.samples, self._learner.signature.no_outputs("cpu"))
-        try:
-            buffer = DistributedBuffer(
-                layout,
-                rehearsal,
-                seed=self._job.seed,
-                exchange=GroupExchange(self._groups),
-                device=self._job.device,
-            )
-        except (SettingsError, MemoryError) as error:
-            trouble = said(error, rank=self._groups.rank, step=course.step)
-        reason = self._control.agree(trouble)
-        if reason:
-            if buffer is not None:
-                buffer.close()
-            course.trouble = (
-                f"the rehearsal buffer cannot be made: {reason} Nothing is lost: steer(capacity=...), "
-                "resume() and wait again, or stop."
-            )
-            course.paused = True
-            return False
-        self._now.buffer = buffer
-        return True
 
     # Showing and keeping --------------------------------------------------------------------------------
 

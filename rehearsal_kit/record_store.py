@@ -6,6 +6,15 @@ import heapq
 from collections.abc import Callable
 from typing import Any
 
+from rehearsal_kit.rank_records import (
+    Ended,
+    GenerationBegan,
+    GenerationEnded,
+    Joined,
+    LeaseTaken,
+    RunOver,
+    Stalled,
+)
 from rehearsal_kit.series import Series
 from rehearsal_kit.telemetry import (
     Applied,
@@ -13,16 +22,9 @@ from rehearsal_kit.telemetry import (
     CheckpointFailed,
     CheckpointKept,
     CheckpointTaken,
-    Ended,
-    GenerationBegan,
-    GenerationEnded,
-    Joined,
-    LeaseTaken,
     NotKept,
     Record,
     Restored,
-    RunOver,
-    Stalled,
     StateChanged,
     Steps,
 )

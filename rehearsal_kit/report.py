@@ -14,7 +14,8 @@ from plotly.offline import get_plotlyjs
 
 from rehearsal_kit.errors import SettingsError
 from rehearsal_kit.preview import Image, read_previews
-from rehearsal_kit.telemetry import Joined, Steps, TaskEnded
+from rehearsal_kit.rank_records import Joined
+from rehearsal_kit.telemetry import Steps, TaskEnded
 from rehearsal_kit.timeline import Timeline
 from rehearsal_kit.widgets.figures import (
     CONFIG,

@@ -140,9 +140,8 @@ class Session(Helm):
         """The trouble after which somebody has said how to go on; the ranks may not have heard it yet."""
 
     def __repr__(self) -> str:
-        return (
-            f"Session({type(self.strategy).__name__}, {self.state}, {self.ranks} ranks, run {self.run.path})"
-        )
+        what = f"{type(self.strategy).__name__}, {self.state}, {self.ranks} ranks"
+        return f"Session({what}, run {self.run.path})"
 
     def __enter__(self) -> Session:
         return self
@@ -354,11 +353,7 @@ class Session(Helm):
         return self._send(command).number
 
     def _send(self, command: Command) -> Wish:
-        if self.over:
-            raise SessionError(
-                f"{type(command).__name__} came too late: this run is {self.state}. To go on with it: "
-                f"rk.resume({str(self.run.path)!r}, cluster)."
-            )
+        self._require_not_over(type(command))
         if isinstance(command, Arrived):
             command = replace(command, path=self.run.inside(Path(command.path).absolute()))
         with self._numbering:
@@ -370,20 +365,20 @@ class Session(Helm):
         return wish
 
     def _require_going(self, kind: type) -> None:
-        if self.over:
-            raise SessionError(f"{kind.__name__} came too late: this run is {self.state}.")
+        self._require_not_over(kind)
         if not self.leads:
-            raise SessionError(
-                f"another kernel steers this run; to steer from here: rk.attach({str(self.run.path)!r}, "
-                "take=True)."
-            )
+            here = f"rk.attach({str(self.run.path)!r}, take=True)"
+            raise SessionError(f"another kernel steers this run; to steer from here: {here}.")
+
+    def _require_not_over(self, kind: type) -> None:
+        if self.over:
+            again = f"rk.resume({str(self.run.path)!r}, cluster)"
+            raise SessionError(f"{kind.__name__} came too late: this run is {self.state}. To go on: {again}.")
 
     def _trained(self) -> TrainedNetwork:
         if self._network is None:
-            raise SessionError(
-                f"the network of this run is not one of ours and is not stored with it; give it again: "
-                f"rk.attach({str(self.run.path)!r}, network=...)."
-            )
+            again = f"rk.attach({str(self.run.path)!r}, network=...)"
+            raise SessionError(f"the network of this run is not one of ours; give it again: {again}.")
         return TrainedNetwork(self.run, self._network)
 
     def _require_no_trouble(self) -> None:
@@ -396,9 +391,7 @@ class Session(Helm):
 
     def _require_started(self) -> None:
         if self.state == "created":
-            raise SessionError(
-                "this run was not started, so there is no end to wait for; call start() first."
-            )
+            raise SessionError("this run was not started, so it has no end to wait for; call start() first.")
 
     def _verdict(self) -> str:
         if self.state == "failed":

@@ -13,24 +13,19 @@ from typing import Any
 from rehearsal_kit.checked_values import record_of
 from rehearsal_kit.errors import SettingsError
 from rehearsal_kit.printable import printable
+from rehearsal_kit.rank_records import (
+    Ended,
+    GenerationBegan,
+    GenerationEnded,
+    Joined,
+    LeaseTaken,
+    RunOver,
+    Stalled,
+)
 from rehearsal_kit.settings import with_tuples
 
 UNTRAINED = -1
 """Stands for a task in `Evaluated.after`: evaluated with the initial weights."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Joined:
-    """A rank is up and has met the others."""
-
-    rank: int
-    ranks: int
-    device: str
-    process: int
-    """Process id."""
-    time: float
-    """Seconds since the epoch."""
-    generation: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,69 +292,6 @@ class BranchBegan:
     """The branch that was left, before step `left`."""
     left: int
     time: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerationBegan:
-    """A set of ranks is being started; told from the scheduler's side."""
-
-    generation: int
-    workers: tuple[str, ...]
-    """Their addresses, in order of rank."""
-    time: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerationEnded:
-    """A rank died, failed or was stuck: all of them begin again, unless that has been tried too often."""
-
-    generation: int
-    reason: str
-    time: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stalled:
-    """A rank has not made progress for so long; told from the scheduler's side."""
-
-    rank: int
-    seconds: float
-    """0: it goes on again."""
-    time: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class LeaseTaken:
-    """A kernel steers from now on, and no other; told from the scheduler's side."""
-
-    holder: str
-    time: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOver:
-    """The run has ended; told from the scheduler's side, which knows of all ranks."""
-
-    outcome: str
-    """finished, stopped, failed; or interrupted, if its cluster has ended: it goes on where it is resumed."""
-    error: str
-    """The first error of the first rank that failed, or what to do after an interruption; else empty."""
-    time: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ended:
-    """A rank has ended: finished, stopped, interrupted or failed."""
-
-    rank: int
-    step: int
-    outcome: str
-    error: str = ""
-    """Type, message and place of the first error of this rank; empty unless it failed."""
-    time: float
-    generation: int = 0
-    weights: str = ""
-    """Fingerprint of its weights; empty if it failed."""
 
 
 Record = (

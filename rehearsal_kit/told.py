@@ -7,13 +7,12 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from rehearsal_kit.rank_records import Ended, Joined
 from rehearsal_kit.record_lines import lines_backwards
 from rehearsal_kit.telemetry import (
     CheckpointFailed,
     CheckpointKept,
     CheckpointTaken,
-    Ended,
-    Joined,
     NotKept,
     Record,
     Restored,

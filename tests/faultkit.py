@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 
 from rehearsal_kit.cluster import Cluster, reach, start_cluster
 from rehearsal_kit.processes import family, is_alive
+from rehearsal_kit.rank_records import Ended, GenerationBegan, GenerationEnded, Joined
 from rehearsal_kit.run_folder import RunFolder, read_ledger
 from rehearsal_kit.session import Session
 from rehearsal_kit.settings import Recovery, Rehearsal, Training
@@ -31,10 +32,6 @@ from rehearsal_kit.telemetry import (
     Applied,
     CheckpointKept,
     CheckpointTaken,
-    Ended,
-    GenerationBegan,
-    GenerationEnded,
-    Joined,
     Restored,
     Steps,
     TaskArrived,

@@ -18,10 +18,10 @@ from rehearsal_kit.groups import Groups
 from rehearsal_kit.job import Job
 from rehearsal_kit.preparation import Preparation
 from rehearsal_kit.rank import Rank
+from rehearsal_kit.rank_records import LeaseTaken
 from rehearsal_kit.run_folder import Ledger, RunFolder, read_ledger
 from rehearsal_kit.settings import Recovery, Rehearsal, Training
 from rehearsal_kit.strategies.dark import DERpp
-from rehearsal_kit.telemetry import LeaseTaken
 from rehearsal_kit.telemetry import to_plain as to_plain_record
 from rehearsal_kit.tensor_tasks import split_classes, write_task
 from rehearsal_kit.timeline import Timeline

@@ -13,6 +13,7 @@ from rehearsal_kit.bench.long_runs import LongRun
 from rehearsal_kit.comparison import Outcome
 from rehearsal_kit.condensed import begin, condense, condensed_path
 from rehearsal_kit.history import History
+from rehearsal_kit.rank_records import GenerationBegan, Joined
 from rehearsal_kit.record_store import NEWEST
 from rehearsal_kit.results import checkpoints_table, results_table
 from rehearsal_kit.run_folder import Ledger, RunFolder
@@ -22,8 +23,6 @@ from rehearsal_kit.telemetry import (
     CheckpointKept,
     CheckpointTaken,
     Evaluated,
-    GenerationBegan,
-    Joined,
     Noted,
     StateChanged,
     Steps,

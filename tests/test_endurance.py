@@ -34,17 +34,10 @@ from faultkit import (
 
 from rehearsal_kit.attaching import resume
 from rehearsal_kit.errors import RankError
+from rehearsal_kit.rank_records import GenerationBegan, GenerationEnded, Stalled
 from rehearsal_kit.run_folder import read_ledger
 from rehearsal_kit.settings import Recovery, Rehearsal
-from rehearsal_kit.telemetry import (
-    CheckpointKept,
-    GenerationBegan,
-    GenerationEnded,
-    Noted,
-    Stalled,
-    Steps,
-    TaskEnded,
-)
+from rehearsal_kit.telemetry import CheckpointKept, Noted, Steps, TaskEnded
 from rehearsal_kit.widgets.status import banner, straggler
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(7200)]

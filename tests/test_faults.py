@@ -45,6 +45,7 @@ from rehearsal_kit.cluster_calls import ask_workers
 from rehearsal_kit.commands import Stop, Wish
 from rehearsal_kit.errors import ClusterGoneError, LeaseError, RunFolderError, SessionError, SettingsError
 from rehearsal_kit.kernel_calls import look_for, post_wishes
+from rehearsal_kit.rank_records import GenerationBegan, GenerationEnded, Joined
 from rehearsal_kit.roster import known_workers
 from rehearsal_kit.run_folder import RunFolder, read_ledger
 from rehearsal_kit.settings import Recovery
@@ -53,9 +54,6 @@ from rehearsal_kit.telemetry import (
     BranchBegan,
     CheckpointFailed,
     CheckpointKept,
-    GenerationBegan,
-    GenerationEnded,
-    Joined,
     Noted,
     Restored,
     Steps,

@@ -9,9 +9,10 @@ from dataclasses import replace
 import pytest
 
 from rehearsal_kit.history import EARLY, History
+from rehearsal_kit.rank_records import GenerationBegan, Joined
 from rehearsal_kit.record_lines import BLOCK, lines_backwards
 from rehearsal_kit.run_folder import Ledger, RunFolder
-from rehearsal_kit.telemetry import GenerationBegan, Joined, Noted, StateChanged, to_plain
+from rehearsal_kit.telemetry import Noted, StateChanged, to_plain
 from rehearsal_kit.timeline import Timeline
 
 NOTES = [Noted(step=number, text=f"note {number}", time=float(number)) for number in range(6)]

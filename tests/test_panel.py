@@ -14,6 +14,7 @@ import pytest
 from rehearsal_kit.bench.long_runs import LongRun
 from rehearsal_kit.errors import SessionError
 from rehearsal_kit.preview import Preview
+from rehearsal_kit.rank_records import GenerationBegan, GenerationEnded, Stalled
 from rehearsal_kit.results import checkpoints_table
 from rehearsal_kit.settings import Rehearsal, Training
 from rehearsal_kit.strategies.dark import DERpp
@@ -25,10 +26,7 @@ from rehearsal_kit.telemetry import (
     CheckpointKept,
     CheckpointTaken,
     Evaluated,
-    GenerationBegan,
-    GenerationEnded,
     NotKept,
-    Stalled,
     StateChanged,
     Steps,
     TaskArrived,

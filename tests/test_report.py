@@ -12,16 +12,9 @@ import pytest
 
 from rehearsal_kit.errors import SettingsError
 from rehearsal_kit.preview import Preview, append_previews
+from rehearsal_kit.rank_records import Joined
 from rehearsal_kit.report import ReportedRun, write_report
-from rehearsal_kit.telemetry import (
-    BranchBegan,
-    CheckpointTaken,
-    Evaluated,
-    Joined,
-    Steps,
-    TaskArrived,
-    TaskEnded,
-)
+from rehearsal_kit.telemetry import BranchBegan, CheckpointTaken, Evaluated, Steps, TaskArrived, TaskEnded
 from rehearsal_kit.timeline import Timeline
 from rehearsal_kit.widgets.figures import age_figure, loss_figure, terms_figure
 from rehearsal_kit.widgets.images import Scale, colours, png_uri

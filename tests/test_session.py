@@ -26,12 +26,13 @@ from rehearsal_kit.errors import (
     TaskError,
 )
 from rehearsal_kit.preparation import Preparation
+from rehearsal_kit.rank_records import Joined
 from rehearsal_kit.session import Session
 from rehearsal_kit.settings import Rehearsal, Training
 from rehearsal_kit.strategies.replay import ER
 from rehearsal_kit.strategies.strategy import Strategy
 from rehearsal_kit.synthetic import Beamline
-from rehearsal_kit.telemetry import Joined, StateChanged, Steps, TaskArrived, TaskSetAside
+from rehearsal_kit.telemetry import StateChanged, Steps, TaskArrived, TaskSetAside
 
 pytestmark = pytest.mark.cluster
 DEADLINE_S = 60

@@ -33,12 +33,13 @@ from rehearsal_kit.errors import RankError
 from rehearsal_kit.job import Job, keep_job
 from rehearsal_kit.preparation import Preparation
 from rehearsal_kit.rank import Rank
+from rehearsal_kit.rank_records import LeaseTaken
 from rehearsal_kit.replay import compare_runs, recorded_ranks
 from rehearsal_kit.run_folder import Ledger, RunFolder, read_ledger
 from rehearsal_kit.script import AGAIN
 from rehearsal_kit.settings import Recovery, Rehearsal, Training
 from rehearsal_kit.strategies.choice import named_strategy
-from rehearsal_kit.telemetry import LeaseTaken, TaskEnded
+from rehearsal_kit.telemetry import TaskEnded
 from rehearsal_kit.telemetry import to_plain as to_plain_record
 from rehearsal_kit.tensor_tasks import TensorTask, write_task
 from rehearsal_kit.timeline import Timeline

@@ -7,15 +7,12 @@ from bisect import bisect_right
 from html import escape
 
 from rehearsal_kit.backlog import backlog
+from rehearsal_kit.rank_records import GenerationBegan, GenerationEnded, RunOver, Stalled
 from rehearsal_kit.run_states import ENDED, INTERRUPTED
 from rehearsal_kit.telemetry import (
     CheckpointFailed,
     CheckpointKept,
-    GenerationBegan,
-    GenerationEnded,
     NotKept,
-    RunOver,
-    Stalled,
     StateChanged,
     Steps,
     TaskArrived,
