@@ -1,4 +1,4 @@
-"""What is told of ranks and processes rather than of training: who joined, how a generation or a run ended."""
+"""What is told of ranks and processes rather than of training: who joined, how a generation or run ended."""
 
 from __future__ import annotations
 

@@ -116,9 +116,7 @@ class Session(Helm):
     ) -> None:
         self.cluster = cluster
         self.run = settings.run
-        self.strategy = settings.strategy
-        self.training = settings.training
-        self.rehearsal = settings.rehearsal
+        self.strategy, self.training, self.rehearsal = settings.strategy, settings.training, settings.rehearsal
         self.ranks = ranks
         """How many ranks train: one per worker of the cluster."""
         self.panel: Any = None
@@ -285,10 +283,9 @@ class Session(Helm):
 
     def close(self) -> None:
         """Stop the run if it goes on and this kernel steers it; let go of all but cluster and run folder."""
-        going = self.leads and self.state not in ("created", "left", *ENDED)
         stop = None
-        if going:
-            with contextlib.suppress(SessionError):  # it has ended this moment
+        with contextlib.suppress(SessionError):  # it has ended this moment
+            if self.leads and self.state not in ("created", "left", *ENDED):
                 stop = self._send(Stop())
         self._driver.close(stop)
         self._let_go()
@@ -385,8 +382,7 @@ class Session(Helm):
         if self.refused != self._told:  # who waits would wait for what was never asked
             self._told = self.refused
             raise SessionError(self.refused)
-        trouble = self.trouble
-        if trouble and trouble != self._answered:
+        if (trouble := self.trouble) not in ("", self._answered):
             raise RankError(trouble)
 
     def _require_started(self) -> None:
