@@ -1,7 +1,7 @@
 """Every command x every interruption, one pair after the other, and random walks of many of both.
 
-What is looked for is in `walks.broken_promises`: nothing lost, no task twice, all ranks equal, every step told
-once, nothing left behind, a replay that is bit-identical, and no end but the one that was due.
+What is looked for is in `walks.broken_promises`: nothing lost, no task twice, all ranks equal, every step
+told once, nothing left behind, a replay that is bit-identical, and no end but the one that was due.
 
     python -m pytest -m endurance tests/test_walks.py       # all pairs, and WALKS random walks (default 2000)
 """
@@ -76,6 +76,8 @@ INTERRUPTIONS: dict[str, Generation] = {
     "rank 1 killed": Generation(ends="killed", victim=(1, 10**6)),
     "stopped": Generation(ends="stopped"),
     "half stopped": Generation(ends="half stopped"),
+    "interrupted": Generation(ends="interrupted"),
+    "interrupted, then one rank": Generation(ends="interrupted", ranks=1),
     **{what: Generation(ends="killed", victim=(0, 10**6), meanwhile=what) for what in MEANWHILE},
     "killed, then one rank": Generation(ends="killed", victim=(0, 10**6), ranks=1),
     "killed, then three ranks": Generation(ends="killed", victim=(0, 10**6), ranks=3),
@@ -119,7 +121,7 @@ def generations(*, last: bool) -> st.SearchStrategy[Generation]:
     return st.builds(
         Generation,
         commands=asked,
-        ends=st.sampled_from(["killed", "killed", "stopped", "half stopped"]),
+        ends=st.sampled_from(["killed", "killed", "stopped", "half stopped", "interrupted"]),
         victim=st.tuples(st.integers(0, 2), st.integers(0, 250)),
         meanwhile=st.sampled_from(["", "", *MEANWHILE]),
         ranks=st.sampled_from([0, 0, 1, 2, 3]),

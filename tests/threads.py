@@ -1,8 +1,9 @@
 """Ranks that are threads of one process: hundreds of whole runs a minute, and any of them can die anywhere.
 
-What ranks ask of each other are the five collectives of `Groups`; here they meet at a barrier in memory. A rank
-that is killed breaks every connection, as a process that ends does, and what its threads still do reaches
-nobody. Networks of such runs must not use torch's random numbers (dropout): threads share one generator.
+What ranks ask of each other are the five collectives of `Groups`; here they meet at a barrier in memory. A
+rank that is killed breaks every connection, as a process that ends does, and what its threads still do
+reaches nobody. Networks of such runs must not use torch's random numbers (dropout): threads share one
+generator.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class KilledError(BaseException):
 
 
 class ConnectionLostError(RuntimeError):
-    """What torch.distributed raises, as far as anybody looks: a RuntimeError that speaks of the connection."""
+    """What torch.distributed raises, as far as anybody looks: a RuntimeError of the connection."""
 
 
 class Barrier:
@@ -102,7 +103,7 @@ class World:
         return self.training.broken
 
     def run(self, work: Callable[[ThreadGroups], Any]) -> list[Any]:
-        """`work(groups)` on every rank; results in order of rank, in place of one the exception that ended it."""
+        """`work(groups)` on every rank; results in order of rank, or the exceptions that ended them."""
         results: list[Any] = [None] * self.ranks
 
         def one(rank: int) -> None:

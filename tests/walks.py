@@ -1,7 +1,7 @@
 """Whole runs as people and machines make them: commands at random moments, interruptions between them.
 
-A walk is a list of generations: what a person asks for while it goes on, and how it ends. It is carried out on
-ranks that are threads of this process, then told apart from what it promised (`broken_promises`).
+A walk is a list of generations: what a person asks for while it goes on, and how it ends. It is carried out
+on ranks that are threads of this process, then held to what was promised (`broken_promises`).
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ from rehearsal_kit.tensor_tasks import TensorTask, write_task
 from rehearsal_kit.timeline import Timeline
 
 SIZES = (9, 17, 5, 16, 12, 8, 10, 7)
-"""Training samples of the tasks: fewer than ranks x batch, one more than a whole number of mini-batches ..."""
+"""Training samples of the tasks: fewer than ranks x batch, one more than whole mini-batches ..."""
+ENDS = {"killed": None, "interrupted": "interrupted", "": "finished"}
+"""What every rank says in the end, None where it says nothing; "stopped" for all others."""
 CLASSES = 2 * len(SIZES)
 POISONED, POISON, CUT_SHORT = 4, 1e6, 6
 LOOKS = 400
@@ -56,9 +58,10 @@ LOOKS = 400
 class Generation:
     """What is asked of one set of ranks, and how it ends.
 
-    commands: each with the number of step boundaries before it. ends: "killed"; "stopped"; "half stopped", where
-    a rank dies after all were told to stop, so that ranks are started again; or "" where the walk ends with it.
-    victim: which rank is killed, and before which of its collectives at the latest.
+    commands: each with the number of step boundaries before it. ends: "killed"; "stopped"; "half stopped",
+    where a rank dies after all were told to stop, so that ranks are started again; "interrupted", where a
+    worker closes by itself; or "" where the walk ends with it. victim: which rank is killed, and before which
+    of its collectives at the latest.
     """
 
     commands: tuple[tuple[int, Command], ...] = ()
@@ -156,6 +159,9 @@ class Person:
         if self._plan.ends == "killed":
             self._world.dies = (self._plan.victim[0] % self._world.ranks, 0)
             return True
+        if self._plan.ends == "interrupted":
+            self.rank.interrupt()
+            return True
         return self._ended or self._plan.ends == "told to stop"
 
     def get(self) -> str:
@@ -187,7 +193,10 @@ class Person:
 
 
 def walk_tasks(folder: Path) -> list[Arrived]:
-    """The tasks of all walks, written once; their paths are names in the folder of tasks of a run. One makes the network fail, the file of another is cut short."""
+    """The tasks of all walks, written once; their paths are names in the folder of tasks of a run.
+
+    One makes the network fail, the file of another is cut short.
+    """
     folder.mkdir()
     centres = 2 * torch.randn(CLASSES, FEATURES, generator=torch.Generator().manual_seed(1))
     made = []
@@ -352,7 +361,7 @@ def broken_promises(walked: Walked, folder: Path) -> list[str]:
 def _ends(walked: Walked) -> list[str]:
     broken = []
     for number, (plan, results) in enumerate(zip(walked.plans, walked.results, strict=True), 1):
-        wanted = None if plan.ends == "killed" else "stopped" if plan.ends else "finished"
+        wanted = ENDS.get(plan.ends, "stopped")
         for rank, result in enumerate(results):
             if wanted is not None and (not isinstance(result, tuple) or result[0] != wanted):
                 broken.append(f"generation {number}, rank {rank}: {_words(result)} instead of {wanted}")
