@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -169,22 +168,6 @@ class Curriculum:
     def take_up(self, dealings: Dealings) -> None:
         """Go on with a lesson that `lesson_of` has made."""
         self._dealings = dealings
-
-    def recognise(self, lesson: Lesson | None) -> None:
-        """Learn again, where it is not known, what goes into the network and comes out.
-
-        From the lesson under way, whose samples are read already, or else the newest task that can be read.
-        """
-        its = self._with
-        known = [task for task in range(its.course.begun) if its.stream[task] is not None]
-        for task in reversed(known):
-            if its.learner.signature is not None:
-                return
-            with contextlib.suppress(
-                Exception
-            ):  # another task will do; what cannot be read is said elsewhere
-                samples = its.stream.training_samples([task]) if lesson is None else lesson.samples
-                its.learner.signature = its.learner.meet(samples, its.stream.inputs(task))
 
     # Reading --------------------------------------------------------------------------------------------
 

@@ -130,16 +130,17 @@ class ArrivedExperience:
     def load(self, split: str, places: Indices) -> dict[str, torch.Tensor]:
         """Samples of a split by their places in it, of the file that arrived and no other."""
         samples = self._opened().load(split, places)
-        self._require_unchanged()  # afterwards: nothing that was written meanwhile is among them
+        self.require_unchanged()  # afterwards: nothing that was written meanwhile is among them
         return samples
+
+    def require_unchanged(self) -> None:
+        """TaskError or ScanError unless its file is there, and the one that arrived."""
+        self.unchanged_at = require_as_it_arrived(self.arrived, self.unchanged_at)
 
     def _opened(self) -> Experience:
         experience = self.shelf.get(self.key)
         if experience is None:
-            self._require_unchanged()
+            self.require_unchanged()
             experience = open_experience(self.arrived, self.fitted)
             self.shelf.put(self.key, experience)
         return experience
-
-    def _require_unchanged(self) -> None:
-        self.unchanged_at = require_as_it_arrived(self.arrived, self.unchanged_at)

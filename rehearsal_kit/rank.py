@@ -125,7 +125,7 @@ class Rank:
                     continue
                 if not lesson.done:  # nobody has said that it is enough
                     self._train_step(lesson)
-                if lesson.done:
+                if lesson.done and self._now.lesson is lesson:  # not where it was just given up
                     self._end_task(lesson)
             self._end()
         return self._course.outcome or (INTERRUPTED if self._control.interrupted else "stopped")

@@ -90,9 +90,11 @@ class Resumption:
                     )
             except Exception as error:  # whatever it is, the one before may be well
                 trouble = said(error, rank=its.groups.rank, step=its.course.step)
-            trouble = its.control.agree(trouble)
+            trouble, gone = self._agreed(trouble, {} if ready is None else self._taking_up.gone(ready))
             if ready is not None and not trouble:
-                trouble, way = self._taken_up(ready, self._way(number, ready.loaded.ranks, {}))
+                # Where nothing took effect after it, a file may well be back when it is its turn.
+                lost = gone if self._effects.after(number) else {}
+                trouble, way = self._taken_up(ready, self._way(number, ready.loaded.ranks, lost))
                 if not trouble:
                     return number, way
             its.reporter.tell(CheckpointFailed(checkpoint=number, reason=trouble))
@@ -130,6 +132,16 @@ class Resumption:
         except Exception as error:
             trouble = said(error, rank=its.groups.rank, step=ready.course.step)
         return its.control.agree(trouble)
+
+    def _agreed(self, trouble: str, gone: Mapping[int, str]) -> tuple[str, dict[int, str]]:
+        """The first trouble of any rank, and all that is gone for some rank, with the first reason."""
+        answers = [
+            json.loads(text) for text in self._with.groups.gather(json.dumps([trouble, [*gone.items()]]))
+        ]
+        lost: dict[int, str] = {}
+        for _, pairs in reversed(answers):
+            lost |= dict(pairs)
+        return next((words for words, _ in answers if words), ""), dict(sorted(lost.items()))
 
     def _way(self, number: int, ranks: int, lost: Mapping[int, str]) -> _Way:
         """What rank 0 finds of what holds after a checkpoint; broadcast."""

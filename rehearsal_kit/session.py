@@ -116,7 +116,11 @@ class Session(Helm):
     ) -> None:
         self.cluster = cluster
         self.run = settings.run
-        self.strategy, self.training, self.rehearsal = settings.strategy, settings.training, settings.rehearsal
+        self.strategy, self.training, self.rehearsal = (
+            settings.strategy,
+            settings.training,
+            settings.rehearsal,
+        )
         self.ranks = ranks
         """How many ranks train: one per worker of the cluster."""
         self.panel: Any = None

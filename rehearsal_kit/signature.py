@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -62,6 +63,19 @@ class Signature:
         shapes = {name: tuple(outputs[name].shape[1:]) for name in outputs if name in met}
         return Signature(inputs, _layout(samples), shapes, kinds_of(met))
 
+    def to_plain(self) -> dict[str, Any]:
+        """All of it as plain values, for a checkpoint: ranks that begin there need no task for it."""
+        fields = [[f.name, list(f.shape), str(f.dtype).removeprefix("torch.")] for f in self.layout.fields]
+        outputs = {name: list(shape) for name, shape in self.outputs.items()}
+        return {"inputs": self.inputs, "fields": fields, "outputs": outputs, "kinds": dict(self.kinds)}
+
+    @staticmethod
+    def from_plain(plain: Mapping[str, Any]) -> Signature:
+        """What `to_plain` made."""
+        samples = {name: torch.zeros(0, *shape, dtype=_dtype(kind)) for name, shape, kind in plain["fields"]}
+        outputs = {name: tuple(shape) for name, shape in plain["outputs"].items()}
+        return Signature(plain["inputs"], _layout(samples), outputs, dict(plain["kinds"]))
+
     def require(self, samples: Samples, *, half: Sequence[str] = ()) -> None:
         """TaskError unless samples have fields, shapes and dtypes as in the first task and sound values.
 
@@ -100,6 +114,13 @@ class Signature:
     def no_outputs(self, device: str) -> dict[str, torch.Tensor]:
         """Outputs of no samples: (0, ...)."""
         return {name: torch.zeros(0, *shape, device=device) for name, shape in self.outputs.items()}
+
+
+def _dtype(name: str) -> torch.dtype:
+    kind = getattr(torch, name)
+    if not isinstance(kind, torch.dtype):
+        raise TaskError(f"{name!r} is no dtype of torch.")
+    return kind
 
 
 def _layout(samples: Samples) -> RowLayout:

@@ -265,6 +265,7 @@ class Steering:
             "stream": arrivals,
             "order": its.stream.order,
             "lesson": self._curriculum.to_plain(self._now.lesson),
+            "signature": None if its.learner.signature is None else its.learner.signature.to_plain(),
             "evaluation": its.evaluation.to_plain(),
             "preparation": asdict(self._now.preparation),
             "seed": its.job.seed,

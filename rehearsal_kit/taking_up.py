@@ -6,12 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from rehearsal_kit.commands import Arrived
+from rehearsal_kit.control import said
 from rehearsal_kit.course import Course
 from rehearsal_kit.curriculum import Curriculum, TakenUp
 from rehearsal_kit.equipment import Equipment
-from rehearsal_kit.errors import CheckpointError
+from rehearsal_kit.errors import CheckpointError, RehearsalKitError
 from rehearsal_kit.exchange import GroupExchange
-from rehearsal_kit.experiences import Shelf
+from rehearsal_kit.experiences import ArrivedExperience, Shelf
 from rehearsal_kit.in_force import InForce
 from rehearsal_kit.lesson import Lesson
 from rehearsal_kit.preparation import Preparation
@@ -19,6 +20,7 @@ from rehearsal_kit.rehearsal import DistributedBuffer
 from rehearsal_kit.restoring import Loaded
 from rehearsal_kit.rounds import BufferState
 from rehearsal_kit.settings import with_tuples
+from rehearsal_kit.signature import Signature
 from rehearsal_kit.stream import Stream
 from rehearsal_kit.telemetry import UNTRAINED
 
@@ -85,6 +87,18 @@ class TakingUp:
         there = Course.from_plain(state["course"], InForce.of(its.job))
         return Ready(loaded, there, preparation, stream)
 
+    def gone(self, ready: Ready) -> dict[int, str]:
+        """Which tasks that are still to be trained there cannot be read now by this rank, and why."""
+        gone: dict[int, str] = {}
+        for task in range(ready.course.begun, len(ready.stream)):
+            experience = ready.stream[task]
+            try:
+                if isinstance(experience, ArrivedExperience):
+                    experience.require_unchanged()
+            except RehearsalKitError as error:
+                gone[task] = said(error, rank=self._with.groups.rank, step=ready.course.step)
+        return gone
+
     def take_up(self, ready: Ready, lost: Iterable[int]) -> None:
         """Go on where a checkpoint was taken, before the first step of this rank.
 
@@ -110,6 +124,7 @@ class TakingUp:
         its.course.restart(Course(InForce.of(its.job)))
         its.stream.become(Stream(its.groups, seed=its.job.seed))
         its.learner.restart()
+        its.learner.signature = None
         its.learner.learning_rate = its.course.in_force.learning_rate
         its.evaluation.restore({"newest": UNTRAINED, "seen": [], "errors": []})
         self.now.preparation, self.now.lesson = its.job.preparation, None
@@ -135,6 +150,8 @@ class TakingUp:
         """Be what was learned there; the course is there already."""
         its, course = self._with, self._with.course
         its.learner.adopt(loaded.tensors)
+        known = loaded.state["signature"]
+        its.learner.signature = None if known is None else Signature.from_plain(known)
         its.learner.learning_rate = course.in_force.learning_rate
         its.evaluation.restore(loaded.state["evaluation"])
         self.now.lesson = None
@@ -147,7 +164,6 @@ class TakingUp:
         if self.now.lesson is not None and under_way.anew:
             self.now.lesson.batch = course.in_force.batch
             self.now.lesson.again(course.step)
-        self._curriculum.recognise(self.now.lesson)
         if self.now.buffer is not None:  # of a checkpoint that could not be taken up
             self.now.buffer.abandon()
         self.now.buffer = None if loaded.buffer is None else self._filled(loaded.buffer)
