@@ -6,9 +6,11 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rehearsal_kit.errors import TaskError
 from rehearsal_kit.groups import Groups
 from rehearsal_kit.layout import Samples
 from rehearsal_kit.learner import Learner
+from rehearsal_kit.quality import Scores
 from rehearsal_kit.reporter import Reporter
 from rehearsal_kit.stream import Stream
 from rehearsal_kit.tasks import HELD_OUT
@@ -108,8 +110,7 @@ class Evaluation:
         if self._stream[task] is None:
             return True
         reading = _Reading(self._stream.held_out(task, split))
-        scores = self._learner.quality(reading)
-        reason = next((text for text in self._groups.gather(reading.trouble) if text), "")
+        scores, reason = self._scores(reading)
         if not reason and not scores.errors:
             reason = f"none of its {split} samples has any counts"
         if reason:
@@ -131,6 +132,14 @@ class Evaluation:
             )
         )
         return True
+
+    def _scores(self, reading: _Reading) -> tuple[Scores, str]:
+        """Errors and metrics over all ranks, or why there are none; the same on every rank."""
+        try:
+            scores = self._learner.quality(reading)
+        except TaskError as error:  # the network cannot predict them; that is no reason to end a run
+            return Scores({}, {}), str(error)
+        return scores, next((text for text in self._groups.gather(reading.trouble) if text), "")
 
     def _leave_open(self, task: int, split: str, *, after: int, step: int, reason: str) -> None:
         if split == "watched" and after != UNTRAINED:
