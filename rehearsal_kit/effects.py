@@ -84,12 +84,12 @@ def segments(ledger: Iterable[Entry]) -> list[list[Entry]]:
 
 def has_ended(run: RunFolder) -> bool:
     """Whether a run was finished or stopped, or will be once its last wishes are heard, and not reopened."""
-    outcome, newest = "", 0
+    outcome, answered = "", set()
     for entry in read_ledger(run.effects):
-        newest = max(newest, entry["number"])
+        answered.add(entry["number"])
         outcome = outcome if "refused" in entry else _outcome(entry["kind"], outcome)
     for wish in read_ledger(run.wishes):
-        outcome = _outcome(wish["kind"], outcome) if wish["number"] > newest else outcome
+        outcome = _outcome(wish["kind"], outcome) if wish["number"] not in answered else outcome
     return bool(outcome)
 
 
