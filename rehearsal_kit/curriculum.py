@@ -59,7 +59,7 @@ class Curriculum:
         if its.learner.signature is None:
             self._meet(signature, task)
         its.evaluation.before(task, step=course.step)
-        its.learner.keep()
+        its.learner.keep()  # what it goes back to where this task is given up
         if course.in_force.strategy.restarts:
             its.learner.restart()
         self._dealings = []
@@ -87,10 +87,16 @@ class Curriculum:
             self.set_aside(lesson.task, reason)
 
     def go_back(self, lesson: Lesson) -> None:
-        """Weights and optimizer as they were when the task began."""
-        its, course = self._with, self._with.course
+        """Weights and optimizer as they were before the task."""
+        course = self._with.course
         course.spoilt.append(range(lesson.began, course.step))
-        its.learner.go_back()
+        self._with.learner.go_back()
+
+    def again(self, lesson: Lesson) -> None:
+        """Begin the task again at this step."""
+        if self._with.course.in_force.strategy.restarts:
+            self._with.learner.restart()
+        lesson.again(self._with.course.step)
 
     def end(self, lesson: Lesson) -> list[int] | None:
         """Evaluate what a task has come to; returns which tasks were, None if predictions are not finite."""

@@ -84,13 +84,12 @@ def segments(ledger: Iterable[Entry]) -> list[list[Entry]]:
 
 def has_ended(run: RunFolder) -> bool:
     """Whether a run was finished or stopped, or will be once its last wishes are heard, and not reopened."""
-    outcome, newest = "", dict[str, int]()
+    outcome, answered = "", set[tuple[str, int]]()
     for entry in read_ledger(run.effects):
-        holder = entry.get("holder", "")
-        newest[holder] = max(newest.get(holder, 0), entry["number"])
+        answered.add((entry.get("holder", ""), entry["number"]))
         outcome = outcome if "refused" in entry else _outcome(entry["kind"], outcome)
     for wish in read_ledger(run.wishes):
-        unheard = wish["number"] > newest.get(wish.get("holder", ""), 0)
+        unheard = (wish.get("holder", ""), wish["number"]) not in answered
         outcome = _outcome(wish["kind"], outcome) if unheard else outcome
     return bool(outcome)
 

@@ -270,9 +270,7 @@ class Rank:
         )
         course.step += 1  # all ranks have begun it; nothing of it is offered
         self._curriculum.go_back(lesson)
-        if course.in_force.strategy.restarts:
-            self._learner.restart()
-        lesson.again(course.step)
+        self._curriculum.again(lesson)
         course.paused = True
 
     def _give_up(self, lesson: Lesson, reason: str, *, recorded: bool = False) -> None:

@@ -163,7 +163,7 @@ class TakingUp:
             course.spoilt.append(range(under_way.began, course.step))
         if self.now.lesson is not None and under_way.anew:
             self.now.lesson.batch = course.in_force.batch
-            self.now.lesson.again(course.step)
+            self._curriculum.again(self.now.lesson)
         if self.now.buffer is not None:  # of a checkpoint that could not be taken up
             self.now.buffer.abandon()
         self.now.buffer = None if loaded.buffer is None else self._filled(loaded.buffer)
