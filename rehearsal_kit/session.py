@@ -222,9 +222,8 @@ class Session(Helm):
     def check(self) -> None:
         """Try out what the ranks will do, in this kernel and on one worker; `start` calls it. Takes seconds.
 
-        One dry step of network and strategy on samples of the first tasks that were submitted, or that lie
-        in a watched folder; without any, only whether the workers can read what they will be sent. Changes
-        nothing. SettingsError, in words, for what cannot be trained.
+        One dry step on samples of the first tasks that were submitted, or lie in a watched folder; without any,
+        only whether workers can read what they will be sent. SettingsError for what cannot be trained.
         """
         check_run(self.cluster, self._settings, known_tasks(self._first) if self._is_new else [])
 
@@ -257,14 +256,12 @@ class Session(Helm):
     def wait(self, timeout: float | None = None) -> str:
         """Block until the run is over; returns "finished", "stopped" or "interrupted". For scripts.
 
-        Interrupted: its cluster ended before it did; `rk.resume` goes on.
-
-        Raises RankError with the first error of the first rank that failed, or with the trouble for which
-        the ranks have paused (steer and resume, then wait again; or close); TaskError where it has finished
-        and nothing was trained, because all its tasks were set aside (a warning names those that were beside
+        Interrupted: its cluster ended before it did; `rk.resume` goes on. An interrupt from the keyboard ends
+        the waiting, not the run. Raises RankError with the first error of the first rank that failed, or with
+        the trouble for which the ranks have paused (steer and resume, then wait again; or close); TaskError
+        where nothing was trained, because all tasks were set aside (a warning names those that were beside
         trained ones); TimeoutError after `timeout` seconds; SessionError once for a wish that was not
-        accepted, and inside a running event loop, which it would block: there, `await done()`. An interrupt
-        ends the waiting, not the run.
+        accepted, and inside a running event loop, which it would block: there, `await done()`.
         """
         self._require_started()
         with contextlib.suppress(RuntimeError):

@@ -80,9 +80,8 @@ OPENED_BY_NAME = {
 }
 ON_OUR_OWN_FILES = {
     "preview.py",  # previews of a run
-    "report.py",  # the same, read
     "scans/cxi_writing.py",
-    "snapshots.py",  # buffers of a run
+    "shards.py",  # buffers that earlier versions have written
     "tensor_tasks.py",  # write_task
 }
 DOORS = {"scans/arrays.py", "scans/hdf5.py"}

@@ -20,8 +20,10 @@ from rehearsal_kit.checkpoint import STATE, find_checkpoints
 from rehearsal_kit.groups import Groups
 from rehearsal_kit.keeper import Copied, Keeper
 from rehearsal_kit.layout import RowLayout
+from rehearsal_kit.lease import LeaseWatch
 from rehearsal_kit.patience import Patience
 from rehearsal_kit.rounds import BufferState
+from rehearsal_kit.run_folder import RunFolder
 from rehearsal_kit.settings import Recovery
 from rehearsal_kit.snapshots import read_shards
 from rehearsal_kit.telemetry import CheckpointFailed, CheckpointKept
@@ -71,7 +73,15 @@ class Pair:
     def __init__(self, root, generation: int = 1, *, layout=LAYOUT) -> None:
         self.root, self.layout = root, layout
         self.ranks = [
-            Keeper(root, Recovery(keep_last=9), Groups(rank, 2), generation=generation) for rank in (0, 1)
+            Keeper(
+                root,
+                Recovery(keep_last=9),
+                Groups(rank, 2),
+                generation=generation,
+                run="ours",
+                lease=LeaseWatch(RunFolder(root.parent), ""),
+            )
+            for rank in (0, 1)
         ]
 
     def take(self, number: int, *, only: int | None = None, rows=(None, None)) -> None:
