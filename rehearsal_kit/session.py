@@ -222,7 +222,7 @@ class Session(Helm):
     def check(self) -> None:
         """Try out what the ranks will do, in this kernel and on one worker; `start` calls it. Takes seconds.
 
-        One dry step on samples of the first tasks that were submitted, or lie in a watched folder; without any,
+        One dry step on samples of the first tasks submitted, or lying in a watched folder; without any,
         only whether workers can read what they will be sent. SettingsError for what cannot be trained.
         """
         check_run(self.cluster, self._settings, known_tasks(self._first) if self._is_new else [])
