@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from rehearsal_kit.errors import CheckpointError
 from rehearsal_kit.run_folder import write_private
 from rehearsal_kit.snapshots import is_shard
-from rehearsal_kit.tensor_files import BLOCK_BYTES, Stored, Written, nothing, write_tensors
+from rehearsal_kit.tensor_files import Stored, Written, nothing, write_tensors
 
 FORMAT = 2
 """Of manifest and state; 2: with the identity of the run and its outcome."""
@@ -46,12 +46,12 @@ class Checkpoint:
     """Identity of the run that wrote it."""
     format: int
 
-    def verify(self, names: Sequence[str], beat: Callable[[], None] = nothing) -> None:
-        """CheckpointError unless these files are as they were written. beat: called after every block."""
+    def verify(self, names: Sequence[str]) -> None:
+        """CheckpointError unless these files are as they were written."""
         for name in names:
             path = self.folder / name
             try:
-                found = _measured(path, beat)
+                found = _measured(path)
             except OSError as error:
                 raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
             if name not in self.files or found != self.files[name]:
@@ -172,13 +172,10 @@ def discard(folder: Path) -> None:
         shutil.rmtree(gone, ignore_errors=True)
 
 
-def _measured(path: Path, beat: Callable[[], None]) -> dict[str, Any]:
-    digest = hashlib.sha256()
+def _measured(path: Path) -> dict[str, Any]:
     with path.open("rb") as stream:
-        while block := stream.read(BLOCK_BYTES):
-            digest.update(block)
-            beat()
-        return {"bytes": os.fstat(stream.fileno()).st_size, "sha256": digest.hexdigest()}
+        size = os.fstat(stream.fileno()).st_size
+        return {"bytes": size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
 
 
 def _sync(folder: Path) -> None:

@@ -180,13 +180,8 @@ class Coordinator(SchedulerPlugin):
                 beats = now
                 beat()
             if not patience.lasts(now):
-                for run in left:
-                    LOG.warning(
-                        "%s has not got on in %.0f s while it should end: what it has trained since its last "
-                        "checkpoint is trained again when it is resumed",
-                        run.order.run,
-                        WIND_DOWN_S,
-                    )
+                names = ", ".join(run.order.run for run in left)
+                LOG.warning("no last checkpoint of %s: no progress in %.0f s", names, WIND_DOWN_S)
                 return
             await asyncio.sleep(LOOK_SOON_S)
 

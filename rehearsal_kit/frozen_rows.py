@@ -43,11 +43,10 @@ class FrozenRows:
 
     def __getitem__(self, block: slice) -> NDArray[np.int64]:
         """A copy of these rows; none before them is asked for again. SnapshotError if it was given up."""
+        begin, end, _ = block.indices(self.shape[0])
+        out = self._going()[begin:end].copy()  # rows that change meanwhile are among those kept
         with self._turn:
-            if self._rows is None:
-                raise SnapshotError(self._given_up or "these rows were let go of before all were read.")
-            begin, end, _ = block.indices(self.shape[0])
-            out = self._rows[begin:end].copy()
+            self._going()
             for row in [row for row in self._kept if row < end]:
                 kept = self._kept.pop(row)
                 if row >= begin:
@@ -77,6 +76,11 @@ class FrozenRows:
         """Nobody reads on."""
         with self._turn:
             self._give_up("")
+
+    def _going(self) -> NDArray[np.int64]:
+        if (rows := self._rows) is None:
+            raise SnapshotError(self._given_up or "these rows were let go of before all were read.")
+        return rows
 
     def _unread(self, changing: NDArray[np.int64]) -> list[int]:
         late = changing[(changing >= self._read) & (changing < self.shape[0])]

@@ -143,7 +143,7 @@ class Recovery:
 
     checkpoint_s: float = 60.0
     """Seconds between two automatic checkpoints: the most that is trained twice after a failure. While
-    one is written, each rank holds a second copy of its part of the buffer."""
+    one is written, what changes of the buffer is held twice, one row in eight at most."""
     keep_last: int = 3
     """Checkpoints kept, the newest."""
     keep_best: int = 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from rehearsal_kit.errors import SnapshotError
 from rehearsal_kit.layout import Field, RowLayout, Rows, Words
-from rehearsal_kit.tensor_files import TensorFile, nothing, per_block
+from rehearsal_kit.tensor_files import TensorFile, per_block
 
 FORMAT = 1
 ROWS = "rows"
@@ -91,8 +91,6 @@ class ShardRows:
     shape: tuple[int, int]
     sources: tuple[tuple[Shard, Rows, Rows], ...]
     """Shards; which of the rows of each are wanted, in ascending order; and where they belong."""
-    beat: Callable[[], None] = nothing
-    """Called after every block."""
     nbytes = 0
 
     def __getitem__(self, block: slice) -> Words:
@@ -119,7 +117,6 @@ class ShardRows:
                 at = int(edges[number])
                 rows = _read(shard, at, at + each)
                 out[places[first:last][here] - begin] = rows[wanted[first:last][here] - at]
-                self.beat()
 
 
 def _read(shard: Shard, begin: int, end: int) -> Words:

@@ -67,9 +67,7 @@ def write_shard(
     return write_tensors(_path(folder, rank, ranks), tensors, about=about, beat=beat)
 
 
-def read_shards(
-    folder: Path, *, rank: int, ranks: int, partial: bool = False, beat: Callable[[], None] = nothing
-) -> BufferState:
+def read_shards(folder: Path, *, rank: int, ranks: int, partial: bool = False) -> BufferState:
     """What this rank goes on with; for `DistributedBuffer.restore`, on all ranks alike.
 
     On as many ranks as wrote the shards everything continues as it would have. On another number the same
@@ -77,7 +75,7 @@ def read_shards(
     of the store stay in the files until it is restored.
 
     partial: go on without shards that are missing, with a warning that counts them. SnapshotError if there
-    is none, one is missing or broken, or they are not of one moment. beat: called after every block.
+    is none, one is missing or broken, or they are not of one moment.
     """
     paths, missing = _shards(folder)
     if missing and not partial:
@@ -89,11 +87,11 @@ def read_shards(
         share = f"{len(missing)} of {len(missing) + len(paths)} shards"
         warnings.warn(f"{folder}: {share} of the buffer are missing, and their samples lost.", stacklevel=2)
     if len(paths) == ranks and not missing:
-        return _whole(open_shard(paths[rank]), beat)
-    return _dealt([open_shard(path) for path in paths], slice(rank, None, ranks), beat)
+        return _whole(open_shard(paths[rank]))
+    return _dealt([open_shard(path) for path in paths], slice(rank, None, ranks))
 
 
-def _whole(shard: Shard, beat: Callable[[], None]) -> BufferState:
+def _whole(shard: Shard) -> BufferState:
     drawn = pending = None
     if f"{PENDING}/{ROWS}" in shard:
         pending = _handed_over(shard.read(f"{PENDING}/{ROWS}"), shard.read(f"{PENDING}/groups"))
@@ -104,7 +102,7 @@ def _whole(shard: Shard, beat: Callable[[], None]) -> BufferState:
     count, words = shard.shape(f"{STORE}/{ROWS}")
     every = np.arange(count)
     contents = Contents(
-        ShardRows((count, words), ((shard, every, every),), beat),
+        ShardRows((count, words), ((shard, every, every),)),
         shard.read(f"{STORE}/groups"),
         shard.read(f"{STORE}/places"),
     )
@@ -113,9 +111,9 @@ def _whole(shard: Shard, beat: Callable[[], None]) -> BufferState:
     )
 
 
-def _dealt(shards: Sequence[Shard], mine: slice, beat: Callable[[], None]) -> BufferState:
+def _dealt(shards: Sequence[Shard], mine: slice) -> BufferState:
     layout = layout_of(shards[0])
-    of, row = (part[mine] for part in _fair_order(shards, layout, beat))
+    of, row = (part[mine] for part in _fair_order(shards, layout))
     groups = np.zeros(len(of), dtype=np.int64)
     sources = []
     for number, shard in enumerate(shards):
@@ -123,7 +121,7 @@ def _dealt(shards: Sequence[Shard], mine: slice, beat: Callable[[], None]) -> Bu
         groups[here] = shard.read(f"{STORE}/groups")[row[here]]
         order = np.argsort(row[here])
         sources.append((shard, row[here][order], here[order]))
-    rows = ShardRows((len(of), layout.words), tuple(sources), beat)
+    rows = ShardRows((len(of), layout.words), tuple(sources))
     contents = Contents(rows, groups, GroupIndex.of(groups.tolist()).places_of_rows())
     pending = None
     if parts := [shard for shard in shards if f"{PENDING}/{ROWS}" in shard]:
@@ -133,7 +131,7 @@ def _dealt(shards: Sequence[Shard], mine: slice, beat: Callable[[], None]) -> Bu
     return replace(_common(shards, contents), pending=pending)
 
 
-def _fair_order(shards: Sequence[Shard], layout: RowLayout, beat: Callable[[], None]) -> tuple[Rows, Rows]:
+def _fair_order(shards: Sequence[Shard], layout: RowLayout) -> tuple[Rows, Rows]:
     # All rows of all shards in an order in which every k-th row is a fair part: which shard, which row.
     sizes = [shard.shape(f"{STORE}/groups")[0] for shard in shards]
     of = np.repeat(np.arange(len(shards)), sizes)
@@ -151,18 +149,17 @@ def _fair_order(shards: Sequence[Shard], layout: RowLayout, beat: Callable[[], N
         order = np.lexsort((of, places, groups))
     if layout.has_identity:  # after an earlier dealing two ranks may hold the same sample
         word = layout.offsets[IDENTITY] // WORD
-        known = np.concatenate([_column(shard, word, beat) for shard in shards])[order]
+        known = np.concatenate([_column(shard, word) for shard in shards])[order]
         order = order[np.sort(np.unique(known, return_index=True)[1])]
     return of[order], row[order]
 
 
-def _column(shard: Shard, word: int, beat: Callable[[], None]) -> NDArray[np.int64]:
+def _column(shard: Shard, word: int) -> NDArray[np.int64]:
     # One word of every row, without holding the rows.
     count, words = shard.shape(f"{STORE}/{ROWS}")
     column, each = np.empty(count, np.int64), per_block(words * WORD)
     for begin in range(0, count, each):
         column[begin : begin + each] = shard.read(f"{STORE}/{ROWS}", begin, begin + each)[:, word]
-        beat()
     return column
 
 

@@ -25,7 +25,7 @@ from rehearsal_kit.bench.undisturbed_ranks import (
 
 LIMIT = 0.98
 """Of the steps per second without disturbance."""
-FULL = Turns(folder=Path(), side=64, stored=5000, arriving_bytes=4 * 2**30, steps=25, rounds=8)
+FULL = Turns(folder=Path(), side=64, stored=5000, arriving_bytes=4 * 2**30, steps=25, rounds=5)
 QUICK = Turns(folder=Path(), side=16, stored=32, arriving_bytes=8 * 2**20, steps=3, rounds=2)
 
 
