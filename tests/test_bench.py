@@ -44,6 +44,7 @@ from rehearsal_kit.errors import RehearsalKitError
 from rehearsal_kit.groups import Groups
 from rehearsal_kit.processes import words
 
+pytestmark = pytest.mark.timeout(120)  # a measurement that does not end is a fault, and is known by then
 SMALL = Workload(capacity=200, fields=(("values", (4,)), ("more", (2, 2))))
 
 

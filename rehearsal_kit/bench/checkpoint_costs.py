@@ -21,7 +21,7 @@ from rehearsal_kit.rank import Rank
 from rehearsal_kit.run_folder import RunFolder
 from rehearsal_kit.settings import Recovery, Rehearsal, Training
 from rehearsal_kit.strategies.replay import ER
-from rehearsal_kit.telemetry import CheckpointKept, Record
+from rehearsal_kit.telemetry import CheckpointKept, Record, TaskBegan
 
 LIMIT = 0.03
 EVERY_S = 60.0
@@ -95,6 +95,7 @@ def measure_checkpoints(groups: Groups, windows: Windows) -> CheckpointCost:
     kept: list[CheckpointKept] = []
 
     def hear(record: Record, line: int | None) -> None:
+        plan.trains |= isinstance(record, TaskBegan)
         if isinstance(record, CheckpointKept):
             kept.append(record)
 
@@ -134,11 +135,14 @@ class _Clock:
     """The mailbox of rank 0: it is asked once before every step, and knows when."""
 
     def __init__(self, windows: Windows) -> None:
+        self.trains = False
+        """Whether the task has begun: before, rank 0 asks while it waits for the file."""
         self._windows = windows
         arrived = Arrived(name=windows.scan.stem, path=str(windows.scan))
         self._wishes = [Wish(1, arrived), Wish(2, FinishStream())]
         self._given = False
         """Whether wishes were taken out before this step."""
+        self._stopped = False
         self._asked: list[float] = []
 
     def empty(self) -> bool:
@@ -146,12 +150,14 @@ class _Clock:
         if self._wishes or self._given:
             self._given = bool(self._wishes)
             return not self._wishes
+        if not self.trains or self._stopped:
+            return True
         self._asked.append(time.perf_counter())
         step = len(self._asked) - 1 - self._warm_up
         if step >= 0 and step % (2 * self._windows.steps) == self._windows.steps:
             self._wishes = [Wish(0, TakeCheckpoint())]
         if step >= 2 * self._windows.steps * self._windows.windows:
-            self._wishes = [Wish(0, Stop())]
+            self._wishes, self._stopped = [Wish(0, Stop())], True
         return not self._wishes
 
     def get(self) -> str:

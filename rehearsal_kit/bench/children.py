@@ -25,6 +25,9 @@ from rehearsal_kit.groups import Meeting, meet
 GRACE_S = 10.0
 """For a process that has answered to end by itself, and for others to answer after one has failed."""
 
+LONGEST_S = 3600.0
+"""Without any answer for so long, the processes are ended: no measurement takes a quarter of it."""
+
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
 """A function that can be pickled, and its arguments."""
 
@@ -110,7 +113,12 @@ def _collected(answers: dict[Connection, int]) -> list[Any]:
     errors: dict[int, str] = {}
     while len(results) + len(errors) < len(answers):
         silent = [c for c, number in answers.items() if number not in results and number not in errors]
-        ready = wait(silent, GRACE_S if errors else None)
+        ready = wait(silent, GRACE_S if errors else LONGEST_S)
+        if not ready and not errors:
+            raise RehearsalKitError(
+                f"{len(silent)} of {len(answers)} measuring processes have not answered for {LONGEST_S:.0f} "
+                "s, and were ended; is the machine busy with something else? Try --quick."
+            )
         if not ready:
             break
         for connection in ready:

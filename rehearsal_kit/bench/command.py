@@ -179,7 +179,7 @@ def _history(chosen: argparse.Namespace) -> int:
     costs = []
     for run in QUICK_RUNS if chosen.quick else LONG_RUNS:
         _say(f"measuring {run.steps:,} records of steps")
-        costs.append(measure_history(run))
+        costs.append(measure_history(run, shared=chosen.quick))
     data = {"history": [plain_cost(cost) for cost in costs]}
     return _end(chosen, Measured((history_table(costs),), data, machine))
 

@@ -20,7 +20,14 @@ from rehearsal_kit.rank import Rank
 from rehearsal_kit.run_folder import RunFolder
 from rehearsal_kit.settings import Recovery, Rehearsal, Training
 from rehearsal_kit.strategies.replay import ER
-from rehearsal_kit.telemetry import CheckpointFailed, CheckpointKept, Record, TaskArrived, TaskSetAside
+from rehearsal_kit.telemetry import (
+    CheckpointFailed,
+    CheckpointKept,
+    Record,
+    TaskArrived,
+    TaskBegan,
+    TaskSetAside,
+)
 from rehearsal_kit.tensor_tasks import TensorTask, write_task
 
 NOTHING, ARRIVAL, PREVIEWS, CHECKPOINT = "nothing", "an arrival", "previews", "a checkpoint"
@@ -149,6 +156,8 @@ class _Mailbox:
         self._left = [*ROUND * turns.rounds, NOTHING]
         self._warm_up = -(-turns.stored // BATCH) + turns.steps
         """Steps until the buffers are full and everything is in its place."""
+        self._trains = False
+        """Whether the task has begun, and nobody has said stop: else rank 0 asks without any step."""
         self._present = ""
         """What disturbs now; empty between blocks."""
         self._over = False
@@ -157,7 +166,7 @@ class _Mailbox:
 
     def empty(self) -> bool:
         """Asked before every step until it says so."""
-        if not self._wishes and not self._given:
+        if not self._wishes and not self._given and self._trains:
             self._at_boundary(time.perf_counter())
         self._given = bool(self._wishes)
         return not self._wishes
@@ -172,6 +181,7 @@ class _Mailbox:
             self.shard_bytes = max(self.shard_bytes, record.bytes)
         if isinstance(record, (CheckpointFailed, TaskSetAside)):
             raise RehearsalKitError(f"what was to disturb has failed: {record.reason}")
+        self._trains |= isinstance(record, TaskBegan)
         wanted = {ARRIVAL: TaskArrived, CHECKPOINT: CheckpointKept}.get(self._present)
         self._over |= wanted is not None and isinstance(record, wanted)
 
@@ -198,7 +208,7 @@ class _Mailbox:
 
     def _begin(self, now: float) -> None:
         if not self._left:
-            self._wishes = [Wish(0, Stop())]
+            self._wishes, self._trains = [Wish(0, Stop())], False
             return
         self._present, self._over, self._steps, self._began = self._left.pop(0), False, 0, now
         if self._present == ARRIVAL:
