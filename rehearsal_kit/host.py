@@ -27,6 +27,7 @@ from rehearsal_kit.errors import ClusterError, LeaseError, ReplayError, RunFolde
 from rehearsal_kit.groups import Meeting, meet
 from rehearsal_kit.job import Job
 from rehearsal_kit.orders import CLOSING_TOPIC, HostStatus, Order
+from rehearsal_kit.patience import Patience
 from rehearsal_kit.preview import Preview
 from rehearsal_kit.rank import Rank
 from rehearsal_kit.rank_records import Ended
@@ -34,7 +35,7 @@ from rehearsal_kit.telemetry import Record, to_plain
 
 PLUGIN = "rehearsal-kit"
 CLOSING_S = 8.0
-"""What ranks have to end and write their checkpoint when a worker of theirs closes."""
+"""Without any progress for so long, ranks are not waited for that end because a worker of theirs closes."""
 POLL_S = 0.02
 FIRST_S, LOOK_S = 1.0, 0.02
 """How long a preview is waited for that nobody has asked for before, and between two looks."""
@@ -87,8 +88,8 @@ class RankHost(WorkerPlugin):
         if hosted.order.rank:  # rank 0 decides; the coordinator knows where it is
             with contextlib.suppress(Exception):  # the scheduler may be gone before its workers
                 worker.log_event(CLOSING_TOPIC, {"topic": hosted.order.topic})
-        deadline = time.monotonic() + CLOSING_S
-        while hosted.thread.is_alive() and time.monotonic() < deadline:
+        patience = Patience(CLOSING_S)
+        while hosted.thread.is_alive() and patience.lasts(0 if hosted.rank is None else hosted.rank.beats):
             await asyncio.sleep(POLL_S)
 
     async def start(self, order: dict[str, Any]) -> str:
