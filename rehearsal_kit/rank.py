@@ -128,7 +128,8 @@ class Rank:
                 if lesson.done and self._now.lesson is lesson:  # not where it was just given up
                     self._end_task(lesson)
             self._end()
-        return self._course.outcome or (INTERRUPTED if self._control.interrupted else "stopped")
+        # Interrupted first: a run that had ended may have been about to be reopened.
+        return INTERRUPTED if self._control.interrupted else self._course.outcome or "stopped"
 
     @property
     def step(self) -> int:
