@@ -20,6 +20,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from walks import MEANWHILE, SIZES, Generation, Walk, broken_promises, carry_out, walk_tasks
 
+from rehearsal_kit import experiences, resumption
 from rehearsal_kit.commands import (
     Arrived,
     Command,
@@ -35,6 +36,13 @@ from rehearsal_kit.commands import (
     Steer,
     TakeCheckpoint,
 )
+from rehearsal_kit.control import Control
+from rehearsal_kit.course import Course
+from rehearsal_kit.evaluation import Evaluation
+from rehearsal_kit.resumption import Resumption
+from rehearsal_kit.run_folder import RunFolder
+from rehearsal_kit.scans.files import facts_of
+from rehearsal_kit.told import Told
 
 ARRIVAL = Arrived(name="the next task", path="next")
 """Stands for the next of the tasks until they have been written."""
@@ -200,6 +208,54 @@ def test_a_third_of_the_pairs(tasks, place):
 
 def test_random_walks_that_are_the_same_every_time(tasks):
     random_walks(20, tasks, fixed=True)
+
+
+def _outcomes_are_in_no_checkpoint(plant):
+    to_plain = Course.to_plain
+    plant(Course, "to_plain", lambda self: {**to_plain(self), "outcome": ""})
+
+
+def _facts_bind_any_number_of_ranks(plant):
+    plant(Resumption, "_found", lambda *_: {"lost": [], "again": None})
+
+
+def _files_are_known_by_their_whole_path(plant):
+    plant(RunFolder, "inside", lambda self, path: str(path))
+    plant(RunFolder, "find", lambda self, path: path)
+
+
+def _files_are_what_they_are_called(plant):
+    plant(experiences, "require_as_it_arrived", lambda arrived, known=None: facts_of(arrived.path))
+    plant(resumption, "require_as_it_arrived", lambda arrived, known=None: facts_of(arrived.path))
+
+
+def _wishes_are_heard_whenever_they_come(plant):
+    plant(Control, "_receive", lambda self, wish: self._waiting.append(wish))
+
+
+def _what_was_told_is_told_again(plant):
+    plant(Told, "has_step", lambda *_: False)
+
+
+def _unreadable_tasks_end_the_run(plant):
+    plant(Evaluation, "_scores", lambda self, reading: (self._learner.quality(iter(reading._batches)), ""))
+
+
+@pytest.mark.parametrize(
+    ("fault", "interruption"),
+    [
+        (_outcomes_are_in_no_checkpoint, "half stopped"),
+        (_facts_bind_any_number_of_ranks, "killed, then one rank"),
+        (_files_are_known_by_their_whole_path, "moved"),
+        (_files_are_what_they_are_called, "changed"),
+        (_wishes_are_heard_whenever_they_come, "rank 0 killed"),
+        (_what_was_told_is_told_again, "rank 1 killed"),
+        (_unreadable_tasks_end_the_run, "archived"),
+    ],
+)
+def test_a_mend_that_is_taken_out_again_is_missed(tasks, monkeypatch, fault, interruption):
+    fault(monkeypatch.setattr)
+    assert broken_by(pair(COMMANDS["note"], INTERRUPTIONS[interruption], late=True), tasks)
 
 
 @pytest.mark.endurance

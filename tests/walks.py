@@ -50,6 +50,7 @@ ENDS = {"killed": None, "interrupted": "interrupted", "": "finished"}
 """What every rank says in the end, None where it says nothing; "stopped" for all others."""
 CLASSES = 2 * len(SIZES)
 POISONED, POISON, CUT_SHORT = 4, 1e6, 6
+SKIPPED = "skipped by a person"
 LOOKS = 400
 """Step boundaries of one generation after which something must have come to its end."""
 
@@ -94,11 +95,14 @@ class Walked:
     ranks: list[int] = field(default_factory=list)
     away: dict[str, Path] = field(default_factory=dict)
     """Files of tasks that were taken away, by name, and where they are."""
+    touched: set[str] = field(default_factory=set)
+    """Files that were taken away or changed at any time, by name."""
     asked: list[Command] = field(default_factory=list)
     """By number of the wish, from 1."""
 
     def take_away(self, name: str, instead: str = "") -> None:
         """Put the file of a task elsewhere; another one may take its place."""
+        self.touched.add(name)
         path, kept = self.job.run.path / "tasks" / name, self.job.run.path.parent / f"kept {name}"
         if name not in self.away:
             self.away[name] = path.rename(kept)
@@ -388,10 +392,17 @@ def _tasks(walked: Walked) -> list[str]:
     both = [task for task in ended if task in aside]
     submitted = sum(isinstance(command, Arrived) for command in walked.asked)
     held = effects_of(read_ledger(walked.job.run.effects)).entries
+    bad = {f"{POISONED}.h5", f"{CUT_SHORT}.h5", *walked.touched}
+    wrongly = [
+        f"{record.name} was set aside: {record.reason}"
+        for record in aside.values()
+        if Path(record.path).name not in bad and record.reason != SKIPPED
+    ]
     came = sum(entry["kind"] == "Arrived" or _is_refused_arrival(entry) for entry in held)
     return [
         *([f"tasks {twice} were trained twice"] if twice else []),
         *([f"tasks {lost} were neither trained nor set aside"] if lost else []),
+        *wrongly,
         *([f"tasks {both} were trained and set aside"] if both else []),
         *([f"{submitted} tasks were submitted, {came} arrived"] if submitted != came else []),
     ]
