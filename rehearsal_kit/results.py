@@ -18,7 +18,7 @@ from rehearsal_kit.exporting import PreparedNetwork
 from rehearsal_kit.layout import tensor_of
 from rehearsal_kit.preparation import Preparation
 from rehearsal_kit.run_folder import RunFolder
-from rehearsal_kit.telemetry import CheckpointKept, CheckpointTaken, TaskSetAside
+from rehearsal_kit.telemetry import UNTRAINED, CheckpointKept, CheckpointTaken, TaskSetAside, Unevaluated
 from rehearsal_kit.timeline import Timeline
 
 BATCH = 256
@@ -84,8 +84,8 @@ def results_table(timeline: Timeline, branch: int | None = None) -> pd.DataFrame
     branch: of a run that was rolled back; None: the newest.
 
     "error" is the share of wrong classes, or the mean absolute error summed over the fields; NaN where a
-    task was not evaluated (yet). "set aside" is there where a task was, and says why. Index: number of the
-    task; missing for one that was set aside before it had a number.
+    task was not evaluated (yet). "set aside" and "not evaluated" are there where a task was, or could not be
+    any more, and say why. Index: number of the task; missing for one set aside before it had a number.
     """
     timeline = timeline.lineage(branch)
     errors, metrics = timeline.scores(lambda scores: scores.trained("test")), timeline.metrics("test")
@@ -105,9 +105,10 @@ def results_table(timeline: Timeline, branch: int | None = None) -> pd.DataFrame
             "change": known[-1] - learned if known and learned is not None else None,
             **(metrics[task] if task < len(metrics) else {}),
         })  # fmt: skip
-    aside = timeline.set_aside()
-    for row in rows if aside else ():
-        row["set aside"] = aside[row["task"]].reason if row["task"] in aside else ""
+    aside = {task: record.reason for task, record in timeline.set_aside().items()}
+    for column, reasons in (("set aside", aside), ("not evaluated", left_open(timeline, "test"))):
+        for row in rows if reasons else ():
+            row[column] = reasons.get(row["task"], "")
     rows += [
         {"task": None, "name": record.name, "set aside": record.reason} for record in _unnumbered(timeline)
     ]
@@ -117,10 +118,20 @@ def results_table(timeline: Timeline, branch: int | None = None) -> pd.DataFrame
     if table["task"].isna().any():
         table["task"] = table["task"].astype("Int64")
     table = table.set_index("task")
-    if "set aside" in table:
-        table["set aside"] = table["set aside"].fillna("")
-    numbers = [name for name in table.columns if name not in ("name", "set aside")]
+    words = [name for name in ("name", "set aside", "not evaluated") if name in table]
+    table[words] = table[words].fillna("")
+    numbers = [name for name in table.columns if name not in words]
     return table.assign(**{name: pd.to_numeric(table[name]) for name in numbers})
+
+
+def left_open(timeline: Timeline, split: str) -> dict[int, str]:
+    """By task: why it could not be evaluated when that was tried last; not those that could be since."""
+    errors = timeline.scores(lambda scores: scores.last(split))
+    return {
+        record.task: record.reason
+        for record in timeline.records(Unevaluated)
+        if record.split == split and record.after > errors.get(record.task, UNTRAINED - 1)
+    }
 
 
 def left_out(timeline: Timeline) -> str:

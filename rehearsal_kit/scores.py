@@ -44,6 +44,10 @@ class Scores:
         """Error on a task by the task after which it was evaluated, in the order of the first times."""
         return dict(self._of(split).errors.get(task, {}))
 
+    def last(self, split: str) -> dict[int, int]:
+        """By task: the newest task after which it was evaluated."""
+        return {task: max(errors) for task, errors in self._of(split).errors.items()}
+
     def trained(self, split: str) -> dict[int, dict[int, float]]:
         """By task, then by the task after which it was evaluated: errors since it was trained itself."""
         since = {

@@ -43,6 +43,8 @@ from rehearsal_kit.telemetry import (
     Unevaluated,
     to_plain,
 )
+from rehearsal_kit.timeline import Timeline
+from rehearsal_kit.widgets.status import tasks_html
 
 
 class Meanwhile(Net):
@@ -145,6 +147,10 @@ def test_a_run_is_gone_on_with_though_what_it_was_trained_on_is_gone(tmp_path):
     assert outcome == "finished"
     assert ended(timeline)[-1] == 2
     assert {record.task for record in timeline.records(Unevaluated)} == {0}
+    told = Timeline.load(job.run.timeline)
+    assert "0.h5: there is no such file" in results_table(told)["not evaluated"][0]
+    assert list(results_table(told)["not evaluated"][1:]) == ["", ""]
+    assert "cannot be evaluated any more: " in tasks_html(told)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from html import escape
 
 from rehearsal_kit.backlog import backlog
 from rehearsal_kit.rank_records import GenerationBegan, GenerationEnded, RunOver, Stalled
+from rehearsal_kit.results import left_open
 from rehearsal_kit.run_states import ENDED, INTERRUPTED
 from rehearsal_kit.telemetry import (
     CheckpointFailed,
@@ -137,7 +138,7 @@ def tasks_html(timeline: Timeline) -> str:
     Of a long stream those around the one that was begun last; the others are counted.
     """
     timeline = timeline.lineage()
-    tasks, aside = timeline.tasks(), timeline.set_aside()
+    tasks, aside, unevaluated = timeline.tasks(), timeline.set_aside(), left_open(timeline, "watched")
     began = timeline.last(TaskBegan)
     begun = {record.task for record in timeline.latest(TaskBegan, SHOWN)}
     ended = {record.task for record in timeline.latest(TaskEnded, SHOWN)}
@@ -152,6 +153,8 @@ def tasks_html(timeline: Timeline) -> str:
         state = "trained" if task in ended else "training" if task in begun else "arrived"
         errors = timeline.scores(lambda scores, task=task: scores.errors("watched", task))  # type: ignore[misc]
         rows.append(_row(tasks[task], state, errors))
+        if task in unevaluated:
+            rows.append(_reason(f"cannot be evaluated any more: {unevaluated[task]}"))
     rows += [_more(f"{len(numbers) - last} more wait")] if len(numbers) > last else []
     rows += _without_number(timeline)
     right = "<th class='rk-right'>"
@@ -190,5 +193,9 @@ def _row(record: TaskArrived, state: str, errors: dict[int, float]) -> str:
 def _aside(record: TaskSetAside, number: str = "") -> str:
     return (
         f"<tr title='{escape(record.path)}'><td class='rk-task'>{number}{escape(record.name)}</td>"
-        f"<td>set aside</td></tr><tr><td class='rk-reason' colspan='4'>{escape(record.reason)}</td></tr>"
+        f"<td>set aside</td></tr>{_reason(record.reason)}"
     )
+
+
+def _reason(words: str) -> str:
+    return f"<tr><td class='rk-reason' colspan='4'>{escape(words)}</td></tr>"
