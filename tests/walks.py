@@ -51,7 +51,7 @@ ENDS = {"killed": None, "interrupted": "interrupted", "": "finished"}
 CLASSES = 2 * len(SIZES)
 POISONED, POISON, CUT_SHORT = 4, 1e6, 6
 SKIPPED = "skipped by a person"
-LOOKS = 400
+LOOKS = 200
 """Step boundaries of one generation after which something must have come to its end."""
 
 
