@@ -67,7 +67,7 @@ def soak(cluster, expected, folder, *, generations, kinds=None):
         with session_on(cluster, folder / f"run-{number}", fault) as session:
             session.start()
             assert session.wait(DEADLINE_S) == "finished"
-            restarts = int(kind == "kill")  # an exception that does not come again ends no generation
+            restarts = int(kind != "sleep")
             require_whole(session, expected, restarts=restarts, reason="rank|worker")
         number, done = number + 1, done + 1 + restarts
     print(f"\n{done} generations; descriptors, threads, MiB of the processes that lived through them:")
