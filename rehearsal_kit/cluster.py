@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
+import logging
 import os
 import secrets
 import socket
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -95,7 +97,8 @@ class Cluster:
         if self._server is not None and not self._server.is_here:
             with contextlib.suppress(OSError, RuntimeError, ClusterGoneError):  # it may go while we ask
                 ask_scheduler(self.client, tell_to_stop)
-        self.client.close()
+        with _without_cancelled():
+            self.client.close()
         if self._server is not None:
             self._server.end()
 
@@ -272,6 +275,22 @@ def tell_process() -> tuple[str, int]:
 def tell_device() -> str:
     """What a rank on this worker would train on: "cuda" or "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@contextlib.contextmanager
+def _without_cancelled() -> Iterator[None]:
+    """Without a traceback from Dask where it was reconnecting, which ends when somebody disconnects."""
+    logger = logging.getLogger("distributed.client")
+    logger.addFilter(_is_not_cancelled)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_is_not_cancelled)
+
+
+def _is_not_cancelled(record: logging.LogRecord) -> bool:
+    kind = record.exc_info[0] if record.exc_info else None
+    return kind is None or not issubclass(kind, asyncio.CancelledError)
 
 
 def _started_here() -> list[str]:

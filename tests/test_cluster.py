@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
@@ -105,7 +106,8 @@ def test_an_unused_cluster_ends_by_itself():
     assert not os.path.exists(folder)
 
 
-def test_what_a_killed_server_leaves_is_cleared_away():
+def test_what_a_killed_server_leaves_is_cleared_away_without_a_traceback(caplog):
+    logging.getLogger("distributed.client").addHandler(caplog.handler)  # Dask's do not go further up
     with start_cluster("cpu", workers=1) as cluster:
         family = cluster.processes()[1:]
         scratch = Path(ServerRecord.read(cluster.files).scratch)
@@ -118,6 +120,12 @@ def test_what_a_killed_server_leaves_is_cleared_away():
         assert "ended already" in stop_cluster(files)
         assert running_clusters() == []
         assert not scratch.exists()
+        deadline = time.monotonic() + DEADLINE_S
+        while cluster.client.status != "connecting":
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    logging.getLogger("distributed.client").removeHandler(caplog.handler)
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 def test_a_server_that_cannot_start_says_why(tmp_path, monkeypatch):
