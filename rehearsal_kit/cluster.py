@@ -81,6 +81,11 @@ class Cluster:
             raise ClusterError(f"{self!r} was started by somebody else and has no folder of ours.")
         return self._server.files
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is known to have ended: one of ours, on this machine, without its server."""
+        return self._server is not None and self._server.is_here and not self._server.family()
+
     def processes(self) -> list[psutil.Process]:
         """This process, and those of the cluster that are on this machine and can be seen from it."""
         if self._server is not None:

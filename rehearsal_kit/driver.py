@@ -241,8 +241,9 @@ class Driver:
 
     def _lose(self, words: str) -> None:
         """The cluster cannot be asked any more: perhaps its last words stand in the folder of the run."""
-        deadline = time.monotonic() + LAST_WORDS_S
-        while not self.over.is_set() and time.monotonic() < deadline:
+        deadline, gone = time.monotonic() + LAST_WORDS_S, False
+        while not self.over.is_set() and time.monotonic() < deadline and not gone:
+            gone = self._cluster.has_ended  # looked at first: what it wrote until then is read below
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 self.history.catch_up()
             newest = self.timeline.newest((GenerationBegan, RunOver))
@@ -251,6 +252,9 @@ class Driver:
             if isinstance(newest, RunOver):
                 self._end(newest.outcome, newest.error)
             self.over.wait(0.1)
+        if gone:
+            again = f"rk.resume({str(self._run.path)!r}, rk.start_cluster()) goes on with the run"
+            words = f"the cluster has ended; {again}."
         self._end("failed", words)
 
     def _send_wishes(self) -> bool:

@@ -183,7 +183,7 @@ def test_a_scheduler_that_is_killed(cluster, expected, tmp_path):
             until(session, lambda timeline: timeline.records(CheckpointKept))
             os.kill(family[0], signal.SIGKILL)
             wait_for(lambda: session.over, timeout_s=10 * SLOW)
-            assert "cannot be reached any more" in session.error
+            assert "the cluster has ended" in session.error
             network = session._network
         wait_for(lambda: all(map(gone, family)), timeout_s=20 * SLOW)
     with resume(tmp_path / "run", cluster, network=network) as again:
