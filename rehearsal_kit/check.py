@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import glob
+import itertools
+import os
 import traceback
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch.nn.parameter import is_lazy
 
-from rehearsal_kit.arrivals import natural_key
+from rehearsal_kit.arrivals import matching
 from rehearsal_kit.commands import Arrived, Watch
 from rehearsal_kit.errors import RehearsalKitError, SettingsError
 from rehearsal_kit.experiences import open_experience
@@ -28,10 +29,14 @@ from rehearsal_kit.stored_outputs import with_outputs
 from rehearsal_kit.strategies.choice import require_suited
 from rehearsal_kit.strategies.strategy import Strategy
 from rehearsal_kit.tasks import NUMBER
+from rehearsal_kit.tensor_files import NAMES
 
-TRAINABLE = (torch.float32, torch.float64, torch.bfloat16, torch.complex64, torch.complex128)
+TRAINABLE = (torch.float32, torch.float64, torch.bfloat16, torch.complex64)
 CHECKED = 3
 """Tasks that are tried until one can be trained."""
+LOOKED_AT = 32
+"""Samples, spread over a task, among which some with counts are looked for. Where the shutter was closed
+there are none among thousands, and nobody waits for a check that reads them all."""
 SAMPLES = 2
 """In each part of the dry mini-batches: as few as batch norm can do with."""
 
@@ -52,18 +57,7 @@ def require_sound(settings: RunSettings, network: object) -> None:
     if not isinstance(network, torch.nn.Module):
         raise SettingsError(f"network is {network!r}; it must be a torch.nn.Module{_called(network)}.")
     require_suited(settings.strategy, settings.rehearsal)
-    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
-        if is_lazy(tensor):
-            raise SettingsError(
-                f"{name} of the network {type(network).__name__} has no shape yet, so ranks could not begin "
-                "with equal weights: call the network once on a sample before, or give the layer its size "
-                "(Linear instead of LazyLinear)."
-            )
-        if tensor.is_meta or tensor.layout != torch.strided:
-            raise SettingsError(
-                f"{name} of the network {type(network).__name__} is {_kind(tensor)}; parameters and buffers "
-                "must be ordinary dense tensors with values."
-            )
+    _require_storable(network)
     trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
     for name, parameter in trained.items():
         if parameter.dtype not in TRAINABLE:
@@ -79,6 +73,28 @@ def require_sound(settings: RunSettings, network: object) -> None:
         )
 
 
+def _require_storable(network: torch.nn.Module) -> None:
+    """SettingsError for parameters and buffers with which ranks cannot begin, or that no checkpoint holds."""
+    stored = network.state_dict()
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+        if is_lazy(tensor):
+            raise SettingsError(
+                f"{name} of the network {type(network).__name__} has no shape yet, so ranks could not begin "
+                "with equal weights: call the network once on a sample before, or give the layer its size "
+                "(Linear instead of LazyLinear)."
+            )
+        if tensor.is_meta or tensor.layout != torch.strided:
+            raise SettingsError(
+                f"{name} of the network {type(network).__name__} is {_kind(tensor)}; parameters and buffers "
+                "must be ordinary dense tensors with values."
+            )
+        if name in stored and tensor.dtype not in NAMES:
+            raise SettingsError(
+                f"{name} of the network {type(network).__name__} is {_kind(tensor)}, which no checkpoint can "
+                "hold; convert it, for instance complex128 to complex64."
+            )
+
+
 def known_tasks(asked: Sequence[Arrived | Watch]) -> list[Arrived]:
     """The first tasks that these wishes bring: those submitted, and files that lie in watched folders."""
     found: list[Arrived] = []
@@ -86,8 +102,8 @@ def known_tasks(asked: Sequence[Arrived | Watch]) -> list[Arrived]:
         if isinstance(command, Arrived):
             found.append(command)
         elif command.existing:
-            paths = sorted(glob.glob(command.pattern), key=natural_key)[:CHECKED]
-            found += [Arrived(name=Path(path).stem, path=path) for path in paths if Path(path).is_file()]
+            files = filter(os.path.isfile, matching(command.pattern))
+            found += [Arrived(name=Path(path).stem, path=path) for path in itertools.islice(files, CHECKED)]
     return found[:CHECKED]
 
 
@@ -112,9 +128,10 @@ def dry_run(job: Job, tasks: Sequence[Arrived]) -> str:
 def _sample_of(arrived: Arrived, job: Job) -> tuple[Samples, str] | None:
     try:
         experience = open_experience(arrived, job.preparation)
-        for begin in range(0, experience.count("training"), SAMPLES):
-            places = np.arange(begin, min(begin + SAMPLES, experience.count("training")))
-            samples = experience.load("training", places)
+        count = experience.count("training")
+        spread = np.unique(np.linspace(0, count - 1, min(count, LOOKED_AT)).astype(np.int64))
+        for begin in range(0, len(spread), SAMPLES):
+            samples = experience.load("training", spread[begin : begin + SAMPLES])
             identity = samples.pop(NUMBER)
             if len(identity):
                 return _as_many({**samples, IDENTITY: identity}), experience.inputs

@@ -29,7 +29,7 @@ from rehearsal_kit.commands import (
 from rehearsal_kit.errors import AlreadyTaskError, RankError, RehearsalKitError, ReplayError, SettingsError
 from rehearsal_kit.groups import Groups
 from rehearsal_kit.run_folder import Ledger, RunFolder, read_ledger
-from rehearsal_kit.script import AGAIN, Entry, Outstanding, Position, Script
+from rehearsal_kit.script import AGAIN, Entry, Outstanding, Position, Script, renumbers
 from rehearsal_kit.watcher import Watcher
 
 IN_ORDER = (Arrived, Watch, FinishStream, Skip, Reorder)
@@ -264,16 +264,18 @@ class Control:
         wish, refused, commit, twice = decision.wish, decision.refused, _nothing, False
         command = wish.command
         if not refused:
-            commit, refused, twice = self._prepared(position, command, prepare)
+            commit, refused, twice = self._prepared(position, command, prepare, again=decision.again)
         if refused and isinstance(command, Arrived) and not twice:
             aside = SetAside(name=command.name, path=command.path, reason=refused, digest=command.digest)
             wish, refused, commit = replace(wish, command=aside), "", prepare(aside)
-            self._outstanding.renumbered |= decision.again
             if self._groups.rank == 0:
                 self._watcher.set_aside(replace(command, path=self._run.find(command.path)))
         decision = Decision(wish, refused, decision.again)
+        entry = self._entry(position, decision)
+        if decision.again:
+            self._outstanding.renumbered |= renumbers(type(command).__name__, entry)
         if self._effects is not None:
-            self._effects.append(self._entry(position, decision))
+            self._effects.append(entry)
         if not refused:
             commit()
         return decision
@@ -295,12 +297,16 @@ class Control:
         commit()
         return before
 
-    def _prepared(self, position: Position, command: Command, prepare: Prepare) -> tuple[Commit, str, bool]:
+    def _prepared(
+        self, position: Position, command: Command, prepare: Prepare, *, again: bool = False
+    ) -> tuple[Commit, str, bool]:
         """How to carry out a command, why it cannot be, and whether that is because it is a task already."""
         trouble: str = ""
         commit: Commit = _nothing
         twice = False
         try:
+            if again:
+                self._outstanding.require_sure(command)
             commit = prepare(command)
         except Exception as error:  # whatever one rank cannot do, none does, and the run goes on
             trouble = said(error, rank=self._groups.rank, step=position[1])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rehearsal_kit.run_folder import RunFolder, read_ledger
 from rehearsal_kit.run_states import CHANGES, Recorded
-from rehearsal_kit.script import AGAIN, Entry, Position, at, is_arrival, kind_of
+from rehearsal_kit.script import AGAIN, Entry, Position, at, is_arrival, kind_of, renumbers
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class Effects:
     """Of the checkpoints that hold: the place among the entries of what comes after each."""
     outstanding: Sequence[Entry] = ()
     """Decisions of branches that were left, which were not made again yet."""
+    renumbered: bool = False
+    """Whether tasks have other numbers than they had when these were made."""
     checkpoints: int = 0
     """How many were taken, those left behind included."""
     branches: int = 1
@@ -40,7 +43,7 @@ def effects_of(ledger: Iterable[Entry]) -> Effects:
     held: list[Entry] = []
     numbers: dict[int, int] = {}
     outstanding: list[Entry] = []
-    taken, branches, last = 0, 1, (0, 0)
+    taken, branches, last, renumbered = 0, 1, (0, 0), False
     for entry in ledger:
         last, branches = at(entry), max(branches, entry["branch"] + 1)
         if entry["kind"] == "BeginAgain":
@@ -49,27 +52,33 @@ def effects_of(ledger: Iterable[Entry]) -> Effects:
             held, branches = held[:cut], max(branches, entry["begins"] + 1)
             numbers = {number: place for number, place in numbers.items() if place <= cut}
         elif entry.get(AGAIN):
+            renumbered |= any(renumbers(before["kind"], entry) for before in outstanding[:1])
             outstanding = outstanding[1:]
+        renumbered &= bool(outstanding)
         held.append(entry)
         if entry["kind"] == "RollBack" and "refused" not in entry:
             branches += 1
         if entry["kind"] == "TakeCheckpoint" and "refused" not in entry:
             taken += 1
             numbers[taken] = len(held)
-    return Effects(held, numbers, outstanding, taken, branches, last)
+    return Effects(held, numbers, outstanding, renumbered, taken, branches, last)
 
 
 def left_outstanding(left: Iterable[Entry], before: Iterable[Entry]) -> list[Entry]:
     """What is to be decided again of the entries that are left, and of those outstanding before.
 
-    Arrivals come first: nobody has to wait for a file that is there.
+    Arrivals come first: nobody has to wait for a file that is there. But none overtakes a Skip: the same file
+    may have been submitted again after that, and is no new task before.
     """
     again = [
         {name: value for name, value in entry.items() if name != AGAIN}
         for entry in left
         if "refused" not in entry and kind_of(entry) in (Recorded.ARRIVAL, Recorded.DECISION)
     ]
-    return sorted([*again, *before], key=lambda entry: not is_arrival(entry))
+    entries = [*again, *before]
+    skipped = itertools.accumulate((entry["kind"] == "Skip" for entry in entries), initial=0)
+    ordered = sorted(zip(skipped, entries, strict=False), key=lambda pair: (pair[0], not is_arrival(pair[1])))
+    return [entry for _, entry in ordered]
 
 
 def segments(ledger: Iterable[Entry]) -> list[list[Entry]]:

@@ -65,7 +65,7 @@ class Resumption:
         number, way = self._newest_usable(candidates)
         again = way.again
         after = [] if again is not None else self._effects.after(number)
-        outstanding = Outstanding(self._outstanding(number, again))
+        outstanding = Outstanding(self._outstanding(number, again), renumbered=self._effects.renumbered)
         its.control.follow(Script(after), outstanding, otherwise=self._otherwise(number))
         if number or generation > 1:
             its.reporter.tell(
@@ -92,8 +92,10 @@ class Resumption:
                 trouble = said(error, rank=its.groups.rank, step=its.course.step)
             trouble, gone = self._agreed(trouble, {} if ready is None else self._taking_up.gone(ready))
             if ready is not None and not trouble:
-                # Where nothing took effect after it, a file may well be back when it is its turn.
-                lost = gone if self._effects.after(number) else {}
+                # Where nothing took effect after it, a file may well be back when it is its turn; those of
+                # the task under way are needed now.
+                waits = () if self._effects.after(number) else range(ready.course.begun, len(ready.stream))
+                lost = {task: why for task, why in gone.items() if task not in waits}
                 trouble, way = self._taken_up(ready, self._way(number, ready.loaded.ranks, lost))
                 if not trouble:
                     return number, way
@@ -116,8 +118,9 @@ class Resumption:
         trouble = self._try(ready, way)
         lesson = ready.loaded.state.get("lesson")
         if trouble and lesson is not None and int(lesson["task"]) not in way.lost:
-            # Its file can be opened, but perhaps not be read: all else of the checkpoint is worth more.
-            lost = {**way.lost, int(lesson["task"]): trouble}
+            # A file can be opened, but perhaps not be read: all else of the checkpoint is worth more.
+            _, unreadable = self._agreed("", self._taking_up.unreadable(ready))
+            lost = {**way.lost, **(unreadable or {int(lesson["task"]): trouble})}
             way = self._way(ready.loaded.number, ready.loaded.ranks, lost)
             trouble = self._try(ready, way)
         if not trouble:

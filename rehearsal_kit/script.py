@@ -6,7 +6,8 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from rehearsal_kit.errors import ReplayError
+from rehearsal_kit.commands import Command, Reorder, Skip
+from rehearsal_kit.errors import ReplayError, SettingsError
 from rehearsal_kit.run_states import Recorded, recorded_as
 
 Position = tuple[int, int]
@@ -18,10 +19,6 @@ AGAIN = "again"
 """In an entry: a decision that was recorded on a branch that was left, and was made again on another one."""
 LEAVES = ("RollBack", "BeginAgain")
 """After these the run is at another position."""
-UNSURE = (
-    "it names tasks by numbers that were given by an order or an arrival that could not be taken up again as "
-    "it was; say it again with the numbers of now."
-)
 
 
 class Script:
@@ -93,8 +90,8 @@ class Script:
 class Outstanding:
     """Decisions of a branch that was left, to be made again in their order on the one in its place."""
 
-    def __init__(self, entries: Iterable[Mapping[str, Any]] = ()) -> None:
-        self.renumbered = False
+    def __init__(self, entries: Iterable[Mapping[str, Any]] = (), *, renumbered: bool = False) -> None:
+        self.renumbered = renumbered
         """Whether tasks that come now have other numbers than they had."""
         self._entries = deque(dict(entry) for entry in entries)
 
@@ -102,7 +99,7 @@ class Outstanding:
         return bool(self._entries)
 
     def due(self, step: int, *, all_of_them: bool, next_one: bool) -> list[Entry]:
-        """Those whose step has come, with `AGAIN`; refused already where none can tell what they meant.
+        """Those whose step has come, with `AGAIN`.
 
         all_of_them: whether somebody wishes for something new, which comes after them. next_one: whether no
         step comes any more that could bring the next of them.
@@ -113,15 +110,23 @@ class Outstanding:
             if not (all_of_them or next_one or entry["step"] <= step or is_arrival(entry)):
                 break
             next_one = False
-            taken.append(self._again(self._entries.popleft()))
+            taken.append({**self._entries.popleft(), AGAIN: True})
             if taken[-1]["kind"] in LEAVES:
                 break
         return taken
 
-    def _again(self, entry: Entry) -> Entry:
-        refused = UNSURE if self.renumbered and entry["kind"] in ("Skip", "Reorder") else ""
-        self.renumbered |= entry["kind"] == "Reorder"
-        return {**entry, AGAIN: True, **({"refused": refused} if refused else {})}
+    def require_sure(self, command: Command) -> None:
+        """SettingsError if nobody can tell any more which tasks a decision that is made again means."""
+        if self.renumbered and isinstance(command, Skip | Reorder):
+            raise SettingsError(
+                "it names tasks by numbers that were given by an order or an arrival that could not be taken "
+                "up again as it was; say it again with the numbers of now."
+            )
+
+
+def renumbers(kind: str, entry: Mapping[str, Any]) -> bool:
+    """Whether tasks may have other numbers since a decision of this kind was made again like this."""
+    return kind == "Reorder" or (kind == "Arrived" and (entry["kind"] != kind or "refused" in entry))
 
 
 def kind_of(entry: Mapping[str, Any]) -> Recorded:

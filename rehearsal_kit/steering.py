@@ -295,7 +295,16 @@ class Steering:
         course.back_to(there)
         its.stream.take_order_of(stream)
         its.keeper.pinned.add(loaded.number)
-        self._tell_branch(loaded.number, parent, left)
+        self._tell_branch(
+            BranchBegan(
+                branch=course.branch,
+                step=course.step,
+                checkpoint=loaded.number,
+                parent=parent,
+                left=left,
+                time=time.time(),
+            )
+        )
         self._taking_up.adopt(loaded, under_way)
         self._taking_up.settle()
         self._remark = self._not_taken_back(loaded)
@@ -304,23 +313,26 @@ class Steering:
         its, course = self._with, self._with.course
         course.begin_again(command)
         its.keeper.pinned.add(command.checkpoint)
-        self._tell_branch(command.checkpoint, command.parent, command.left)
-        for task, reason in command.lost:
-            self._curriculum.tell_lost(task, reason)
-
-    def _tell_branch(self, checkpoint: int, parent: int, left: int) -> None:
-        its, course = self._with, self._with.course
-        its.reporter.branch = course.branch
-        its.reporter.tell(
+        stream = its.stream
+        aside = tuple(task for task in range(len(stream)) if stream[task] is None)
+        self._tell_branch(
             BranchBegan(
                 branch=course.branch,
                 step=course.step,
-                checkpoint=checkpoint,
-                parent=parent,
-                left=left,
+                checkpoint=command.checkpoint,
+                parent=command.parent,
+                left=command.left,
                 time=time.time(),
+                tasks=len(stream),
+                aside=aside,
             )
         )
+        for task, reason in command.lost:
+            self._curriculum.tell_lost(task, reason)
+
+    def _tell_branch(self, began: BranchBegan) -> None:
+        self._with.reporter.branch = began.branch
+        self._with.reporter.tell(began)
 
     def _not_taken_back(self, loaded: Loaded) -> str:
         """What a roll back leaves as it is, and the way back from there; empty where that is nothing."""

@@ -88,9 +88,9 @@ class TakingUp:
         return Ready(loaded, there, preparation, stream)
 
     def gone(self, ready: Ready) -> dict[int, str]:
-        """Which tasks that are still to be trained there cannot be read now by this rank, and why."""
+        """Which tasks that are still trained there cannot be read now by this rank, and why."""
         gone: dict[int, str] = {}
-        for task in range(ready.course.begun, len(ready.stream)):
+        for task in (*_lesson_tasks(ready), *range(ready.course.begun, len(ready.stream))):
             experience = ready.stream[task]
             try:
                 if isinstance(experience, ArrivedExperience):
@@ -98,6 +98,17 @@ class TakingUp:
             except RehearsalKitError as error:
                 gone[task] = said(error, rank=self._with.groups.rank, step=ready.course.step)
         return gone
+
+    def unreadable(self, ready: Ready) -> dict[int, str]:
+        """Which tasks of the lesson under way there are as they arrived and cannot be read all the same."""
+        found: dict[int, str] = {}
+        for task in _lesson_tasks(ready):
+            try:
+                if ready.stream[task] is not None:
+                    ready.stream.training_samples([task])
+            except Exception as error:  # whatever is wrong with one file, the others may be well
+                found[task] = said(error, rank=self._with.groups.rank, step=ready.course.step)
+        return found
 
     def take_up(self, ready: Ready, lost: Iterable[int]) -> None:
         """Go on where a checkpoint was taken, before the first step of this rank.
@@ -184,3 +195,9 @@ class TakingUp:
         )
         buffer.restore(state)
         return buffer
+
+
+def _lesson_tasks(ready: Ready) -> list[int]:
+    """All that the task under way is trained with; none between two tasks."""
+    plain = ready.loaded.state.get("lesson")
+    return [] if plain is None else [int(task) for task in plain["tasks"]]

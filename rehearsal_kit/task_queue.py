@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from rehearsal_kit.telemetry import (
+    BranchBegan,
     Record,
     TaskArrived,
     TaskBegan,
@@ -18,7 +19,7 @@ from rehearsal_kit.telemetry import (
 class TaskQueue:
     """Takes in records in order; the mappings it gives are made once and never changed."""
 
-    KINDS = (TaskArrived, TaskBegan, TaskEnded, TasksReordered, TaskSetAside)
+    KINDS = (BranchBegan, TaskArrived, TaskBegan, TaskEnded, TasksReordered, TaskSetAside)
 
     def __init__(self) -> None:
         self._queue: dict[int, tuple[TaskArrived, TaskSetAside | None]] = {}
@@ -42,6 +43,12 @@ class TaskQueue:
                 self._queue |= {first + i: each for i, each in enumerate(moved) if each is not None}
             case TaskSetAside():
                 self._set_aside(record)
+            case BranchBegan(tasks=int() as count):
+                self._queue = {
+                    number: (arrived, aside if number in record.aside else None)
+                    for number, (arrived, aside) in self._queue.items()
+                    if number < count
+                }
         self._waiting = None
         if not isinstance(record, TaskBegan | TaskEnded):
             self._tasks = self._aside = None

@@ -292,6 +292,10 @@ class BranchBegan:
     """The branch that was left, before step `left`."""
     left: int
     time: float
+    tasks: int | None = None
+    """How many tasks there are, where those beyond arrive again; None where all that arrived stay."""
+    aside: tuple[int, ...] = ()
+    """Of these: those that are set aside."""
 
 
 Record = (

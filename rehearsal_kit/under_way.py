@@ -65,8 +65,8 @@ class UnderWay:
         match record:
             case Applied():
                 self._apply(record)
-            case TaskArrived():
-                self._arrived += 1
+            case TaskArrived(task=task):
+                self._arrived = task + 1  # the same may arrive again where another branch begins
             case TaskBegan(task=task, steps=steps):
                 batch, strategy = self._told or (1.0, "")
                 self._task, self._size = task, steps * batch

@@ -235,14 +235,18 @@ class Watcher:
 
     def _is_quiet(self, request: _Request) -> bool:
         """Whether the files that lay there when the stream was to end are tasks or wait for writers."""
+        now = time.monotonic()
         if request.files is None:
-            self._looked = -self._interval_s
-            self._look()
+            self._look_around(now)
             request.files = frozenset(self._seen)
         left = [path for path in request.files if path in self._seen]
         held = [path for path in left if self._seen[path].held]
         if len(held) < len(left):
             request.pause_s = 0.0
+            if now - request.since >= self._say_s and not request.said:
+                request.said = True
+                changing = _named([path for path in left if path not in held])
+                self._say(f"the end of the stream waits for {changing}, not read or still changing.")
             return False
         if held:
             self._say(f"the stream ends without {_named(held)}, whose writers have not finished.")
@@ -268,17 +272,21 @@ class Watcher:
 
     def _look(self) -> None:
         now = time.monotonic()
-        if not self._patterns or self._ready or now - self._looked < self._interval_s:
-            return
-        self._looked = now
+        if self._patterns and not self._ready and now - self._looked >= self._interval_s:
+            self._look_around(now)
+
+    def _look_around(self, now: float) -> None:
+        self._looked, waiting = now, set(self._ready)
         found: set[str] = set()
         for pattern in self._patterns:
             found.update(matches := matching(pattern))
             self._remark(pattern, bool(matches), now)
         found -= self._known
-        self._seen = {path: seen for path, seen in self._seen.items() if path in found}
+        self._seen = {path: seen for path, seen in self._seen.items() if path in found | waiting}
         other: list[str] = []
-        ready = [path for path in sorted(found, key=natural_key) if self._is_ready(path, now, other)]
+        ready = [
+            path for path in sorted(found - waiting, key=natural_key) if self._is_ready(path, now, other)
+        ]
         if other:
             self._say(f"{_named(other)} matches what is watched and is no file; only files become tasks.")
         self._ready.extend(ready)

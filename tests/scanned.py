@@ -53,6 +53,9 @@ def queue(records):
                 tasks[task] = (record, None)
             case TaskBegan(task=task):
                 begun.add(task)
+            case BranchBegan(tasks=int() as count, aside=left_out):
+                kept = {n: each for n, each in tasks.items() if n < count}
+                tasks = {n: (a, s if n in left_out else None) for n, (a, s) in kept.items()}
             case TasksReordered(first=first, order=order):
                 moved = [tasks.pop(task, None) for task in order]
                 tasks |= {first + i: each for i, each in enumerate(moved) if each is not None}
@@ -113,15 +116,15 @@ def left_of_the_task(records):
 
 
 def grows(records, share, window=5):
-    arrived, ended, since = 0, 0, None
-    for record in reversed(records):
-        if isinstance(record, TaskEnded):
-            since = (arrived, ended + share)
-            ended += 1
-            if ended == window:
-                break
-        arrived += isinstance(record, TaskArrived)
-    return since is not None and since[0] > since[1] + 1
+    ends = [place for place, record in enumerate(records) if isinstance(record, TaskEnded)][-window:]
+    if not ends:
+        return False
+    return arrived(records) - arrived(records[: ends[0]]) > len(ends) - 1 + share + 1
+
+
+def arrived(records):
+    numbers = [record.task for record in records if isinstance(record, TaskArrived)]
+    return numbers[-1] + 1 if numbers else 0
 
 
 def sums(records):

@@ -93,8 +93,10 @@ def one_record() -> st.SearchStrategy:
             lambda c, b: CheckpointTaken(step=0, checkpoint=c, weights="", time=0.0, branch=b), SMALL, branch
         ),
         st.builds(
-            lambda b, c: BranchBegan(branch=b, step=0, checkpoint=c, parent=0, left=0, time=0.0),
-            st.integers(1, 2), SMALL,
+            lambda b, c, t, a: BranchBegan(
+                branch=b, step=0, checkpoint=c, parent=0, left=0, time=0.0, tasks=t, aside=tuple(a)
+            ),
+            st.integers(1, 2), SMALL, st.none() | SMALL, st.lists(SMALL, max_size=2),
         ),
     )  # fmt: skip
 

@@ -38,6 +38,12 @@ def meta():
     return torch.nn.Linear(2, 2, device="meta")
 
 
+def double_complex():
+    network = Net()
+    network.register_buffer("probe", torch.ones(2, dtype=torch.complex128))
+    return network
+
+
 def half():
     return torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2).half())
 
@@ -52,6 +58,10 @@ def half():
         (
             {"network": half()},
             r"1\.weight is float16.*too short to be trained; allowed are float32",
+        ),
+        (
+            {"network": double_complex()},
+            "probe of the network Net is complex128, .* which no checkpoint can hold",
         ),
         ({"strategy": ER}, r"must be a Strategy; write ER\(\.\.\.\), with brackets"),
         ({"training": {"batch": 3}}, "training is .* it must be a Training"),
@@ -138,10 +148,12 @@ def test_one_task_that_can_be_trained_is_enough_and_one_that_cannot_be_read_says
 
 
 def test_tasks_known_are_those_submitted_and_files_of_watched_folders_in_natural_order(tmp_path):
+    folder = tmp_path / "scans [new]"
+    folder.mkdir()
     for name in ("scan_10.h5", "scan_9.h5"):
-        (tmp_path / name).touch()
+        (folder / name).touch()
     first = Arrived(name="mine", path="/data/mine.h5")
-    pattern = str(tmp_path / "*.h5")
+    pattern = str(folder / "*.h5")
     found = known_tasks([first, Watch(pattern=pattern, existing=False), Watch(pattern=pattern)])
     assert [task.name for task in found] == ["mine", "scan_9", "scan_10"]
 

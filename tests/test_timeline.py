@@ -9,7 +9,17 @@ import pytest
 from ranks import small_job
 from tqdm import tqdm
 
-from rehearsal_kit.commands import Arrived, FinishStream, Reorder, RollBack, Skip, TakeCheckpoint, Wish
+from rehearsal_kit.commands import (
+    Arrived,
+    FinishStream,
+    Pause,
+    Reorder,
+    Resume,
+    RollBack,
+    Skip,
+    TakeCheckpoint,
+    Wish,
+)
 from rehearsal_kit.comparison import Outcome
 from rehearsal_kit.errors import SettingsError
 from rehearsal_kit.following import Progress
@@ -211,8 +221,8 @@ def test_a_real_run_that_was_rolled_back_tells_one_straight_story(tmp_path):
     conductor = Conductor(tmp_path / "run")
     conductor.send(*scans, FinishStream())
     conductor.answers = [
-        (lambda r: isinstance(r, TaskEnded) and r.task == 0, [TakeCheckpoint()]),
-        (lambda r: isinstance(r, CheckpointKept), [Reorder(order=(2,))]),
+        (lambda r: isinstance(r, TaskEnded) and r.task == 0, [TakeCheckpoint(), Pause()]),
+        (lambda r: isinstance(r, CheckpointKept), [Reorder(order=(2,)), Resume()]),
         (lambda r: isinstance(r, TasksReordered), [Skip(task=2)]),
         (lambda r: isinstance(r, TaskSetAside), [RollBack(checkpoint=1)]),
     ]

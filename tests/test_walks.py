@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import hypothesis.strategies as st
 import pytest
@@ -40,8 +41,10 @@ from rehearsal_kit.control import Control
 from rehearsal_kit.course import Course
 from rehearsal_kit.evaluation import Evaluation
 from rehearsal_kit.resumption import Resumption
-from rehearsal_kit.run_folder import RunFolder
+from rehearsal_kit.run_folder import RunFolder, read_ledger
 from rehearsal_kit.scans.files import facts_of
+from rehearsal_kit.telemetry import TaskEnded
+from rehearsal_kit.timeline import Timeline
 from rehearsal_kit.told import Told
 
 ARRIVAL = Arrived(name="the next task", path="next")
@@ -256,6 +259,51 @@ def _unreadable_tasks_end_the_run(plant):
 def test_a_mend_that_is_taken_out_again_is_missed(tasks, monkeypatch, fault, interruption):
     fault(monkeypatch.setattr)
     assert broken_by(pair(COMMANDS["note"], INTERRUPTIONS[interruption], late=True), tasks)
+
+
+def kept(walk: Walk, tasks: Tasks, folder: Path) -> tuple[Timeline, list[dict[str, Any]]]:
+    """What a kernel knows of a walk that keeps all promises, and the ledger from where ranks began again."""
+    walked = carry_out(walk, folder / "run", tasks[0])
+    assert broken_promises(walked, folder / "again") == []
+    ledger = read_ledger(walked.job.run.effects)
+    begins = [place for place, entry in enumerate(ledger) if entry["kind"] == "BeginAgain"]
+    return Timeline.load(walked.job.run.timeline).lineage(), ledger[begins[0] :]
+
+
+def killed_after(*commands: Command, meanwhile: str = "", ranks: int = 2) -> Generation:
+    """Once all of these have taken effect at the first step."""
+    asked = (*((0, each) for each in commands), (1, Note(text="seen")))
+    return Generation(asked, ends="killed", victim=(0, 10**6), meanwhile=meanwhile, ranks=ranks)
+
+
+def test_a_file_submitted_again_after_a_skip_is_trained_where_ranks_begin_again(tasks, tmp_path):
+    """Decided again in this order, although arrivals come before decisions otherwise."""
+    first, second, third, fourth = tasks[1][:4]
+    asked = [first, second, third, TakeCheckpoint(), Skip(task=1), second, fourth, Skip(task=4)]
+    walk = Walk(2, "ER", "quotas", (killed_after(*asked, ranks=1), Generation()))
+    timeline, again = kept(walk, tasks, tmp_path)
+    assert [entry["kind"] for entry in again[1:5]] == ["Skip", "Arrived", "Arrived", "Skip"]
+    trained = [timeline.tasks()[record.task].name for record in timeline.records(TaskEnded)]
+    assert trained == ["task 0", "task 2", "task 1"]
+
+
+def test_where_an_arrival_cannot_come_again_numbers_said_before_mean_nothing(tasks, tmp_path):
+    """One of three files is gone when ranks begin again: task 1 is what was task 2, which nobody skipped."""
+    before = killed_after(*tasks[1][:3], Skip(task=1), meanwhile="first")
+    timeline, again = kept(Walk(2, "ER", "quotas", (before, Generation())), tasks, tmp_path)
+    (skip,) = [entry for entry in again if entry["kind"] == "Skip"]
+    assert "numbers" in skip["refused"]
+    assert {task: arrived.name for task, arrived in timeline.tasks().items()} == {0: "task 1", 1: "task 2"}
+    assert not timeline.waiting()
+
+
+def test_a_task_is_trained_although_an_earlier_one_of_its_strategy_is_gone(tasks, tmp_path):
+    """In the middle of a task that is trained together with those before it; the file of one is gone then."""
+    asked = (*((0, each) for each in tasks[1][:3]), (0, Note(text="seen")), (2, Note(text="seen")))
+    before = Generation(asked, ends="interrupted", meanwhile="first")
+    timeline, again = kept(Walk(2, "FromScratch", "quotas", (before, Generation())), tasks, tmp_path)
+    assert [task for task, _ in again[0]["lost"]] == [0]
+    assert [record.task for record in timeline.records(TaskEnded)] == [0, 1, 2]
 
 
 @pytest.mark.endurance

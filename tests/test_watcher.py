@@ -188,6 +188,27 @@ def test_the_end_of_a_stream_waits_for_files_that_lie_there(tmp_path, make):
     assert [type(each) for each in commands(until(watcher, 2))] == [Arrived, FinishStream]
 
 
+def test_the_end_of_a_stream_waits_for_a_file_that_came_while_others_were_read(tmp_path, make):
+    for number in range(3):
+        os.truncate(whole(tmp_path / f"scan_{number}.cxi").path, number * 2**26 or 2**12)  # takes a while
+    watcher = make(tmp_path / "*.cxi")
+    first = until(watcher, 1)
+    whole(tmp_path / "scan_3.cxi")
+    watcher.ask(Wish(1, FinishStream()))
+    *found, last = [*first, *until(watcher, 5 - len(first))]
+    assert names(found) == [f"scan_{number}" for number in range(4)]
+    assert isinstance(last.command, FinishStream)
+
+
+def test_what_holds_up_the_end_of_a_stream_is_said(tmp_path, make):
+    watcher = make(tmp_path / "*.cxi", settle_s=60, say_s=0.05)
+    whole(tmp_path / "scan_1.cxi")
+    watcher.ask(Wish(1, FinishStream()))
+    (said,) = commands(until(watcher, 1))
+    assert "the end of the stream waits for" in said.text
+    assert "scan_1.cxi" in said.text
+
+
 def test_a_pattern_that_matches_nothing_says_so_once(tmp_path, make):
     watcher = make(tmp_path / "*.cxi", say_s=0.05)
     (said,) = until(watcher, 1)

@@ -316,8 +316,8 @@ def _move(walked: Walked) -> None:
 
 def _archive(walked: Walked) -> None:
     """Somebody takes away the files of tasks that were trained already."""
-    ended = {record.task for record in Timeline.load(walked.job.run.timeline).records(TaskEnded)}
-    arrived = Timeline.load(walked.job.run.timeline).tasks()
+    timeline = Timeline.load(walked.job.run.timeline).lineage()
+    ended, arrived = {record.task for record in timeline.records(TaskEnded)}, timeline.tasks()
     for task in ended:
         walked.take_away(Path(arrived[task].path).name)
 
@@ -329,7 +329,19 @@ def _change(walked: Walked) -> None:
         walked.take_away(Path(waiting[max(waiting)].path).name, instead="0.h5")
 
 
-MEANWHILE = {"torn": _tear, "damaged": _damage, "moved": _move, "archived": _archive, "changed": _change}
+def _take_first(walked: Walked) -> None:
+    """Somebody takes away the file that was submitted first, trained or not."""
+    walked.take_away("0.h5")
+
+
+MEANWHILE = {
+    "torn": _tear,
+    "damaged": _damage,
+    "moved": _move,
+    "archived": _archive,
+    "changed": _change,
+    "first": _take_first,
+}
 
 
 class Nobody:
