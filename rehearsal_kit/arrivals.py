@@ -32,10 +32,15 @@ def matching(pattern: str) -> list[str]:
     A pattern that is the name of something is that name, and so is the longest beginning of it that is the
     name of a folder: brackets and stars are allowed in names.
     """
+    return sorted(unordered(pattern), key=natural_key)
+
+
+def unordered(pattern: str) -> list[str]:
+    """The same in any order: much less work in a folder of very many files."""
     if os.path.lexists(pattern):
         return [pattern]
     folder, rest = _parted(pattern)
-    return sorted((os.path.join(folder, name) for name in glob.glob(rest, root_dir=folder)), key=natural_key)
+    return [os.path.join(folder, name) for name in glob.glob(rest, root_dir=folder)]
 
 
 def require_possible(pattern: str) -> None:

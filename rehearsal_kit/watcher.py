@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from rehearsal_kit.arrivals import matching, natural_key, with_digest
+from rehearsal_kit.arrivals import matching, natural_key, unordered, with_digest
 from rehearsal_kit.commands import NOTE_LENGTH, Arrived, Command, FinishStream, Note, SetAside, Watch, Wish
 from rehearsal_kit.errors import NotYetError, RankError, ScanError
 from rehearsal_kit.priority import step_back
@@ -35,6 +35,8 @@ SHORT_S = 0.5
 the order in which it was wished, and only large files come later."""
 LONGEST_PAUSE_S = 5.0
 """Between two attempts to open a file that its writer holds."""
+LOOKING = 20
+"""Between two looks at the folders lies so many times what one takes: training needs the processor more."""
 NAMED = 3
 """Files that a note names; of more it tells the number."""
 
@@ -106,7 +108,7 @@ class Watcher:
         self._seen: dict[str, _Seen] = {}
         self._ready: deque[str] = deque()
         self._requests: deque[_Request] = deque()
-        self._looked = -interval_s
+        self._next_look = 0.0
 
     # For the thread that owns it ------------------------------------------------------------------------
 
@@ -175,7 +177,7 @@ class Watcher:
         if self._requests:
             due.append(self._requests[0].due)
         if self._patterns:
-            due.append(now if self._ready else self._looked + self._interval_s)
+            due.append(now if self._ready else self._next_look)
         return max(0.0, min(due) - now)
 
     def _watch(self, pattern: str, known: Iterable[str]) -> None:
@@ -272,14 +274,14 @@ class Watcher:
 
     def _look(self) -> None:
         now = time.monotonic()
-        if self._patterns and not self._ready and now - self._looked >= self._interval_s:
+        if self._patterns and not self._ready and now >= self._next_look:
             self._look_around(now)
 
     def _look_around(self, now: float) -> None:
-        self._looked, waiting = now, set(self._ready)
+        waiting = set(self._ready)
         found: set[str] = set()
         for pattern in self._patterns:
-            found.update(matches := matching(pattern))
+            found.update(matches := unordered(pattern))
             self._remark(pattern, bool(matches), now)
         found -= self._known
         self._seen = {path: seen for path, seen in self._seen.items() if path in found | waiting}
@@ -290,6 +292,8 @@ class Watcher:
         if other:
             self._say(f"{_named(other)} matches what is watched and is no file; only files become tasks.")
         self._ready.extend(ready)
+        took = time.monotonic() - now
+        self._next_look = now + max(self._interval_s, LOOKING * took)
 
     def _remark(self, pattern: str, matches: bool, now: float) -> None:
         since = self._patterns[pattern]
