@@ -408,12 +408,11 @@ def test_a_frozen_worker_is_asked_until_a_deadline(cluster):
     assert ask_workers(cluster.client, tell_process)[address][1] == process
 
 
-def test_three_kills_at_random_moments(cluster, expected, tmp_path):
+def test_two_kills_at_random_moments(cluster, expected, tmp_path):
     """Each costs seconds and a few steps that are repeated; nothing else is different from then on."""
-    survive_kills(cluster, expected, tmp_path, kills=3)
+    survive_kills(cluster, expected, tmp_path, kills=2)
 
 
 def test_a_short_soak(cluster, expected, tmp_path):
     """A handful of generations, with exceptions, kills and short freezes; nothing piles up."""
-    kinds = ("raise", "sleep", "kill", "kill", "raise")
-    soak(cluster, expected, tmp_path, generations=5, kinds=kinds)
+    soak(cluster, expected, tmp_path, generations=4, kinds=("raise", "sleep", "kill", "raise"))
