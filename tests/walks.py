@@ -431,8 +431,11 @@ def _commands(walked: Walked) -> list[str]:
 
 def _steps(walked: Walked) -> list[str]:
     steps = Timeline.load(walked.job.run.timeline).lineage().losses()[0]
-    wanted = list(range(len(steps)))
-    return [] if steps == wanted else [f"steps were told as {steps}"]
+    # A step in which a task was given up has a number, and no loss.
+    held = effects_of(read_ledger(walked.job.run.effects)).entries
+    given_up = {entry["step"] - 1 for entry in held if entry["kind"] == "SetAside"} - set(steps)
+    wanted = [step for step in range(max(steps, default=-1) + 1) if step not in given_up]
+    return [] if steps == wanted else [f"steps were told as {steps}, and {sorted(given_up)} were given up"]
 
 
 def _rests(walked: Walked) -> list[str]:
