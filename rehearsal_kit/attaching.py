@@ -101,6 +101,11 @@ def _reached(folder: RunFolder) -> Cluster:
 def _place(folder: RunFolder) -> dict[str, str]:
     try:
         place: dict[str, str] = json.loads(folder.cluster.read_text())
+    except FileNotFoundError as error:
+        raise RunFolderError(
+            f"run {folder.path} has not begun on any cluster yet: look again in a moment, or call start() of "
+            "the session that has made it."
+        ) from error
     except (OSError, ValueError) as error:
         raise RunFolderError(f"run {folder.path} does not say on which cluster it is: {error}.") from error
     return place

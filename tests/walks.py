@@ -39,7 +39,7 @@ from rehearsal_kit.run_folder import Ledger, RunFolder, read_ledger
 from rehearsal_kit.script import AGAIN
 from rehearsal_kit.settings import Recovery, Rehearsal, Training
 from rehearsal_kit.strategies.choice import named_strategy
-from rehearsal_kit.telemetry import TaskEnded, TaskSetAside
+from rehearsal_kit.telemetry import TaskEnded
 from rehearsal_kit.telemetry import to_plain as to_plain_record
 from rehearsal_kit.tensor_tasks import TensorTask, write_task
 from rehearsal_kit.timeline import Timeline
@@ -441,12 +441,12 @@ def _commands(walked: Walked) -> list[str]:
 
 
 def _steps(walked: Walked) -> list[str]:
-    timeline = Timeline.load(walked.job.run.timeline).lineage()
-    steps = timeline.losses()[0]
-    # The step in which a task failed has no loss.
-    failed = {record.step - 1 for record in timeline.records(TaskSetAside)}
-    wanted = [step for step in range(max(steps, default=-1) + 1) if step in steps or step not in failed]
-    return [] if steps == wanted else [f"steps were told as {steps}"]
+    steps = Timeline.load(walked.job.run.timeline).lineage().losses()[0]
+    # A step in which a task was given up has a number, and no loss.
+    held = effects_of(read_ledger(walked.job.run.effects)).entries
+    given_up = {entry["step"] - 1 for entry in held if entry["kind"] == "SetAside"} - set(steps)
+    wanted = [step for step in range(max(steps, default=-1) + 1) if step not in given_up]
+    return [] if steps == wanted else [f"steps were told as {steps}, and {sorted(given_up)} were given up"]
 
 
 def _rests(walked: Walked) -> list[str]:
