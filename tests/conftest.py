@@ -34,6 +34,8 @@ LONG = (
     "test_session.py",
     "test_house.py",
     "test_bench.py",
+    "test_walks.py",
+    "test_run_states.py",
     "test_notebook_browser.py",
     "test_cluster.py",
     "test_connect.py",

@@ -110,6 +110,7 @@ def the_run_folder_is_private_and_the_report_needs_no_network(folder: Path) -> N
         }
 
 
+@pytest.mark.endurance
 @pytest.mark.timeout(400)
 def test_on_three_real_samples_rehearsal_forgets_less_than_naive_training(tmp_path, capsys):
     scans = [
