@@ -89,6 +89,8 @@ class Control:
         """Whether recorded effects are still to come, as of the last decision; the same on every rank."""
         self.repeating = False
         """Whether what is being prepared took effect before, when it was recorded."""
+        self.just_read = False
+        """Whether rank 0 has read the file of the arrival that is being prepared a moment ago."""
         self._effects: Ledger | None = None
         if groups.rank == 0:
             self._catch_up(run)
@@ -264,7 +266,9 @@ class Control:
         wish, refused, commit, twice = decision.wish, decision.refused, _nothing, False
         command = wish.command
         if not refused:
+            self.just_read = not decision.again
             commit, refused, twice = self._prepared(position, command, prepare, again=decision.again)
+            self.just_read = False
         if refused and isinstance(command, Arrived) and not twice:
             aside = SetAside(name=command.name, path=command.path, reason=refused, digest=command.digest)
             wish, refused, commit = replace(wish, command=aside), "", prepare(aside)
