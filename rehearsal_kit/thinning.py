@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rehearsal_kit.telemetry import Steps
 
@@ -66,6 +66,37 @@ def merged(steps: Sequence[Steps]) -> Steps:
         outputs_age=sum(ages) / distilled if ages and distilled else None,
         branch=steps[-1].branch,
     )
+
+
+def parted(record: Steps, end: float) -> tuple[Steps | None, Steps | None]:
+    """Its steps before step `end` and those from there on; sums are shared out by the number of steps."""
+    before = sum(at < end for at in record.at)
+    if end <= record.first:
+        return None, record
+    if before == len(record.losses):
+        return record, None
+    count = before if not isinstance(record, ThinnedSteps) else min(int(end) - record.first, record.held - 1)
+    return _part(record, slice(None, before), count=count), _part(
+        record, slice(before, None), count=record.count - count
+    )
+
+
+def _part(record: Steps, chosen: slice, *, count: int) -> Steps:
+    share = count / record.count
+    numbers = tuple(record.at[chosen])
+    part = replace(
+        record,
+        losses=record.losses[chosen],
+        seconds=record.seconds * share,
+        waited=record.waited * share,
+        hidden=record.hidden * share,
+        representatives=round(record.representatives * share),
+        remote=round(record.remote * share),
+        distilled=round(record.distilled * share),
+        busy=tuple(seconds * share for seconds in record.busy),
+        first=record.first if chosen.start is None else numbers[0],
+    )
+    return replace(part, held=count, chosen=numbers) if isinstance(part, ThinnedSteps) else part
 
 
 def thinned(placed: Sequence[Placed], fences: Sequence[int], *, grain: int) -> tuple[list[Placed], int]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
-from rehearsal_kit.branches import leads, reach
+from rehearsal_kit.branches import Ends, divided, reach
 from rehearsal_kit.errors import SettingsError
 from rehearsal_kit.record_lines import RecordLines
 from rehearsal_kit.record_store import RecordStore
@@ -163,7 +163,7 @@ class Timeline:
         return self._newest
 
     def _towards(self, branch: int) -> _Split:
-        taken = {r.checkpoint: (place, r.branch) for place, r in self._store.of(CheckpointTaken).placed()}
+        taken = {r.checkpoint: (place, r) for place, r in self._store.of(CheckpointTaken).placed()}
         split = _Split(branch, reach(branch, self._began, taken), bounded=self._bounded)
         for place, record in self._store.placed():
             split.take(place, record)
@@ -264,7 +264,7 @@ class Timeline:
 class _Split:
     """What led to one branch, as a timeline that grows with the whole, and what did not."""
 
-    def __init__(self, branch: int, ends: Mapping[int, float], *, bounded: bool) -> None:
+    def __init__(self, branch: int, ends: Ends, *, bounded: bool) -> None:
         self._ends = ends
         self._bounded = bounded
         self.led = Timeline(bounded=bounded)
@@ -273,7 +273,8 @@ class _Split:
 
     def take(self, place: int, record: Record) -> None:
         """One more record of the run, at its place in it."""
-        if leads(record, place, self._ends):
-            self.led._put(place, record)
-        elif isinstance(record, IN_A_BRANCH):
-            self.left.setdefault(record.branch, Timeline(bounded=self._bounded))._put(place, record)
+        led, left = divided(record, place, self._ends)
+        if led is not None:
+            self.led._put(place, led)
+        if isinstance(left, IN_A_BRANCH):
+            self.left.setdefault(left.branch, Timeline(bounded=self._bounded))._put(place, left)

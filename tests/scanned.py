@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import chain
 
 from rehearsal_kit.branches import OF_THE_WORLD
@@ -27,21 +28,43 @@ def split(records):
     """What led to the newest branch, and the rest by branch."""
     began = {r.branch: r for r in records if isinstance(r, BranchBegan)}
     branch = ([0, *began])[-1]
-    places = {r.checkpoint: (i, r.branch) for i, r in enumerate(records) if isinstance(r, CheckpointTaken)}
-    reach = {branch: len(records)}
+    places = {r.checkpoint: (i, r) for i, r in enumerate(records) if isinstance(r, CheckpointTaken)}
+    reach = {branch: (len(records), math.inf)}
     while branch in began and began[branch].checkpoint in places:
-        place, parent = places[began[branch].checkpoint]
-        if parent >= branch:
+        place, taken = places[began[branch].checkpoint]
+        if taken.branch >= branch:
             break
-        branch, reach[parent] = parent, place
+        branch, reach[taken.branch] = taken.branch, (place, taken.step)
     led, left = [], {}
     for place, record in enumerate(records):
         everywhere = not isinstance(record, IN_A_BRANCH) or isinstance(record, OF_THE_WORLD)
-        if not began or everywhere or place <= reach.get(record.branch, -1):
+        if not began or everywhere:
             led.append(record)
-        else:
-            left.setdefault(record.branch, []).append(record)
+            continue
+        last, end = reach.get(record.branch, (-1, -1))
+        for part in _at_one_side(record, end) if place <= last else [record]:
+            before = part.first < end if isinstance(part, Steps) else part.step <= end
+            if place <= last and before:
+                led.append(part)
+            else:
+                left.setdefault(part.branch, []).append(part)
     return led, left
+
+
+def _at_one_side(record, end):
+    """The record, or two of its steps where some are before step `end` and others are not."""
+    if not isinstance(record, Steps) or not record.first < end < record.first + record.count:
+        return [record]
+    cut, count = end - record.first, record.count
+    sides = []
+    for first, losses in ((record.first, record.losses[:cut]), (end, record.losses[cut:])):
+        share = len(losses) / count
+        shared = {name: getattr(record, name) * share for name in ("seconds", "waited", "hidden")} | {
+            name: round(getattr(record, name) * share) for name in ("representatives", "remote", "distilled")
+        }
+        busy = tuple(each * share for each in record.busy)
+        sides.append(replace(record, first=first, losses=losses, busy=busy, **shared))
+    return sides
 
 
 def queue(records):

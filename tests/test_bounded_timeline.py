@@ -33,7 +33,7 @@ from rehearsal_kit.telemetry import (
     TasksReordered,
     to_plain,
 )
-from rehearsal_kit.thinning import POINTS, WHOLE
+from rehearsal_kit.thinning import POINTS, WHOLE, merged, parted
 from rehearsal_kit.timeline import Timeline
 
 SMALL = st.integers(0, 4)
@@ -90,7 +90,8 @@ def one_record() -> st.SearchStrategy:
             st.sampled_from(["running", "paused"]), st.sampled_from(["", "nan"]), branch,
         ),
         st.builds(
-            lambda c, b: CheckpointTaken(step=0, checkpoint=c, weights="", time=0.0, branch=b), SMALL, branch
+            lambda c, b, s: CheckpointTaken(step=s, checkpoint=c, weights="", time=0.0, branch=b),
+            SMALL, branch, SMALL,
         ),
         st.builds(
             lambda b, c, t, a: BranchBegan(
@@ -352,3 +353,16 @@ def test_the_cache_of_another_run_is_ignored_and_said(run, tmp_path, caplog):
     history.catch_up()
     assert "it is not of this timeline.jsonl" in caplog.text
     assert len(history.timeline) == len(Timeline.load(other.timeline))
+
+
+def test_a_checkpoint_in_the_middle_of_steps_that_were_told_together_divides_them():
+    """Also where only the lowest and the highest loss of them are still known."""
+    whole = merged([steps(0, [3.0, 2.0, 5.0, 1.0]), steps(4, [4.0, 6.0])])
+    before, after = parted(whole, 4)
+    assert (before.count, before.losses, [*before.at]) == (4, (1.0,), [3])
+    assert (after.count, after.losses, [*after.at]) == (2, (6.0,), [5])
+    assert before.seconds + after.seconds == pytest.approx(whole.seconds)
+    before, after = parted(steps(4, [4.0, 6.0]), 5)
+    assert ([*before.at], [*after.at]) == ([4], [5])
+    assert parted(whole, 0) == (None, whole)
+    assert parted(whole, 6) == (whole, None)

@@ -213,6 +213,21 @@ def test_random_walks_that_are_the_same_every_time(tasks):
     random_walks(20, tasks, fixed=True)
 
 
+def test_a_checkpoint_before_what_was_told_of_before_a_kill(tasks):
+    """Steps 1 and 2 were told of in one record, then came a kill, and a checkpoint between the two."""
+    asked = (
+        (4, RollBack(checkpoint=4)),
+        (3, Steer(batch=7)),
+        (1, RollBack(checkpoint=3)),
+        (2, FinishTask()),
+        (0, ARRIVAL),
+        (2, Skip(task=6)),
+    )
+    killed = Generation(commands=asked, ends="killed", victim=(0, 54), ranks=0)
+    walk = Walk(3, "FromScratch", "reservoir", (killed, Generation(commands=asked)))
+    assert broken_by(walk, tasks) == []
+
+
 def _outcomes_are_in_no_checkpoint(plant):
     to_plain = Course.to_plain
     plant(Course, "to_plain", lambda self: {**to_plain(self), "outcome": ""})
