@@ -1,4 +1,4 @@
-"""Which records of a run that was rolled back led to where one of its branches is."""
+"""Which records of a run that was rolled back, or killed, led to where one of its branches is."""
 
 from __future__ import annotations
 
@@ -7,51 +7,66 @@ from collections.abc import Mapping
 
 from rehearsal_kit.telemetry import (
     IN_A_BRANCH,
+    Applied,
     BranchBegan,
-    CheckpointTaken,
     Record,
     Restored,
     Steps,
     TaskArrived,
     TaskSetAside,
 )
-from rehearsal_kit.thinning import parted
+from rehearsal_kit.thinning import steps_before
 
 OF_THE_WORLD = (TaskArrived, TaskSetAside, Restored)
 """Records of a position that are true in every branch: nobody can roll back what has arrived."""
 
 
-Ends = Mapping[int, tuple[float, float]]
-"""By branch: up to which place in the file, and up to before which step, its records lead to another one."""
-
-
 def reach(
-    branch: int, began: Mapping[int, BranchBegan], taken: Mapping[int, tuple[int, CheckpointTaken]]
-) -> Ends:
-    """Up to where the records of which branches lead to this one.
+    branch: int, began: Mapping[int, BranchBegan], taken: Mapping[int, tuple[int, int]]
+) -> dict[int, float]:
+    """Up to which place the records of which branches lead to this one.
 
-    taken: place and record of each checkpoint, by its number.
+    taken: place and branch of each checkpoint, by its number.
     """
-    ends: dict[int, tuple[float, float]] = {branch: (math.inf, math.inf)}
+    ends: dict[int, float] = {branch: math.inf}
     while branch in began and began[branch].checkpoint in taken:
-        place, checkpoint = taken[began[branch].checkpoint]
-        if checkpoint.branch >= branch:  # no run tells so; a file that does must not hang a kernel
+        place, parent = taken[began[branch].checkpoint]
+        if parent >= branch:  # no run tells so; a file that does must not hang a kernel
             break
-        branch, ends[checkpoint.branch] = checkpoint.branch, (place, checkpoint.step)
+        branch, ends[parent] = parent, place
     return ends
 
 
-def divided(record: Record, place: int, ends: Ends) -> tuple[Record | None, Record | None]:
-    """What of a record at this place led to the branch that all of `ends` leads to, and what did not.
-
-    The step counts as well as the place: after a kill, a checkpoint may be taken at an earlier step than was
-    told of before, and what was told of later steps must not be in a branch that tells of them again.
-    """
+def leads(record: Record, place: int, ends: Mapping[int, float]) -> bool:
+    """Whether a record at this place led to the branch that all of `ends` leads to."""
     if not isinstance(record, IN_A_BRANCH) or isinstance(record, OF_THE_WORLD):
-        return record, None
-    last, end = ends.get(record.branch, (-1.0, -1.0))
-    if place > last:
-        return None, record
-    if isinstance(record, Steps):
-        return parted(record, end)
-    return (record, None) if record.step <= end else (None, record)
+        return True
+    return place <= ends.get(record.branch, -1)
+
+
+def decided_at(record: Record) -> tuple[int, int] | None:
+    """Branch and step of a decision of all ranks; None for any other record.
+
+    Ranks that begin again after a kill may decide something at a step that was passed before it, with nothing
+    decided since. From there they go another way: what was told of later steps of this branch, further up in
+    the file, is of the way that was left (`before`).
+    """
+    return (record.branch, record.step) if isinstance(record, Applied) and record.rank == 0 else None
+
+
+def told_to(record: Record) -> tuple[int, int] | None:
+    """Branch and the step up to which this tells of it; None for what is no part of the way it takes."""
+    if not isinstance(record, IN_A_BRANCH) or isinstance(record, OF_THE_WORLD):
+        return None
+    if isinstance(record, Applied) and record.rank != 0:
+        return None  # told beside the file of rank 0, and so out of its order
+    step = record.first + record.count if isinstance(record, Steps) else record.step
+    return record.branch, step
+
+
+def before(record: Record, position: tuple[int, int]) -> Record | None:
+    """What of a record is not of a later step of this branch than this; None if nothing is."""
+    to = told_to(record)
+    if to is None or to[0] != position[0] or to[1] <= position[1]:
+        return record
+    return steps_before(record, position[1]) if isinstance(record, Steps) else None

@@ -61,6 +61,7 @@ class Reporter:
             record = replace(record, branch=self.branch)
         if self._told.has(record):
             return
+        self._told.leave(record)
         if self._timeline is None:
             self._publish(record, None)
         else:

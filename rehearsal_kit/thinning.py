@@ -68,25 +68,16 @@ def merged(steps: Sequence[Steps]) -> Steps:
     )
 
 
-def parted(record: Steps, end: float) -> tuple[Steps | None, Steps | None]:
-    """Its steps before step `end` and those from there on; sums are shared out by the number of steps."""
-    before = sum(at < end for at in record.at)
+def steps_before(record: Steps, end: int) -> Steps | None:
+    """Its steps before step `end`, with that share of the sums; None if there are none."""
     if end <= record.first:
-        return None, record
-    if before == len(record.losses):
-        return record, None
-    count = before if not isinstance(record, ThinnedSteps) else min(int(end) - record.first, record.held - 1)
-    return _part(record, slice(None, before), count=count), _part(
-        record, slice(before, None), count=record.count - count
-    )
-
-
-def _part(record: Steps, chosen: slice, *, count: int) -> Steps:
+        return None
+    kept = sum(at < end for at in record.at)
+    count = min(end - record.first, record.count) if isinstance(record, ThinnedSteps) else kept
     share = count / record.count
-    numbers = tuple(record.at[chosen])
     part = replace(
         record,
-        losses=record.losses[chosen],
+        losses=record.losses[:kept],
         seconds=record.seconds * share,
         waited=record.waited * share,
         hidden=record.hidden * share,
@@ -94,9 +85,8 @@ def _part(record: Steps, chosen: slice, *, count: int) -> Steps:
         remote=round(record.remote * share),
         distilled=round(record.distilled * share),
         busy=tuple(seconds * share for seconds in record.busy),
-        first=record.first if chosen.start is None else numbers[0],
     )
-    return replace(part, held=count, chosen=numbers) if isinstance(part, ThinnedSteps) else part
+    return replace(part, held=count, chosen=part.chosen[:kept]) if isinstance(part, ThinnedSteps) else part
 
 
 def thinned(placed: Sequence[Placed], fences: Sequence[int], *, grain: int) -> tuple[list[Placed], int]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
-from rehearsal_kit.branches import Ends, divided, reach
+from rehearsal_kit.branches import before, decided_at, leads, reach, told_to
 from rehearsal_kit.errors import SettingsError
 from rehearsal_kit.record_lines import RecordLines
 from rehearsal_kit.record_store import RecordStore
@@ -44,8 +44,7 @@ class Timeline:
     def __init__(self, records: Iterable[Record] = (), *, bounded: bool = False) -> None:
         self._bounded = bounded
         self._length = 0
-        self._store = RecordStore(bounded=bounded)
-        self._queue, self._scores, self._under_way = TaskQueue(), Scores(), UnderWay()
+        self._begin()
         self._first = 0
         self._began: dict[int, BranchBegan] = {}
         self._alone = False
@@ -163,7 +162,7 @@ class Timeline:
         return self._newest
 
     def _towards(self, branch: int) -> _Split:
-        taken = {r.checkpoint: (place, r) for place, r in self._store.of(CheckpointTaken).placed()}
+        taken = {r.checkpoint: (place, r.branch) for place, r in self._store.of(CheckpointTaken).placed()}
         split = _Split(branch, reach(branch, self._began, taken), bounded=self._bounded)
         for place, record in self._store.placed():
             split.take(place, record)
@@ -236,7 +235,19 @@ class Timeline:
 
     # Inside ---------------------------------------------------------------------------------------------
 
+    def _begin(self) -> None:
+        self._store = RecordStore(bounded=self._bounded)
+        self._queue, self._scores, self._under_way = TaskQueue(), Scores(), UnderWay()
+        self._told: dict[int, int] = {}
+        """By branch: up to which step something is told of it."""
+
     def _take(self, place: int, record: Record) -> None:
+        position = decided_at(record)
+        if position is not None and self._told.get(position[0], 0) > position[1]:
+            self._leave(position)
+        to = told_to(record)
+        if to is not None:
+            self._told[to[0]] = max(to[1], self._told.get(to[0], 0))
         self._store.append(place, record)
         self._length = place + 1
         if isinstance(record, TaskQueue.KINDS):
@@ -254,6 +265,14 @@ class Timeline:
         elif self._newest is not None:
             self._newest.take(place, record)
 
+    def _leave(self, position: tuple[int, int]) -> None:
+        """After a kill the ranks go another way from here: what was told of later steps is void."""
+        kept = [(place, part) for place, record in self._store.placed() if (part := before(record, position))]
+        self._begin()
+        self._newest = None
+        for place, record in kept:
+            self._take(place, record)
+
     def _is_origin(self, record: Record) -> bool:
         """Whether it tells only now of a checkpoint from which a branch has begun."""
         if not isinstance(record, CheckpointTaken):
@@ -264,7 +283,7 @@ class Timeline:
 class _Split:
     """What led to one branch, as a timeline that grows with the whole, and what did not."""
 
-    def __init__(self, branch: int, ends: Ends, *, bounded: bool) -> None:
+    def __init__(self, branch: int, ends: Mapping[int, float], *, bounded: bool) -> None:
         self._ends = ends
         self._bounded = bounded
         self.led = Timeline(bounded=bounded)
@@ -273,8 +292,7 @@ class _Split:
 
     def take(self, place: int, record: Record) -> None:
         """One more record of the run, at its place in it."""
-        led, left = divided(record, place, self._ends)
-        if led is not None:
-            self.led._put(place, led)
-        if isinstance(left, IN_A_BRANCH):
-            self.left.setdefault(left.branch, Timeline(bounded=self._bounded))._put(place, left)
+        if leads(record, place, self._ends):
+            self.led._put(place, record)
+        elif isinstance(record, IN_A_BRANCH):
+            self.left.setdefault(record.branch, Timeline(bounded=self._bounded))._put(place, record)

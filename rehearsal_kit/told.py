@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from rehearsal_kit.branches import decided_at, told_to
 from rehearsal_kit.rank_records import Ended, Joined
 from rehearsal_kit.record_lines import lines_backwards
 from rehearsal_kit.telemetry import (
@@ -28,17 +29,23 @@ OF_THE_CLOCK = frozenset({"time", "seconds", "waited", "hidden"})
 
 
 class Told:
-    """Knows a record again by all that does not depend on the clock: steps that are repeated are the same."""
+    """Knows a record again by all that does not depend on the clock: steps that are repeated are the same.
+
+    records: in the order in which they were told. What is of a way that was left (`branches.decided_at`) does
+    not count.
+    """
 
     def __init__(self, records: Iterable[Record] = ()) -> None:
-        self._known: set[bytes] = set()
+        self._known: dict[bytes, tuple[int, int] | None] = {}
+        """Branch and step of each, where it is of the way that a branch takes."""
         self._steps: dict[int, int] = {}
         for record in records:
+            self.leave(record)
             if isinstance(record, Steps):
                 end = record.first + record.count
                 self._steps[record.branch] = max(self._steps.get(record.branch, 0), end)
             else:
-                self._known.add(_identity(record))
+                self._known[_identity(record)] = told_to(record)
 
     @staticmethod
     def since(path: Path, checkpoint: int) -> Told:
@@ -47,7 +54,19 @@ class Told:
         What stands before the checkpoint was taken cannot come again, so only the end of the file is read: up
         to the checkpoint before, since this one may have been taken again after another restart.
         """
-        return Told(_since(path, checkpoint))
+        return Told(reversed([*_since(path, checkpoint)]))
+
+    def leave(self, record: Record) -> None:
+        """If this is a decision that is told for the first time: what was told of later steps is void."""
+        position = decided_at(record)
+        if position is None:
+            return
+        branch, step = position
+        if self._steps.get(branch, 0) > step:
+            self._steps[branch] = step
+        void = [known for known, at in self._known.items() if at and at[0] == branch and at[1] > step]
+        for known in void:
+            del self._known[known]
 
     def has(self, record: Record) -> bool:
         """Whether the same was told before."""

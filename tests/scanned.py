@@ -24,47 +24,53 @@ from rehearsal_kit.telemetry import (
 )
 
 
+def without_what_was_left(records):
+    """Without what was told, before a kill, of later steps than that of a decision further down."""
+    kept = []
+    for record in records:
+        if isinstance(record, Applied) and record.rank == 0:
+            kept = [part for each in kept if (part := _until(each, record)) is not None]
+        kept.append(record)
+    return kept
+
+
+def _until(record, decision):
+    in_its_way = isinstance(record, IN_A_BRANCH) and not isinstance(record, OF_THE_WORLD)
+    if not in_its_way or record.branch != decision.branch:
+        return record
+    if not isinstance(record, Steps):
+        return record if record.step <= decision.step else None
+    left = [loss for at, loss in zip(record.at, record.losses, strict=True) if at < decision.step]
+    if len(left) == record.count:
+        return record
+    share = len(left) / record.count
+    shared = {name: getattr(record, name) * share for name in ("seconds", "waited", "hidden")}
+    shared |= {
+        name: round(getattr(record, name) * share) for name in ("representatives", "remote", "distilled")
+    }
+    busy = tuple(each * share for each in record.busy)
+    return replace(record, losses=tuple(left), busy=busy, **shared) if left else None
+
+
 def split(records):
     """What led to the newest branch, and the rest by branch."""
     began = {r.branch: r for r in records if isinstance(r, BranchBegan)}
     branch = ([0, *began])[-1]
-    places = {r.checkpoint: (i, r) for i, r in enumerate(records) if isinstance(r, CheckpointTaken)}
-    reach = {branch: (len(records), math.inf)}
+    places = {r.checkpoint: (i, r.branch) for i, r in enumerate(records) if isinstance(r, CheckpointTaken)}
+    reach = {branch: len(records)}
     while branch in began and began[branch].checkpoint in places:
-        place, taken = places[began[branch].checkpoint]
-        if taken.branch >= branch:
+        place, parent = places[began[branch].checkpoint]
+        if parent >= branch:
             break
-        branch, reach[taken.branch] = taken.branch, (place, taken.step)
+        branch, reach[parent] = parent, place
     led, left = [], {}
     for place, record in enumerate(records):
         everywhere = not isinstance(record, IN_A_BRANCH) or isinstance(record, OF_THE_WORLD)
-        if not began or everywhere:
+        if not began or everywhere or place <= reach.get(record.branch, -1):
             led.append(record)
-            continue
-        last, end = reach.get(record.branch, (-1, -1))
-        for part in _at_one_side(record, end) if place <= last else [record]:
-            before = part.first < end if isinstance(part, Steps) else part.step <= end
-            if place <= last and before:
-                led.append(part)
-            else:
-                left.setdefault(part.branch, []).append(part)
+        else:
+            left.setdefault(record.branch, []).append(record)
     return led, left
-
-
-def _at_one_side(record, end):
-    """The record, or two of its steps where some are before step `end` and others are not."""
-    if not isinstance(record, Steps) or not record.first < end < record.first + record.count:
-        return [record]
-    cut, count = end - record.first, record.count
-    sides = []
-    for first, losses in ((record.first, record.losses[:cut]), (end, record.losses[cut:])):
-        share = len(losses) / count
-        shared = {name: getattr(record, name) * share for name in ("seconds", "waited", "hidden")} | {
-            name: round(getattr(record, name) * share) for name in ("representatives", "remote", "distilled")
-        }
-        busy = tuple(each * share for each in record.busy)
-        sides.append(replace(record, first=first, losses=losses, busy=busy, **shared))
-    return sides
 
 
 def queue(records):

@@ -33,7 +33,7 @@ from rehearsal_kit.telemetry import (
     TasksReordered,
     to_plain,
 )
-from rehearsal_kit.thinning import POINTS, WHOLE, merged, parted
+from rehearsal_kit.thinning import POINTS, WHOLE, merged, steps_before
 from rehearsal_kit.timeline import Timeline
 
 SMALL = st.integers(0, 4)
@@ -132,6 +132,7 @@ def test_what_is_kept_up_to_date_is_what_scanning_finds(records, asked):
     timeline.lineage(), timeline.left_behind(), timeline.waiting()  # from now on kept up to date
     for record in records[asked:]:
         timeline.append(record)
+    records = scanned.without_what_was_left(records)
     led, left = scanned.split(records)
     says_what_scanning_says(timeline, records)
     says_what_scanning_says(timeline.lineage(), led)
@@ -172,7 +173,7 @@ def test_a_cache_and_the_lines_after_it_say_the_same(tmp_path_factory, records, 
     write(run, records[place:])
     history = History(run)
     history.catch_up()
-    says_what_scanning_says(history.timeline, records)
+    says_what_scanning_says(history.timeline, scanned.without_what_was_left(records))
     assert len(history.timeline) == len(records)
 
 
@@ -355,14 +356,12 @@ def test_the_cache_of_another_run_is_ignored_and_said(run, tmp_path, caplog):
     assert len(history.timeline) == len(Timeline.load(other.timeline))
 
 
-def test_a_checkpoint_in_the_middle_of_steps_that_were_told_together_divides_them():
+def test_of_steps_that_were_told_together_those_before_a_decision_stay():
     """Also where only the lowest and the highest loss of them are still known."""
     whole = merged([steps(0, [3.0, 2.0, 5.0, 1.0]), steps(4, [4.0, 6.0])])
-    before, after = parted(whole, 4)
-    assert (before.count, before.losses, [*before.at]) == (4, (1.0,), [3])
-    assert (after.count, after.losses, [*after.at]) == (2, (6.0,), [5])
-    assert before.seconds + after.seconds == pytest.approx(whole.seconds)
-    before, after = parted(steps(4, [4.0, 6.0]), 5)
-    assert ([*before.at], [*after.at]) == ([4], [5])
-    assert parted(whole, 0) == (None, whole)
-    assert parted(whole, 6) == (whole, None)
+    kept = steps_before(whole, 4)
+    assert (kept.count, kept.losses, [*kept.at]) == (4, (1.0,), [3])
+    assert kept.seconds == pytest.approx(whole.seconds * 4 / 6)
+    assert [*steps_before(steps(4, [4.0, 6.0]), 5).at] == [4]
+    assert steps_before(whole, 0) is None
+    assert steps_before(whole, 6) == whole

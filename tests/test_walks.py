@@ -228,6 +228,14 @@ def test_a_checkpoint_before_what_was_told_of_before_a_kill(tasks):
     assert broken_by(walk, tasks) == []
 
 
+def test_a_decision_before_what_was_told_of_before_a_kill(tasks):
+    """Killed when steps 1 and 2 had been told of: a new rate from step 1 on changes the loss of step 2."""
+    asked = ((0, ARRIVAL), (0, ARRIVAL), (1, TakeCheckpoint()), (9, Note(text="never heard")))
+    killed = Generation(commands=asked, ends="killed", victim=(0, 40))
+    walk = Walk(2, "ER", "quotas", (killed, Generation(commands=((0, STEERS[0]),))))
+    assert broken_by(walk, tasks) == []
+
+
 def _outcomes_are_in_no_checkpoint(plant):
     to_plain = Course.to_plain
     plant(Course, "to_plain", lambda self: {**to_plain(self), "outcome": ""})

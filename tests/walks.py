@@ -461,5 +461,8 @@ def _replay(walked: Walked, folder: Path) -> list[str]:
         results = World(ranks).run(lambda groups: _one_rank(groups, again, Nobody(), 1))
         if wrong := [_words(result) for result in results if not isinstance(result, tuple)]:
             return [f"the replay failed: {wrong[0]}"]
+    told, repeated = (Timeline.load(run.timeline).lineage().losses() for run in (walked.job.run, again.run))
+    if told != repeated:
+        return [f"losses were told as {told}, and the replay has {repeated}"]
     compared = compare_runs(walked.job.run, again.run)
     return [f"the replay differs: {each}" for each in compared if not each.same]
