@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from rehearsal_kit.branches import decided_at
 from rehearsal_kit.cluster import Cluster, reach, start_cluster
 from rehearsal_kit.processes import family, is_alive
 from rehearsal_kit.rank_records import Ended, GenerationBegan, GenerationEnded, Joined
@@ -361,7 +362,9 @@ def kill(session: Session, rank: int, number: int = signal.SIGKILL) -> Survived:
     taken = [t.time for t in session.timeline.records(CheckpointTaken) if t.checkpoint == checkpoint]
     began = session.timeline.records(Joined)[0].time
     age_s = killed - (taken[0] if taken else began)
-    assert again.first == step + 1
+    since = itertools.dropwhile(lambda record: record != told[back], session.timeline.records())
+    decided = [at[1] for record in since if (at := decided_at(record))]
+    assert again.first == min([step + 1, *decided[:1]])  # told anew from where something new was decided
     if before and before[-1].stored == CAPACITY and step - told[back].step < step // 2:
         assert again.stored == CAPACITY  # the buffers are back
     return Survived(rank, step, again.time - killed, step + 1 - told[back].step, age_s)
