@@ -26,6 +26,8 @@ MOST_WRITES = 16
 """Files that wait for the disk; of further ones nothing is kept once it has not answered in time."""
 LAST_S = 10.0
 """What the disk has to write one."""
+MOMENT_S = 0.5
+"""What it still has where ranks end early."""
 LIKELIEST = 3
 """Classes that are named."""
 
@@ -95,6 +97,11 @@ class Gallery:
         while self._writes and wait(self._writes[:1], LAST_S).done:
             self._look()
         self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def abandon(self) -> None:
+        """Write none of those that wait; the one under way may end, so that it leaves no half of a file."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        wait(self._writes, MOMENT_S)
 
     def _write(self, previews: Sequence[Preview], after: int, part: int) -> None:
         append_previews(self._folder, previews, after=after, part=part)

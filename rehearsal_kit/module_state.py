@@ -75,7 +75,9 @@ class ModuleBuffers:
 
     def __init__(self, network: torch.nn.Module) -> None:
         self._network = network
-        self._before = [(name, buffer.detach().clone()) for name, buffer in network.named_buffers()]
+        # By name: in the order of the network they would not be alike on all ranks once one was put back.
+        named = sorted(network.named_buffers(), key=lambda item: item[0])
+        self._before = [(name, buffer.detach().clone()) for name, buffer in named]
         self._now: list[_Buffer] = []
 
     def __len__(self) -> int:
@@ -116,11 +118,18 @@ class ModuleBuffers:
             tensor.copy_(part.view_as(tensor))
 
     def put_back(self) -> None:
-        """As they were before the forward pass."""
+        """As they were before the forward pass, also one that is gone since or has become another tensor."""
         now = dict(self._network.named_buffers())
         for name, before in self._before:
-            if name in now and now[name].shape == before.shape:
-                now[name].detach().copy_(before)
+            came = now.get(name)
+            if came is not None and (came.shape, came.dtype) == (before.shape, before.dtype):
+                came.detach().copy_(before)  # in place: others may hold it
+            else:  # left so, it would end every step to come
+                module, _, own_name = name.rpartition(".")
+                owner = self._network.get_submodule(module)
+                if hasattr(owner, own_name):
+                    delattr(owner, own_name)
+                owner.register_buffer(own_name, before)
 
     def _chosen(self, changed: Sequence[bool]) -> list[_Buffer]:
         return [each for each, is_changed in zip(self._now, changed, strict=True) if is_changed]

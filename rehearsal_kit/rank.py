@@ -102,7 +102,8 @@ class Rank:
             ),
         )
         self._with = equipment
-        equipment.keeper.pinned |= went_back_to(job.replays or job.run)
+        if groups.rank == 0:  # which alone removes checkpoints
+            equipment.keeper.pinned |= went_back_to(job.replays or job.run)
         self._curriculum = Curriculum(equipment)
         self._now = Learning(job.preparation)
         self._rehearsing = RehearsalStep(equipment, self._now, generation=generation)
@@ -194,10 +195,11 @@ class Rank:
         try:
             yield
         except BaseException:
-            self.gallery.close()
+            # Pictures last: other ranks wait for this one, and the disk may not answer.
             self._with.keeper.abandon()
             if self._now.buffer is not None:
                 self._now.buffer.abandon()
+            self.gallery.abandon()
             raise
         else:
             if self._now.buffer is not None:

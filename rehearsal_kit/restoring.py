@@ -118,7 +118,8 @@ def next_segment(recorded: RunFolder, run: RunFolder, groups: Groups) -> list[En
 
 def went_back_to(run: RunFolder) -> set[int]:
     """Checkpoints that a run went on from as another branch, according to its ledger."""
-    return {entry["checkpoint"] for entry in read_ledger(run.effects) if entry["kind"] in LEAVES}
+    left = [e for e in read_ledger(run.effects) if e["kind"] in LEAVES and "refused" not in e]
+    return {entry["checkpoint"] for entry in left}
 
 
 def _buffer(checkpoint: Checkpoint, groups: Groups) -> BufferState | None:

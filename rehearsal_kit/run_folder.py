@@ -165,7 +165,8 @@ class RunFolder:
 
     def clear_leftovers(self) -> None:
         """Remove what processes have left that died while they wrote; nobody else may write meanwhile."""
-        for left in (*self.path.glob(".*.partial"), *self.path.glob("rendezvous-*")):
+        partial = [folder.glob(".*.partial") for folder in (self.path, self.previews)]
+        for left in (*itertools.chain(*partial), *self.path.glob("rendezvous-*")):
             left.unlink(missing_ok=True)
 
     def discard(self) -> None:

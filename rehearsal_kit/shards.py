@@ -161,6 +161,10 @@ def _require_sound(shard: Shard) -> None:
         count = shapes[ROWS][0]
         if any(shape != ((count, words) if name == ROWS else (count,)) for name, shape in shapes.items()):
             raise SnapshotError(f"{part} has shapes {shapes}, but a row has {words} words")
+        for name in names:
+            dtype = shard.read(f"{part}/{name}", 0, 0).dtype  # numbers of another would be taken for these
+            if dtype != (np.bool_ if name == "second" else np.int64):
+                raise SnapshotError(f"{part}/{name} has dtype {dtype}")
     groups, places = shard.read(f"{STORE}/groups"), shard.read(f"{STORE}/places")
     order = np.lexsort((places, groups))
     first = np.searchsorted(groups[order], groups[order])

@@ -32,10 +32,6 @@ ABOUT = "__metadata__"
 LENGTH = struct.Struct("<Q")
 DTYPES: Mapping[str, np.dtype[Any]] = {
     "I64": np.dtype("<i8"),
-    "U64": np.dtype("<u8"),
-    "F64": np.dtype("<f8"),
-    "I32": np.dtype("<i4"),
-    "F32": np.dtype("<f4"),
     "BOOL": np.dtype("?"),
 }
 """Of numpy's, those that stand in files which are read in blocks."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 import warnings
 
 import numpy as np
@@ -210,6 +212,36 @@ def test_a_run_whose_previews_cannot_be_written_ends_like_any_other(tmp_path, ta
     assert len(timeline.records(TaskEnded)) == 2
     assert timeline.records(NotKept)[0].reason
     assert same(weights_of(job), weights_of(whole))
+
+
+def test_ranks_that_end_early_leave_no_half_of_a_file_and_write_none_that_wait(tmp_path, tasks, monkeypatch):
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def slowly(folder, previews, **places):
+        begun.set()
+        assert goes_on.wait(60)
+        append_previews(folder, previews, **places)
+
+    monkeypatch.setattr(gallery_module, "append_previews", slowly)
+    monkeypatch.setattr(gallery_module, "MOMENT_S", 60.0)
+    gallery, _ = hung(tmp_path, Counted(tasks[0]))
+    for after in range(4):
+        gallery.keep([0], after=after, step=after)
+    assert begun.wait(60)
+    threading.Timer(0.2, goes_on.set).start()
+    gallery.abandon()
+    assert [path.name for path in (tmp_path / "previews").iterdir()] == ["after_000000.h5"]
+
+
+def test_a_disk_that_does_not_answer_holds_nobody_up_who_ends_early(tmp_path, tasks, monkeypatch):
+    goes_on = threading.Event()
+    monkeypatch.setattr(gallery_module, "append_previews", lambda *_, **__: goes_on.wait(60))
+    gallery, _ = hung(tmp_path, Counted(tasks[0]))
+    gallery.keep([0], after=0, step=0)
+    began = time.monotonic()
+    gallery.abandon()
+    assert time.monotonic() - began < 20 * gallery_module.MOMENT_S < 60
+    goes_on.set()
 
 
 def test_an_append_copies_nothing_of_the_tasks_before(tmp_path, tasks):

@@ -349,8 +349,12 @@ def test_what_a_dead_process_has_left_half_written_blocks_nobody(run):
         other.write_text("other")
     assert run.settings.read_text() == "one"  # whose block ended last
     run.rendezvous(3).write_text("")
+    run.previews.mkdir()
+    for name in ("after_000001.h5", ".after_000002.h5.0123.partial"):
+        (run.previews / name).write_text("")
     run.clear_leftovers()
-    assert sorted(path.name for path in run.path.iterdir()) == ["lease.lock", "settings.json"]
+    assert sorted(path.name for path in run.path.iterdir()) == ["lease.lock", "previews", "settings.json"]
+    assert [path.name for path in run.previews.iterdir()] == ["after_000001.h5"]
 
 
 @pytest.mark.parametrize("copied", [False, True], ids=["moved", "copied, original gone"])

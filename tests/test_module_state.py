@@ -106,10 +106,10 @@ def test_a_body_of_another_dtype_is_trained_and_keeps_it(dtype):
     class Mixed(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.body = torch.nn.Sequential(torch.nn.Linear(6, 6, bias=False), torch.nn.BatchNorm1d(6)).to(
-                dtype
-            )
-            self.head = torch.nn.Linear(6, CLASSES)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(4)
+                body = torch.nn.Sequential(torch.nn.Linear(6, 6, bias=False), torch.nn.BatchNorm1d(6))
+                self.body, self.head = body.to(dtype), torch.nn.Linear(6, CLASSES)
 
         def forward(self, x):
             return {"label": self.head(torch.relu(self.body(x.to(dtype))).float())}
@@ -139,6 +139,45 @@ def test_complex_parameters_are_trained():
     after = learner.weights()["turn"]
     assert not torch.equal(after, before)
     assert learner.fingerprint() == learner.fingerprint()
+
+
+class Careless(Net):
+    """Does to its buffers, at one step, what no rank could exchange."""
+
+    careless = None
+
+    def forward(self, x):
+        if self.training and self.careless is not None:
+            self.careless()
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("how", ["removed", "no buffer any more", "replaced", "of another dtype"])
+def test_a_buffer_that_a_failed_step_has_lost_is_there_again_for_the_next_one(how):
+    network = Careless()
+    learner = learner_of(network)
+    learner.step(MiniBatch(samples(8), {}, {}), strategy=Incremental())
+    before = {name: buffer.clone() for name, buffer in network.named_buffers()}
+
+    def careless():
+        if how == "removed":
+            network.first.running_mean = None
+        elif how == "no buffer any more":
+            del network.newest
+            network.newest = torch.ones(6, dtype=torch.bool)
+        elif how == "replaced":
+            network.seen = torch.zeros(3, dtype=torch.complex64)
+        else:
+            network.constant = network.constant.double()
+
+    network.careless = careless
+    assert learner.step(MiniBatch(samples(8), {}, {}), strategy=Incremental()).failed
+    network.careless = None
+    after = dict(network.named_buffers())
+    assert after.keys() == before.keys()
+    assert all(after[name].dtype == before[name].dtype for name in before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert not learner.step(MiniBatch(samples(8), {}, {}), strategy=Incremental()).trouble
 
 
 # Outputs -------------------------------------------------------------------------------------------------

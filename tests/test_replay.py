@@ -155,7 +155,7 @@ def test_a_run_that_never_ended_is_replayed_as_far_as_it_came(tmp_path, tasks):
     plan = [(0, tasks[0]), (3, TakeCheckpoint()), (9, TakeCheckpoint())]
     job = job_in(tmp_path / "run")
     with pytest.raises(CutOffError):
-        carry_out(ALONE, job, plan, cut=10)
+        carry_out(ALONE, job, plan, cut=10, checkpoints=2)
     again = job_in(tmp_path / "again")
     assert carry_out(ALONE, replace(again, replays=job.run), [])[0] == "stopped"
     compared = {each.where: each.same for each in compare_runs(job.run, again.run)}

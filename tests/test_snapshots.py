@@ -173,6 +173,14 @@ def damaged_dtype(tensors, about):
     tensors["store/rows"] = tensors["store/rows"].astype(np.int16)
 
 
+def damaged_numbers(tensors, about):
+    tensors["store/groups"] = tensors["store/groups"].astype(np.float64)
+
+
+def damaged_truth(tensors, about):
+    tensors["store/places"] = tensors["store/places"] > 0
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
@@ -183,6 +191,8 @@ def damaged_dtype(tensors, about):
         (damaged_places, "not consistent"),
         (damaged_parts, "cannot be read"),
         (damaged_dtype, "dtype 'I16'"),
+        (damaged_numbers, "dtype 'F64'"),
+        (damaged_truth, "store/places has dtype bool"),
     ],
 )
 def test_a_damaged_file_is_refused_with_its_name(tmp_path, damage, said):
