@@ -24,12 +24,9 @@ from pathlib import Path
 from rehearsal_kit.arrivals import matching, natural_key, unordered, with_digest
 from rehearsal_kit.commands import NOTE_LENGTH, Arrived, Command, FinishStream, Note, SetAside, Watch, Wish
 from rehearsal_kit.errors import NotYetError, RankError, ScanError
-from rehearsal_kit.priority import step_back
-from rehearsal_kit.scans.files import Facts, facts_of
+from rehearsal_kit.scans.files import Facts
 from rehearsal_kit.scans.hdf5 import opened
 
-LARGE_BYTES = 2**28
-"""The thread steps back behind those that train once a file as large as this has come."""
 SHORT_S = 0.5
 """A step is held up no longer for what was asked: what is read in an instant takes effect at once, in
 the order in which it was wished, and only large files come later."""
@@ -266,8 +263,6 @@ class Watcher:
             raise
         except ScanError:
             pass
-        if facts_of(arrived.path).size > LARGE_BYTES:
-            step_back()
         return with_digest(arrived, go_on=lambda: not self._ending.is_set())
 
     # What is found --------------------------------------------------------------------------------------

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import hashlib
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import h5py
+import psutil
 import pytest
 
 from rehearsal_kit.commands import Arrived, FinishStream, Note, SetAside, Skip, Watch, Wish
+from rehearsal_kit.errors import ScanError
+from rehearsal_kit.processes import words
+from rehearsal_kit.scans.files import LARGE_BYTES, digest_of
+from rehearsal_kit.scans.hashing import digest_aside
 from rehearsal_kit.watcher import Watcher
 
 DEADLINE_S = 10
@@ -215,3 +224,66 @@ def test_a_pattern_that_matches_nothing_says_so_once(tmp_path, make):
     assert "nothing has matched" in said.command.text
     whole(tmp_path / "scan_1.cxi")
     assert [type(each) for each in commands(until(watcher, 1))] == [Arrived]
+
+
+def processes_that_hash() -> list[psutil.Process]:
+    return [each for each in psutil.Process().children() if any("hashlib" in word for word in words(each))]
+
+
+def large(path) -> Arrived:
+    """Larger than what the thread reads by itself; takes no room on disk."""
+    arrived = whole(path)
+    with path.open("r+b") as file:
+        file.truncate(LARGE_BYTES + 1)
+    return arrived
+
+
+def test_a_large_file_is_hashed_by_a_process_of_its_own_that_gives_way_to_all_others(tmp_path, make):
+    watcher, arrived = make(), large(tmp_path / "large.h5")
+    watcher.ask(Wish(1, arrived))
+    found, policies = [], set()
+    deadline = time.monotonic() + 60
+    while not found and time.monotonic() < deadline:
+        for child in processes_that_hash():
+            with contextlib.suppress(ProcessLookupError):
+                policies.add(os.sched_getscheduler(child.pid))
+        found = watcher.poll()
+    assert os.SCHED_IDLE in policies
+    with open(arrived.path, "rb") as file:
+        assert found[0].command.digest == hashlib.file_digest(file, "sha256").hexdigest()
+    assert not processes_that_hash()
+
+
+def test_the_end_of_a_rank_does_not_wait_for_a_large_file(tmp_path, make):
+    watcher, arrived = make(), large(tmp_path / "large.h5")
+    os.truncate(arrived.path, 2**40)  # an hour of reading
+    watcher.ask(Wish(1, arrived))
+    deadline = time.monotonic() + 60
+    while not processes_that_hash():
+        assert not watcher.poll()
+        assert time.monotonic() < deadline
+    began = time.monotonic()
+    watcher.close()
+    assert time.monotonic() - began < 4
+    assert not processes_that_hash()
+
+
+def test_a_process_that_hashes_ends_with_the_one_that_wanted_it(tmp_path):
+    arrived = large(tmp_path / "large.h5")
+    os.truncate(arrived.path, 2**40)
+    code = "import sys; from rehearsal_kit.scans import files; files.digest_of(sys.argv[1], go_on=lambda: 1)"
+    with subprocess.Popen([sys.executable, "-c", code, arrived.path]) as wanting:
+        try:
+            deadline = time.monotonic() + 60
+            while not (hashing := psutil.Process(wanting.pid).children()):
+                assert time.monotonic() < deadline
+        finally:
+            wanting.kill()
+    assert not psutil.wait_procs(hashing, 10)[1]
+
+
+def test_a_large_file_that_cannot_be_read_is_set_aside_with_the_reason():
+    with pytest.raises(ScanError, match=r"/proc/self/mem: cannot be read: Input/output error; copy it anew"):
+        digest_of("/proc/self/mem")
+    with open("/proc/self/mem", "rb") as file, pytest.raises(OSError, match="Input/output error"):
+        digest_aside(file, go_on=lambda: True)

@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from rehearsal_kit.errors import NotYetError, ScanError
+from rehearsal_kit.scans.hashing import digest_aside
 
+LARGE_BYTES = 2**28
+"""From here on what is read beside training is hashed by a process of its own."""
 _BLOCK = 2**20
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
@@ -83,29 +86,40 @@ def facts_of(path: str | Path) -> Facts:
     return Facts.of(status)
 
 
-def digest_of(path: str | Path, *, go_on: Callable[[], bool] = lambda: True) -> tuple[str, Facts]:
+def digest_of(path: str | Path, *, go_on: Callable[[], bool] | None = None) -> tuple[str, Facts]:
     """SHA-256 of a file, in hexadecimal digits, and the facts that belong to it.
 
-    go_on: asked after every block, so that a large file does not hold up the end of a thread.
+    go_on: whether it is still wanted; asked again and again, so that a large file does not hold up the end of
+    a thread. Who gives it reads beside training: a large file then gives way to that.
 
     Raises:
         NotYetError: there is no such file, it changed while it was read, or `go_on` said no.
         ScanError: it cannot be read.
     """
-    found, block = hashlib.sha256(), bytearray(_BLOCK)
     with open_regular(path) as stream:
         before = Facts.of(os.fstat(stream.fileno()))
         try:
-            while count := stream.readinto(block):  # type: ignore[attr-defined] # a buffered reader has it
-                found.update(memoryview(block)[:count])
-                if not go_on():
-                    raise NotYetError(f"{path}: was not read to its end.")
+            if go_on is not None and before.size > LARGE_BYTES:
+                found = digest_aside(stream, go_on=go_on)
+            else:
+                found = _digest(stream, go_on or (lambda: True))
         except OSError as error:
             raise ScanError(f"{path}: cannot be read: {error.strerror}; copy it anew.") from error
         after = Facts.of(os.fstat(stream.fileno()))
+    if found is None:
+        raise NotYetError(f"{path}: was not read to its end.")
     if before != after:
         raise NotYetError(f"{path}: changed while it was read; its writer has not finished.", held=True)
-    return found.hexdigest(), after
+    return found, after
+
+
+def _digest(stream: BinaryIO, go_on: Callable[[], bool]) -> str | None:
+    found, block = hashlib.sha256(), bytearray(_BLOCK)
+    while count := stream.readinto(block):  # type: ignore[attr-defined] # a buffered reader has it
+        found.update(memoryview(block)[:count])
+        if not go_on():
+            return None
+    return found.hexdigest()
 
 
 def _require_regular(path: str | Path, status: os.stat_result) -> None:
