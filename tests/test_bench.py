@@ -11,12 +11,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import psutil
 import pytest
 import torch
 
-from rehearsal_kit.bench import beside_others, children, growth
+from rehearsal_kit import gallery
+from rehearsal_kit.bench import beside_others, children, growth, undisturbed_ranks
 from rehearsal_kit.bench.exchange_ranks import Rows, measure_exchange
 from rehearsal_kit.bench.floor import Floor
 from rehearsal_kit.bench.ours import LocalStore
@@ -41,6 +43,7 @@ from rehearsal_kit.bench.undisturbed_ranks import (
 from rehearsal_kit.bench.workload import Stream, Workload
 from rehearsal_kit.cli import main
 from rehearsal_kit.errors import RehearsalKitError
+from rehearsal_kit.gallery import Gallery
 from rehearsal_kit.groups import Groups
 from rehearsal_kit.processes import words
 
@@ -176,6 +179,31 @@ def test_undisturbed(tmp_path, capsys):
         assert ratio["low"] <= ratio["mean"] <= ratio["high"]
         assert ratio["verdict"] in ("at least 0.98", "below 0.98", "not resolved")
         assert ratio["verdict"] in said
+
+
+def no_preview(monkeypatch):
+    monkeypatch.setattr(Gallery, "refresh", lambda self, newest, step: None)
+
+
+def a_preview_that_cannot_be_made(monkeypatch):
+    monkeypatch.setattr(gallery, "_preview", lambda *_, **__: 1 / 0)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (no_preview, "1 s were not enough for previews"),
+        (a_preview_that_cannot_be_made, "has failed: that of task 0 cannot be made: ZeroDivisionError"),
+    ],
+)
+def test_beside_previews_that_never_come_nothing_is_measured(tmp_path, monkeypatch, fault, said):
+    monkeypatch.setattr(undisturbed_ranks, "ROUND", (PREVIEWS,))
+    monkeypatch.setattr(undisturbed_ranks, "LONGEST_S", 1.0)
+    fault(monkeypatch)
+    turns = replace(QUICK, folder=tmp_path)
+    undisturbed_ranks.lay_out(turns, 1)
+    with pytest.raises(RehearsalKitError, match=said):
+        undisturbed_ranks.measure_undisturbed(Groups(0, 1), turns)
 
 
 def test_a_ratio_is_to_the_blocks_before_and_after_and_the_verdict_is_honest():
