@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from rehearsal_kit.rank_records import LeaseTaken
 from rehearsal_kit.run_folder import Ledger, RunFolder, read_ledger
 from rehearsal_kit.settings import Recovery, Rehearsal, Training
 from rehearsal_kit.strategies.dark import DERpp
+from rehearsal_kit.telemetry import Record
 from rehearsal_kit.telemetry import to_plain as to_plain_record
 from rehearsal_kit.tensor_tasks import split_classes, write_task
 from rehearsal_kit.timeline import Timeline
@@ -184,6 +185,14 @@ def carry_out(
         return rank.run(), timeline
     finally:
         mailbox.close()
+
+
+def written(run: RunFolder, records: Iterable[Record]) -> None:
+    """Append these to the timeline of a run, as its rank 0 would."""
+    ledger = Ledger(run.timeline, durable=False)
+    for record in records:
+        ledger.append(to_plain_record(record))
+    ledger.close()
 
 
 def weights_of(job: Job) -> dict[str, torch.Tensor]:

@@ -34,11 +34,6 @@ time.sleep(100)
 
 
 @pytest.fixture
-def run(tmp_path):
-    return RunFolder(tmp_path / "run").create()
-
-
-@pytest.fixture
 def holder(run):
     """Another process that holds the lease."""
     process = subprocess.Popen([sys.executable, "-c", HOLDS, str(run.path)], stdout=subprocess.PIPE)
