@@ -68,6 +68,22 @@ class Net(torch.nn.Module):
         return self.layers(image)
 
 
+class Meanwhile(Net):
+    """Lets something happen elsewhere while a training step is taken.
+
+    step: counted from 0, in this process.
+    """
+
+    def __init__(self, step: int, happens: Callable[[], object]) -> None:
+        super().__init__()
+        self.step, self.happens = step, happens
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        if self.training and self.steps == self.step:
+            self.happens()
+        return super().forward(image)
+
+
 def until(holds: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 60
     while not holds():

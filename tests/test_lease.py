@@ -11,7 +11,17 @@ import sys
 import threading
 
 import pytest
-from runkit import ALONE, CutOffError, Net, carry_out, class_tasks, job_in, job_in_existing, same, weights_of
+from runkit import (
+    ALONE,
+    CutOffError,
+    Meanwhile,
+    carry_out,
+    class_tasks,
+    job_in,
+    job_in_existing,
+    same,
+    weights_of,
+)
 
 from rehearsal_kit.attaching import attach, resume
 from rehearsal_kit.checkpoint import find_checkpoints
@@ -240,25 +250,11 @@ def test_a_rank_without_the_lease_writes_nothing_at_all(tmp_path):
         carry_out(ALONE, job, [], lease=lease.token)
 
 
-class Taking(Net):
-    """Another cluster takes the folder over at a step: the lease that it was under is gone."""
-
-    def __init__(self, run, *, at):
-        super().__init__()
-        self.run, self.at = run, at
-
-    def forward(self, image):
-        out = super().forward(image)
-        if self.steps == self.at:
-            (self.run.path / "lease.json").unlink(missing_ok=True)
-        return out
-
-
 def test_a_rank_that_loses_the_lease_ends_and_completes_no_checkpoint(tmp_path):
     tasks = class_tasks(tmp_path / "tasks", tasks=2, each=2000)
     job = job_in(tmp_path / "run")
     lease = RunLease.take(job.run, place=PLACE)
-    network = Taking(job.run, at=20)
+    network = Meanwhile(19, (job.run.path / "lease.json").unlink)  # another cluster takes the folder over
     # The checkpoint comes before the ranks look again, so that it is its own look that counts.
     plan = [*[(0, task) for task in tasks], (0, FinishStream()), (20, TakeCheckpoint())]
     with pytest.raises(LeaseError, match="lost to somebody else"):

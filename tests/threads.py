@@ -97,11 +97,6 @@ class World:
         self.training.break_up(reason)
         self.background.break_up(reason)
 
-    @property
-    def broken(self) -> str:
-        """Why nobody can be reached any more; empty while all can."""
-        return self.training.broken
-
     def run(self, work: Callable[[ThreadGroups], Any]) -> list[Any]:
         """`work(groups)` on every rank; results in order of rank, or the exceptions that ended them."""
         results: list[Any] = [None] * self.ranks
