@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from runkit import (
     same,
     weights_of,
 )
+from threads import beside
 
 from rehearsal_kit.attaching import attach, resume
 from rehearsal_kit.checkpoint import find_checkpoints
@@ -47,11 +49,14 @@ time.sleep(100)
 def holder(run):
     """Another process that holds the lease."""
     process = subprocess.Popen([sys.executable, "-c", HOLDS, str(run.path)], stdout=subprocess.PIPE)
-    assert process.stdout.readline() == b"held\n"
-    yield process
-    process.kill()
-    process.wait()
-    process.stdout.close()
+    try:
+        assert select.select([process.stdout], [], [], 60)[0], "it has not taken the lease"
+        assert process.stdout.readline() == b"held\n"
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
 
 
 def forged(run, *, old_s=0.0, **process):
@@ -93,7 +98,7 @@ def test_the_lease_of_a_killed_process_is_taken_at_once(run, holder):
     with pytest.raises(LeaseError, match=f"process {holder.pid} "):
         RunLease.take(run, place=PLACE)
     holder.send_signal(signal.SIGKILL)
-    holder.wait()
+    holder.wait(60)
     require_free(run)
     lease = RunLease.take(run, place=PLACE)
     with pytest.raises(LeaseError, match="ab12cd34"):
@@ -198,7 +203,7 @@ def test_who_lost_the_lease_notices_and_does_not_end_that_of_the_next(run):
 
 def test_of_many_that_take_it_at_once_one_does(run):
     forged(run, old_s=2 * GONE_S)  # and all find one that is gone
-    leases, refused, gate = [], [], threading.Barrier(8)
+    leases, refused, gate = [], [], threading.Barrier(8, timeout=30)
 
     def take():
         gate.wait()
@@ -207,14 +212,14 @@ def test_of_many_that_take_it_at_once_one_does(run):
         except LeaseError as error:
             refused.append(error)
 
-    at_once(take, 8)
+    beside([take] * 8, within_s=60)
     assert (len(leases), len(refused)) == (1, 7)
     leases[0].beat()
     leases[0].release()
 
 
 def test_of_many_sessions_in_a_new_folder_one_is_made(tmp_path):
-    made, refused, gate = [], [], threading.Barrier(8)
+    made, refused, gate = [], [], threading.Barrier(8, timeout=30)
 
     def create():
         gate.wait()
@@ -223,16 +228,8 @@ def test_of_many_sessions_in_a_new_folder_one_is_made(tmp_path):
         except RunFolderError as error:
             refused.append(error)
 
-    at_once(create, 8)
+    beside([create] * 8, within_s=60)
     assert (len(made), len(refused)) == (1, 7)
-
-
-def at_once(work, count):
-    threads = [threading.Thread(target=work) for _ in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
 
 
 # Ranks ---------------------------------------------------------------------------------------------------
@@ -320,13 +317,13 @@ def test_a_new_file_is_never_one_that_is_there(run):
     first.unlink()
     third = run.new_task()
     assert len({first, second, third}) == 3
-    names, gate = [], threading.Barrier(8)
+    names, gate = [], threading.Barrier(8, timeout=30)
 
     def new():
         gate.wait()
         names.append(run.new_task())
 
-    at_once(new, 8)
+    beside([new] * 8, within_s=60)
     assert len(set(names)) == 8
     assert all(path.stat().st_mode & 0o077 == 0 for path in names)
 

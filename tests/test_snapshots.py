@@ -353,7 +353,7 @@ def test_a_store_that_changes_faster_than_it_is_read_waits_for_the_reader_and_fo
         frozen.keep(every)
         rows[every] = -1
 
-    thread = threading.Thread(target=change)
+    thread = threading.Thread(target=change, daemon=True)
     thread.start()
     read, most = [], 0
     for begin in range(0, 100, 5):
