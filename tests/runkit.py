@@ -22,7 +22,7 @@ from rehearsal_kit.rank_records import LeaseTaken
 from rehearsal_kit.run_folder import Ledger, RunFolder, read_ledger
 from rehearsal_kit.settings import Recovery, Rehearsal, Training
 from rehearsal_kit.strategies.dark import DERpp
-from rehearsal_kit.telemetry import Record
+from rehearsal_kit.telemetry import Record, TaskArrived
 from rehearsal_kit.telemetry import to_plain as to_plain_record
 from rehearsal_kit.tensor_tasks import split_classes, write_task
 from rehearsal_kit.timeline import Timeline
@@ -201,6 +201,14 @@ def carry_out(
         return rank.run(), timeline
     finally:
         mailbox.close()
+
+
+def arrived(task: int, name: str = "", branch: int = 0, *, training: int = 160) -> TaskArrived:
+    """Rank 0 tells of a task; its name is "scan" and its number where it has none."""
+    return TaskArrived(
+        step=0, task=task, name=name or f"scan {task}", path="/p", training=training, watched=2, test=2,
+        skipped=0, simulated=True, branch=branch,
+    )  # fmt: skip
 
 
 def written(run: RunFolder, records: Iterable[Record]) -> None:

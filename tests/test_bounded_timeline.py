@@ -8,7 +8,7 @@ import pytest
 import scanned
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runkit import written
+from runkit import arrived, written
 
 from rehearsal_kit.bench.long_runs import LongRun
 from rehearsal_kit.comparison import Outcome
@@ -27,7 +27,6 @@ from rehearsal_kit.telemetry import (
     Noted,
     StateChanged,
     Steps,
-    TaskArrived,
     TaskBegan,
     TaskEnded,
     TaskSetAside,
@@ -53,13 +52,6 @@ def applied(
     return Applied(
         rank=0, step=step, number=number, kind=kind, settings={"batch": batch, "strategy": "ER"}, digest="d",
         refused=refused, branch=branch,
-    )  # fmt: skip
-
-
-def arrived(task: int, name: str = "", branch: int = 0) -> TaskArrived:
-    return TaskArrived(
-        step=0, task=task, name=name or f"scan {task}", path="/p", training=8, watched=2, test=2, skipped=0,
-        simulated=True, branch=branch,
     )  # fmt: skip
 
 
