@@ -6,21 +6,17 @@ import functools
 import importlib.util
 import json
 import math
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from dataclasses import replace
 
 import psutil
 import pytest
 import torch
 
-from rehearsal_kit import gallery
-from rehearsal_kit.bench import beside_others, children, growth, undisturbed_ranks
+from rehearsal_kit.bench import beside_others, growth
 from rehearsal_kit.bench.exchange_ranks import Rows, measure_exchange
 from rehearsal_kit.bench.floor import Floor
 from rehearsal_kit.bench.ours import LocalStore
@@ -32,20 +28,16 @@ from rehearsal_kit.bench.strategy_costs import strategy_costs
 from rehearsal_kit.bench.strategy_ranks import Turns, measure_turns
 from rehearsal_kit.bench.subjects import Ptychography, ResNet18
 from rehearsal_kit.bench.table import Table
-from rehearsal_kit.bench.undisturbed import QUICK, Undisturbed
+from rehearsal_kit.bench.undisturbed import QUICK
 from rehearsal_kit.bench.undisturbed_ranks import (
     ARRIVAL,
     CHECKPOINT,
     NOTHING,
     PREVIEWS,
     ROUND,
-    Block,
-    Measurement,
 )
 from rehearsal_kit.bench.workload import Stream, Workload
 from rehearsal_kit.cli import main
-from rehearsal_kit.errors import RehearsalKitError
-from rehearsal_kit.gallery import Gallery
 from rehearsal_kit.groups import Groups
 from rehearsal_kit.processes import words
 
@@ -183,47 +175,6 @@ def test_undisturbed(tmp_path, capsys):
         assert ratio["verdict"] in said
 
 
-def no_preview(monkeypatch):
-    monkeypatch.setattr(Gallery, "refresh", lambda self, newest, step: None)
-
-
-def a_preview_that_cannot_be_made(monkeypatch):
-    monkeypatch.setattr(gallery, "_preview", lambda *_, **__: 1 / 0)
-
-
-@pytest.mark.parametrize(
-    ("fault", "said"),
-    [
-        (no_preview, "1 s were not enough for previews"),
-        (a_preview_that_cannot_be_made, "has failed: that of task 0 cannot be made: ZeroDivisionError"),
-    ],
-)
-def test_beside_previews_that_never_come_nothing_is_measured(tmp_path, monkeypatch, fault, said):
-    monkeypatch.setattr(undisturbed_ranks, "ROUND", (PREVIEWS,))
-    monkeypatch.setattr(undisturbed_ranks, "LONGEST_S", 1.0)
-    fault(monkeypatch)
-    turns = replace(QUICK, folder=tmp_path)
-    undisturbed_ranks.lay_out(turns, 1)
-    with pytest.raises(RehearsalKitError, match=said):
-        undisturbed_ranks.measure_undisturbed(Groups(0, 1), turns)
-
-
-def test_a_ratio_is_to_the_blocks_before_and_after_and_the_verdict_is_honest():
-    def found(*rates: float) -> Undisturbed:
-        kinds = [*ROUND * QUICK.rounds, NOTHING]
-        blocks = tuple(Block(kind, 10, 10 / rate) for kind, rate in zip(kinds, rates, strict=True))
-        return Undisturbed(QUICK, 2, Measurement(blocks, 2**20))
-
-    #         -   A   -   P   -   C   -   A   -   P   -   C   -
-    seen = found(10, 5, 10, 10, 10, 10, 20, 10, 20, 19, 20, 4, 20)
-    assert seen.ratios(ARRIVAL) == pytest.approx([0.5, 0.5])
-    assert seen.ratios(PREVIEWS) == pytest.approx([1.0, 0.95])
-    assert seen.ratios(CHECKPOINT) == pytest.approx([10 / 15, 0.2])
-    assert seen.verdict(ARRIVAL) == "below 0.98"
-    assert seen.verdict(PREVIEWS) == "not resolved"
-    assert found(*[10.0] * 13).verdict(CHECKPOINT) == "at least 0.98"
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -267,47 +218,6 @@ def wait_for_children(process: psutil.Process) -> list[psutil.Process]:
 
 
 # Its parts ------------------------------------------------------------------------------------------------
-
-
-def refuse(groups: Groups) -> int:
-    if groups.rank:
-        raise ValueError("this rank will not")
-    return groups.sum(torch.ones(1)).item()
-
-
-def vanish() -> None:
-    os._exit(3)
-
-
-def stay() -> None:
-    threading.Event().wait()
-
-
-def test_a_rank_that_fails_ends_the_others():
-    with pytest.raises(RehearsalKitError, match="this rank will not"):
-        children.on_ranks(["cpu", "cpu"], refuse)
-
-
-def test_a_child_that_vanishes_is_noticed():
-    with pytest.raises(RehearsalKitError, match="without an answer"):
-        children.in_child(vanish)
-
-
-def test_a_child_that_does_not_answer_in_time_is_ended_and_said(monkeypatch):
-    monkeypatch.setattr(children, "LONGEST_S", 1.0)
-    with pytest.raises(RehearsalKitError, match="1 of 1 measuring processes have not answered for 1 s"):
-        children.in_child(stay)
-
-
-def test_those_that_have_answered_in_time_are_not_among_those_that_have_not():
-    (answering, sending), (silent, kept_open) = (multiprocessing.Pipe(duplex=False) for _ in range(2))
-    with answering, sending, silent, kept_open:
-        sending.send((5, ""))
-        with pytest.raises(RehearsalKitError, match="1 of 2 measuring processes have not answered for 0 s"):
-            children._collected({answering: 0, silent: 1}, longest_s=0.1)
-        sending.send((5, ""))
-        kept_open.send((6, ""))
-        assert children._collected({answering: 0, silent: 1}, longest_s=60) == [5, 6]
 
 
 def test_the_floor_accepts_with_the_probability_of_a_reservoir():
