@@ -10,6 +10,8 @@ import psutil
 import pytest
 import torch
 
+from rehearsal_kit.run_folder import RunFolder
+
 pytest.register_assert_rewrite("faultkit")  # it says what has to hold, and so has to say what does not
 GRACE_S = 10.0
 # Kept for good by libraries, one of each per process: Dask's event loops and executors, tqdm's monitor.
@@ -95,6 +97,12 @@ def leaves_nothing_behind():
         time.sleep(0.05)
     assert not _threads() - threads
     assert not _processes(processes) - processes
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A new run folder, in which nothing has happened yet."""
+    return RunFolder(tmp_path / "run").create()
 
 
 @pytest.fixture(scope="module", params=[1, 2, 4], ids="{} ranks".format)

@@ -7,7 +7,7 @@ import gc
 import psutil
 
 from rehearsal_kit.bench.history import Reading
-from rehearsal_kit.bench.long_runs import LongRun
+from rehearsal_kit.bench.long_runs import EACH, LongRun
 from rehearsal_kit.history import History
 from rehearsal_kit.reporter import Reporter
 from rehearsal_kit.results import checkpoints_table, results_table
@@ -41,8 +41,8 @@ def live_through(run: RunFolder, story: LongRun, *, looks: int) -> tuple[float, 
     end = resident()
     assert lines == [told - 1]
     assert len(history.timeline) == told
-    assert dict(panel.line.facts)["step"] == str(20 * story.steps)
-    assert sum(record.count for record in history.timeline.records(Steps)) == 20 * story.steps
+    assert dict(panel.line.facts)["step"] == str(EACH * story.steps)
+    assert sum(record.count for record in history.timeline.records(Steps)) == EACH * story.steps
     panel.close()
     later = History(run)
     later.catch_up()

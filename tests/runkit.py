@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from rehearsal_kit.rank_records import LeaseTaken
 from rehearsal_kit.run_folder import Ledger, RunFolder, read_ledger
 from rehearsal_kit.settings import Recovery, Rehearsal, Training
 from rehearsal_kit.strategies.dark import DERpp
+from rehearsal_kit.telemetry import Record, TaskArrived
 from rehearsal_kit.telemetry import to_plain as to_plain_record
 from rehearsal_kit.tensor_tasks import split_classes, write_task
 from rehearsal_kit.timeline import Timeline
@@ -65,6 +66,22 @@ class Net(torch.nn.Module):
         if self.cut is not None and self.steps > self.cut:
             raise CutOffError
         return self.layers(image)
+
+
+class Meanwhile(Net):
+    """Lets something happen elsewhere while a training step is taken.
+
+    step: counted from 0, in this process.
+    """
+
+    def __init__(self, step: int, happens: Callable[[], object]) -> None:
+        super().__init__()
+        self.step, self.happens = step, happens
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        if self.training and self.steps == self.step:
+            self.happens()
+        return super().forward(image)
 
 
 def until(holds: Callable[[], bool]) -> None:
@@ -184,6 +201,22 @@ def carry_out(
         return rank.run(), timeline
     finally:
         mailbox.close()
+
+
+def arrived(task: int, name: str = "", branch: int = 0, *, training: int = 160) -> TaskArrived:
+    """Rank 0 tells of a task; its name is "scan" and its number where it has none."""
+    return TaskArrived(
+        step=0, task=task, name=name or f"scan {task}", path="/p", training=training, watched=2, test=2,
+        skipped=0, simulated=True, branch=branch,
+    )  # fmt: skip
+
+
+def written(run: RunFolder, records: Iterable[Record]) -> None:
+    """Append these to the timeline of a run, as its rank 0 would."""
+    ledger = Ledger(run.timeline, durable=False)
+    for record in records:
+        ledger.append(to_plain_record(record))
+    ledger.close()
 
 
 def weights_of(job: Job) -> dict[str, torch.Tensor]:

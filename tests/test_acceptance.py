@@ -16,16 +16,11 @@ from rehearsal_kit.coordinator import Coordinator
 from rehearsal_kit.lease import BEAT_S, LeaseWatch
 from rehearsal_kit.orders import RunOrder
 from rehearsal_kit.rank_records import LeaseTaken
-from rehearsal_kit.run_folder import Ledger, RunFolder, read_ledger
+from rehearsal_kit.run_folder import Ledger, read_ledger
 from rehearsal_kit.telemetry import Applied, Noted
 from rehearsal_kit.telemetry import to_plain as to_plain_record
 
 A, B = "client-a/1", "client-b/1"
-
-
-@pytest.fixture
-def run(tmp_path):
-    return RunFolder(tmp_path / "run").create()
 
 
 @pytest.fixture
@@ -141,8 +136,8 @@ class Hosts:
     deaf: whether rank 0 takes no mail.
     """
 
-    def __init__(self, workers=1):
-        self.workers = {f"w{n}": SimpleNamespace(name=n, host="h") for n in range(workers)}
+    def __init__(self):
+        self.workers = {"w0": SimpleNamespace(name=0, host="h")}
         self.told, self.orders, self.mail = [], [], []
         self.outcome, self.deaf, self.beats = "", False, 0
 

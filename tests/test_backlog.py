@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from runkit import arrived
 
 from rehearsal_kit.backlog import backlog
 from rehearsal_kit.telemetry import (
@@ -11,19 +12,11 @@ from rehearsal_kit.telemetry import (
     CheckpointTaken,
     StateChanged,
     Steps,
-    TaskArrived,
     TaskBegan,
     TaskEnded,
     TaskSetAside,
 )
 from rehearsal_kit.timeline import Timeline
-
-
-def arrived(task: int, training: int = 160, name: str = "") -> TaskArrived:
-    return TaskArrived(
-        step=0, task=task, name=name or f"scan {task}", path="/p", training=training, watched=2, test=2,
-        skipped=0, simulated=True,
-    )  # fmt: skip
 
 
 def in_force(step: int = 0, **settings: float | str) -> Applied:

@@ -16,7 +16,7 @@ import psutil
 import pytest
 import torch
 
-from rehearsal_kit.bench import beside_others, children, growth
+from rehearsal_kit.bench import beside_others, growth
 from rehearsal_kit.bench.exchange_ranks import Rows, measure_exchange
 from rehearsal_kit.bench.floor import Floor
 from rehearsal_kit.bench.ours import LocalStore
@@ -28,19 +28,16 @@ from rehearsal_kit.bench.strategy_costs import strategy_costs
 from rehearsal_kit.bench.strategy_ranks import Turns, measure_turns
 from rehearsal_kit.bench.subjects import Ptychography, ResNet18
 from rehearsal_kit.bench.table import Table
-from rehearsal_kit.bench.undisturbed import QUICK, Undisturbed
+from rehearsal_kit.bench.undisturbed import QUICK
 from rehearsal_kit.bench.undisturbed_ranks import (
     ARRIVAL,
     CHECKPOINT,
     NOTHING,
     PREVIEWS,
     ROUND,
-    Block,
-    Measurement,
 )
 from rehearsal_kit.bench.workload import Stream, Workload
 from rehearsal_kit.cli import main
-from rehearsal_kit.errors import RehearsalKitError
 from rehearsal_kit.groups import Groups
 from rehearsal_kit.processes import words
 
@@ -178,22 +175,6 @@ def test_undisturbed(tmp_path, capsys):
         assert ratio["verdict"] in said
 
 
-def test_a_ratio_is_to_the_blocks_before_and_after_and_the_verdict_is_honest():
-    def found(*rates: float) -> Undisturbed:
-        kinds = [*ROUND * QUICK.rounds, NOTHING]
-        blocks = tuple(Block(kind, 10, 10 / rate) for kind, rate in zip(kinds, rates, strict=True))
-        return Undisturbed(QUICK, 2, Measurement(blocks, 2**20))
-
-    #         -   A   -   P   -   C   -   A   -   P   -   C   -
-    seen = found(10, 5, 10, 10, 10, 10, 20, 10, 20, 19, 20, 4, 20)
-    assert seen.ratios(ARRIVAL) == pytest.approx([0.5, 0.5])
-    assert seen.ratios(PREVIEWS) == pytest.approx([1.0, 0.95])
-    assert seen.ratios(CHECKPOINT) == pytest.approx([10 / 15, 0.2])
-    assert seen.verdict(ARRIVAL) == "below 0.98"
-    assert seen.verdict(PREVIEWS) == "not resolved"
-    assert found(*[10.0] * 13).verdict(CHECKPOINT) == "at least 0.98"
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -237,26 +218,6 @@ def wait_for_children(process: psutil.Process) -> list[psutil.Process]:
 
 
 # Its parts ------------------------------------------------------------------------------------------------
-
-
-def refuse(groups: Groups) -> int:
-    if groups.rank:
-        raise ValueError("this rank will not")
-    return groups.sum(torch.ones(1)).item()
-
-
-def vanish() -> None:
-    os._exit(3)
-
-
-def test_a_rank_that_fails_ends_the_others():
-    with pytest.raises(RehearsalKitError, match="this rank will not"):
-        children.on_ranks(["cpu", "cpu"], refuse)
-
-
-def test_a_child_that_vanishes_is_noticed():
-    with pytest.raises(RehearsalKitError, match="without an answer"):
-        children.in_child(vanish)
 
 
 def test_the_floor_accepts_with_the_probability_of_a_reservoir():

@@ -8,6 +8,7 @@ import pytest
 import scanned
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from runkit import arrived, written
 
 from rehearsal_kit.bench.long_runs import LongRun
 from rehearsal_kit.comparison import Outcome
@@ -16,7 +17,7 @@ from rehearsal_kit.history import History
 from rehearsal_kit.rank_records import GenerationBegan, Joined
 from rehearsal_kit.record_store import NEWEST
 from rehearsal_kit.results import checkpoints_table, results_table
-from rehearsal_kit.run_folder import Ledger, RunFolder
+from rehearsal_kit.run_folder import RunFolder
 from rehearsal_kit.telemetry import (
     Applied,
     BranchBegan,
@@ -26,12 +27,10 @@ from rehearsal_kit.telemetry import (
     Noted,
     StateChanged,
     Steps,
-    TaskArrived,
     TaskBegan,
     TaskEnded,
     TaskSetAside,
     TasksReordered,
-    to_plain,
 )
 from rehearsal_kit.thinning import POINTS, WHOLE, merged, steps_before
 from rehearsal_kit.timeline import Timeline
@@ -53,13 +52,6 @@ def applied(
     return Applied(
         rank=0, step=step, number=number, kind=kind, settings={"batch": batch, "strategy": "ER"}, digest="d",
         refused=refused, branch=branch,
-    )  # fmt: skip
-
-
-def arrived(task: int, name: str = "", branch: int = 0) -> TaskArrived:
-    return TaskArrived(
-        step=0, task=task, name=name or f"scan {task}", path="/p", training=8, watched=2, test=2, skipped=0,
-        simulated=True, branch=branch,
     )  # fmt: skip
 
 
@@ -168,20 +160,13 @@ def test_every_moment_of_a_run_that_was_rolled_back_twice():
 @given(st.lists(one_record(), max_size=40), st.integers(0, 40))
 def test_a_cache_and_the_lines_after_it_say_the_same(tmp_path_factory, records, place):
     run = RunFolder(tmp_path_factory.mktemp("runs") / "run").create()
-    write(run, records[:place])
+    written(run, records[:place])
     condense(run.timeline)
-    write(run, records[place:])
+    written(run, records[place:])
     history = History(run)
     history.catch_up()
     says_what_scanning_says(history.timeline, scanned.without_what_was_left(records))
     assert len(history.timeline) == len(records)
-
-
-def write(run: RunFolder, records) -> None:
-    ledger = Ledger(run.timeline, durable=False)
-    for record in records:
-        ledger.append(to_plain(record))
-    ledger.close()
 
 
 def long_story(tasks: int = 6, each: int = 900) -> list:
@@ -284,9 +269,9 @@ def test_checkpoints_that_went_do_not_come_back_in_a_long_run():
 
 
 @pytest.fixture
-def run(tmp_path):
-    run = RunFolder(tmp_path / "run").create()
-    write(run, LongRun(2_000, 8).records())
+def run(run):
+    """A longer one, with its cache."""
+    written(run, LongRun(2_000, 8).records())
     condense(run.timeline)
     return run
 
@@ -295,7 +280,7 @@ def test_a_kernel_that_begins_with_the_cache_sees_the_same_run(run, caplog):
     whole, history = Timeline.load(run.timeline), History(run)
     run.timeline.write_bytes(b"")  # nothing of it is read again
     assert begin(run.timeline, Timeline()).trouble  # but then the cache is not trusted either
-    write(run, whole.records())
+    written(run, whole.records())
     history.catch_up()
     assert not caplog.records
     assert results_table(history.timeline).equals(results_table(whole))
@@ -308,7 +293,7 @@ def test_a_kernel_that_begins_with_the_cache_sees_the_same_run(run, caplog):
 
 def test_the_cache_is_private_and_made_of_what_it_was_before(run):
     assert condensed_path(run.timeline).stat().st_mode & 0o777 == 0o600
-    write(run, [Noted(step=0, text="more", time=0.0)])
+    written(run, [Noted(step=0, text="more", time=0.0)])
     condense(run.timeline)
     timeline = Timeline()
     lines = begin(run.timeline, timeline).lines
@@ -348,7 +333,7 @@ def test_a_cache_that_is_not_as_it_was_written_is_ignored_and_said(run, spoil, c
 
 def test_the_cache_of_another_run_is_ignored_and_said(run, tmp_path, caplog):
     other = RunFolder(tmp_path / "other").create()
-    write(other, [Joined(rank=0, ranks=1, device="cpu", process=1, time=0.0), *LongRun(3_000, 8).records()])
+    written(other, [Joined(rank=0, ranks=1, device="cpu", process=1, time=0.0), *LongRun(3_000, 8).records()])
     condensed_path(run.timeline).rename(condensed_path(other.timeline))
     history = History(other)
     history.catch_up()

@@ -7,19 +7,22 @@ import re
 
 import pytest
 import torch
-from runkit import ALONE, Net, carry_out, class_tasks, job_in, job_in_existing
+from runkit import ALONE, CutOffError, Net, carry_out, class_tasks, job_in, job_in_existing
 
 from rehearsal_kit.check import dry_run, known_tasks, require_sound
-from rehearsal_kit.commands import Arrived, FinishStream, Resume, Steer, Watch
+from rehearsal_kit.checkpoint import find_checkpoints
+from rehearsal_kit.commands import Arrived, FinishStream, Resume, Steer, TakeCheckpoint, Watch
 from rehearsal_kit.errors import SettingsError
 from rehearsal_kit.room import available_bytes
+from rehearsal_kit.run_folder import read_ledger
 from rehearsal_kit.session import Session
 from rehearsal_kit.settings import Rehearsal, Training
 from rehearsal_kit.strategies.references import Incremental
 from rehearsal_kit.strategies.replay import AGEM, ER
 from rehearsal_kit.strategies.strategy import Strategy
-from rehearsal_kit.telemetry import Applied, Noted, StateChanged, TaskEnded, TaskSetAside
+from rehearsal_kit.telemetry import Applied, Noted, Restored, StateChanged, TaskEnded, TaskSetAside
 from rehearsal_kit.tensor_tasks import TensorTask, write_task
+from rehearsal_kit.timeline import Timeline
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +178,10 @@ class Stumbling(Net):
         return super().forward(image)
 
 
+ASIDE = 21
+"""The step before which the task of `with_nothing` is set aside; the one before it has 18."""
+
+
 def with_nothing(tasks, folder):
     """The tasks, and between them one with a vector of nothing among its last samples."""
     image, label = torch.ones(20, 6), torch.arange(20) % 2
@@ -196,10 +203,40 @@ def test_an_error_of_one_task_sets_it_aside_and_the_run_goes_on_as_without_it(tm
     assert "ArithmeticError: a vector of nothing" in aside.reason
     assert "rank 0, " in aside.reason
     assert [record.task for record in timeline.records(TaskEnded)] == [0, 2]
-    # Another generation from the last checkpoint, or from none, comes to the same.
-    again = job_in(tmp_path / "again")
-    assert carry_out(ALONE, again, plan, network=Stumbling())[0] == "finished"
-    assert (again.run.weights).read_bytes() == job.run.weights.read_bytes()
+
+
+@pytest.mark.parametrize("taken", [None, ASIDE - 1, ASIDE + 2], ids=["none", "before it", "after it"])
+def test_a_task_that_was_set_aside_stays_so_where_a_run_goes_on_from_a_checkpoint_or_none(
+    tmp_path, tasks, taken
+):
+    plan = [(0, command) for command in (*with_nothing(tasks, tmp_path), FinishStream())]
+    whole = job_in(tmp_path / "whole")
+    carry_out(ALONE, whole, plan, network=Stumbling())
+    job, checkpoints = job_in(tmp_path / "run"), [] if taken is None else [(taken, TakeCheckpoint())]
+    with pytest.raises(CutOffError):
+        carry_out(
+            ALONE,
+            job,
+            [*plan, *checkpoints],
+            network=Stumbling(),
+            cut=ASIDE + 6,
+            checkpoints=len(checkpoints),
+        )
+    assert len(find_checkpoints(job.run.checkpoints)) == len(checkpoints)
+    (before,) = asides(job)
+    assert (before["task"], before["step"]) == (1, ASIDE)
+    assert carry_out(ALONE, job, [*plan, *checkpoints], network=Stumbling(), generation=2)[0] == "finished"
+    assert asides(job) == [before]
+    timeline = Timeline.load(job.run.timeline)
+    (begun,) = timeline.records(Restored)
+    assert begun.step == (taken or 0)
+    assert [record.task for record in timeline.records(TaskSetAside)] == [1]
+    assert [record.task for record in timeline.records(TaskEnded)] == [0, 2]
+    assert job.run.weights.read_bytes() == whole.run.weights.read_bytes()
+
+
+def asides(job):
+    return [entry for entry in read_ledger(job.run.effects) if entry["kind"] == "SetAside"]
 
 
 def test_an_error_that_does_not_come_again_costs_nothing(tmp_path, tasks):

@@ -15,7 +15,7 @@ from runkit import (
     ALONE,
     FEATURES,
     CutOffError,
-    Net,
+    Meanwhile,
     carry_out,
     class_tasks,
     job_in,
@@ -45,19 +45,6 @@ from rehearsal_kit.telemetry import (
 )
 from rehearsal_kit.timeline import Timeline
 from rehearsal_kit.widgets.status import tasks_html
-
-
-class Meanwhile(Net):
-    """Lets something happen elsewhere while a training step is taken."""
-
-    def __init__(self, step, happens) -> None:
-        super().__init__()
-        self.step, self.happens = step, happens
-
-    def forward(self, image):
-        if self.training and self.steps == self.step:
-            self.happens()
-        return super().forward(image)
 
 
 def ended(timeline) -> list[int]:

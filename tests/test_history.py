@@ -7,27 +7,16 @@ import random
 from dataclasses import replace
 
 import pytest
+from runkit import written
 
 from rehearsal_kit.history import EARLY, History
 from rehearsal_kit.rank_records import GenerationBegan, Joined
 from rehearsal_kit.record_lines import BLOCK, lines_backwards
-from rehearsal_kit.run_folder import Ledger, RunFolder
+from rehearsal_kit.run_folder import Ledger
 from rehearsal_kit.telemetry import Noted, StateChanged, to_plain
 from rehearsal_kit.timeline import Timeline
 
 NOTES = [Noted(step=number, text=f"note {number}", time=float(number)) for number in range(6)]
-
-
-@pytest.fixture
-def run(tmp_path):
-    return RunFolder(tmp_path / "run").create()
-
-
-def written(run, records):
-    ledger = Ledger(run.timeline, durable=False)
-    for record in records:
-        ledger.append(to_plain(record))
-    ledger.close()
 
 
 def test_what_is_told_in_order_needs_no_file(run):

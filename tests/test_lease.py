@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -11,7 +12,18 @@ import sys
 import threading
 
 import pytest
-from runkit import ALONE, CutOffError, Net, carry_out, class_tasks, job_in, job_in_existing, same, weights_of
+from runkit import (
+    ALONE,
+    CutOffError,
+    Meanwhile,
+    carry_out,
+    class_tasks,
+    job_in,
+    job_in_existing,
+    same,
+    weights_of,
+)
+from threads import beside
 
 from rehearsal_kit.attaching import attach, resume
 from rehearsal_kit.checkpoint import find_checkpoints
@@ -34,19 +46,17 @@ time.sleep(100)
 
 
 @pytest.fixture
-def run(tmp_path):
-    return RunFolder(tmp_path / "run").create()
-
-
-@pytest.fixture
 def holder(run):
     """Another process that holds the lease."""
     process = subprocess.Popen([sys.executable, "-c", HOLDS, str(run.path)], stdout=subprocess.PIPE)
-    assert process.stdout.readline() == b"held\n"
-    yield process
-    process.kill()
-    process.wait()
-    process.stdout.close()
+    try:
+        assert select.select([process.stdout], [], [], 60)[0], "it has not taken the lease"
+        assert process.stdout.readline() == b"held\n"
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
 
 
 def forged(run, *, old_s=0.0, **process):
@@ -88,7 +98,7 @@ def test_the_lease_of_a_killed_process_is_taken_at_once(run, holder):
     with pytest.raises(LeaseError, match=f"process {holder.pid} "):
         RunLease.take(run, place=PLACE)
     holder.send_signal(signal.SIGKILL)
-    holder.wait()
+    holder.wait(60)
     require_free(run)
     lease = RunLease.take(run, place=PLACE)
     with pytest.raises(LeaseError, match="ab12cd34"):
@@ -193,7 +203,7 @@ def test_who_lost_the_lease_notices_and_does_not_end_that_of_the_next(run):
 
 def test_of_many_that_take_it_at_once_one_does(run):
     forged(run, old_s=2 * GONE_S)  # and all find one that is gone
-    leases, refused, gate = [], [], threading.Barrier(8)
+    leases, refused, gate = [], [], threading.Barrier(8, timeout=30)
 
     def take():
         gate.wait()
@@ -202,14 +212,14 @@ def test_of_many_that_take_it_at_once_one_does(run):
         except LeaseError as error:
             refused.append(error)
 
-    at_once(take, 8)
+    beside([take] * 8, within_s=60)
     assert (len(leases), len(refused)) == (1, 7)
     leases[0].beat()
     leases[0].release()
 
 
 def test_of_many_sessions_in_a_new_folder_one_is_made(tmp_path):
-    made, refused, gate = [], [], threading.Barrier(8)
+    made, refused, gate = [], [], threading.Barrier(8, timeout=30)
 
     def create():
         gate.wait()
@@ -218,16 +228,8 @@ def test_of_many_sessions_in_a_new_folder_one_is_made(tmp_path):
         except RunFolderError as error:
             refused.append(error)
 
-    at_once(create, 8)
+    beside([create] * 8, within_s=60)
     assert (len(made), len(refused)) == (1, 7)
-
-
-def at_once(work, count):
-    threads = [threading.Thread(target=work) for _ in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
 
 
 # Ranks ---------------------------------------------------------------------------------------------------
@@ -245,25 +247,11 @@ def test_a_rank_without_the_lease_writes_nothing_at_all(tmp_path):
         carry_out(ALONE, job, [], lease=lease.token)
 
 
-class Taking(Net):
-    """Another cluster takes the folder over at a step: the lease that it was under is gone."""
-
-    def __init__(self, run, *, at):
-        super().__init__()
-        self.run, self.at = run, at
-
-    def forward(self, image):
-        out = super().forward(image)
-        if self.steps == self.at:
-            (self.run.path / "lease.json").unlink(missing_ok=True)
-        return out
-
-
 def test_a_rank_that_loses_the_lease_ends_and_completes_no_checkpoint(tmp_path):
     tasks = class_tasks(tmp_path / "tasks", tasks=2, each=2000)
     job = job_in(tmp_path / "run")
     lease = RunLease.take(job.run, place=PLACE)
-    network = Taking(job.run, at=20)
+    network = Meanwhile(19, (job.run.path / "lease.json").unlink)  # another cluster takes the folder over
     # The checkpoint comes before the ranks look again, so that it is its own look that counts.
     plan = [*[(0, task) for task in tasks], (0, FinishStream()), (20, TakeCheckpoint())]
     with pytest.raises(LeaseError, match="lost to somebody else"):
@@ -329,13 +317,13 @@ def test_a_new_file_is_never_one_that_is_there(run):
     first.unlink()
     third = run.new_task()
     assert len({first, second, third}) == 3
-    names, gate = [], threading.Barrier(8)
+    names, gate = [], threading.Barrier(8, timeout=30)
 
     def new():
         gate.wait()
         names.append(run.new_task())
 
-    at_once(new, 8)
+    beside([new] * 8, within_s=60)
     assert len(set(names)) == 8
     assert all(path.stat().st_mode & 0o077 == 0 for path in names)
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from runkit import arrived
 
 from rehearsal_kit.bench.long_runs import LongRun
 from rehearsal_kit.errors import SessionError
@@ -29,7 +30,6 @@ from rehearsal_kit.telemetry import (
     NotKept,
     StateChanged,
     Steps,
-    TaskArrived,
     TaskBegan,
     TaskEnded,
     TaskSetAside,
@@ -129,12 +129,6 @@ def preview(name: str, fields: tuple[str, ...], words: str = "") -> Preview:
 def applied(number: int, **values: object) -> Applied:
     given = {"rank": 0, "step": 7, "kind": "Steer", "digest": "d", "settings": {"learning_rate": 1e-3}}
     return Applied(number=number, **{**given, **values})
-
-
-def arrived(task: int, name: str = "scan") -> TaskArrived:
-    return TaskArrived(
-        step=0, task=task, name=name, path="/p", training=8, watched=2, test=2, skipped=0, simulated=True
-    )
 
 
 def steps(first: int, task: int, losses: tuple[float, ...]) -> Steps:
@@ -746,7 +740,7 @@ def test_a_run_without_branches_has_no_legend():
 
 def test_a_skipped_task_keeps_its_number_in_the_list():
     aside = TaskSetAside(step=0, name="scan", path="/p", reason="skipped by a person")
-    html = tasks_html(Timeline([arrived(0), aside]))
+    html = tasks_html(Timeline([arrived(0, "scan"), aside]))
     assert html.count("scan") == 1
     assert "0 scan" in html
     assert "skipped by a person" in html

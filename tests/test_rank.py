@@ -258,11 +258,9 @@ def on_this_rank(groups: Groups, folder: str, wishes: list[str]):
     return outcome, weights, applied
 
 
-def test_two_ranks_apply_commands_at_the_same_step_and_end_with_the_same_weights(tmp_path, scans):
+def test_two_ranks_apply_commands_at_the_same_step_and_end_with_the_same_weights(tmp_path, run, scans):
     from rehearsal_kit.commands import Wish
-    from rehearsal_kit.run_folder import RunFolder
 
-    run = RunFolder(tmp_path / "run").create()
     commands = [*scans[:2], Steer(representatives=2), FinishStream()]
     wishes = [Wish(number, command).to_json() for number, command in enumerate(commands, 1)]
     first, second = on_ranks(2, tmp_path, on_this_rank, str(run.path), wishes)

@@ -7,7 +7,7 @@ import resource
 import signal
 
 import pytest
-from runkit import Net, carry_out, class_tasks, job_in
+from runkit import Net, carry_out, class_tasks, job_in, written
 
 from rehearsal_kit.bench.long_runs import LongRun
 from rehearsal_kit.commands import FinishStream
@@ -15,7 +15,7 @@ from rehearsal_kit.condensed import condensed_path
 from rehearsal_kit.groups import Groups
 from rehearsal_kit.history import History
 from rehearsal_kit.reporter import Reporter
-from rehearsal_kit.run_folder import Ledger, RunFolder, read_ledger
+from rehearsal_kit.run_folder import Ledger, read_ledger
 from rehearsal_kit.settings import Recovery
 from rehearsal_kit.telemetry import (
     CheckpointTaken,
@@ -24,17 +24,11 @@ from rehearsal_kit.telemetry import (
     Restored,
     Steps,
     TaskEnded,
-    to_plain,
 )
 from rehearsal_kit.timeline import Timeline
 from rehearsal_kit.timeline_file import EVERY
 from rehearsal_kit.told import Told
 from rehearsal_kit.widgets.status import banner
-
-
-@pytest.fixture
-def run(tmp_path):
-    return RunFolder(tmp_path / "run").create()
 
 
 def note(number: int) -> Noted:
@@ -118,13 +112,6 @@ def test_damaged_lines_do_not_end_a_generation_that_begins_with_them(tmp_path):
 
 
 # A longer run -------------------------------------------------------------------------------------------
-
-
-def written(run: RunFolder, records) -> None:
-    ledger = Ledger(run.timeline, durable=False)
-    for record in records:
-        ledger.append(to_plain(record))
-    ledger.close()
 
 
 def taken(number: int) -> CheckpointTaken:

@@ -14,6 +14,7 @@ from runkit import (
     ALONE,
     TRAINING,
     CutOffError,
+    Meanwhile,
     Net,
     Planned,
     carry_out,
@@ -166,7 +167,7 @@ class Closing(Planned):
 
     def __init__(self, *arguments, at, **named):
         super().__init__(*arguments, **named)
-        self.at, self.left = at, 2
+        self.at = at
 
     def empty(self):
         if self.rank.step >= self.at:
@@ -454,32 +455,20 @@ def test_data_that_came_after_the_checkpoint_and_are_gone_do_not_end_the_run(tmp
     assert [record.branch for record in ended] == [1, 1]
 
 
-class Moving(Net):
-    """Somebody moves a file away while a step is trained."""
-
-    def __init__(self, path, at):
-        super().__init__()
-        self.path, self.at = Path(path), at
-
-    def forward(self, image):
-        if self.training and self.steps == self.at:
-            self.path.rename(self.path.with_suffix(".archived"))
-        return super().forward(image)
-
-
 def test_training_from_scratch_goes_on_with_the_tasks_that_can_be_read(tmp_path):
     some = own_tasks(tmp_path / "tasks")
     plan = [*[(0, task) for task in some[:3]], (0, FinishStream())]
     changes = {"strategy": FromScratch(), "training": replace(TRAINING, evaluated=0)}
     job = job_in(tmp_path / "run", **changes)
-    network = Moving(some[0].path, at=STEPS + 5)
+    path = Path(some[0].path)
+    network = Meanwhile(STEPS + 5, lambda: path.rename(path.with_suffix(".archived")))
     outcome, timeline = carry_out(ALONE, job, plan, network=network)
     assert outcome == "finished"
     assert [record.steps for record in timeline.records(TaskBegan)] == [STEPS, 2 * STEPS, 2 * STEPS]
     assert [record.task for record in timeline.records(TaskEnded)] == [0, 1, 2]
     assert [entry["task"] for entry in read_ledger(job.run.effects) if entry["kind"] == "SetAside"] == [0]
     # Once the file is back, a replay leaves it out all the same.
-    Path(some[0].path).with_suffix(".archived").rename(some[0].path)
+    path.with_suffix(".archived").rename(path)
     again = job_in(tmp_path / "again", **changes)
     carry_out(ALONE, replace(again, replays=job.run), [])
     assert [each for each in compare_runs(job.run, again.run) if not each.same] == []

@@ -116,7 +116,7 @@ def test_the_beamline_writes_scans_that_open(tmp_path):
 def test_the_beamline_stops_when_told(tmp_path):
     stop = threading.Event()
     beamline = Beamline(folder=tmp_path, scans=3, interval_s=1000)
-    thread = threading.Thread(target=beamline.run, args=(stop,))
+    thread = threading.Thread(target=beamline.run, args=(stop,), daemon=True)
     thread.start()
     stop.set()
     thread.join(20)

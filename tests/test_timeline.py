@@ -7,6 +7,7 @@ import queue
 
 import pytest
 from ranks import small_job
+from runkit import arrived
 from tqdm import tqdm
 
 from rehearsal_kit.commands import (
@@ -36,20 +37,12 @@ from rehearsal_kit.telemetry import (
     Evaluated,
     Noted,
     Steps,
-    TaskArrived,
     TaskBegan,
     TaskEnded,
     TaskSetAside,
     TasksReordered,
 )
 from rehearsal_kit.timeline import Timeline
-
-
-def arrived(task: int, name: str = "", branch: int = 0) -> TaskArrived:
-    return TaskArrived(
-        step=0, task=task, name=name or f"scan {task}", path="/p", training=8, watched=2, test=2, skipped=0,
-        simulated=True, branch=branch,
-    )  # fmt: skip
 
 
 def steps(first: int, *losses: float, branch: int = 0) -> Steps:

@@ -8,8 +8,10 @@ generator.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +23,24 @@ from rehearsal_kit.groups import Groups
 
 COLLECTIVE_S = 30.0
 """Longer than anything that one rank does between two collectives."""
+
+
+def beside(works: Sequence[Callable[[], object]], *, within_s: float) -> None:
+    """Do all of these at the same time, each in a thread of its own; AssertionError if one hangs.
+
+    The threads are daemons: one that hangs fails its test, and does not keep the process from its end.
+    """
+    threads = [
+        threading.Thread(target=work, name=f"beside-{number}", daemon=True)
+        for number, work in enumerate(works)
+    ]
+    deadline = time.monotonic() + within_s
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    hanging = [thread.name for thread in threads if thread.is_alive()]
+    assert not hanging, f"{hanging} of {len(threads)} hang after {within_s:g} s"
 
 
 class KilledError(BaseException):
@@ -97,11 +117,6 @@ class World:
         self.training.break_up(reason)
         self.background.break_up(reason)
 
-    @property
-    def broken(self) -> str:
-        """Why nobody can be reached any more; empty while all can."""
-        return self.training.broken
-
     def run(self, work: Callable[[ThreadGroups], Any]) -> list[Any]:
         """`work(groups)` on every rank; results in order of rank, or the exceptions that ended them."""
         results: list[Any] = [None] * self.ranks
@@ -116,14 +131,7 @@ class World:
                 results[rank] = error
                 self.end(f"rank {rank} failed")
 
-        threads = [
-            threading.Thread(target=one, args=(rank,), name=f"rank-{rank}") for rank in range(self.ranks)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(2 * COLLECTIVE_S)
-            assert not thread.is_alive(), "a rank hangs"
+        beside([functools.partial(one, rank) for rank in range(self.ranks)], within_s=2 * COLLECTIVE_S)
         return results
 
 

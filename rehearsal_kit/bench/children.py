@@ -93,7 +93,7 @@ def _together(calls: Sequence[Call]) -> list[Any]:
                 with imports_not_from_here():
                     process.start()
             processes.append(process)
-        results = _collected(answers)
+        results = _collected(answers, LONGEST_S)
         grace = GRACE_S
     finally:
         for process in processes:
@@ -106,17 +106,17 @@ def _together(calls: Sequence[Call]) -> list[Any]:
     return results
 
 
-def _collected(answers: dict[Connection, int]) -> list[Any]:
+def _collected(answers: dict[Connection, int], longest_s: float) -> list[Any]:
     # After a first failure the others are given a moment: one that only lost its partner may be the first
     # to say so. Then they are ended.
     results: dict[int, Any] = {}
     errors: dict[int, str] = {}
     while len(results) + len(errors) < len(answers):
         silent = [c for c, number in answers.items() if number not in results and number not in errors]
-        ready = wait(silent, GRACE_S if errors else LONGEST_S)
+        ready = wait(silent, GRACE_S if errors else longest_s)
         if not ready and not errors:
             raise RehearsalKitError(
-                f"{len(silent)} of {len(answers)} measuring processes have not answered for {LONGEST_S:.0f} "
+                f"{len(silent)} of {len(answers)} measuring processes have not answered for {longest_s:.0f} "
                 "s, and were ended; is the machine busy with something else? Try --quick."
             )
         if not ready:

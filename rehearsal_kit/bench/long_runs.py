@@ -26,7 +26,9 @@ from rehearsal_kit.timeline_file import EVERY
 
 EACH = 20
 """Steps in a record."""
-CHECKPOINT = 240
+PER_S = 4
+"""Records of steps in a second."""
+CHECKPOINT = 60 * PER_S
 """Records of steps between two checkpoints: a minute."""
 AHEAD = 50
 """Tasks that have arrived and wait."""
@@ -40,7 +42,7 @@ class LongRun:
     """How much there is to tell."""
 
     steps: int
-    """Records of steps; four come a second."""
+    """Records of steps."""
     tasks: int
 
     def records(self) -> Iterator[Record]:
@@ -54,7 +56,7 @@ class LongRun:
             first, end = told, self.steps * (task + 1) // self.tasks
             yield StateChanged(step=first * EACH, state="running")
             yield from _evaluated(task, after=UNTRAINED, step=first * EACH, splits=("test",))
-            yield TaskBegan(step=first * EACH, task=task, steps=(end - first) * EACH, time=first / 4)
+            yield TaskBegan(step=first * EACH, task=task, steps=(end - first) * EACH, time=first / PER_S)
             for told in range(first, end):
                 yield _steps(told, task)
                 if told % CHECKPOINT == 0:
@@ -63,7 +65,7 @@ class LongRun:
             told = end
             for each in sorted({max(0, task - 7 * back) for back in range(EARLIER)} | {0, task}):
                 yield from _evaluated(each, after=task, step=end * EACH, splits=("watched", "test"))
-            yield TaskEnded(step=end * EACH, task=task, seconds=(end - first) / 4, time=end / 4)
+            yield TaskEnded(step=end * EACH, task=task, seconds=(end - first) / PER_S, time=end / PER_S)
 
     def write(self, path: Path) -> None:
         """As rank 0 would have: with a cache that lacks the last EVERY lines, the most that it ever does."""
@@ -93,13 +95,13 @@ def _steps(number: int, task: int) -> Steps:
         first=first,
         task=task,
         losses=tuple(0.1 + (first + i) * 7919 % 1000 / 1e4 for i in range(EACH)),
-        seconds=0.25,
+        seconds=1 / PER_S,
         waited=0.01,
         hidden=0.1,
         representatives=8 * EACH,
         remote=4 * EACH,
         stored=2000,
-        time=number / 4,
+        time=number / PER_S,
         terms={"augmented": 0.1},
         busy=(0.2, 0.2),
     )
@@ -120,7 +122,7 @@ def _evaluated(task: int, *, after: int, step: int, splits: tuple[str, ...]) -> 
 
 
 def _checkpoint(number: int, step: int) -> Iterator[Record]:
-    yield CheckpointTaken(step=step, checkpoint=number, weights="0" * 16, time=step / 80)
+    yield CheckpointTaken(step=step, checkpoint=number, weights="0" * 16, time=step / (EACH * PER_S))
     yield _in_force(step, 0)
     gone = (number - ON_DISK,) if number > ON_DISK else ()
     yield CheckpointKept(checkpoint=number, bytes=10**8, seconds=2.0, error=0.1, removed=gone)

@@ -97,7 +97,8 @@ class Undisturbed:
             f"Blocks of {self.turns.steps} steps or more, in turns with blocks without disturbance, of",
             f"{_rate(still):.1f} steps/s; a ratio is to those before and after. Interval: Student's t over",
             f"{self.turns.rounds} rounds. s: how long a block is; with arrivals and checkpoints it lasts",
-            "until they are over. What arrives has no blocks on disk: it is hashed, but not fetched.",
+            "until they are over, with previews until one came. What arrives has no blocks on disk: it is",
+            "hashed, but not fetched.",
         )
         lines = tuple(self.line(name) for name in (ARRIVAL, PREVIEWS, CHECKPOINT))
         return Table(f"Training beside something else; ranks: {self.ranks}", columns, lines, notes)

@@ -23,6 +23,7 @@ from rehearsal_kit.strategies.replay import ER
 from rehearsal_kit.telemetry import (
     CheckpointFailed,
     CheckpointKept,
+    NotKept,
     Record,
     TaskArrived,
     TaskBegan,
@@ -121,7 +122,10 @@ def measure_undisturbed(groups: Groups, turns: Turns) -> Measurement:
     )
     rank = Rank(job, groups, mailbox=mailbox, publish=mailbox.hear)
     mailbox.gallery = rank.gallery
-    rank.run()
+    try:
+        rank.run()
+    finally:
+        mailbox.close()
     return Measurement(tuple(mailbox.blocks), mailbox.shard_bytes)
 
 
@@ -175,11 +179,17 @@ class _Mailbox:
         """The next wish."""
         return self._wishes.pop(0).to_json()
 
+    def close(self) -> None:
+        """Nothing disturbs any more."""
+        if self._asking is not None:
+            self._asking.end()
+
     def hear(self, record: Record, line: int | None) -> None:
         """What rank 0 tells: a disturbance may be over."""
         if isinstance(record, CheckpointKept):
             self.shard_bytes = max(self.shard_bytes, record.bytes)
-        if isinstance(record, (CheckpointFailed, TaskSetAside)):
+        # A block beside something that did not happen would be taken for one that it does not slow down.
+        if isinstance(record, (CheckpointFailed, TaskSetAside, NotKept)) and record.reason:
             raise RehearsalKitError(f"what was to disturb has failed: {record.reason}")
         self._trains |= isinstance(record, TaskBegan)
         wanted = {ARRIVAL: TaskArrived, CHECKPOINT: CheckpointKept}.get(self._present)
@@ -191,13 +201,18 @@ class _Mailbox:
             return
         if self._present:
             self._steps += 1
-            if self._steps < self._turns.steps or not (self._over or self._present in (NOTHING, PREVIEWS)):
+            if self._steps < self._turns.steps or not self._happened():
                 if now - self._began > LONGEST_S:
-                    raise RehearsalKitError(f"{self._present} is not over after {LONGEST_S:.0f} s.")
+                    raise RehearsalKitError(f"{LONGEST_S:.0f} s were not enough for {self._present}.")
                 return
             self._end(now)
         if now >= self._free:
             self._begin(now)
+
+    def _happened(self) -> bool:
+        if self._present == PREVIEWS:
+            return self._asking is not None and self._asking.came
+        return self._over or self._present == NOTHING
 
     def _end(self, now: float) -> None:
         self.blocks.append(Block(self._present, self._steps, now - self._began))
@@ -226,9 +241,15 @@ class _Asking:
 
     def __init__(self, gallery: Gallery) -> None:
         self._gallery = gallery
+        self._before = gallery.newest(None)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._ask, name="asking", daemon=True)
         self._thread.start()
+
+    @property
+    def came(self) -> bool:
+        """Whether there is a preview that was not there before."""
+        return self._gallery.newest(None) is not self._before
 
     def end(self) -> None:
         """Look no longer."""
