@@ -72,7 +72,7 @@ class Acceptance:
             try:
                 self._ledger.append({"time": time.time(), **owned})
             except OSError as error:
-                return self._refusal(new[place:], f"it cannot be written down: {error}")
+                return self._refusal(new[place:], f"it cannot be written down: {error}; make room, and ask again")
             self._newest[holder] = wish["number"]
             self.waiting.append(json.dumps(owned))
         return ""

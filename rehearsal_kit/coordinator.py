@@ -95,7 +95,10 @@ class Coordinator(SchedulerPlugin):
     # Asked by kernels -----------------------------------------------------------------------------------
 
     def begin(self, plain: dict[str, Any], wishes: list[str], *, holder: str) -> str:
-        """Run this, with these first wishes; returns why not. Asked again, it answers again."""
+        """Run this, with these first wishes; returns why not. Asked again, it answers again.
+
+        A run that is refused leaves nothing behind: its folder is free, and none of its wishes is waited for.
+        """
         order = RunOrder(**plain)
         if order.topic in self._runs:
             return ""
@@ -112,12 +115,17 @@ class Coordinator(SchedulerPlugin):
         except LeaseError as error:
             return str(error)
         except OSError as error:
-            return f"the scheduler cannot write to the run folder: {error}"
+            return (
+                f"the scheduler cannot write to the run folder {order.run}: {error}. It has to lie on a file "
+                "system that kernel and scheduler share, with room on it."
+            )
+        if refused := run.acceptance.accept(wishes, holder):
+            run.close()  # the kernel takes the run for one that never began: nobody would steer or end it
+            return f"{refused} So the run has not begun; rk.resume({order.run!r}, cluster) tries again."
         self._runs[order.topic] = run
         self._tell(run, LeaseTaken(holder=holder, time=time.time()))
-        refused = run.acceptance.accept(wishes, holder)
         run.tasks = [asyncio.create_task(self._drive(run)), asyncio.create_task(self._keep_lease(run))]
-        return refused
+        return ""
 
     async def post(self, topic: str, wishes: list[str], holder: str) -> str:
         """Pass wishes on to rank 0, once they are written down; returns why not."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,7 @@ from runkit import ALONE, KERNEL, CutOffError, carry_out, class_tasks, job_in, s
 from rehearsal_kit.acceptance import Acceptance
 from rehearsal_kit.commands import Arrived, FinishStream, Note, Stop, TakeCheckpoint, Wish, to_plain
 from rehearsal_kit.coordinator import Coordinator
-from rehearsal_kit.lease import BEAT_S, LeaseWatch
+from rehearsal_kit.lease import BEAT_S, LeaseWatch, require_free
 from rehearsal_kit.orders import RunOrder
 from rehearsal_kit.rank_records import LeaseTaken
 from rehearsal_kit.run_folder import Ledger, RunFolder, read_ledger
@@ -329,3 +330,43 @@ def test_a_path_of_the_run_folder_is_written_down_by_its_place_in_there(tmp_path
     assert effects == ["tasks/0.h5"]
     state = json.loads(next(job.run.checkpoints.rglob("state.json")).read_text())
     assert state["stream"][0][0]["path"] == "tasks/0.h5"
+
+
+def test_a_run_whose_first_wishes_cannot_be_written_down_has_not_begun(run, monkeypatch):
+    """Its kernel says that it failed: going on without it, it would hold the folder and train nothing."""
+
+    async def story():
+        hosts = Hosts()
+        async with coordinated(hosts) as coordinator:
+            with monkeypatch.context() as full:
+                full.setattr(Ledger, "append", no_room)
+                for _ in range(2):  # asked again, it answers again
+                    refused = coordinator.begin(order_for(run), [wish(1)], holder=A)
+                    assert "Note (no. 1)" in refused
+                    assert "has not begun" in refused
+            require_free(run)
+            assert coordinator.look(str(run.path), A) is None
+            assert not hosts.told
+            assert coordinator.begin(order_for(run), [wish(1)], holder=A) == ""
+            await soon(lambda: hosts.mail)
+        assert written(run) == [(A, 1)]
+
+    asyncio.run(story())
+
+
+def test_a_run_whose_ledgers_cannot_be_opened_leaves_no_file_open(run):
+    run.generations.symlink_to("nowhere")  # links are not followed
+
+    async def story():
+        async with coordinated(Hosts()) as coordinator:
+            coordinator.begin(order_for(run), [], holder=A)
+            before = set(os.listdir("/proc/self/fd"))
+            assert "cannot write to the run folder" in coordinator.begin(order_for(run), [], holder=A)
+            assert set(os.listdir("/proc/self/fd")) == before
+        require_free(run)
+
+    asyncio.run(story())
+
+
+def no_room(*_):
+    raise OSError(28, "No space left on device")
