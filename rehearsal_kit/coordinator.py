@@ -20,7 +20,7 @@ from distributed import Scheduler
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 from rehearsal_kit.crew import Crew
-from rehearsal_kit.errors import LeaseError
+from rehearsal_kit.errors import LeaseError, said
 from rehearsal_kit.lease import BEAT_S
 from rehearsal_kit.orders import CLOSING_TOPIC, Order, RunOrder
 from rehearsal_kit.patience import Patience
@@ -213,7 +213,7 @@ class Coordinator(SchedulerPlugin):
         except asyncio.CancelledError:
             raise
         except Exception as error:
-            self._give_up(run, f"the coordinator failed: {type(error).__name__}: {error}")
+            self._give_up(run, f"the coordinator failed: {said(error)}")
         self._forget(run)
 
     def _forget(self, run: Watched) -> None:
