@@ -97,13 +97,17 @@ class Cluster:
                     found.append(psutil.Process(process))
         return found
 
+    def disconnect(self) -> None:
+        """Close the connection of this process and leave the cluster running, whoever started it."""
+        with _without_cancelled():
+            self.client.close()
+
     def close(self) -> None:
         """End a cluster of ours with everything that runs on it; from another one only disconnect."""
         if self._server is not None and not self._server.is_here:
             with contextlib.suppress(OSError, RuntimeError, ClusterGoneError):  # it may go while we ask
                 ask_scheduler(self.client, tell_to_stop)
-        with _without_cancelled():
-            self.client.close()
+        self.disconnect()
         if self._server is not None:
             self._server.end()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import secrets
 import time
@@ -19,6 +20,7 @@ from typing import Any
 from distributed import Scheduler
 from distributed.diagnostics.plugin import SchedulerPlugin
 
+from rehearsal_kit.acceptance import refusal, too_late
 from rehearsal_kit.crew import Crew
 from rehearsal_kit.errors import LeaseError, said
 from rehearsal_kit.lease import BEAT_S
@@ -102,14 +104,8 @@ class Coordinator(SchedulerPlugin):
         order = RunOrder(**plain)
         if order.topic in self._runs:
             return ""
-        if order.ranks < 1:
-            return "this cluster has no worker, so there is no rank to start; is it about to end?"
-        for run in self._runs.values():
-            if not run.outcome:
-                return (
-                    f"this cluster trains for {run.order.run} already; close that session first, attach to "
-                    "it by rk.attach(...), or start a second cluster."
-                )
+        if unfit := self._unfit(order):
+            return unfit
         try:
             run = Watched.begun(order, holder)
         except LeaseError as error:
@@ -127,11 +123,24 @@ class Coordinator(SchedulerPlugin):
         run.tasks = [asyncio.create_task(self._drive(run)), asyncio.create_task(self._keep_lease(run))]
         return ""
 
+    def _unfit(self, order: RunOrder) -> str:
+        """Why this cluster can begin no run now; empty if it can."""
+        if order.ranks < 1:
+            return "this cluster has no worker, so there is no rank to start; is it about to end?"
+        for run in self._runs.values():
+            if not run.outcome:
+                return (
+                    f"this cluster trains for {run.order.run} already; close that session first, attach to "
+                    f"it by rk.attach({run.order.run!r}), or start a second cluster."
+                )
+        return ""
+
     async def post(self, topic: str, wishes: list[str], holder: str) -> str:
         """Pass wishes on to rank 0, once they are written down; returns why not."""
         run = self._runs.get(topic)
         if run is None or run.outcome:
-            return f"not accepted: the run is {'not known here' if run is None else run.outcome}."
+            known = "not known on this cluster any more" if run is None else run.outcome
+            return refusal([json.loads(text) for text in wishes], too_late(known))
         refused = run.acceptance.accept(wishes, holder)
         await self._deliver(run)
         return refused
@@ -153,7 +162,9 @@ class Coordinator(SchedulerPlugin):
 
     def lease(self, topic: str, holder: str, take: bool) -> bool:
         """Whether this kernel may steer from now on: if nobody does, or it takes over."""
-        run = self._runs[topic]
+        run = self._runs.get(topic)
+        if run is None:  # over, and forgotten since this kernel has asked for it
+            return False
         # Of a run that is over nothing is written down any more: its folder may be another cluster's by now.
         if not run.outcome and run.acceptance.take(holder, even_if_held=take):
             self._tell(run, LeaseTaken(holder=holder, time=time.time()))

@@ -275,7 +275,8 @@ def test_a_run_that_is_over_can_be_gone_on_with_by_whoever_hears_of_it(run):
             await soon(lambda: hosts.orders)
             hosts.outcome = "finished"
             await soon(lambda: hosts.told[-1]["record"] == "RunOver")
-            assert "finished" in await first.post("rehearsal-kit/1", [wish(1)], A)
+            said = await first.post("rehearsal-kit/1", [wish(1)], A)
+            assert said.startswith("not accepted: Note (no. 1). It came too late: this run is finished; rk.")
             assert second.begin(order_for(run), [], holder=B) == ""
             lines = len(read_ledger(run.generations))
             first.lease("rehearsal-kit/1", B, take=True)  # somebody attaches to the one that is over
