@@ -17,13 +17,12 @@ from pathlib import Path
 from types import TracebackType
 
 import psutil
-import torch
 from distributed import Client
 
 from rehearsal_kit.cluster_calls import ask_identity, ask_scheduler, ask_workers
 from rehearsal_kit.cluster_server import ClusterAddress, ClusterFiles, ClusterOrder, tell_to_stop
 from rehearsal_kit.code_folders import offered
-from rehearsal_kit.devices import choose_devices
+from rehearsal_kit.devices import choose_devices, rank_device
 from rehearsal_kit.errors import ClusterError, ClusterGoneError
 from rehearsal_kit.identity import ProcessIdentity
 from rehearsal_kit.interfaces import interface_named, is_loopback
@@ -283,7 +282,7 @@ def tell_process() -> tuple[str, int]:
 
 def tell_device() -> str:
     """What a rank on this worker would train on: "cuda" or "cpu"."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return rank_device().partition(":")[0]
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from distributed import Worker
 from distributed.comm.addressing import get_address_host
 from distributed.diagnostics.plugin import WorkerPlugin
 
+from rehearsal_kit.devices import rank_device
 from rehearsal_kit.errors import (
     ClusterError,
     LeaseError,
@@ -187,7 +188,7 @@ class RankHost(WorkerPlugin):
         order, weights = hosted.order, ""
         outcome = "failed"
         try:
-            device = "cuda:0" if torch.cuda.is_available() else "cpu"
+            device = rank_device()
             job: Job = pickle.loads(order.job)  # noqa: S301 - from the kernel that runs this cluster
             meeting = Meeting(
                 rendezvous=Path(order.rendezvous),
