@@ -334,14 +334,14 @@ class Coordinator(SchedulerPlugin):
         self._over(run, "failed", reason + tried)
 
     def _over(self, run: Watched, outcome: str, error: str) -> None:
-        record, line = RunOver(outcome=outcome, error=error, time=time.time()), None
-        try:
-            line = self._write(run, record)
-        except OSError as full:  # people are told all the same
-            LOG.warning("the end of the run in %s could not be written down: %s", run.folder.path, full)
+        record = RunOver(outcome=outcome, error=error, time=time.time())
+        line = self._write(run, record)
         run.outcome = outcome
-        run.close()  # before anybody hears of it, who may want to go on with the run at once
-        self._scheduler.log_event(run.order.topic, {"told": to_plain(record), "line": line})
+        try:
+            run.close()  # before anybody hears of it, who may want to go on with the run at once
+        except OSError as away:  # what has ended well has not failed because its lease stays behind
+            LOG.warning("the lease on %s could not be given back: %s", run.folder.path, away)
+        self._publish(run, record, line)
 
     # Talking --------------------------------------------------------------------------------------------
 
@@ -359,12 +359,17 @@ class Coordinator(SchedulerPlugin):
                 del waiting[: len(wishes)]
 
     def _tell(self, run: Watched, record: Record) -> None:
-        try:
-            line = self._write(run, record)
-        except OSError as error:  # a full disk: those who listen must hear of it all the same
-            line = None
-            LOG.warning("%s cannot be written: %s", run.folder.generations, error)
-        self._scheduler.log_event(run.order.topic, {"told": to_plain(record), "line": line})
+        self._publish(run, record, self._write(run, record))
 
     def _write(self, run: Watched, record: Record) -> int | None:
-        return None if run.lost else run.ledger.append(to_plain(record))
+        """The line at which it stands in the ledger of generations; None where it cannot be written there."""
+        if run.lost:
+            return None
+        try:
+            return run.ledger.append(to_plain(record))
+        except OSError as error:  # a full disk: those who listen must hear of it all the same
+            LOG.warning("%s cannot be written: %s", run.folder.generations, error)
+            return None
+
+    def _publish(self, run: Watched, record: Record, line: int | None) -> None:
+        self._scheduler.log_event(run.order.topic, {"told": to_plain(record), "line": line})
