@@ -14,7 +14,7 @@ from runkit import ALONE, KERNEL, CutOffError, carry_out, class_tasks, job_in, s
 from rehearsal_kit.acceptance import Acceptance
 from rehearsal_kit.commands import Arrived, FinishStream, Note, Stop, TakeCheckpoint, Wish, to_plain
 from rehearsal_kit.coordinator import Coordinator
-from rehearsal_kit.lease import BEAT_S, LeaseWatch, require_free
+from rehearsal_kit.lease import BEAT_S, LeaseWatch, RunLease, require_free
 from rehearsal_kit.orders import RunOrder
 from rehearsal_kit.rank_records import LeaseTaken
 from rehearsal_kit.run_folder import Ledger, RunFolder, read_ledger
@@ -371,3 +371,21 @@ def test_a_run_whose_ledgers_cannot_be_opened_leaves_no_file_open(run):
 
 def no_room(*_):
     raise OSError(28, "No space left on device")
+
+
+def test_a_run_that_ended_well_has_not_failed_because_its_lease_stays_behind(run, monkeypatch):
+    """The file system is away for a moment."""
+
+    async def story():
+        hosts = Hosts()
+        async with coordinated(hosts) as coordinator:
+            coordinator.begin(order_for(run), [], holder=A)
+            await soon(lambda: hosts.orders)
+            with monkeypatch.context() as away:
+                away.setattr(RunLease, "release", no_room)
+                hosts.outcome = "finished"
+                await soon(lambda: hosts.told[-1]["record"] == "RunOver")
+                await asyncio.sleep(0.1)
+            assert [told["outcome"] for told in hosts.told if told["record"] == "RunOver"] == ["finished"]
+
+    asyncio.run(story())
