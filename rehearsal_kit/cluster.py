@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import secrets
+import shutil
 import socket
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import psutil
 from distributed import Client
@@ -33,6 +35,18 @@ from rehearsal_kit.trust import read_trusted, require_private_folder, security_o
 
 CONNECT_TIMEOUT_S = 30.0
 REACH_TIMEOUT_S = 10.0
+
+
+class _Connection(Client):
+    """A client that leaves no thread and no file open where it cannot connect, as Dask's own does."""
+
+    def __init__(self, address: str, **options: Any) -> None:
+        try:
+            super().__init__(address, **options)
+        except BaseException:
+            with contextlib.suppress(AttributeError):  # not even a loop was made
+                self._loop_runner.stop()
+            raise
 
 
 class Cluster:
@@ -154,10 +168,7 @@ def start_cluster(
         code=offered(code),
     )
     files = ClusterFiles(folder=clusters_folder() / secrets.token_hex(4))
-    files.folder.mkdir(mode=0o700)
-    write_key(files.key)
-    write_private(files.order, json.dumps(asdict(order)))
-    write_private(files.starter, json.dumps(asdict(ProcessIdentity.of_this())))
+    _lay_out(files, order)
     server = start_server(files)
     try:
         return _connect_to(server, timeout_s=CONNECT_TIMEOUT_S)
@@ -321,6 +332,24 @@ def _words_of_another(names: Sequence[str]) -> str:
     )
 
 
+def _lay_out(files: ClusterFiles, order: ClusterOrder) -> None:
+    """Write what the server of a new cluster reads."""
+    with contextlib.ExitStack() as undone:
+        # No key of a cluster that never was stays behind.
+        undone.callback(shutil.rmtree, files.folder, ignore_errors=True)
+        try:
+            files.folder.mkdir(mode=0o700)
+            write_key(files.key)
+            write_private(files.order, json.dumps(asdict(order)))
+            write_private(files.starter, json.dumps(asdict(ProcessIdentity.of_this())))
+        except OSError as error:
+            raise ClusterError(
+                f"the files of a cluster cannot be written to {files.folder}: {error}. Make room there, or "
+                "have REHEARSAL_KIT_HOME name another folder of yours."
+            ) from error
+        undone.pop_all()
+
+
 def _reach_own(files: ClusterFiles) -> Cluster:
     if not files.address.exists():
         raise ClusterGoneError("its folder is not there any more")
@@ -343,7 +372,7 @@ def _connect_to(server: ServerProcess, *, timeout_s: float) -> Cluster:
 def _open(address: str, key: Path | None, *, timeout_s: float) -> Client:
     security = None if key is None else security_of(key)
     try:
-        return Client(address, security=security, set_as_default=False, timeout=f"{timeout_s}s")
+        return _Connection(address, security=security, set_as_default=False, timeout=f"{timeout_s}s")
     except OSError as error:
         hint = "" if key is None else untimely(key, datetime.now(UTC)) or "or it has another key"
         raise ClusterGoneError(
