@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import queue
 import secrets
 import threading
@@ -22,18 +23,22 @@ from rehearsal_kit.host import RankHost, get_preview
 from rehearsal_kit.kernel_calls import ask_lease, begin_run, look_for, post_wishes, release_lease
 from rehearsal_kit.lease import require_free
 from rehearsal_kit.orders import TOPIC_PREFIX, RunOrder
+from rehearsal_kit.patience import Patience
 from rehearsal_kit.preview import Preview
 from rehearsal_kit.rank_records import GenerationBegan, GenerationEnded, LeaseTaken, RunOver, Stalled
 from rehearsal_kit.run_folder import RunFolder
 from rehearsal_kit.run_states import ENDED
-from rehearsal_kit.telemetry import StateChanged, from_plain
+from rehearsal_kit.telemetry import Applied, StateChanged, from_plain
 
+LOG = logging.getLogger(__name__)
 LOOK_S = 1.0
 ANSWER_S = 60.0
 """A scheduler that has not answered for so long is frozen, or cannot be reached."""
 BROKEN_S = 8.0
 """A kernel that cannot reach the scheduler for so long says so; the run may go on without it."""
 CLOSE_TIMEOUT_S = 60.0
+OF_LATE = 100
+"""Acknowledgements among which that of a stop is looked for."""
 PREVIEW_TIMEOUT_S = 5.0
 LAST_WORDS_S = 12.0
 """What ranks and coordinator have to write how a run ended whose cluster ends."""
@@ -148,11 +153,18 @@ class Driver:
 
     def _stopped(self, stop: Wish) -> bool:
         """Whether the run has ended in time, or another kernel steers it, so that it does not end."""
-        deadline = time.monotonic() + CLOSE_TIMEOUT_S
+        patience = Patience(CLOSE_TIMEOUT_S)
         while not self.over.wait(0.05) and not self._is_refused(stop):
-            if time.monotonic() > deadline:
+            if not patience.lasts(time.monotonic() if self._is_obeyed(stop) else None):
                 return False
         return True
+
+    def _is_obeyed(self, stop: Wish) -> bool:
+        """Whether the ranks end by this wish and get on with that: a last checkpoint may be of any size."""
+        newest = self._newest(GenerationBegan, Stalled)
+        stalled = isinstance(newest, Stalled) and newest.seconds > 0
+        applied = [record for record in self.timeline.latest(Applied, OF_LATE) if not record.refused]
+        return not stalled and any((r.number, r.holder) == (stop.number, self.holder) for r in applied)
 
     def _is_refused(self, wish: Wish) -> bool:
         return wish.number in self._unaccepted
@@ -323,7 +335,10 @@ class Driver:
     def _look(self) -> None:
         """Whether the coordinator still knows the run, and has told us all."""
         found = self._ask(look_for, str(self._run.path), holder=self.holder)
-        self.history.catch_up()
+        try:
+            self.history.catch_up()
+        except OSError as error:  # a network file system may be away for a while: what is told is heard
+            LOG.warning("the files of %s cannot be read now: %s", self._run.path, error)
         if found is None or found["topic"] != self._topic:
             self._end(
                 "failed",

@@ -13,7 +13,7 @@ from test_acceptance import order_for
 
 from rehearsal_kit import attaching
 from rehearsal_kit.acceptance import refusal, too_late
-from rehearsal_kit.commands import Note, Wish
+from rehearsal_kit.commands import Note, Stop, Wish
 from rehearsal_kit.driver import Driver
 from rehearsal_kit.errors import LeaseError, SessionError
 from rehearsal_kit.job import keep_job
@@ -21,7 +21,7 @@ from rehearsal_kit.lease import RunLease
 from rehearsal_kit.orders import RunOrder
 from rehearsal_kit.rank_records import GenerationBegan, GenerationEnded, RunOver
 from rehearsal_kit.run_folder import RunFolder, write_private
-from rehearsal_kit.telemetry import StateChanged, to_plain
+from rehearsal_kit.telemetry import Applied, StateChanged, to_plain
 
 TOPIC = "rehearsal-kit/1"
 
@@ -49,7 +49,8 @@ class Line:
         self.hear = None
 
     def tell(self, message):
-        self.hear((0.0, message))
+        if self.hear is not None:  # somebody listens
+            self.hear((0.0, message))
 
     def _register_worker_plugin(self, **_):
         pass
@@ -165,6 +166,44 @@ def test_a_wish_that_comes_too_late_is_refused_in_words(driver_on, run):
     driver.send(Wish(8, Note(text="x")))
     assert "Note (no. 8)" in driver.refused
     assert not line.posted
+
+
+def test_a_last_checkpoint_may_take_longer_than_ranks_that_do_not_stop(driver_on, run, monkeypatch):
+    monkeypatch.setattr("rehearsal_kit.driver.CLOSE_TIMEOUT_S", 0.5)
+    stop = Wish(1, Stop())
+    for obeyed, outcome in ((True, "stopped"), (False, "failed")):
+        line = Line()
+        driver = driver_on(line)
+        driver.start(order(run))
+        until(lambda driver=driver: driver._state == "live")
+        driver.send(stop)
+        if obeyed:
+            line.tell({"told": to_plain(applied(stop, driver.holder)), "line": None})
+        over = {"told": to_plain(STOPPED), "line": None}
+        threading.Timer(1.5, line.tell, [over]).start()
+        driver.close(stop)
+        assert driver.state == outcome
+        until(lambda line=line: not [t for t in threading.enumerate() if isinstance(t, threading.Timer)])
+
+
+def test_files_that_cannot_be_read_for_a_moment_end_no_session(driver_on, run, monkeypatch, caplog):
+    def away():
+        raise OSError(116, "Stale file handle")
+
+    line = Line()
+    driver = driver_on(line)
+    monkeypatch.setattr(driver.history, "catch_up", away)
+    driver.start(order(run))
+    until(lambda: "Stale file handle" in caplog.text)
+    line.tell({"told": to_plain(FIRST), "line": None})
+    assert driver.timeline.last(GenerationBegan) == FIRST
+    assert not driver.over.is_set()
+
+
+def applied(wish, holder):
+    return Applied(
+        rank=0, number=wish.number, kind="Stop", step=3, settings={}, digest="", refused="", holder=holder
+    )
 
 
 def test_an_attach_that_fails_half_way_leaves_no_connection_behind(tmp_path, monkeypatch):
