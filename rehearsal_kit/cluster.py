@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
-import logging
 import os
 import secrets
 import shutil
 import socket
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import psutil
 from distributed import Client
@@ -24,29 +20,18 @@ from distributed import Client
 from rehearsal_kit.cluster_calls import ask_identity, ask_scheduler, ask_workers
 from rehearsal_kit.cluster_server import ClusterAddress, ClusterFiles, ClusterOrder, tell_to_stop
 from rehearsal_kit.code_folders import offered
+from rehearsal_kit.connection import closed_quietly, open_connection, require_encrypted, scheduler_in
 from rehearsal_kit.devices import choose_devices, rank_device
 from rehearsal_kit.errors import ClusterError, ClusterGoneError
 from rehearsal_kit.identity import ProcessIdentity
-from rehearsal_kit.interfaces import interface_named, is_loopback
+from rehearsal_kit.interfaces import interface_named
 from rehearsal_kit.run_folder import write_private
 from rehearsal_kit.server_process import ServerProcess, clusters_folder, start_server
 from rehearsal_kit.settings import require_integer, require_number
-from rehearsal_kit.trust import read_trusted, require_private_folder, security_of, untimely, write_key
+from rehearsal_kit.trust import require_private_folder, write_key
 
 CONNECT_TIMEOUT_S = 30.0
 REACH_TIMEOUT_S = 10.0
-
-
-class _Connection(Client):
-    """A client that leaves no thread and no file open where it cannot connect, as Dask's own does."""
-
-    def __init__(self, address: str, **options: Any) -> None:
-        try:
-            super().__init__(address, **options)
-        except BaseException:
-            with contextlib.suppress(AttributeError):  # not even a loop was made
-                self._loop_runner.stop()
-            raise
 
 
 class Cluster:
@@ -112,7 +97,7 @@ class Cluster:
 
     def disconnect(self) -> None:
         """Close the connection of this process and leave the cluster running, whoever started it."""
-        with _without_cancelled():
+        with closed_quietly():
             self.client.close()
 
     def close(self) -> None:
@@ -213,9 +198,9 @@ def connect(
     require_number("timeout_s", timeout_s, low=0.1, high=1e6)
     file = Path(scheduler_file).expanduser().absolute()
     key = None if key is None else Path(key).expanduser().absolute()
-    address = _scheduler_in(file)
-    _require_encrypted(address, key=key, insecure=insecure)
-    client = _open(address, key, timeout_s=timeout_s)
+    address = scheduler_in(file)
+    require_encrypted(address, key=key, insecure=insecure)
+    client = open_connection(address, key, timeout_s=timeout_s)
     try:
         count, kind = _wait_for_workers(client, workers, timeout_s=timeout_s)
     except BaseException:
@@ -296,22 +281,6 @@ def tell_device() -> str:
     return rank_device().partition(":")[0]
 
 
-@contextlib.contextmanager
-def _without_cancelled() -> Iterator[None]:
-    """Without a traceback from Dask where it was reconnecting, which ends when somebody disconnects."""
-    logger = logging.getLogger("distributed.client")
-    logger.addFilter(_is_not_cancelled)
-    try:
-        yield
-    finally:
-        logger.removeFilter(_is_not_cancelled)
-
-
-def _is_not_cancelled(record: logging.LogRecord) -> bool:
-    kind = record.exc_info[0] if record.exc_info else None
-    return kind is None or not issubclass(kind, asyncio.CancelledError)
-
-
 def _started_here() -> list[str]:
     """Names of the clusters that this process has started and that still run: a cell was run twice."""
     found = []
@@ -361,54 +330,12 @@ def _reach_own(files: ClusterFiles) -> Cluster:
 
 def _connect_to(server: ServerProcess, *, timeout_s: float) -> Cluster:
     return Cluster(
-        _open(server.record.address.scheduler, server.files.key, timeout_s=timeout_s),
+        open_connection(server.record.address.scheduler, server.files.key, timeout_s=timeout_s),
         address=server.record.address,
         reason=server.record.reason,
         place={"folder": str(server.files.folder)},
         server=server,
     )
-
-
-def _open(address: str, key: Path | None, *, timeout_s: float) -> Client:
-    security = None if key is None else security_of(key)
-    try:
-        return _Connection(address, security=security, set_as_default=False, timeout=f"{timeout_s}s")
-    except OSError as error:
-        hint = "" if key is None else untimely(key, datetime.now(UTC)) or "or it has another key"
-        raise ClusterGoneError(
-            f"the scheduler at {address} does not answer{hint and ', '}{hint}: {error}"
-        ) from error
-
-
-def _scheduler_in(file: Path) -> str:
-    text = read_trusted(file)
-    try:
-        address = str(json.loads(text)["address"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise ClusterError(
-            f"{file} is no scheduler file: {error!r}. `dask scheduler --scheduler-file {file}` writes one."
-        ) from error
-    if "://" not in address:
-        raise ClusterError(f"{file} has the address {address!r}; it must be like tls://10.1.2.3:4567.")
-    return address
-
-
-def _require_encrypted(address: str, *, key: Path | None, insecure: bool) -> None:
-    protocol, _, place = address.partition("://")
-    if protocol == "tls":
-        if key is None:
-            raise ClusterError(f"the scheduler at {address} speaks TLS; give key=, the key file it has.")
-    elif key is not None:
-        raise ClusterError(
-            f"a key was given, but the scheduler at {address} speaks no TLS: start it with --protocol tls "
-            "and the three --tls- options, see help(rehearsal_kit.connect)."
-        )
-    elif not is_loopback(place.rpartition(":")[0]) and not insecure:
-        raise ClusterError(
-            f"the scheduler at {address} is on another machine or open to others, and speaks no TLS: whoever "
-            "reaches it runs programs as you. Allowed are tls:// with key=, and loopback; start it with TLS "
-            "(help(rehearsal_kit.connect) has the commands), or accept the risk with insecure=True."
-        )
 
 
 def _wait_for_workers(client: Client, workers: int, *, timeout_s: float) -> tuple[int, str]:
