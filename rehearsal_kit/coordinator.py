@@ -115,11 +115,10 @@ class Coordinator(SchedulerPlugin):
                 f"the scheduler cannot write to the run folder {order.run}: {error}. It has to lie on a file "
                 "system that kernel and scheduler share, with room on it."
             )
-        if refused := run.acceptance.accept(wishes, holder):
+        if refused := self._accepted(run, wishes, holder):
             run.close()  # the kernel takes the run for one that never began: nobody would steer or end it
             return f"{refused} So the run has not begun; rk.resume({order.run!r}, cluster) tries again."
         self._runs[order.topic] = run
-        self._tell(run, LeaseTaken(holder=holder, time=time.time()))
         run.tasks = [asyncio.create_task(self._drive(run)), asyncio.create_task(self._keep_lease(run))]
         return ""
 
@@ -141,9 +140,28 @@ class Coordinator(SchedulerPlugin):
         if run is None or run.outcome:
             known = "not known on this cluster any more" if run is None else run.outcome
             return refusal([json.loads(text) for text in wishes], too_late(known))
-        refused = run.acceptance.accept(wishes, holder)
+        refused = self._accepted(run, wishes, holder)
         await self._deliver(run)
         return refused
+
+    def _accepted(self, run: Watched, wishes: list[str], holder: str) -> str:
+        """Write down wishes, and before them that their kernel steers; returns why not."""
+        run.acceptance.returned(holder)
+        # Else ranks that begin anew would not take them from the ledger: they are of nobody who ever steered.
+        if holder == run.acceptance.holder and holder not in run.known and not self._steers(run, holder):
+            reason = f"it cannot be written down that this kernel steers: make room in {run.folder.path}"
+            return refusal([json.loads(text) for text in wishes], reason)
+        return run.acceptance.accept(wishes, holder)
+
+    def _steers(self, run: Watched, holder: str) -> bool:
+        """Write down and tell that this kernel steers from now on; whether that could be written."""
+        record = LeaseTaken(holder=holder, time=time.time())
+        line = self._write(run, record)
+        if line is None:  # other kernels see it all the same, when they look
+            return False
+        run.known.add(holder)
+        self._publish(run, record, line)
+        return True
 
     def look(self, folder: str, holder: str) -> dict[str, Any] | None:
         """What is known of the newest run in this folder; None if nothing is. holder: who asks."""
@@ -167,7 +185,7 @@ class Coordinator(SchedulerPlugin):
             return False
         # Of a run that is over nothing is written down any more: its folder may be another cluster's by now.
         if not run.outcome and run.acceptance.take(holder, even_if_held=take):
-            self._tell(run, LeaseTaken(holder=holder, time=time.time()))
+            self._steers(run, holder)
         return run.acceptance.holder == holder
 
     def release(self, topic: str, holder: str) -> None:

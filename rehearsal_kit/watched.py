@@ -23,6 +23,8 @@ class Watched:
     acceptance: Acceptance
     ledger: Ledger
     generation: int
+    known: set[str] = field(default_factory=set)
+    """Kernels of which is written down that they have steered."""
     lost: str = ""
     """How the lease was lost, if it was: then nothing more is written to the folder."""
     workers: list[str] = field(default_factory=list)

@@ -303,6 +303,30 @@ def test_who_leads_is_what_the_coordinator_says(run):
     asyncio.run(story())
 
 
+def test_no_wish_is_accepted_that_ranks_would_not_take_when_they_begin_anew(run, monkeypatch):
+    """They ignore wishes of kernels of which the ledger does not say that they steer; the disk was full."""
+
+    async def story():
+        async with coordinated(Hosts()) as coordinator:
+            with monkeypatch.context() as full:
+                full.setattr(Coordinator, "_write", lambda *_: None)
+                assert "has not begun" in coordinator.begin(order_for(run), [wish(1)], holder=A)
+                require_free(run)
+            assert coordinator.begin(order_for(run), [], holder=A) == ""
+            with monkeypatch.context() as full:
+                full.setattr(Coordinator, "_write", lambda *_: None)
+                assert coordinator.lease("rehearsal-kit/1", B, take=True)
+                said = await coordinator.post("rehearsal-kit/1", [wish(1)], B)
+                assert "Note (no. 1)" in said
+                assert "make room" in said
+            assert await coordinator.post("rehearsal-kit/1", [wish(1)], B) == ""
+        held = [e["holder"] for e in read_ledger(run.generations) if e["record"] == "LeaseTaken"]
+        assert held == [A, B]
+        assert written(run) == [(B, 1)]
+
+    asyncio.run(story())
+
+
 def test_a_coordinator_whose_lease_was_taken_over_gives_up_and_writes_no_more(run):
     """It was asleep for so long that others thought it gone."""
 
