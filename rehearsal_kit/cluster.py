@@ -259,7 +259,14 @@ def stop_cluster(files: ClusterFiles) -> str:
     """End a cluster that this process did not start; says in words what was done."""
     server = ServerProcess(files)
     if not server.is_here:
-        _connect_to(server, timeout_s=REACH_TIMEOUT_S).close()
+        try:
+            _connect_to(server, timeout_s=REACH_TIMEOUT_S).close()
+        except ClusterGoneError as error:
+            raise ClusterGoneError(
+                f"cluster {files.folder.name} cannot be told to end from here: {error}. On "
+                f"{server.record.host} type: rehearsal-kit stop {files.folder.name}. That also clears away "
+                "what a crash has left."
+            ) from error
     elif not server.family():
         server.end()
         return f"{files.folder.name}: its process had ended already; removed what it left."
