@@ -85,8 +85,12 @@ class Acceptance:
 
 def refusal(wishes: Sequence[dict[str, Any]], reason: str) -> str:
     """What a kernel is told of these wishes, as plain values, that take no effect."""
-    names = ", ".join(f"{wish['kind']} (no. {wish['number']})" for wish in wishes)
-    return f"not accepted: {names}. {reason[0].upper()}{reason[1:]}."
+    return f"not accepted: {named(wishes)}. {reason[0].upper()}{reason[1:]}."
+
+
+def named(wishes: Sequence[dict[str, Any]]) -> str:
+    """Wishes, as plain values, in words by which people tell them apart."""
+    return ", ".join(f"{wish['kind']} (no. {wish['number']})" for wish in wishes)
 
 
 def too_late(state: str) -> str:

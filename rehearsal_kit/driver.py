@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rehearsal_kit.acceptance import refusal, too_late
+from rehearsal_kit.acceptance import named, refusal, too_late
 from rehearsal_kit.cluster import Cluster
 from rehearsal_kit.cluster_calls import ask_scheduler, ask_workers, within
 from rehearsal_kit.commands import Wish, to_plain
@@ -65,6 +65,8 @@ class Driver:
         self._run = run
         self._topic = ""
         self._outbox: queue.SimpleQueue[Wish | None] = queue.SimpleQueue()
+        self._unanswered: list[Wish] = []
+        """Sent, and nobody has said yet whether they were accepted."""
         self._unaccepted: frozenset[int] = frozenset()
         """Numbers of the wishes that `refused` is about."""
         self._heard = threading.Event()
@@ -287,9 +289,11 @@ class Driver:
         """Wait a moment for a wish, then send all there are in one message; False once there will be none."""
         wishes = self._taken_out(wait_s=LOOK_S)
         if wishes:
+            self._unanswered = wishes
             refused = self._ask(
                 post_wishes, self._topic, [wish.to_json() for wish in wishes], holder=self.holder
             )
+            self._unanswered = []
             if refused:
                 self._unaccepted = frozenset(wish.number for wish in wishes)
                 self.refused = refused
@@ -301,6 +305,10 @@ class Driver:
             self._sends = False
         if left := self._taken_out(wait_s=0.0):
             self._refuse_late(left)
+        if self._unanswered:
+            names = named([to_plain(wish) for wish in self._unanswered])
+            again = f"rk.attach({str(self._run.path)!r}) shows what took effect"
+            self.refused = f"not answered: {names}. The cluster may have accepted it, or not; {again}."
 
     def _refuse_late(self, wishes: Sequence[Wish]) -> None:
         self._unaccepted = frozenset(wish.number for wish in wishes)

@@ -168,6 +168,20 @@ def test_a_wish_that_comes_too_late_is_refused_in_words(driver_on, run):
     assert not line.posted
 
 
+def test_a_wish_that_nobody_answers_is_said_to_be_in_doubt(driver_on, run):
+    line = Line()
+    line.post_wishes = broken
+    driver = driver_on(line)
+    driver.start(order(run))
+    until(lambda: driver._state == "live")
+    driver.send(Wish(7, Note(text="x")))
+    assert driver.over.wait(20)
+    until(lambda: driver.refused)
+    assert "not answered: Note (no. 7)" in driver.refused
+    assert "rk.attach(" in driver.refused
+    assert "cannot be reached" in driver.error
+
+
 def test_a_last_checkpoint_may_take_longer_than_ranks_that_do_not_stop(driver_on, run, monkeypatch):
     monkeypatch.setattr("rehearsal_kit.driver.CLOSE_TIMEOUT_S", 0.5)
     stop = Wish(1, Stop())
@@ -223,6 +237,10 @@ def test_an_attach_that_fails_half_way_leaves_no_connection_behind(tmp_path, mon
         attaching.attach(job.run.path, take=True)
     assert ends == [line, line]
     lease.release()
+
+
+def broken(*_, **__):
+    raise OSError("broken")
 
 
 def silent(*_, **__):
