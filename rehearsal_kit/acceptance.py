@@ -62,7 +62,7 @@ class Acceptance:
         plain: list[dict[str, Any]] = [json.loads(text) for text in wishes]
         new = [wish for wish in plain if wish["number"] > self._newest.get(holder, 0)]
         if new and holder != self.holder:
-            return self._refusal(
+            return refusal(
                 new,
                 "another kernel steers this run; this one watches. To steer from here: "
                 f"rk.attach({str(self._run.path)!r}, take=True)",
@@ -72,7 +72,8 @@ class Acceptance:
             try:
                 self._ledger.append({"time": time.time(), **owned})
             except OSError as error:
-                return self._refusal(new[place:], f"it cannot be written down: {error}")
+                reason = f"it cannot be written down: {error}; make room, and ask again"
+                return refusal(new[place:], reason)
             self._newest[holder] = wish["number"]
             self.waiting.append(json.dumps(owned))
         return ""
@@ -81,6 +82,17 @@ class Acceptance:
         """Close the ledger; nothing is accepted any more."""
         self._ledger.close()
 
-    def _refusal(self, wishes: Sequence[dict[str, Any]], reason: str) -> str:
-        names = ", ".join(f"{wish['kind']} (no. {wish['number']})" for wish in wishes)
-        return f"not accepted: {names}. {reason[0].upper()}{reason[1:]}."
+
+def refusal(wishes: Sequence[dict[str, Any]], reason: str) -> str:
+    """What a kernel is told of these wishes, as plain values, that take no effect."""
+    return f"not accepted: {named(wishes)}. {reason[0].upper()}{reason[1:]}."
+
+
+def named(wishes: Sequence[dict[str, Any]]) -> str:
+    """Wishes, as plain values, in words by which people tell them apart."""
+    return ", ".join(f"{wish['kind']} (no. {wish['number']})" for wish in wishes)
+
+
+def too_late(state: str) -> str:
+    """The reason where a run is over; state: what has become of it."""
+    return f"it came too late: this run is {state}; rk.resume(run, cluster) goes on, then ask again"

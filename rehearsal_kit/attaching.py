@@ -10,7 +10,7 @@ import torch
 from rehearsal_kit.cluster import Cluster, reach
 from rehearsal_kit.effects import has_ended
 from rehearsal_kit.errors import ClusterGoneError, RunFolderError
-from rehearsal_kit.job import Job, read_network, read_settings
+from rehearsal_kit.job import Job, RunSettings, read_network, read_settings
 from rehearsal_kit.lease import require_free
 from rehearsal_kit.run_folder import RunFolder
 from rehearsal_kit.session import Session
@@ -46,7 +46,12 @@ def attach(
         if network is not None:
             raise
         known = None
-    return Session.attached(_reached(folder), settings, known, take=take)
+    try:
+        return _joined(settings, known, take=take)
+    except ClusterGoneError:
+        # What does not answer from here may train there: nobody must be told to start it once more.
+        require_free(folder)
+        raise
 
 
 def resume(
@@ -89,12 +94,12 @@ def _folder(run: str | Path) -> RunFolder:
     return folder
 
 
-def _reached(folder: RunFolder) -> Cluster:
+def _joined(settings: RunSettings, network: torch.nn.Module | None, *, take: bool) -> Session:
+    cluster = reach(_place(settings.run))
     try:
-        return reach(_place(folder))
-    except ClusterGoneError:
-        # What does not answer from here may train there: nobody must be told to start it once more.
-        require_free(folder)
+        return Session.attached(cluster, settings, network, take=take)
+    except BaseException:
+        cluster.disconnect()  # nobody else knows of this connection; it would keep the cluster from idling
         raise
 
 

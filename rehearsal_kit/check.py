@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from rehearsal_kit.arrivals import matching
 from rehearsal_kit.commands import Arrived, Watch
-from rehearsal_kit.errors import RehearsalKitError, SettingsError
+from rehearsal_kit.errors import RehearsalKitError, SettingsError, said_where
 from rehearsal_kit.experiences import open_experience
 from rehearsal_kit.forward_pass import MiniBatch
 from rehearsal_kit.groups import Groups
@@ -169,11 +168,8 @@ def _stepped(job: Job, samples: Samples, inputs: str) -> str:
                     return stepped.error
             learner.tensors()
             learner.fingerprint()
-        except RehearsalKitError as error:
-            return str(error)
         except Exception as error:  # whatever the network's own code raises
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            return f"{type(error).__name__}: {error} ({where.name}, {where.filename}:{where.lineno})"
+            return said_where(error)
     return ""
 
 

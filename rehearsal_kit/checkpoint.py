@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from rehearsal_kit.errors import CheckpointError
+from rehearsal_kit.errors import CheckpointError, said
 from rehearsal_kit.run_folder import write_private
 from rehearsal_kit.snapshots import is_shard
 from rehearsal_kit.tensor_files import Stored, Written, nothing, write_tensors
@@ -143,8 +143,7 @@ def _looked_at(root: Path) -> tuple[dict[int, Checkpoint], dict[int, str]]:
         except OSError as error:
             unreadable[number] = f"{folder / MANIFEST} cannot be read: {error.strerror or error}."
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            words = f"{type(error).__name__}: {error}"
-            unreadable[number] = f"{folder / MANIFEST} is not the manifest of a checkpoint: {words}."
+            unreadable[number] = f"{folder / MANIFEST} is not the manifest of a checkpoint: {said(error)}."
     return found, unreadable
 
 

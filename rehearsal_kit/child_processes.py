@@ -77,15 +77,26 @@ def imports_not_from_here() -> Iterator[None]:
 
     For those that multiprocessing starts: it takes neither variables nor options for them.
     """
-    before = os.environ.get("PYTHONSAFEPATH")
-    os.environ["PYTHONSAFEPATH"] = "1"
+    with variables_set({"PYTHONSAFEPATH": "1"}):
+        yield
+
+
+@contextlib.contextmanager
+def variables_set(variables: Mapping[str, str]) -> Iterator[None]:
+    """Have these variables in the environment of this process meanwhile, and then what was there before.
+
+    Only for what can be told in no other way: all threads of the process see them.
+    """
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["PYTHONSAFEPATH"]
-        else:
-            os.environ["PYTHONSAFEPATH"] = before
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)  # whoever ran meanwhile may have removed it
+            else:
+                os.environ[name] = value
 
 
 def _is_ours(name: str) -> bool:

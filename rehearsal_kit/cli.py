@@ -17,7 +17,7 @@ from rehearsal_kit.comparison import INCOMPLETE
 from rehearsal_kit.demo import Demo, run_demo
 from rehearsal_kit.doctor.examination import examine
 from rehearsal_kit.doctor.finding import report, report_json, well
-from rehearsal_kit.errors import RehearsalKitError
+from rehearsal_kit.errors import ClusterError, RehearsalKitError
 from rehearsal_kit.lab import copy_notebooks, open_lab
 from rehearsal_kit.replay import OwnCode, replay_command
 from rehearsal_kit.trust import write_key
@@ -139,11 +139,16 @@ def _stop(chosen: argparse.Namespace) -> int:
     if unknown:
         print(f"no cluster {', '.join(unknown)}; running: {', '.join(running) or 'none'}", file=sys.stderr)
         return 1
+    left = 0
     for name in chosen.clusters or running:
-        print(stop_cluster(running[name]))
+        try:
+            print(stop_cluster(running[name]))
+        except ClusterError as error:  # the others are stopped all the same
+            print(f"{name}: {error}", file=sys.stderr)
+            left = 1
     if not running:
         print("no cluster of yours is running.")
-    return 0
+    return left
 
 
 def _doctor(chosen: argparse.Namespace) -> int:

@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
-import logging
 import os
 import secrets
+import shutil
 import socket
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
 import psutil
-import torch
 from distributed import Client
 
 from rehearsal_kit.cluster_calls import ask_identity, ask_scheduler, ask_workers
 from rehearsal_kit.cluster_server import ClusterAddress, ClusterFiles, ClusterOrder, tell_to_stop
 from rehearsal_kit.code_folders import offered
-from rehearsal_kit.devices import choose_devices
+from rehearsal_kit.connection import closed_quietly, open_connection, require_encrypted, scheduler_in
+from rehearsal_kit.devices import choose_devices, rank_device
 from rehearsal_kit.errors import ClusterError, ClusterGoneError
 from rehearsal_kit.identity import ProcessIdentity
-from rehearsal_kit.interfaces import interface_named, is_loopback
+from rehearsal_kit.interfaces import interface_named
 from rehearsal_kit.run_folder import write_private
 from rehearsal_kit.server_process import ServerProcess, clusters_folder, start_server
 from rehearsal_kit.settings import require_integer, require_number
-from rehearsal_kit.trust import read_trusted, require_private_folder, security_of, untimely, write_key
+from rehearsal_kit.trust import require_private_folder, write_key
 
 CONNECT_TIMEOUT_S = 30.0
 REACH_TIMEOUT_S = 10.0
@@ -97,13 +95,17 @@ class Cluster:
                     found.append(psutil.Process(process))
         return found
 
+    def disconnect(self) -> None:
+        """Close the connection of this process and leave the cluster running, whoever started it."""
+        with closed_quietly():
+            self.client.close()
+
     def close(self) -> None:
         """End a cluster of ours with everything that runs on it; from another one only disconnect."""
         if self._server is not None and not self._server.is_here:
             with contextlib.suppress(OSError, RuntimeError, ClusterGoneError):  # it may go while we ask
                 ask_scheduler(self.client, tell_to_stop)
-        with _without_cancelled():
-            self.client.close()
+        self.disconnect()
         if self._server is not None:
             self._server.end()
 
@@ -151,10 +153,7 @@ def start_cluster(
         code=offered(code),
     )
     files = ClusterFiles(folder=clusters_folder() / secrets.token_hex(4))
-    files.folder.mkdir(mode=0o700)
-    write_key(files.key)
-    write_private(files.order, json.dumps(asdict(order)))
-    write_private(files.starter, json.dumps(asdict(ProcessIdentity.of_this())))
+    _lay_out(files, order)
     server = start_server(files)
     try:
         return _connect_to(server, timeout_s=CONNECT_TIMEOUT_S)
@@ -199,9 +198,9 @@ def connect(
     require_number("timeout_s", timeout_s, low=0.1, high=1e6)
     file = Path(scheduler_file).expanduser().absolute()
     key = None if key is None else Path(key).expanduser().absolute()
-    address = _scheduler_in(file)
-    _require_encrypted(address, key=key, insecure=insecure)
-    client = _open(address, key, timeout_s=timeout_s)
+    address = scheduler_in(file)
+    require_encrypted(address, key=key, insecure=insecure)
+    client = open_connection(address, key, timeout_s=timeout_s)
     try:
         count, kind = _wait_for_workers(client, workers, timeout_s=timeout_s)
     except BaseException:
@@ -260,7 +259,14 @@ def stop_cluster(files: ClusterFiles) -> str:
     """End a cluster that this process did not start; says in words what was done."""
     server = ServerProcess(files)
     if not server.is_here:
-        _connect_to(server, timeout_s=REACH_TIMEOUT_S).close()
+        try:
+            _connect_to(server, timeout_s=REACH_TIMEOUT_S).close()
+        except ClusterGoneError as error:
+            raise ClusterGoneError(
+                f"cluster {files.folder.name} cannot be told to end from here: {error}. On "
+                f"{server.record.host} type: rehearsal-kit stop {files.folder.name}. That also clears away "
+                "what a crash has left."
+            ) from error
     elif not server.family():
         server.end()
         return f"{files.folder.name}: its process had ended already; removed what it left."
@@ -279,23 +285,7 @@ def tell_process() -> tuple[str, int]:
 
 def tell_device() -> str:
     """What a rank on this worker would train on: "cuda" or "cpu"."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-@contextlib.contextmanager
-def _without_cancelled() -> Iterator[None]:
-    """Without a traceback from Dask where it was reconnecting, which ends when somebody disconnects."""
-    logger = logging.getLogger("distributed.client")
-    logger.addFilter(_is_not_cancelled)
-    try:
-        yield
-    finally:
-        logger.removeFilter(_is_not_cancelled)
-
-
-def _is_not_cancelled(record: logging.LogRecord) -> bool:
-    kind = record.exc_info[0] if record.exc_info else None
-    return kind is None or not issubclass(kind, asyncio.CancelledError)
+    return rank_device().partition(":")[0]
 
 
 def _started_here() -> list[str]:
@@ -318,6 +308,24 @@ def _words_of_another(names: Sequence[str]) -> str:
     )
 
 
+def _lay_out(files: ClusterFiles, order: ClusterOrder) -> None:
+    """Write what the server of a new cluster reads."""
+    with contextlib.ExitStack() as undone:
+        # No key of a cluster that never was stays behind.
+        undone.callback(shutil.rmtree, files.folder, ignore_errors=True)
+        try:
+            files.folder.mkdir(mode=0o700)
+            write_key(files.key)
+            write_private(files.order, json.dumps(asdict(order)))
+            write_private(files.starter, json.dumps(asdict(ProcessIdentity.of_this())))
+        except OSError as error:
+            raise ClusterError(
+                f"the files of a cluster cannot be written to {files.folder}: {error}. Make room there, or "
+                "have REHEARSAL_KIT_HOME name another folder of yours."
+            ) from error
+        undone.pop_all()
+
+
 def _reach_own(files: ClusterFiles) -> Cluster:
     if not files.address.exists():
         raise ClusterGoneError("its folder is not there any more")
@@ -329,54 +337,12 @@ def _reach_own(files: ClusterFiles) -> Cluster:
 
 def _connect_to(server: ServerProcess, *, timeout_s: float) -> Cluster:
     return Cluster(
-        _open(server.record.address.scheduler, server.files.key, timeout_s=timeout_s),
+        open_connection(server.record.address.scheduler, server.files.key, timeout_s=timeout_s),
         address=server.record.address,
         reason=server.record.reason,
         place={"folder": str(server.files.folder)},
         server=server,
     )
-
-
-def _open(address: str, key: Path | None, *, timeout_s: float) -> Client:
-    security = None if key is None else security_of(key)
-    try:
-        return Client(address, security=security, set_as_default=False, timeout=f"{timeout_s}s")
-    except OSError as error:
-        hint = "" if key is None else untimely(key, datetime.now(UTC)) or "or it has another key"
-        raise ClusterGoneError(
-            f"the scheduler at {address} does not answer{hint and ', '}{hint}: {error}"
-        ) from error
-
-
-def _scheduler_in(file: Path) -> str:
-    text = read_trusted(file)
-    try:
-        address = str(json.loads(text)["address"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise ClusterError(
-            f"{file} is no scheduler file: {error!r}. `dask scheduler --scheduler-file {file}` writes one."
-        ) from error
-    if "://" not in address:
-        raise ClusterError(f"{file} has the address {address!r}; it must be like tls://10.1.2.3:4567.")
-    return address
-
-
-def _require_encrypted(address: str, *, key: Path | None, insecure: bool) -> None:
-    protocol, _, place = address.partition("://")
-    if protocol == "tls":
-        if key is None:
-            raise ClusterError(f"the scheduler at {address} speaks TLS; give key=, the key file it has.")
-    elif key is not None:
-        raise ClusterError(
-            f"a key was given, but the scheduler at {address} speaks no TLS: start it with --protocol tls "
-            "and the three --tls- options, see help(rehearsal_kit.connect)."
-        )
-    elif not is_loopback(place.rpartition(":")[0]) and not insecure:
-        raise ClusterError(
-            f"the scheduler at {address} is on another machine or open to others, and speaks no TLS: whoever "
-            "reaches it runs programs as you. Allowed are tls:// with key=, and loopback; start it with TLS "
-            "(help(rehearsal_kit.connect) has the commands), or accept the risk with insecure=True."
-        )
 
 
 def _wait_for_workers(client: Client, workers: int, *, timeout_s: float) -> tuple[int, str]:

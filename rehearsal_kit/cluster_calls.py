@@ -1,4 +1,7 @@
-"""Calls from a kernel into the processes of a cluster, none of them without a deadline."""
+"""Calls from a kernel into the processes of a cluster, none of them without a deadline.
+
+Whoever has to know at once whether an answer came calls `within`; for all others the rest says what to do.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,22 @@ ANSWER_S = 30.0
 """No function that is called so takes more than a moment; a scheduler may have to start a process first."""
 
 
+def within(client: Client, timeout_s: float, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    """What a coroutine function of this client returns; TimeoutError, in words, where it has not in time.
+
+    Dask waits for ever where it is not told otherwise, as for a worker that is frozen.
+    """
+    try:
+        return client.sync(call, *arguments, callback_timeout=timeout_s, **named)
+    except TimeoutError as error:
+        raise TimeoutError(f"the cluster has not answered in {timeout_s:g} s") from error
+
+
 def ask_scheduler(
-    client: Client, function: Callable[..., Any], *arguments: Any, timeout_s: float = ANSWER_S
+    client: Client, function: Callable[..., Any], *arguments: Any, timeout_s: float = ANSWER_S, **named: Any
 ) -> Any:
     """What this function returns in the scheduler; ClusterGoneError where it has not in time."""
-    return _within(client, timeout_s, client._run_on_scheduler, function, *arguments)
+    return _within(client, timeout_s, client._run_on_scheduler, function, *arguments, **named)
 
 
 def ask_workers(
@@ -47,10 +61,9 @@ async def _identity(client: Client) -> dict[str, Any]:
 
 def _within(client: Client, timeout_s: float, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
     try:
-        return client.sync(call, *arguments, callback_timeout=timeout_s, **named)
+        return within(client, timeout_s, call, *arguments, **named)
     except TimeoutError as error:
         raise ClusterGoneError(
-            f"the cluster has not answered in {timeout_s:g} s: it is frozen, or the way to it is broken. Try "
-            "again; if it stays so, end it by `rehearsal-kit stop`, and go on by rk.resume(run, "
-            "rk.start_cluster())."
+            f"{error}: it is frozen, or the way to it is broken. Try again; if it stays so, end it by "
+            "`rehearsal-kit stop`, and go on by rk.resume(run, rk.start_cluster())."
         ) from error

@@ -1,7 +1,8 @@
 """The process that owns a cluster: detached from any kernel, so that training outlives a notebook.
 
 `cluster.py` writes its folder and starts it.
-It ends when told to, when its scheduler closes, or when nobody has used it for a while.
+It ends when told to, when its scheduler closes, when nobody has used it for a while, or when one of its
+processes listens where others could reach it.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import secrets
 import time
@@ -19,8 +20,9 @@ from typing import Any
 from distributed import Scheduler
 from distributed.diagnostics.plugin import SchedulerPlugin
 
+from rehearsal_kit.acceptance import refusal, too_late
 from rehearsal_kit.crew import Crew
-from rehearsal_kit.errors import LeaseError
+from rehearsal_kit.errors import LeaseError, said
 from rehearsal_kit.lease import BEAT_S
 from rehearsal_kit.orders import CLOSING_TOPIC, Order, RunOrder
 from rehearsal_kit.patience import Patience
@@ -95,38 +97,71 @@ class Coordinator(SchedulerPlugin):
     # Asked by kernels -----------------------------------------------------------------------------------
 
     def begin(self, plain: dict[str, Any], wishes: list[str], *, holder: str) -> str:
-        """Run this, with these first wishes; returns why not. Asked again, it answers again."""
+        """Run this, with these first wishes; returns why not. Asked again, it answers again.
+
+        A run that is refused leaves nothing behind: its folder is free, and none of its wishes is waited for.
+        """
         order = RunOrder(**plain)
         if order.topic in self._runs:
             return ""
+        if unfit := self._unfit(order):
+            return unfit
+        try:
+            run = Watched.begun(order, holder)
+        except LeaseError as error:
+            return str(error)
+        except OSError as error:
+            return (
+                f"the scheduler cannot write to the run folder {order.run}: {error}. It has to lie on a file "
+                "system that kernel and scheduler share, with room on it."
+            )
+        if refused := self._accepted(run, wishes, holder):
+            run.close()  # the kernel takes the run for one that never began: nobody would steer or end it
+            return f"{refused} So the run has not begun; rk.resume({order.run!r}, cluster) tries again."
+        self._runs[order.topic] = run
+        run.tasks = [asyncio.create_task(self._drive(run)), asyncio.create_task(self._keep_lease(run))]
+        return ""
+
+    def _unfit(self, order: RunOrder) -> str:
+        """Why this cluster can begin no run now; empty if it can."""
         if order.ranks < 1:
             return "this cluster has no worker, so there is no rank to start; is it about to end?"
         for run in self._runs.values():
             if not run.outcome:
                 return (
                     f"this cluster trains for {run.order.run} already; close that session first, attach to "
-                    "it by rk.attach(...), or start a second cluster."
+                    f"it by rk.attach({run.order.run!r}), or start a second cluster."
                 )
-        try:
-            run = Watched.begun(order, holder)
-        except LeaseError as error:
-            return str(error)
-        except OSError as error:
-            return f"the scheduler cannot write to the run folder: {error}"
-        self._runs[order.topic] = run
-        self._tell(run, LeaseTaken(holder=holder, time=time.time()))
-        refused = run.acceptance.accept(wishes, holder)
-        run.tasks = [asyncio.create_task(self._drive(run)), asyncio.create_task(self._keep_lease(run))]
-        return refused
+        return ""
 
     async def post(self, topic: str, wishes: list[str], holder: str) -> str:
         """Pass wishes on to rank 0, once they are written down; returns why not."""
         run = self._runs.get(topic)
         if run is None or run.outcome:
-            return f"not accepted: the run is {'not known here' if run is None else run.outcome}."
-        refused = run.acceptance.accept(wishes, holder)
+            known = "not known on this cluster any more" if run is None else run.outcome
+            return refusal([json.loads(text) for text in wishes], too_late(known))
+        refused = self._accepted(run, wishes, holder)
         await self._deliver(run)
         return refused
+
+    def _accepted(self, run: Watched, wishes: list[str], holder: str) -> str:
+        """Write down wishes, and before them that their kernel steers; returns why not."""
+        run.acceptance.returned(holder)
+        # Else ranks that begin anew would not take them from the ledger: they are of nobody who ever steered.
+        if holder == run.acceptance.holder and holder not in run.known and not self._steers(run, holder):
+            reason = f"it cannot be written down that this kernel steers: make room in {run.folder.path}"
+            return refusal([json.loads(text) for text in wishes], reason)
+        return run.acceptance.accept(wishes, holder)
+
+    def _steers(self, run: Watched, holder: str) -> bool:
+        """Write down and tell that this kernel steers from now on; whether that could be written."""
+        record = LeaseTaken(holder=holder, time=time.time())
+        line = self._write(run, record)
+        if line is None:  # other kernels see it all the same, when they look
+            return False
+        run.known.add(holder)
+        self._publish(run, record, line)
+        return True
 
     def look(self, folder: str, holder: str) -> dict[str, Any] | None:
         """What is known of the newest run in this folder; None if nothing is. holder: who asks."""
@@ -145,10 +180,12 @@ class Coordinator(SchedulerPlugin):
 
     def lease(self, topic: str, holder: str, take: bool) -> bool:
         """Whether this kernel may steer from now on: if nobody does, or it takes over."""
-        run = self._runs[topic]
+        run = self._runs.get(topic)
+        if run is None:  # over, and forgotten since this kernel has asked for it
+            return False
         # Of a run that is over nothing is written down any more: its folder may be another cluster's by now.
         if not run.outcome and run.acceptance.take(holder, even_if_held=take):
-            self._tell(run, LeaseTaken(holder=holder, time=time.time()))
+            self._steers(run, holder)
         return run.acceptance.holder == holder
 
     def release(self, topic: str, holder: str) -> None:
@@ -205,7 +242,7 @@ class Coordinator(SchedulerPlugin):
         except asyncio.CancelledError:
             raise
         except Exception as error:
-            self._give_up(run, f"the coordinator failed: {type(error).__name__}: {error}")
+            self._give_up(run, f"the coordinator failed: {said(error)}")
         self._forget(run)
 
     def _forget(self, run: Watched) -> None:
@@ -315,14 +352,14 @@ class Coordinator(SchedulerPlugin):
         self._over(run, "failed", reason + tried)
 
     def _over(self, run: Watched, outcome: str, error: str) -> None:
-        record, line = RunOver(outcome=outcome, error=error, time=time.time()), None
-        try:
-            line = self._write(run, record)
-        except OSError as full:  # people are told all the same
-            LOG.warning("the end of the run in %s could not be written down: %s", run.folder.path, full)
+        record = RunOver(outcome=outcome, error=error, time=time.time())
+        line = self._write(run, record)
         run.outcome = outcome
-        run.close()  # before anybody hears of it, who may want to go on with the run at once
-        self._scheduler.log_event(run.order.topic, {"told": to_plain(record), "line": line})
+        try:
+            run.close()  # before anybody hears of it, who may want to go on with the run at once
+        except OSError as away:  # what has ended well has not failed because its lease stays behind
+            LOG.warning("the lease on %s could not be given back: %s", run.folder.path, away)
+        self._publish(run, record, line)
 
     # Talking --------------------------------------------------------------------------------------------
 
@@ -340,12 +377,17 @@ class Coordinator(SchedulerPlugin):
                 del waiting[: len(wishes)]
 
     def _tell(self, run: Watched, record: Record) -> None:
-        try:
-            line = self._write(run, record)
-        except OSError as error:  # a full disk: those who listen must hear of it all the same
-            line = None
-            LOG.warning("%s cannot be written: %s", run.folder.generations, error)
-        self._scheduler.log_event(run.order.topic, {"told": to_plain(record), "line": line})
+        self._publish(run, record, self._write(run, record))
 
     def _write(self, run: Watched, record: Record) -> int | None:
-        return None if run.lost else run.ledger.append(to_plain(record))
+        """The line at which it stands in the ledger of generations; None where it cannot be written there."""
+        if run.lost:
+            return None
+        try:
+            return run.ledger.append(to_plain(record))
+        except OSError as error:  # a full disk: those who listen must hear of it all the same
+            LOG.warning("%s cannot be written: %s", run.folder.generations, error)
+            return None
+
+    def _publish(self, run: Watched, record: Record, line: int | None) -> None:
+        self._scheduler.log_event(run.order.topic, {"told": to_plain(record), "line": line})

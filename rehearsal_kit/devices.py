@@ -9,6 +9,8 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
+import torch
+
 from rehearsal_kit.child_processes import child_environment
 from rehearsal_kit.errors import ClusterError
 
@@ -38,6 +40,14 @@ class Gpus:
     """Why they cannot be used; empty if they can."""
     cure: str = ""
     """What may help; empty where nothing does."""
+
+
+def rank_device() -> str:
+    """On what a rank in this process trains, as torch calls it: cuda:0 or cpu.
+
+    Dask-cuda shows every worker its own GPU as the first.
+    """
+    return "cuda:0" if torch.cuda.is_available() else "cpu"
 
 
 def find_gpus() -> Gpus:

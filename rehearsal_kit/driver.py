@@ -3,42 +3,42 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import queue
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from rehearsal_kit.acceptance import named, refusal, too_late
 from rehearsal_kit.cluster import Cluster
-from rehearsal_kit.cluster_calls import ask_workers
-from rehearsal_kit.commands import Wish
+from rehearsal_kit.cluster_calls import ask_scheduler, ask_workers, within
+from rehearsal_kit.commands import Wish, to_plain
 from rehearsal_kit.coordinator import Coordinator
-from rehearsal_kit.errors import ClusterGoneError, SessionError
+from rehearsal_kit.errors import ClusterGoneError, SessionError, said
 from rehearsal_kit.history import History
 from rehearsal_kit.host import RankHost, get_preview
-from rehearsal_kit.kernel_calls import (
-    ANSWER_S,
-    ask,
-    ask_lease,
-    begin_run,
-    look_for,
-    post_wishes,
-    release_lease,
-)
+from rehearsal_kit.kernel_calls import ask_lease, begin_run, look_for, post_wishes, release_lease
 from rehearsal_kit.lease import require_free
 from rehearsal_kit.orders import TOPIC_PREFIX, RunOrder
+from rehearsal_kit.patience import Patience
 from rehearsal_kit.preview import Preview
 from rehearsal_kit.rank_records import GenerationBegan, GenerationEnded, LeaseTaken, RunOver, Stalled
 from rehearsal_kit.run_folder import RunFolder
 from rehearsal_kit.run_states import ENDED
-from rehearsal_kit.telemetry import StateChanged, from_plain
+from rehearsal_kit.telemetry import Applied, StateChanged, from_plain
 
+LOG = logging.getLogger(__name__)
 LOOK_S = 1.0
+ANSWER_S = 60.0
+"""A scheduler that has not answered for so long is frozen, or cannot be reached."""
 BROKEN_S = 8.0
 """A kernel that cannot reach the scheduler for so long says so; the run may go on without it."""
 CLOSE_TIMEOUT_S = 60.0
+OF_LATE = 100
+"""Acknowledgements among which that of a stop is looked for."""
 PREVIEW_TIMEOUT_S = 5.0
 LAST_WORDS_S = 12.0
 """What ranks and coordinator have to write how a run ended whose cluster ends."""
@@ -65,12 +65,19 @@ class Driver:
         self._run = run
         self._topic = ""
         self._outbox: queue.SimpleQueue[Wish | None] = queue.SimpleQueue()
+        self._unanswered: list[Wish] = []
+        """Sent, and nobody has said yet whether they were accepted."""
         self._unaccepted: frozenset[int] = frozenset()
         """Numbers of the wishes that `refused` is about."""
         self._heard = threading.Event()
         self._closing = threading.Event()
         self._last_taken = False
         """Whether no wish will come any more."""
+        self._sending = threading.Lock()
+        self._sends = True
+        """Whether wishes in the outbox are still passed on."""
+        self._first = 0
+        """Record of the run from which on they tell of this start of it: others tell of earlier ones."""
         self._state = "created"
         self._thread: threading.Thread | None = None
 
@@ -79,16 +86,20 @@ class Driver:
         """created, starting, waiting, running, paused, recovering, or one of those in ENDED."""
         if self._state != "live":
             return self._state
-        newest = self.timeline.newest((StateChanged, GenerationBegan, GenerationEnded))
+        newest = self._newest(StateChanged, GenerationBegan, GenerationEnded)
         if isinstance(newest, StateChanged):
             return newest.state
-        began = self.timeline.latest(GenerationBegan, 2)
+        began = self.timeline.records(GenerationBegan, since=self._first)
         return "starting" if len(began) <= 1 and not isinstance(newest, GenerationEnded) else "recovering"
+
+    def _newest(self, *kinds: type[Any]) -> Any:
+        """The newest record of these kinds since the run was started; None before there is one."""
+        return self.timeline.newest(kinds, since=self._first)
 
     @property
     def trouble(self) -> str:
         """Why the ranks have paused on their own; empty if they have not."""
-        changed = self.timeline.last(StateChanged)
+        changed = self._newest(StateChanged)
         return changed.reason if changed is not None and self.state == "paused" else ""
 
     def start(self, order: RunOrder) -> None:
@@ -96,16 +107,18 @@ class Driver:
         if self._state != "created":
             raise SessionError(f"start() was called, but this session is {self.state}; make a new Session.")
         self._state = "starting"
+        self._first = len(self.timeline)
         self._topic = order.topic
         self._launch(order)
 
     def attach(self, *, take: bool) -> None:
         """Join a run that the cluster knows already; SessionError if it knows none in this folder.
 
-        take: steer from here, even if another kernel does; else only if nobody does.
+        take: steer from here, even if another kernel does; else only if nobody does. ClusterGoneError where
+        the scheduler does not answer.
         """
         client = self._cluster.client
-        found = ask(client, look_for, str(self._run.path))
+        found = ask_scheduler(client, look_for, str(self._run.path), timeout_s=ANSWER_S)
         if found is None:
             require_free(self._run)
             raise SessionError(
@@ -114,13 +127,17 @@ class Driver:
             )
         self._topic = found["topic"]
         self.history.catch_up()
-        self.leads = ask(client, ask_lease, self._topic, self.holder, take=take)
+        self.leads = ask_scheduler(client, ask_lease, self._topic, self.holder, take=take, timeout_s=ANSWER_S)
         self._state = "live"
         self._launch(None)
 
     def send(self, wish: Wish) -> None:
-        """Pass a wish on to rank 0, as soon as there is one."""
-        self._outbox.put(wish)
+        """Pass a wish on to rank 0, as soon as there is one; after the end of the run it is refused."""
+        with self._sending:
+            if self._sends:
+                self._outbox.put(wish)
+                return
+        self._refuse_late([wish])
 
     def close(self, stop: Wish | None) -> None:
         """Let go of the run; `stop` has been sent if this kernel was to end it."""
@@ -138,18 +155,25 @@ class Driver:
 
     def _stopped(self, stop: Wish) -> bool:
         """Whether the run has ended in time, or another kernel steers it, so that it does not end."""
-        deadline = time.monotonic() + CLOSE_TIMEOUT_S
+        patience = Patience(CLOSE_TIMEOUT_S)
         while not self.over.wait(0.05) and not self._is_refused(stop):
-            if time.monotonic() > deadline:
+            if not patience.lasts(time.monotonic() if self._is_obeyed(stop) else None):
                 return False
         return True
+
+    def _is_obeyed(self, stop: Wish) -> bool:
+        """Whether the ranks end by this wish and get on with that: a last checkpoint may be of any size."""
+        newest = self._newest(GenerationBegan, Stalled)
+        stalled = isinstance(newest, Stalled) and newest.seconds > 0
+        applied = [record for record in self.timeline.latest(Applied, OF_LATE) if not record.refused]
+        return not stalled and any((r.number, r.holder) == (stop.number, self.holder) for r in applied)
 
     def _is_refused(self, wish: Wish) -> bool:
         return wish.number in self._unaccepted
 
     def preview(self, task: int | None) -> Preview | None:
         """What rank 0 has of a task; None before there is one, and where there is no rank 0 that answers."""
-        began, newest = self.timeline.last(GenerationBegan), self.timeline.newest((GenerationBegan, Stalled))
+        began, newest = self._newest(GenerationBegan), self._newest(GenerationBegan, Stalled)
         if self._state != "live" or began is None or (isinstance(newest, Stalled) and newest.seconds > 0):
             return None
         address = began.workers[0]
@@ -178,7 +202,6 @@ class Driver:
             self._listen()
             if order is not None:
                 self._begin(order)
-                self._state = "live"
             while not self.over.is_set() and self._send_wishes():
                 self._look()
         except OSError as error:
@@ -187,24 +210,29 @@ class Driver:
                 f"rk.attach({str(self._run.path)!r}) joins it, or says what to do where it is gone."
             )
         except Exception as error:
-            self._lose(f"{type(error).__name__}: {error}")
+            self._lose(said(error))
         finally:
+            self._end_sending()
             with contextlib.suppress(Exception):  # the cluster may be gone, or its client closed
                 client.unsubscribe_topic(self._topic)
-                ask(client, release_lease, self._topic, self.holder, within_s=BROKEN_S)
+                ask_scheduler(client, release_lease, self._topic, self.holder, timeout_s=BROKEN_S)
 
     def _begin(self, order: RunOrder) -> None:
         client: Any = self._cluster.client
         # What client.register_plugin does, but with a deadline: a frozen worker would not answer.
         host, coordinator = RankHost(), Coordinator()
-        deadline = {"idempotent": True, "callback_timeout": ANSWER_S}
-        client.sync(client._register_worker_plugin, plugin=host, name=host.name, **deadline)
-        client.sync(client._register_scheduler_plugin, plugin=coordinator, name=coordinator.name, **deadline)
+        for register, plugin in (
+            (client._register_worker_plugin, host),
+            (client._register_scheduler_plugin, coordinator),
+        ):
+            within(client, ANSWER_S, register, plugin=plugin, name=plugin.name, idempotent=True)
         # Together with the run, so that what was asked before is accepted with it, or not at all.
         first = self._taken_out(wait_s=0.0)
         refused = self._ask(begin_run, asdict(order), [wish.to_json() for wish in first], holder=self.holder)
-        if refused:
-            raise SessionError(refused)
+        if refused:  # nothing was begun, so there are no last words of it to look for
+            self._end("failed", refused)
+        else:
+            self._state = "live"
 
     def _listen(self) -> None:
         client: Any = self._cluster.client
@@ -212,7 +240,7 @@ class Driver:
         deadline = time.monotonic() + SUBSCRIBE_TIMEOUT_S
         # A subscription takes effect at some later moment; what was told before that would be missed.
         while not self._heard.wait(0.05):
-            client.sync(client.scheduler.log_event, topic=self._topic, msg="hello", callback_timeout=BROKEN_S)
+            within(client, BROKEN_S, client.scheduler.log_event, topic=self._topic, msg="hello")
             if time.monotonic() > deadline:
                 raise SessionError("the scheduler does not pass on events; is the cluster still there?")
 
@@ -246,7 +274,7 @@ class Driver:
             gone = self._cluster.has_ended  # looked at first: what it wrote until then is read below
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 self.history.catch_up()
-            newest = self.timeline.newest((GenerationBegan, RunOver))
+            newest = self._newest(GenerationBegan, RunOver)
             if newest is None:  # it never began
                 break
             if isinstance(newest, RunOver):
@@ -261,13 +289,30 @@ class Driver:
         """Wait a moment for a wish, then send all there are in one message; False once there will be none."""
         wishes = self._taken_out(wait_s=LOOK_S)
         if wishes:
+            self._unanswered = wishes
             refused = self._ask(
                 post_wishes, self._topic, [wish.to_json() for wish in wishes], holder=self.holder
             )
+            self._unanswered = []
             if refused:
                 self._unaccepted = frozenset(wish.number for wish in wishes)
                 self.refused = refused
         return not self._last_taken
+
+    def _end_sending(self) -> None:
+        """Say of the wishes that are left that they came too late: nobody takes them out any more."""
+        with self._sending:
+            self._sends = False
+        if left := self._taken_out(wait_s=0.0):
+            self._refuse_late(left)
+        if self._unanswered:
+            names = named([to_plain(wish) for wish in self._unanswered])
+            again = f"rk.attach({str(self._run.path)!r}) shows what took effect"
+            self.refused = f"not answered: {names}. The cluster may have accepted it, or not; {again}."
+
+    def _refuse_late(self, wishes: Sequence[Wish]) -> None:
+        self._unaccepted = frozenset(wish.number for wish in wishes)
+        self.refused = refusal([to_plain(wish) for wish in wishes], too_late(self.state))
 
     def _taken_out(self, *, wait_s: float) -> list[Wish]:
         """All wishes of the outbox, in order."""
@@ -289,7 +334,7 @@ class Driver:
         deadline = time.monotonic() + ANSWER_S
         while True:
             try:
-                return ask(client, function, *arguments, within_s=BROKEN_S, **named)
+                return within(client, BROKEN_S, client._run_on_scheduler, function, *arguments, **named)
             except TimeoutError:
                 late = time.monotonic() > deadline or self._closing.is_set()
                 if late or client.status != "running":
@@ -298,7 +343,10 @@ class Driver:
     def _look(self) -> None:
         """Whether the coordinator still knows the run, and has told us all."""
         found = self._ask(look_for, str(self._run.path), holder=self.holder)
-        self.history.catch_up()
+        try:
+            self.history.catch_up()
+        except OSError as error:  # a network file system may be away for a while: what is told is heard
+            LOG.warning("the files of %s cannot be read now: %s", self._run.path, error)
         if found is None or found["topic"] != self._topic:
             self._end(
                 "failed",
@@ -308,7 +356,7 @@ class Driver:
             return
         self.leads = found["holder"] == self.holder
         if found["outcome"]:
-            over = self.timeline.last(RunOver)
+            over = self._newest(RunOver)
             self._end(found["outcome"], "" if over is None else over.error)
 
 

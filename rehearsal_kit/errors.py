@@ -19,6 +19,10 @@ RehearsalKitError
 └── RankError         a rank failed while it trained
 """
 
+from __future__ import annotations
+
+import traceback
+
 
 class RehearsalKitError(Exception):
     """Base of all errors that the toolkit raises on purpose."""
@@ -93,3 +97,16 @@ class LeaseError(SessionError):
 
 class RankError(RehearsalKitError):
     """A rank failed; carries the first error of the first rank that failed."""
+
+
+def said(error: BaseException) -> str:
+    """What an error says; where it is not one of ours, which say enough, its type comes first."""
+    return str(error) if isinstance(error, RehearsalKitError) else f"{type(error).__name__}: {error}"
+
+
+def said_where(error: BaseException) -> str:
+    """The same, and the place where one that is not ours was raised: whoever wrote that code looks there."""
+    trace = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, RehearsalKitError) or not trace:
+        return said(error)
+    return f"{said(error)} ({trace[-1].name}, {trace[-1].filename}:{trace[-1].lineno})"

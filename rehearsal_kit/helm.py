@@ -34,7 +34,7 @@ class Helm(ABC):
 
     @abstractmethod
     def _wish(self, command: Command) -> int:
-        """Number a command, write it down and send it; SessionError if it comes too late."""
+        """Number a command and send it; SessionError if it comes too late."""
 
     @abstractmethod
     def _require_going(self, kind: type) -> None:

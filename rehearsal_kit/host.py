@@ -23,7 +23,15 @@ from distributed import Worker
 from distributed.comm.addressing import get_address_host
 from distributed.diagnostics.plugin import WorkerPlugin
 
-from rehearsal_kit.errors import ClusterError, LeaseError, ReplayError, RunFolderError, SettingsError
+from rehearsal_kit.devices import rank_device
+from rehearsal_kit.errors import (
+    ClusterError,
+    LeaseError,
+    ReplayError,
+    RunFolderError,
+    SettingsError,
+    said_where,
+)
 from rehearsal_kit.groups import Meeting, meet
 from rehearsal_kit.job import Job
 from rehearsal_kit.orders import CLOSING_TOPIC, HostStatus, Order
@@ -180,7 +188,7 @@ class RankHost(WorkerPlugin):
         order, weights = hosted.order, ""
         outcome = "failed"
         try:
-            device = "cuda:0" if torch.cuda.is_available() else "cpu"
+            device = rank_device()
             job: Job = pickle.loads(order.job)  # noqa: S301 - from the kernel that runs this cluster
             meeting = Meeting(
                 rendezvous=Path(order.rendezvous),
@@ -207,14 +215,11 @@ class RankHost(WorkerPlugin):
                 outcome = hosted.rank.run()
                 weights = hosted.rank.fingerprint()
         except BaseException as failure:  # also a network that calls sys.exit(): nobody else would say so
-            where = traceback.extract_tb(failure.__traceback__)[-1]
             hosted.failed_at = time.time()
             hosted.fatal = isinstance(
                 failure, (SettingsError, ReplayError, RunFolderError, LeaseError, ClusterError)
             )
-            hosted.error = (
-                f"{type(failure).__name__}: {failure} ({where.name}, {where.filename}:{where.lineno})"
-            )
+            hosted.error = said_where(failure)
             traceback.print_exception(failure)
         step = 0 if hosted.rank is None else hosted.rank.step
         if outcome == "failed":

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import os
 import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import psutil
 
+from rehearsal_kit.child_processes import variables_set
 from rehearsal_kit.errors import ClusterError
 from rehearsal_kit.processes import Listener, listeners
 
@@ -83,17 +83,9 @@ def bound_to(address: str) -> Iterator[None]:
     if this process has begun to listen elsewhere all the same; ClusterError, too, if the address is not ours.
     """
     interface, me = interface_of(address), [psutil.Process()]
-    ours = socket_variables(interface)
-    before, listening = {name: os.environ.get(name) for name in ours}, listeners(me)
-    os.environ.update(ours)  # the only way in: gloo and NCCL read them when a group is made
-    try:
+    listening = listeners(me)
+    with variables_set(socket_variables(interface)):  # gloo and NCCL read them when a group is made
         yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
     if beyond := strays(listeners(me) - listening, interface):
         raise ClusterError(
             f"ranks must listen on {interface.name} ({address}) only, but this one also does elsewhere: "

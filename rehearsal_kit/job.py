@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from rehearsal_kit.errors import RunFolderError, SettingsError
+from rehearsal_kit.errors import RunFolderError, SettingsError, said
 from rehearsal_kit.module_state import freeze, frozen_parameters, still_modules
 from rehearsal_kit.networks.convnet import ConvNet
 from rehearsal_kit.networks.ptychonn import PtychoNN
@@ -67,7 +67,7 @@ def packed_job(settings: RunSettings) -> bytes:
         packed: bytes = cloudpickle.dumps(settings, protocol=pickle.HIGHEST_PROTOCOL)
     except Exception as error:  # whatever the parts of a network raise
         raise SettingsError(
-            f"the network or the strategy cannot be sent to the workers: {type(error).__name__}: {error}. "
+            f"the network or the strategy cannot be sent to the workers: {said(error)}. "
             "Open files, locks and generators must not be attributes of them."
         ) from error
     return packed

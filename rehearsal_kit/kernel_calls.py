@@ -5,25 +5,11 @@ Called through `client.run_on_scheduler`, which passes the scheduler as `dask_sc
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from distributed import Client, Scheduler
+from distributed import Scheduler
 
 from rehearsal_kit.coordinator import PLUGIN, Coordinator
-
-ANSWER_S = 60.0
-"""A scheduler that has not answered for so long is frozen, or cannot be reached."""
-
-
-def ask(
-    client: Client, function: Callable[..., Any], *arguments: Any, within_s: float = ANSWER_S, **named: Any
-) -> Any:
-    """Have the scheduler run one of the functions below; TimeoutError where it does not answer in time."""
-    try:
-        return client.sync(client._run_on_scheduler, function, *arguments, callback_timeout=within_s, **named)
-    except TimeoutError as error:
-        raise TimeoutError(f"the scheduler has not answered for {within_s:.0f} s") from error
 
 
 def begin_run(order: dict[str, Any], wishes: list[str], *, holder: str, dask_scheduler: Scheduler) -> str:

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import cloudpickle
 
-from rehearsal_kit.errors import SettingsError
+from rehearsal_kit.errors import SettingsError, said
 
 
 def made_by(text: str) -> object:
@@ -35,7 +35,7 @@ def made_by(text: str) -> object:
         thing: object = made()
     except Exception as error:
         raise SettingsError(
-            f"{text} cannot be called without arguments ({type(error).__name__}: {error}); write a function "
+            f"{text} cannot be called without arguments ({said(error)}); write a function "
             "that makes what the run was made with, and name that."
         ) from error
     return thing
@@ -57,7 +57,7 @@ def _of_file(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise SettingsError(f"{path} cannot be run: {type(error).__name__}: {error}.") from error
+        raise SettingsError(f"{path} cannot be run: {said(error)}.") from error
     cloudpickle.register_pickle_by_value(module)
     return module
 

@@ -75,7 +75,7 @@ class Ended:
     step: int
     outcome: str
     error: str = ""
-    """Type, message and place of the first error of this rank; empty unless it failed."""
+    """What the first error of this rank says, see `said_where`; empty unless it failed."""
     time: float
     generation: int = 0
     weights: str = ""

@@ -79,9 +79,10 @@ class RecordStore:
         each = [series.placed(since, until) for series in self._series.values()]
         return list(heapq.merge(*each, key=lambda pair: pair[0]))
 
-    def newest(self, kinds: tuple[type, ...]) -> Record | None:
-        """The newest record of any of these kinds."""
+    def newest(self, kinds: tuple[type, ...], since: int = 0) -> Record | None:
+        """The newest record of any of these kinds, from one place on."""
         there = [series for kind in kinds if (series := self._series.get(kind))]
+        there = [series for series in there if series.places[-1] >= since]
         newest = max(there, key=lambda series: series.places[-1], default=None)
         record: Record | None = None if newest is None else newest.records[-1]
         return record

@@ -75,8 +75,12 @@ class RehearsalStep:
                 branch=course.branch,
             )
         )
-        trained, worked = in_force.strategy.replays, buffer.worked - worked
-        self._with.reporter.drew(drawn, buffer.waited - waited, worked=worked, trained=trained)
+        reporter = self._with.reporter
+        reporter.buffer_worked(buffer.worked - worked, waited=buffer.waited - waited)
+        if drawn is not None:
+            reporter.held(drawn.stored)
+            if in_force.strategy.replays:
+                reporter.replayed(drawn)
         return drawn
 
     def _is_made(self, lesson: Lesson) -> bool:

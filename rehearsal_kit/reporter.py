@@ -115,19 +115,19 @@ class Reporter:
         if time.monotonic() - self._began > PUBLISH_INTERVAL_S:
             self.flush()
 
-    def drew(
-        self, drawn: Representatives | None, waited: float, *, worked: float, trained: bool = True
-    ) -> None:
-        """What the step now under way got from the buffer, how long it waited for it, how long it took.
-
-        trained: whether the representatives are trained on.
-        """
+    def buffer_worked(self, seconds: float, *, waited: float) -> None:
+        """How long the buffer worked for the step now under way, and how long that had to wait for it."""
         self._waited += waited
-        self._hidden += max(0.0, worked - waited)
-        if drawn is not None:
-            self._representatives += len(drawn.owners) if trained else 0
-            self._remote += int((drawn.owners != self._rank).sum()) if trained else 0
-            self._stored = drawn.stored
+        self._hidden += max(0.0, seconds - waited)
+
+    def held(self, stored: int) -> None:
+        """How many samples the buffers held at the draw for the step now under way."""
+        self._stored = stored
+
+    def replayed(self, drawn: Representatives) -> None:
+        """Representatives that the step now under way is trained on."""
+        self._representatives += len(drawn.owners)
+        self._remote += int((drawn.owners != self._rank).sum())
 
     def distilled(self, ages: Sequence[int]) -> None:
         """Steps since the stored outputs were made with which the step under way compares samples."""

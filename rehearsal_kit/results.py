@@ -145,9 +145,14 @@ def left_out(timeline: Timeline) -> str:
 
 
 def _unnumbered(timeline: Timeline) -> list[TaskSetAside]:
-    """Tasks that were set aside when they arrived, before they had a number."""
-    numbered = list(timeline.set_aside().values())
-    return [record for record in timeline.records(TaskSetAside) if record not in numbered]
+    """Tasks that were set aside when they arrived, before they had a number.
+
+    Not those that had one and are no longer set aside: another branch trains them after all.
+    """
+    known = set(timeline.set_aside().values())  # of runs of earlier versions, whose records have no number
+    return [
+        record for record in timeline.records(TaskSetAside) if record.task is None and record not in known
+    ]
 
 
 def checkpoints_table(timeline: Timeline) -> pd.DataFrame:

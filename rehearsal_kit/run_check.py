@@ -8,6 +8,7 @@ from typing import Any
 
 from rehearsal_kit.check import dry_run
 from rehearsal_kit.cluster import Cluster
+from rehearsal_kit.cluster_calls import within
 from rehearsal_kit.commands import Arrived
 from rehearsal_kit.errors import SessionError, SettingsError
 from rehearsal_kit.job import Job, RunSettings, packed_job
@@ -38,8 +39,8 @@ def _asked(cluster: Cluster, packed: bytes, tasks: Sequence[Arrived]) -> str:
         workers = workers_in_order(cluster)[:1]
         if not workers:  # they may come later
             return ""
-        answers: dict[str, str] = client.sync(
-            client._run, check_on_worker, packed, tasks, workers=workers, callback_timeout=CHECK_S
+        answers: dict[str, str] = within(
+            client, CHECK_S, client._run, check_on_worker, packed, tasks, workers=workers
         )
     except TimeoutError as error:
         raise SessionError(

@@ -272,18 +272,9 @@ def read_ledger(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def read_records(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
-    """All whole lines of a file of records that can be read, and the numbers (from 1) of those that cannot.
-
-    Only plots and tables need them, so a damaged one is said and left out.
-    """
-    entries, damaged = _lines(path)
-    return entries, [number for number, _ in damaged]
-
-
 def last_generation(run: RunFolder) -> int:
-    """Number of the newest set of ranks that was started for a run; 0 if none was."""
-    numbers = (entry.get("generation", 0) for entry in read_records(run.generations)[0])
+    """Number of the newest set of ranks started for a run; 0 if none was. Damaged lines do not count."""
+    numbers = (entry.get("generation", 0) for entry in _lines(run.generations)[0])
     return max((number for number in numbers if isinstance(number, int)), default=0)
 
 

@@ -1,6 +1,8 @@
 """The states of a run as data: what leads from one to the next, and what outlives which event.
 
-The code decides by these tables; whoever adds a command or a field adds its line here first.
+The code decides by these tables, but for the numbers of a branch that begins anew: the ranks agree on them
+and `BeginAgain` carries them; the tests hold that to its column. Whoever adds a command or a field adds its
+line here first.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ class Event(Enum):
     """What may happen to a run between two steps, besides commands."""
 
     RESTART = "ranks begin again from a checkpoint: after a failure, or by resume"
-    BEGIN_AGAIN = "the same, but what was recorded after it binds no more: other ranks, or data that are gone"
+    BEGIN_AGAIN = "the same as another branch, on other ranks or without data that are gone"
     ROLL_BACK = "a person goes back to a checkpoint"
 
 
@@ -77,7 +79,7 @@ FATES: Mapping[str, Mapping[Event, Fate]] = {
     "checkpoints": {**_THERE, Event.BEGIN_AGAIN: Fate.NEW, Event.ROLL_BACK: Fate.NOW},
 }
 """By field of `Course`. A restart then applies again what was recorded after the checkpoint, at its steps; a
-replay does so from the very beginning."""
+replay does so from the very beginning. Of ranks that begin again each entry is what `Recorded` says."""
 
 
 class Recorded(Enum):

@@ -113,11 +113,6 @@ class ScanExperience:
         return frames
 
 
-def open_scan_task(arrived: Arrived, preparation: Preparation) -> ScanExperience:
-    """Open the scan of a task and split it, see `split_scan`."""
-    return split_scan(open_scan(arrived.path), arrived, preparation)
-
-
 def split_scan(scan: Scan, arrived: Arrived, preparation: Preparation) -> ScanExperience:
     """Split an open scan into training, watched and test frames; reads its object, no frames.
 

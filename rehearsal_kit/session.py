@@ -1,4 +1,4 @@
-"""The kernel's handle on a run: start, watch, steer, wait, close. No call blocks the notebook but `wait`."""
+"""The kernel's handle on a run: start, watch, steer, wait, close. No command waits for the ranks."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from rehearsal_kit.telemetry import Applied, TaskEnded
 
 
 class Session(Helm):
-    """One run on one cluster. Commands are validated here, numbered, written down, and sent to rank 0."""
+    """One run on one cluster. Commands are checked and numbered here, and written down by the coordinator."""
 
     def __init__(  # noqa: PLR0913 - one for each kind of settings
         self,
@@ -283,7 +283,7 @@ class Session(Helm):
         return self._verdict()
 
     def close(self) -> None:
-        """Stop the run if it goes on and this kernel steers it; let go of all but cluster and run folder."""
+        """Stop the run if it goes on and this kernel steers it, wait for that, and let go of it."""
         stop = None
         with contextlib.suppress(SessionError):  # it has ended this moment
             if self.leads and self.state not in ("created", "left", *ENDED):

@@ -37,7 +37,7 @@ from rehearsal_kit.restoring import Loaded, load_checkpoint
 from rehearsal_kit.room import require_possible
 from rehearsal_kit.strategies.choice import require_stored
 from rehearsal_kit.stream import Stream
-from rehearsal_kit.taking_up import TakingUp, UnderWay
+from rehearsal_kit.taking_up import TakingUp, UnfinishedTask
 from rehearsal_kit.telemetry import (
     BranchBegan,
     CheckpointTaken,
@@ -285,7 +285,7 @@ class Steering:
         under_way = self._taking_up.under_way(loaded, stream, now=self._now.lesson if same else None)
         return lambda: self._roll_back(loaded, there, (stream, under_way))
 
-    def _roll_back(self, loaded: Loaded, there: Course, to: tuple[Stream, UnderWay]) -> None:
+    def _roll_back(self, loaded: Loaded, there: Course, to: tuple[Stream, UnfinishedTask]) -> None:
         its, course = self._with, self._with.course
         stream, under_way = to
         its.reporter.flush()

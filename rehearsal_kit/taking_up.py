@@ -37,7 +37,7 @@ class Ready:
 
 
 @dataclass(frozen=True)
-class UnderWay:
+class UnfinishedTask:
     """The task that a checkpoint was taken in the middle of, as far as it is still there."""
 
     lesson: TakenUp | None
@@ -143,21 +143,21 @@ class TakingUp:
             self.now.buffer.abandon()
             self.now.buffer = None
 
-    def under_way(self, loaded: Loaded, stream: Stream, *, now: Lesson | None = None) -> UnderWay:
+    def under_way(self, loaded: Loaded, stream: Stream, *, now: Lesson | None = None) -> UnfinishedTask:
         """The task that a checkpoint was taken in the middle of; stream: its tasks in their order then.
 
         now: what is under way; if it is made of the same tasks, its samples are not read again.
         """
         plain = loaded.state["lesson"]
         if plain is None:
-            return UnderWay(None)
+            return UnfinishedTask(None)
         if all(stream[int(task)] is not None for task in plain["tasks"]):
-            return UnderWay(self._curriculum.lesson_of(plain, stream, under_way=now))
+            return UnfinishedTask(self._curriculum.lesson_of(plain, stream, under_way=now))
         there = stream[int(plain["task"])] is not None
         lesson = self._curriculum.lesson_anew(plain, stream) if there else None
-        return UnderWay(lesson, anew=True, began=int(plain["began"]))
+        return UnfinishedTask(lesson, anew=True, began=int(plain["began"]))
 
-    def adopt(self, loaded: Loaded, under_way: UnderWay) -> None:
+    def adopt(self, loaded: Loaded, under_way: UnfinishedTask) -> None:
         """Be what was learned there; the course is there already."""
         its, course = self._with, self._with.course
         its.learner.adopt(loaded.tensors)

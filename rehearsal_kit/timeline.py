@@ -120,10 +120,10 @@ class Timeline:
         """The newest record of one kind."""
         return next(iter(self.latest(kind, 1)), None)
 
-    def newest(self, kinds: tuple[type[Any], ...]) -> Record | None:
-        """The newest record of any of these kinds."""
+    def newest(self, kinds: tuple[type[Any], ...], *, since: int = 0) -> Record | None:
+        """The newest record of any of these kinds, from position `since` on."""
         with self._grown:
-            return self._store.newest(kinds)
+            return self._store.newest(kinds, since)
 
     # Branches -------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from dataclasses import dataclass, field
 
@@ -22,6 +23,8 @@ class Watched:
     acceptance: Acceptance
     ledger: Ledger
     generation: int
+    known: set[str] = field(default_factory=set)
+    """Kernels of which is written down that they have steered."""
     lost: str = ""
     """How the lease was lost, if it was: then nothing more is written to the folder."""
     workers: list[str] = field(default_factory=list)
@@ -48,20 +51,22 @@ class Watched:
     def begun(order: RunOrder, holder: str) -> Watched:
         """Take the lease on the folder and open what is written there; LeaseError, OSError."""
         folder = RunFolder(order.run)
-        lease = RunLease.take(folder, place=order.place)
-        try:
+        with contextlib.ExitStack() as undone:
+            lease = RunLease.take(folder, place=order.place)
+            undone.callback(lease.release)
             write_private(folder.cluster, json.dumps(order.place))
-            return Watched(
+            acceptance = Acceptance(folder, holder)
+            undone.callback(acceptance.close)
+            run = Watched(
                 order=order,
                 folder=folder,
                 lease=lease,
-                acceptance=Acceptance(folder, holder),
+                acceptance=acceptance,
                 ledger=Ledger(folder.generations, durable=True),
                 generation=lease.generation - 1,
             )
-        except BaseException:
-            lease.release()
-            raise
+            undone.pop_all()
+        return run
 
     def close(self) -> None:
         """Write nothing more, and let others."""

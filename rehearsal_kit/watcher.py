@@ -23,7 +23,7 @@ from pathlib import Path
 
 from rehearsal_kit.arrivals import matching, natural_key, unordered, with_digest
 from rehearsal_kit.commands import NOTE_LENGTH, Arrived, Command, FinishStream, Note, SetAside, Watch, Wish
-from rehearsal_kit.errors import NotYetError, RankError, ScanError
+from rehearsal_kit.errors import NotYetError, RankError, ScanError, said
 from rehearsal_kit.scans.files import Facts
 from rehearsal_kit.scans.hdf5 import opened
 
@@ -164,7 +164,7 @@ class Watcher:
                 if self._ready:
                     self._take(self._ready.popleft())
         except Exception as error:  # told by `poll`: without this thread nothing would ever arrive again
-            self._failure = f"{type(error).__name__}: {error}"
+            self._failure = said(error)
 
     def _rest_s(self) -> float:
         """How long there is nothing to do but to wait for what is asked."""

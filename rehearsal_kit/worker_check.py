@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from distributed import Worker
 
 from rehearsal_kit.check import dry_run
 from rehearsal_kit.commands import Arrived
+from rehearsal_kit.devices import rank_device
+from rehearsal_kit.errors import said
 from rehearsal_kit.host import PLUGIN, RankHost
 from rehearsal_kit.job import Job
 
@@ -43,10 +44,10 @@ def _checked(packed: bytes, tasks: Sequence[Arrived]) -> str:
             f"import cloudpickle, {module}; cloudpickle.register_pickle_by_value({module})"
         )
     except Exception as error:  # whatever its own code raises when it is read
-        return f"the workers cannot read the network or the strategy: {type(error).__name__}: {error}"
+        return f"the workers cannot read the network or the strategy: {said(error)}"
     if not Path(job.run.path).is_dir():
         return (
             f"the workers do not see the run folder {job.run.path}; choose one on a file system that kernel "
             "and workers share."
         )
-    return dry_run(replace(job, device="cuda:0" if torch.cuda.is_available() else "cpu"), tasks)
+    return dry_run(replace(job, device=rank_device()), tasks)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,7 @@ from runkit import ALONE, KERNEL, CutOffError, carry_out, class_tasks, job_in, s
 from rehearsal_kit.acceptance import Acceptance
 from rehearsal_kit.commands import Arrived, FinishStream, Note, Stop, TakeCheckpoint, Wish, to_plain
 from rehearsal_kit.coordinator import Coordinator
-from rehearsal_kit.lease import BEAT_S, LeaseWatch
+from rehearsal_kit.lease import BEAT_S, LeaseWatch, RunLease, require_free
 from rehearsal_kit.orders import RunOrder
 from rehearsal_kit.rank_records import LeaseTaken
 from rehearsal_kit.run_folder import Ledger, read_ledger
@@ -269,7 +270,8 @@ def test_a_run_that_is_over_can_be_gone_on_with_by_whoever_hears_of_it(run):
             await soon(lambda: hosts.orders)
             hosts.outcome = "finished"
             await soon(lambda: hosts.told[-1]["record"] == "RunOver")
-            assert "finished" in await first.post("rehearsal-kit/1", [wish(1)], A)
+            said = await first.post("rehearsal-kit/1", [wish(1)], A)
+            assert said.startswith("not accepted: Note (no. 1). It came too late: this run is finished; rk.")
             assert second.begin(order_for(run), [], holder=B) == ""
             lines = len(read_ledger(run.generations))
             first.lease("rehearsal-kit/1", B, take=True)  # somebody attaches to the one that is over
@@ -292,6 +294,30 @@ def test_who_leads_is_what_the_coordinator_says(run):
             assert coordinator.lease("rehearsal-kit/1", B, take=False)
             assert look(str(run.path), A)["holder"] == B
             assert "no. 7" in await coordinator.post("rehearsal-kit/1", [wish(7)], A)
+
+    asyncio.run(story())
+
+
+def test_no_wish_is_accepted_that_ranks_would_not_take_when_they_begin_anew(run, monkeypatch):
+    """They ignore wishes of kernels of which the ledger does not say that they steer; the disk was full."""
+
+    async def story():
+        async with coordinated(Hosts()) as coordinator:
+            with monkeypatch.context() as full:
+                full.setattr(Coordinator, "_write", lambda *_: None)
+                assert "has not begun" in coordinator.begin(order_for(run), [wish(1)], holder=A)
+                require_free(run)
+            assert coordinator.begin(order_for(run), [], holder=A) == ""
+            with monkeypatch.context() as full:
+                full.setattr(Coordinator, "_write", lambda *_: None)
+                assert coordinator.lease("rehearsal-kit/1", B, take=True)
+                said = await coordinator.post("rehearsal-kit/1", [wish(1)], B)
+                assert "Note (no. 1)" in said
+                assert "make room" in said
+            assert await coordinator.post("rehearsal-kit/1", [wish(1)], B) == ""
+        held = [e["holder"] for e in read_ledger(run.generations) if e["record"] == "LeaseTaken"]
+        assert held == [A, B]
+        assert written(run) == [(B, 1)]
 
     asyncio.run(story())
 
@@ -324,3 +350,61 @@ def test_a_path_of_the_run_folder_is_written_down_by_its_place_in_there(tmp_path
     assert effects == ["tasks/0.h5"]
     state = json.loads(next(job.run.checkpoints.rglob("state.json")).read_text())
     assert state["stream"][0][0]["path"] == "tasks/0.h5"
+
+
+def test_a_run_whose_first_wishes_cannot_be_written_down_has_not_begun(run, monkeypatch):
+    """Its kernel says that it failed: going on without it, it would hold the folder and train nothing."""
+
+    async def story():
+        hosts = Hosts()
+        async with coordinated(hosts) as coordinator:
+            with monkeypatch.context() as full:
+                full.setattr(Ledger, "append", no_room)
+                for _ in range(2):  # asked again, it answers again
+                    refused = coordinator.begin(order_for(run), [wish(1)], holder=A)
+                    assert "Note (no. 1)" in refused
+                    assert "has not begun" in refused
+            require_free(run)
+            assert coordinator.look(str(run.path), A) is None
+            assert not hosts.told
+            assert coordinator.begin(order_for(run), [wish(1)], holder=A) == ""
+            await soon(lambda: hosts.mail)
+        assert written(run) == [(A, 1)]
+
+    asyncio.run(story())
+
+
+def test_a_run_whose_ledgers_cannot_be_opened_leaves_no_file_open(run):
+    run.generations.symlink_to("nowhere")  # links are not followed
+
+    async def story():
+        async with coordinated(Hosts()) as coordinator:
+            coordinator.begin(order_for(run), [], holder=A)
+            before = set(os.listdir("/proc/self/fd"))
+            assert "cannot write to the run folder" in coordinator.begin(order_for(run), [], holder=A)
+            assert set(os.listdir("/proc/self/fd")) == before
+        require_free(run)
+
+    asyncio.run(story())
+
+
+def no_room(*_):
+    raise OSError(28, "No space left on device")
+
+
+def test_a_run_that_ended_well_has_not_failed_because_its_lease_stays_behind(run, monkeypatch):
+    """The file system is away for a moment."""
+
+    async def story():
+        hosts = Hosts()
+        async with coordinated(hosts) as coordinator:
+            coordinator.begin(order_for(run), [], holder=A)
+            await soon(lambda: hosts.orders)
+            with monkeypatch.context() as away:
+                away.setattr(RunLease, "release", no_room)
+                hosts.outcome = "finished"
+                await soon(lambda: hosts.told[-1]["record"] == "RunOver")
+                await asyncio.sleep(0.1)
+            assert [told["outcome"] for told in hosts.told if told["record"] == "RunOver"] == ["finished"]
+
+    asyncio.run(story())

@@ -19,6 +19,8 @@ import pytest
 from real_data import real_data
 
 from rehearsal_kit.cli import main
+from rehearsal_kit.cluster_server import ClusterFiles
+from rehearsal_kit.errors import ClusterError
 from rehearsal_kit.synthetic import Beamline
 
 pytestmark = pytest.mark.cluster
@@ -199,6 +201,21 @@ def test_a_signal_to_end_ends_everything(tmp_path, monkeypatch):
     assert nothing_runs()
     assert not list((tmp_path / "run").rglob("rendezvous"))
     assert not list(temporary.iterdir())
+
+
+def test_a_cluster_that_cannot_be_stopped_keeps_no_other_from_it(monkeypatch, capsys, tmp_path):
+    def stop(files):
+        if files.folder.name == "a":
+            raise ClusterError("its machine does not answer.")
+        return f"{files.folder.name}: stopped."
+
+    monkeypatch.setattr("rehearsal_kit.cli.stop_cluster", stop)
+    monkeypatch.setattr(
+        "rehearsal_kit.cli.running_clusters", lambda: [ClusterFiles(folder=tmp_path / name) for name in "ab"]
+    )
+    assert main(["stop"]) == 1
+    told = capsys.readouterr()
+    assert (told.out, told.err) == ("b: stopped.\n", "a: its machine does not answer.\n")
 
 
 def test_stop_in_another_process_ends_a_demo(tmp_path):

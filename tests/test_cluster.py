@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -9,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import psutil
 import pytest
 from intruder import listening
 
-from rehearsal_kit.cluster import reach, running_clusters, start_cluster, stop_cluster
+from rehearsal_kit.cluster import connect, reach, running_clusters, start_cluster, stop_cluster
 from rehearsal_kit.cluster_server import ClusterFiles, ServerRecord
 from rehearsal_kit.errors import ClusterError, ClusterGoneError
 from rehearsal_kit.interfaces import interfaces, is_loopback
@@ -137,6 +139,31 @@ def test_a_server_that_cannot_start_says_why(tmp_path, monkeypatch):
         start_cluster("cpu", workers=1)
     with pytest.raises(ClusterError, match="not the folder of a running cluster"):
         stop_cluster(ClusterFiles(folder=tmp_path))
+
+
+def test_a_cluster_whose_files_cannot_be_written_leaves_no_key(tmp_path, monkeypatch):
+    def no_room(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setenv("REHEARSAL_KIT_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("rehearsal_kit.cluster.write_private", no_room)
+    with pytest.raises(ClusterError, match=r"No space left on device. Make room there"):
+        start_cluster("cpu", workers=1)
+    assert not [*(tmp_path / "home" / "clusters").iterdir()]
+
+
+def test_who_cannot_connect_leaves_no_thread_and_no_file_open(tmp_path):
+    """As a notebook does that looks again and again whether a cluster is there."""
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        place = f"tcp://127.0.0.1:{nobody.getsockname()[1]}"
+    (tmp_path / "scheduler.json").write_text(json.dumps({"address": place}))
+    left = []
+    for _ in range(2):
+        with pytest.raises(ClusterGoneError, match="does not answer"):
+            connect(tmp_path / "scheduler.json", timeout_s=0.5)
+        left.append((threading.active_count(), len(os.listdir("/proc/self/fd"))))
+    assert left[0] == left[1]
 
 
 def test_no_gpu_is_said_and_cuda_is_refused_with_the_lack():

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from rehearsal_kit.bench.children import in_child
-from rehearsal_kit.child_processes import child_environment
+from rehearsal_kit.child_processes import child_environment, variables_set
 from rehearsal_kit.code_folders import offered, open_to_others, take_up
 from rehearsal_kit.errors import ClusterError, RunFolderError
 from rehearsal_kit.interfaces import bound_to, interface_named, interfaces, is_loopback, strays
@@ -308,6 +308,16 @@ def test_process_groups_are_bound_whatever_the_environment_says(monkeypatch):
         assert os.environ["NCCL_SOCKET_IFNAME"] == f"={interface_named(None).name}"
     assert os.environ["GLOO_SOCKET_IFNAME"] == "theirs"
     assert "NCCL_SOCKET_IFNAME" not in os.environ
+
+
+def test_variables_that_were_set_for_a_moment_are_what_they_were_whatever_happens_meanwhile(monkeypatch):
+    monkeypatch.setenv("THEIRS", "theirs")
+    monkeypatch.delenv("NEW", raising=False)
+    with variables_set({"THEIRS": "ours", "NEW": "ours"}):
+        assert (os.environ["THEIRS"], os.environ["NEW"]) == ("ours", "ours")
+        del os.environ["NEW"]  # by code of somebody else
+    assert os.environ["THEIRS"] == "theirs"
+    assert "NEW" not in os.environ
 
 
 def test_a_rank_that_listens_elsewhere_all_the_same_does_not_join():

@@ -29,7 +29,8 @@ from rehearsal_kit.experiences import Shelf
 from rehearsal_kit.preparation import Preparation
 from rehearsal_kit.results import results_table
 from rehearsal_kit.run_folder import read_ledger
-from rehearsal_kit.scan_tasks import open_scan_task
+from rehearsal_kit.scan_tasks import split_scan
+from rehearsal_kit.scans.opening import open_scan
 from rehearsal_kit.strategies.replay import ER
 from rehearsal_kit.synthetic import Beamline
 from rehearsal_kit.telemetry import (
@@ -148,7 +149,7 @@ def scans(tmp_path_factory):
 
 def test_a_task_whose_held_out_frames_are_dark_has_no_error_rather_than_the_best(tmp_path, scans):
     path = shutil.copyfile(scans[0].path, tmp_path / "dark.cxi")
-    whole = open_scan_task(scans[0], Preparation(size=16, scale=1.0))
+    whole = split_scan(open_scan(scans[0].path), scans[0], Preparation(size=16, scale=1.0))
     with h5py.File(path, "r+") as file:
         counts = file["/entry_1/instrument_1/detector_1/data"]
         for frame in sorted([*whole.watched, *whole.test]):

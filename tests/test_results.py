@@ -21,7 +21,7 @@ from rehearsal_kit.errors import RankError, SessionError, SettingsError
 from rehearsal_kit.networks.convnet import ConvNet
 from rehearsal_kit.networks.ptychonn import PtychoNN
 from rehearsal_kit.preparation import Preparation
-from rehearsal_kit.results import results_table
+from rehearsal_kit.results import left_out, results_table
 from rehearsal_kit.scans.opening import open_scan
 from rehearsal_kit.session import Session
 from rehearsal_kit.settings import Rehearsal, Training
@@ -29,7 +29,15 @@ from rehearsal_kit.strategies.dark import DERpp
 from rehearsal_kit.strategies.replay import ER
 from rehearsal_kit.strategies.strategy import Strategy
 from rehearsal_kit.synthetic import Beamline
-from rehearsal_kit.telemetry import Evaluated, StateChanged, Steps, TaskArrived, TaskEnded
+from rehearsal_kit.telemetry import (
+    BranchBegan,
+    Evaluated,
+    StateChanged,
+    Steps,
+    TaskArrived,
+    TaskEnded,
+    TaskSetAside,
+)
 from rehearsal_kit.tensor_tasks import TensorTask, labelled_task, split_classes
 from rehearsal_kit.timeline import Timeline
 
@@ -445,3 +453,18 @@ def test_a_session_in_trouble_can_be_closed(cluster, tmp_path):
     assert session.state == "stopped"
     assert session.error == ""
     assert not list(session.run.path.glob("rendezvous*"))
+
+
+def test_a_task_that_another_branch_trains_after_all_is_not_told_as_left_out():
+    """It was counted among the files that had been refused when they arrived, and warned of at the end."""
+    arrived = TaskArrived(
+        step=0, task=0, name="a", path="/a", training=4, watched=1, test=1, skipped=0, simulated=False
+    )
+    lost = TaskSetAside(step=1, name="a", path="/a", reason="gone on rank 1", task=0)
+    refused = TaskSetAside(step=1, name="b", path="/b", reason="torn")
+    again = BranchBegan(branch=1, step=0, checkpoint=0, parent=0, left=1, time=0.0, tasks=1)
+    timeline = Timeline([arrived, lost, refused])
+    assert left_out(timeline) == "2 tasks were set aside: a: gone on rank 1; b: torn."
+    timeline.append(again)
+    assert left_out(timeline) == "1 task was set aside: b: torn."
+    assert results_table(timeline)["set aside"].tolist() == ["", "torn"]

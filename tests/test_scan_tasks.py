@@ -8,15 +8,20 @@ from real_data import real_data
 from rehearsal_kit.commands import Arrived
 from rehearsal_kit.errors import ScanError
 from rehearsal_kit.preparation import Preparation
-from rehearsal_kit.scan_tasks import open_scan_task, regions
+from rehearsal_kit.scan_tasks import regions, split_scan
 from rehearsal_kit.scans.acquisition import Acquisition
 from rehearsal_kit.scans.cxi_writing import write_cxi
+from rehearsal_kit.scans.opening import open_scan
 from rehearsal_kit.scans.scan import patch_corners
 from rehearsal_kit.synthetic import Beamline, convert
 from rehearsal_kit.tasks import shard
 
 SIZE = 32
 PREPARATION = Preparation(size=SIZE, scale=30.0)
+
+
+def opened(arrived, preparation):
+    return split_scan(open_scan(arrived.path), arrived, preparation)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +31,7 @@ def path(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def experience(path):
-    return open_scan_task(Arrived(name="a", path=str(path)), PREPARATION)
+    return opened(Arrived(name="a", path=str(path)), PREPARATION)
 
 
 def painted(experience, indices):
@@ -65,7 +70,7 @@ def test_targets_of_training_watched_and_test_share_no_pixel(experience):
 )
 def test_real_scans_are_split_without_overlap(tmp_path, name, size):
     path = convert(real_data(name), tmp_path, seed=0)
-    real = open_scan_task(Arrived(name="real", path=str(path)), Preparation(size=size, scale=1.0))
+    real = opened(Arrived(name="real", path=str(path)), Preparation(size=size, scale=1.0))
     assert_separate(real)
     assert len(real.training) > 200
 
@@ -74,14 +79,14 @@ def test_regions_of_one_scan_share_a_held_out_strip_that_no_training_touches(tmp
     path = convert(real_data("cnm_hxn_scan247/scan247.npz"), tmp_path, seed=0)
     tasks = regions(path, 3, size=SIZE)
     assert len({task.name for task in tasks}) == 3
-    opened = [open_scan_task(task, PREPARATION) for task in tasks]
-    trained = [painted(one, one.training) for one in opened]
-    for one in opened:
+    parts = [opened(task, PREPARATION) for task in tasks]
+    trained = [painted(one, one.training) for one in parts]
+    for one in parts:
         assert len(one.training) > 80
-        np.testing.assert_array_equal(one.test, opened[0].test)
+        np.testing.assert_array_equal(one.test, parts[0].test)
         held_out = painted(one, np.concatenate([one.watched, one.test]))
         assert not any((held_out & seen).any() for seen in trained)
-    frames = np.concatenate([one.training for one in opened])
+    frames = np.concatenate([one.training for one in parts])
     assert len(set(frames.tolist())) > 0.95 * len(frames)
     with pytest.raises(ScanError, match="0 regions"):
         regions(path, 0)
@@ -89,7 +94,7 @@ def test_regions_of_one_scan_share_a_held_out_strip_that_no_training_touches(tmp
 
 def test_boxes_are_kept(path):
     held_out, region = (120.0, 200.0, 0.0, 200.0), (0.0, 100.0, 20.0, 200.0)
-    one = open_scan_task(Arrived(name="a", path=str(path), held_out=held_out, region=region), PREPARATION)
+    one = opened(Arrived(name="a", path=str(path), held_out=held_out, region=region), PREPARATION)
     rows, columns = np.nonzero(painted(one, np.concatenate([one.watched, one.test])))
     assert rows.min() >= 120
     assert rows.max() < 200
@@ -149,7 +154,7 @@ def blank(tmp_path, **changes):
 def test_frames_without_beam_are_left_out_when_loaded(tmp_path):
     counts = np.ones((240, 16, 16), np.uint16)
     counts[3] = 0
-    one = open_scan_task(blank(tmp_path, counts=counts), Preparation(size=16, scale=1.0))
+    one = opened(blank(tmp_path, counts=counts), Preparation(size=16, scale=1.0))
     assert {len(values) for values in one.load("training", np.array([2, 3, 4])).values()} == {2}
     assert one.load("training", np.array([2, 3, 4]))["number"].tolist() == [2, 4]
     assert {len(values) for values in one.load("training", np.array([], np.int64)).values()} == {0}
@@ -158,17 +163,17 @@ def test_frames_without_beam_are_left_out_when_loaded(tmp_path):
 def test_the_phase_of_the_cut_is_plus_pi(tmp_path):
     image = np.ones((120, 90), np.complex64)
     image[10, 10] = complex(-1, -0.0)
-    one = open_scan_task(blank(tmp_path, object=image), Preparation(size=16, scale=1.0))
+    one = opened(blank(tmp_path, object=image), Preparation(size=16, scale=1.0))
     phase = one.load("training", np.array([0]))["phase"]
     assert phase.max().item() == pytest.approx(np.pi)
     assert phase.min() > -np.pi
 
 
 def test_frames_whose_target_leaves_the_object_are_skipped(tmp_path):
-    inside = open_scan_task(blank(tmp_path), Preparation(size=16, scale=1.0))
+    inside = opened(blank(tmp_path), Preparation(size=16, scale=1.0))
     positions = inside.scan.positions_px.copy()
     positions[[0, 5]] = [[7.0, 20.0], [20.0, 85.0]]
-    one = open_scan_task(blank(tmp_path, positions_px=positions), Preparation(size=16, scale=1.0))
+    one = opened(blank(tmp_path, positions_px=positions), Preparation(size=16, scale=1.0))
     assert one.skipped == inside.skipped + 2
     assert not set(one.training) & {0, 5}
 
@@ -184,15 +189,15 @@ def test_frames_whose_target_leaves_the_object_are_skipped(tmp_path):
 def test_empty_sets_say_why(tmp_path, changes, says):
     arrived = blank(tmp_path)
     with pytest.raises(ScanError, match=rf"blank\.cxi: {says}.*16 pixels"):
-        open_scan_task(Arrived(name="a", path=arrived.path, **changes), Preparation(size=16, scale=1.0))
+        opened(Arrived(name="a", path=arrived.path, **changes), Preparation(size=16, scale=1.0))
 
 
 def test_scans_that_cannot_be_trained_on_are_refused(tmp_path):
     with pytest.raises(ScanError, match=r"blank\.cxi: no reconstruction: nothing to train on"):
-        open_scan_task(blank(tmp_path, object=None), Preparation(size=16))
+        opened(blank(tmp_path, object=None), Preparation(size=16))
     with pytest.raises(ScanError, match=r"blank\.cxi: frames are 16 x 16"):
-        open_scan_task(blank(tmp_path), PREPARATION)
+        opened(blank(tmp_path), PREPARATION)
     with pytest.raises(ScanError, match=r"blank\.cxi: the object is zero"):
-        open_scan_task(blank(tmp_path, object=np.zeros((120, 90), np.complex64)), Preparation(size=16))
+        opened(blank(tmp_path, object=np.zeros((120, 90), np.complex64)), Preparation(size=16))
     with pytest.raises(ScanError, match="no target of 16 pixels"):
-        open_scan_task(blank(tmp_path, object=np.ones((10, 10), np.complex64)), Preparation(size=16))
+        opened(blank(tmp_path, object=np.ones((10, 10), np.complex64)), Preparation(size=16))

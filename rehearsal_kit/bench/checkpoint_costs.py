@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from rehearsal_kit.bench.boundaries import Boundaries
 from rehearsal_kit.bench.spread import Spread
 from rehearsal_kit.bench.table import Table
-from rehearsal_kit.commands import Arrived, FinishStream, Stop, TakeCheckpoint, Wish
+from rehearsal_kit.commands import Stop, TakeCheckpoint, Wish
 from rehearsal_kit.groups import Groups
 from rehearsal_kit.job import Job
 from rehearsal_kit.networks.ptychonn import PtychoNN
@@ -21,7 +21,7 @@ from rehearsal_kit.rank import Rank
 from rehearsal_kit.run_folder import RunFolder
 from rehearsal_kit.settings import Recovery, Rehearsal, Training
 from rehearsal_kit.strategies.replay import ER
-from rehearsal_kit.telemetry import CheckpointKept, Record, TaskBegan
+from rehearsal_kit.telemetry import CheckpointKept, Record
 
 LIMIT = 0.03
 EVERY_S = 60.0
@@ -92,13 +92,6 @@ class CheckpointCost:
 def measure_checkpoints(groups: Groups, windows: Windows) -> CheckpointCost:
     """Train with checkpoints now and then; on every rank."""
     plan = _Clock(windows)
-    kept: list[CheckpointKept] = []
-
-    def hear(record: Record, line: int | None) -> None:
-        plan.trains |= isinstance(record, TaskBegan)
-        if isinstance(record, CheckpointKept):
-            kept.append(record)
-
     job = Job(
         run=RunFolder(windows.folder),
         seed=0,
@@ -109,15 +102,15 @@ def measure_checkpoints(groups: Groups, windows: Windows) -> CheckpointCost:
         rehearsal=Rehearsal(representatives=24, candidates=16, capacity=windows.capacity),
         recovery=Recovery(checkpoint_s=1e9, keep_last=1, keep_best=0),
     )
-    Rank(job, groups, mailbox=plan, publish=hear).run()
+    Rank(job, groups, mailbox=plan, publish=plan.hear).run()
     with_s, without_s = plan.measured()
     return CheckpointCost(
         windows=windows,
         ranks=groups.ranks,
         with_s=tuple(with_s),
         without_s=tuple(without_s),
-        bytes=max((record.bytes for record in kept), default=0),
-        written_s=tuple(record.seconds for record in kept),
+        bytes=max((record.bytes for record in plan.kept), default=0),
+        written_s=tuple(record.seconds for record in plan.kept),
     )
 
 
@@ -131,39 +124,28 @@ def checkpoint_table(costs: Sequence[CheckpointCost]) -> Table:
     return Table("Checkpoints", columns, tuple(cost.line() for cost in costs), notes)
 
 
-class _Clock:
-    """The mailbox of rank 0: it is asked once before every step, and knows when."""
+class _Clock(Boundaries):
+    """Takes down when the steps of rank 0 begin, and has every second window begin with a checkpoint."""
 
     def __init__(self, windows: Windows) -> None:
-        self.trains = False
-        """Whether the task has begun: before, rank 0 asks while it waits for the file."""
+        super().__init__(windows.scan, name=windows.scan.stem)
+        self.kept: list[CheckpointKept] = []
         self._windows = windows
-        arrived = Arrived(name=windows.scan.stem, path=str(windows.scan))
-        self._wishes = [Wish(1, arrived), Wish(2, FinishStream())]
-        self._given = False
-        """Whether wishes were taken out before this step."""
-        self._stopped = False
         self._asked: list[float] = []
 
-    def empty(self) -> bool:
-        """Asked before every step until it says so."""
-        if self._wishes or self._given:
-            self._given = bool(self._wishes)
-            return not self._wishes
-        if not self.trains or self._stopped:
-            return True
-        self._asked.append(time.perf_counter())
+    def hear(self, record: Record, line: int | None) -> None:
+        """What rank 0 tells: a checkpoint may be whole."""
+        super().hear(record, line)
+        if isinstance(record, CheckpointKept):
+            self.kept.append(record)
+
+    def _at_boundary(self, now: float) -> None:
+        self._asked.append(now)
         step = len(self._asked) - 1 - self._warm_up
         if step >= 0 and step % (2 * self._windows.steps) == self._windows.steps:
             self._wishes = [Wish(0, TakeCheckpoint())]
         if step >= 2 * self._windows.steps * self._windows.windows:
-            self._wishes, self._stopped = [Wish(0, Stop())], True
-        return not self._wishes
-
-    def get(self) -> str:
-        """The next wish."""
-        self._given = True
-        return self._wishes.pop(0).to_json()
+            self._wishes, self._trains = [Wish(0, Stop())], False
 
     @property
     def _warm_up(self) -> int:

@@ -120,7 +120,7 @@ class _Reader(Driver):
 
     def __init__(self, timeline: Timeline) -> None:
         self.timeline, self.error, self.leads, self._state = timeline, "", True, "live"
-        self.refused, self.holder = "", "kernel"
+        self.refused, self.holder, self._first = "", "kernel", 0
 
 
 class Reading(Session):

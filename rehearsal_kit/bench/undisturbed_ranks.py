@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pickle
 import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from rehearsal_kit.commands import Arrived, FinishStream, Stop, TakeCheckpoint, Wish
+from rehearsal_kit.bench.boundaries import Boundaries
+from rehearsal_kit.commands import Arrived, Stop, TakeCheckpoint, Wish
 from rehearsal_kit.errors import RehearsalKitError
 from rehearsal_kit.gallery import ASKED_S, Gallery
 from rehearsal_kit.groups import Groups
@@ -26,7 +26,6 @@ from rehearsal_kit.telemetry import (
     NotKept,
     Record,
     TaskArrived,
-    TaskBegan,
     TaskSetAside,
 )
 from rehearsal_kit.tensor_tasks import TensorTask, write_task
@@ -146,38 +145,23 @@ class Light(torch.nn.Module):
         return {"amplitude": amplitude, "phase": phase}
 
 
-class _Mailbox:
-    """Rank 0 asks it once before every step: so it knows when, and brings about what disturbs."""
+class _Mailbox(Boundaries):
+    """Brings about what disturbs, in turns, and takes down how fast rank 0 trains meanwhile."""
 
     def __init__(self, turns: Turns) -> None:
+        super().__init__(turns.task, name="trained")
         self.gallery: Gallery | None = None
         self.blocks: list[Block] = []
         self.shard_bytes = 0
         self._turns = turns
-        self._wishes = [Wish(1, Arrived(name="trained", path=str(turns.task))), Wish(2, FinishStream())]
-        self._given = False
-        """Whether wishes were taken out before this step."""
         self._left = [*ROUND * turns.rounds, NOTHING]
         self._warm_up = -(-turns.stored // BATCH) + turns.steps
         """Steps until the buffers are full and everything is in its place."""
-        self._trains = False
-        """Whether the task has begun, and nobody has said stop: else rank 0 asks without any step."""
         self._present = ""
         """What disturbs now; empty between blocks."""
         self._over = False
         self._steps, self._began, self._free = 0, 0.0, 0.0
         self._asking: _Asking | None = None
-
-    def empty(self) -> bool:
-        """Asked before every step until it says so."""
-        if not self._wishes and not self._given and self._trains:
-            self._at_boundary(time.perf_counter())
-        self._given = bool(self._wishes)
-        return not self._wishes
-
-    def get(self) -> str:
-        """The next wish."""
-        return self._wishes.pop(0).to_json()
 
     def close(self) -> None:
         """Nothing disturbs any more."""
@@ -191,7 +175,7 @@ class _Mailbox:
         # A block beside something that did not happen would be taken for one that it does not slow down.
         if isinstance(record, (CheckpointFailed, TaskSetAside, NotKept)) and record.reason:
             raise RehearsalKitError(f"what was to disturb has failed: {record.reason}")
-        self._trains |= isinstance(record, TaskBegan)
+        super().hear(record, line)
         wanted = {ARRIVAL: TaskArrived, CHECKPOINT: CheckpointKept}.get(self._present)
         self._over |= wanted is not None and isinstance(record, wanted)
 

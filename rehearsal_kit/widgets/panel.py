@@ -11,6 +11,7 @@ from typing import Any
 import ipywidgets as widgets
 import plotly.graph_objects as go
 
+from rehearsal_kit.errors import said
 from rehearsal_kit.preview import Preview
 from rehearsal_kit.session import Session
 from rehearsal_kit.timeline import Timeline
@@ -154,7 +155,7 @@ class Panel:
             # Said on the page, where the clock goes stale as well; the next push may succeed.
             _log.exception("the dashboard could not be updated")
             when = time.strftime("%H:%M:%S")
-            self.controls.report(f"not updated at {when}: {type(error).__name__}: {error}")
+            self.controls.report(f"not updated at {when}: {said(error)}")
 
     def _pause(self, seconds: float) -> bool:
         self._wake.wait(seconds)

@@ -1,0 +1,254 @@
+"""The kernel's end of the line to a run, on a line that is only played: what it says when things go wrong."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+from runkit import job_in
+from test_acceptance import order_for
+
+from rehearsal_kit import attaching
+from rehearsal_kit.acceptance import refusal, too_late
+from rehearsal_kit.commands import Note, Stop, Wish
+from rehearsal_kit.driver import Driver
+from rehearsal_kit.errors import LeaseError, SessionError
+from rehearsal_kit.job import keep_job
+from rehearsal_kit.lease import RunLease
+from rehearsal_kit.orders import RunOrder
+from rehearsal_kit.rank_records import GenerationBegan, GenerationEnded, RunOver
+from rehearsal_kit.run_folder import RunFolder, write_private
+from rehearsal_kit.telemetry import Applied, StateChanged, to_plain
+
+TOPIC = "rehearsal-kit/1"
+
+
+class Line:
+    """Stands for a client of Dask and for the coordinator behind it.
+
+    refused: what the coordinator says to a run that is to begin.
+    """
+
+    def __init__(self, *, refused=""):
+        self.id, self.status, self.refused = "client-a", "running", refused
+        self.scheduler = SimpleNamespace(log_event=lambda *, topic, msg: self.tell(msg))
+        self.found = {"topic": TOPIC, "outcome": "", "holder": ""}
+        self.posted, self.hear = [], None
+
+    def sync(self, call, *arguments, callback_timeout, **named):
+        assert callback_timeout, "a call without a deadline"
+        return call(*arguments, **named)
+
+    def subscribe_topic(self, topic, hear):
+        self.hear = hear
+
+    def unsubscribe_topic(self, topic):
+        self.hear = None
+
+    def tell(self, message):
+        if self.hear is not None:  # somebody listens
+            self.hear((0.0, message))
+
+    def _register_worker_plugin(self, **_):
+        pass
+
+    _register_scheduler_plugin = _register_worker_plugin
+
+    def _run_on_scheduler(self, function, *arguments, **named):
+        return getattr(self, function.__name__)(*arguments, **named)
+
+    def begin_run(self, order, wishes, *, holder):
+        return self.refused
+
+    def look_for(self, folder, *, holder=""):
+        return self.found
+
+    def post_wishes(self, topic, wishes, *, holder):
+        if self.found["outcome"]:
+            return refusal([json.loads(text) for text in wishes], too_late(self.found["outcome"]))
+        self.posted += wishes
+        return ""
+
+    def release_lease(self, topic, holder):
+        pass
+
+
+@pytest.fixture
+def run(tmp_path):
+    return RunFolder(tmp_path / "run").create()
+
+
+@pytest.fixture
+def driver_on(run):
+    """Makes drivers and lets go of them in the end."""
+    made = []
+
+    def make(line):
+        driver = Driver(SimpleNamespace(client=line, has_ended=False), run)
+        driver.history.catch_up()
+        made.append(driver)
+        return driver
+
+    yield make
+    for driver in made:
+        driver.close(None)
+        assert not [thread for thread in threading.enumerate() if thread.name == "session"]
+
+
+def ran_before(run, *generations, states=()):
+    """Have the folder of a run say what happened when it was started earlier."""
+    for path, records in ((run.generations, generations), (run.timeline, states)):
+        path.write_text("".join(json.dumps(to_plain(record)) + "\n" for record in records))
+
+
+def order(run):
+    return RunOrder(**order_for(run, TOPIC))
+
+
+FIRST = GenerationBegan(generation=1, workers=("tls://w0",), time=0.0)
+STOPPED = RunOver(outcome="stopped", error="", time=1.0)
+
+
+def test_a_start_that_is_refused_is_told_at_once_whatever_the_run_came_to_before(driver_on, run):
+    """It was said that the run had stopped, as it had before, and the refusal was told nobody."""
+    ran_before(run, FIRST, STOPPED)
+    driver = driver_on(Line(refused="this cluster trains for another run already."))
+    began = time.monotonic()
+    driver.start(order(run))
+    assert driver.over.wait(10)
+    assert (driver.state, driver.error) == ("failed", "this cluster trains for another run already.")
+    assert time.monotonic() - began < 5
+
+
+def test_a_cluster_that_is_lost_while_a_run_is_started_again_has_not_told_how_that_ended(driver_on, run):
+    ran_before(run, FIRST, STOPPED)
+    line = Line()
+    line.begin_run = None  # not callable: whatever goes wrong here is no news of the run
+    driver = driver_on(line)
+    driver.start(order(run))
+    assert driver.over.wait(10)
+    assert driver.state == "failed"
+    assert driver.error.startswith("TypeError: ")
+
+
+def test_what_is_told_of_a_run_that_was_started_again_is_not_what_was_told_before(driver_on, run):
+    """wait() raised the trouble for which it had paused the last time."""
+    paused = StateChanged(step=3, state="paused", reason="the loss is not finite")
+    ran_before(run, FIRST, states=[paused])
+    line = Line()
+    driver = driver_on(line)
+    driver.start(order(run))
+    until(lambda: driver._state == "live")
+    assert (driver.state, driver.trouble) == ("starting", "")
+    told = [FIRST, GenerationEnded(generation=1, reason="x", time=1.0), paused]
+    for record, state in zip(told, ("starting", "recovering", "paused"), strict=True):
+        line.tell({"told": to_plain(record), "line": None})
+        assert driver.state == state
+    assert driver.trouble == "the loss is not finite"
+
+
+def test_a_wish_that_comes_too_late_is_refused_in_words(driver_on, run):
+    line = Line()
+    driver = driver_on(line)
+    driver.start(order(run))
+    until(lambda: driver._state == "live")
+    line.found["outcome"] = "finished"
+    line.tell({"told": to_plain(RunOver(outcome="finished", error="", time=1.0)), "line": None})
+    driver.send(Wish(7, Note(text="x")))  # before its thread has noticed, or after
+    until(lambda: driver.refused)
+    assert "Note (no. 7)" in driver.refused
+    assert "this run is finished" in driver.refused
+    assert "rk.resume(" in driver.refused
+    driver._thread.join(10)
+    driver.send(Wish(8, Note(text="x")))
+    assert "Note (no. 8)" in driver.refused
+    assert not line.posted
+
+
+def test_a_wish_that_nobody_answers_is_said_to_be_in_doubt(driver_on, run):
+    line = Line()
+    line.post_wishes = broken
+    driver = driver_on(line)
+    driver.start(order(run))
+    until(lambda: driver._state == "live")
+    driver.send(Wish(7, Note(text="x")))
+    assert driver.over.wait(20)
+    until(lambda: driver.refused)
+    assert "not answered: Note (no. 7)" in driver.refused
+    assert "rk.attach(" in driver.refused
+    assert "cannot be reached" in driver.error
+
+
+def test_a_last_checkpoint_may_take_longer_than_ranks_that_do_not_stop(driver_on, run, monkeypatch):
+    monkeypatch.setattr("rehearsal_kit.driver.CLOSE_TIMEOUT_S", 0.5)
+    stop = Wish(1, Stop())
+    for obeyed, outcome in ((True, "stopped"), (False, "failed")):
+        line = Line()
+        driver = driver_on(line)
+        driver.start(order(run))
+        until(lambda driver=driver: driver._state == "live")
+        driver.send(stop)
+        if obeyed:
+            line.tell({"told": to_plain(applied(stop, driver.holder)), "line": None})
+        over = {"told": to_plain(STOPPED), "line": None}
+        threading.Timer(1.5, line.tell, [over]).start()
+        driver.close(stop)
+        assert driver.state == outcome
+        until(lambda line=line: not [t for t in threading.enumerate() if isinstance(t, threading.Timer)])
+
+
+def test_files_that_cannot_be_read_for_a_moment_end_no_session(driver_on, run, monkeypatch, caplog):
+    def away():
+        raise OSError(116, "Stale file handle")
+
+    line = Line()
+    driver = driver_on(line)
+    monkeypatch.setattr(driver.history, "catch_up", away)
+    driver.start(order(run))
+    until(lambda: "Stale file handle" in caplog.text)
+    line.tell({"told": to_plain(FIRST), "line": None})
+    assert driver.timeline.last(GenerationBegan) == FIRST
+    assert not driver.over.is_set()
+
+
+def applied(wish, holder):
+    return Applied(
+        rank=0, number=wish.number, kind="Stop", step=3, settings={}, digest="", refused="", holder=holder
+    )
+
+
+def test_an_attach_that_fails_half_way_leaves_no_connection_behind(tmp_path, monkeypatch):
+    job = job_in(tmp_path / "run")
+    keep_job(job, ranks=1)
+    write_private(job.run.cluster, json.dumps({"folder": str(tmp_path / "cluster")}))
+    ends, line = [], Line()
+    cluster = SimpleNamespace(client=line, disconnect=lambda: ends.append(line))
+    monkeypatch.setattr(attaching, "reach", lambda place: cluster)
+    line.found = None
+    with pytest.raises(SessionError, match=r"no run of .* is under way on this cluster; rk\.resume\("):
+        attaching.attach(job.run.path)
+    assert ends == [line]
+    line.look_for = silent
+    lease = RunLease.take(job.run, place={"folder": "/clusters/ab12cd34"})
+    with pytest.raises(LeaseError, match="under way on cluster ab12cd34"):
+        attaching.attach(job.run.path, take=True)
+    assert ends == [line, line]
+    lease.release()
+
+
+def broken(*_, **__):
+    raise OSError("broken")
+
+
+def silent(*_, **__):
+    raise TimeoutError
+
+
+def until(holds):
+    deadline = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
