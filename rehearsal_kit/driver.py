@@ -131,7 +131,10 @@ class Driver:
         self.history.catch_up()
         self.leads = ask_scheduler(client, ask_lease, self._topic, self.holder, take=take, timeout_s=ANSWER_S)
         self._state = "live"
-        self._launch(None)
+        if found["outcome"]:  # known at once: nobody is told that another kernel steers what is over
+            self._end_as(found["outcome"])
+        else:
+            self._launch(None)
 
     def send(self, wish: Wish) -> None:
         """Pass a wish on to rank 0, as soon as there is one; after the end of the run it is refused."""
@@ -268,6 +271,11 @@ class Driver:
         if isinstance(told, RunOver):
             self._end(told.outcome, told.error)
 
+    def _end_as(self, outcome: str) -> None:
+        """The coordinator has said that the run is over; its files say why."""
+        over = self._newest(RunOver)
+        self._end(outcome, "" if over is None else over.error)
+
     def _end(self, outcome: str, error: str) -> None:
         if not self.over.is_set():
             self.error = error
@@ -366,8 +374,7 @@ class Driver:
             return
         self.leads = found["holder"] == self.holder
         if found["outcome"]:
-            over = self._newest(RunOver)
-            self._end(found["outcome"], "" if over is None else over.error)
+            self._end_as(found["outcome"])
 
 
 def new_topic() -> str:

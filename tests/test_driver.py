@@ -182,6 +182,17 @@ def test_a_wish_that_comes_too_late_is_refused_in_words(driver_on, run):
     assert not line.posted
 
 
+def test_a_run_that_is_over_is_so_as_soon_as_somebody_attaches_to_it(driver_on, run):
+    """For a second its wishes were refused because another kernel steered it, which was not so."""
+    ran_before(run, FIRST, RunOver(outcome="failed", error="rank 1: it broke", time=1.0))
+    line = Line()
+    line.found["outcome"], line.ask_lease = "failed", lambda topic, holder, *, take: False
+    driver = driver_on(line)
+    driver.attach(take=True)
+    assert driver.over.is_set()
+    assert (driver.state, driver.error) == ("failed", "rank 1: it broke")
+
+
 def test_a_wish_that_nobody_answers_is_said_to_be_in_doubt(driver_on, run):
     line = Line()
     line.post_wishes = broken
