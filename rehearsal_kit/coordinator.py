@@ -13,7 +13,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,7 @@ class Coordinator(SchedulerPlugin):
             )
         if refused := self._accepted(run, wishes, holder):
             run.close()  # the kernel takes the run for one that never began: nobody would steer or end it
-            return f"{refused} So the run has not begun; rk.resume({order.run!r}, cluster) tries again."
+            return f"{refused} So the run has not begun."
         self._runs[order.topic] = run
         run.tasks = [asyncio.create_task(self._drive(run)), asyncio.create_task(self._keep_lease(run))]
         return ""
@@ -311,7 +311,7 @@ class Coordinator(SchedulerPlugin):
                 lease=run.lease.token,
                 timeout_s=run.order.stall_s + 60.0,  # the progress watch comes first
             )
-            refused = await self._crew.ask(address, "rehearsal_kit_start", order=asdict(order))
+            refused = await self._crew.send(address, order)
             if refused is None or refused:
                 raise GenerationError(
                     refused or f"the worker of rank {rank} does not answer, or was lost while it began."

@@ -6,12 +6,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence, Set
+from dataclasses import asdict
 from typing import Any
 
 from distributed import Scheduler
 
 from rehearsal_kit.arrivals import natural_key
-from rehearsal_kit.orders import HostStatus, RunOrder
+from rehearsal_kit.orders import HostStatus, Order, RunOrder
 from rehearsal_kit.progress import GenerationError
 
 LOG = logging.getLogger(__name__)
@@ -20,6 +21,8 @@ STATUS_TIMEOUT_S = 2.0
 GRACE_S = 3.0
 """What a rank has to end by itself once another has failed; then its worker is restarted."""
 RESTART_TIMEOUT_S = 30.0
+SLOW_BYTES_S = 10 * 2**20
+"""A worker takes what it is sent no slower than that."""
 
 
 class Crew:
@@ -98,6 +101,11 @@ class Crew:
             return await asyncio.wait_for(call(**values), timeout_s)
         except Exception:  # gone, frozen, or so new that it has no host yet
             return None
+
+    async def send(self, address: str, order: Order) -> Any:
+        """Have a host start a rank, with a job as large as its network; None if no answer comes in time."""
+        timeout_s = ANSWER_TIMEOUT_S + len(order.job) / SLOW_BYTES_S
+        return await self.ask(address, "rehearsal_kit_start", timeout_s=timeout_s, order=asdict(order))
 
     def _place(self, address: str) -> tuple[str, list[int | str]]:
         worker = self._scheduler.workers[address]

@@ -36,6 +36,8 @@ ANSWER_S = 60.0
 """A scheduler that has not answered for so long is frozen, or cannot be reached."""
 BROKEN_S = 8.0
 """A kernel that cannot reach the scheduler for so long says so; the run may go on without it."""
+SLOW_BYTES_S = 2**20
+"""A kernel far away sends a network no slower than that; its way to the scheduler is not broken meanwhile."""
 CLOSE_TIMEOUT_S = 60.0
 OF_LATE = 100
 """Acknowledgements among which that of a stop is looked for."""
@@ -129,7 +131,10 @@ class Driver:
         self.history.catch_up()
         self.leads = ask_scheduler(client, ask_lease, self._topic, self.holder, take=take, timeout_s=ANSWER_S)
         self._state = "live"
-        self._launch(None)
+        if found["outcome"]:  # known at once: nobody is told that another kernel steers what is over
+            self._end_as(found["outcome"])
+        else:
+            self._launch(None)
 
     def send(self, wish: Wish) -> None:
         """Pass a wish on to rank 0, as soon as there is one; after the end of the run it is refused."""
@@ -228,9 +233,14 @@ class Driver:
             within(client, ANSWER_S, register, plugin=plugin, name=plugin.name, idempotent=True)
         # Together with the run, so that what was asked before is accepted with it, or not at all.
         first = self._taken_out(wait_s=0.0)
-        refused = self._ask(begin_run, asdict(order), [wish.to_json() for wish in first], holder=self.holder)
+        wishes = [wish.to_json() for wish in first]
+        patience_s = BROKEN_S + len(order.job) / SLOW_BYTES_S
+        refused = self._ask(begin_run, asdict(order), wishes, holder=self.holder, patience_s=patience_s)
         if refused:  # nothing was begun, so there are no last words of it to look for
-            self._end("failed", refused)
+            again = (
+                f"rk.resume({str(self._run.path)!r}, cluster) starts it, and what was asked is asked again"
+            )
+            self._end("failed", f"{refused} Once that is mended, {again}.")
         else:
             self._state = "live"
 
@@ -260,6 +270,11 @@ class Driver:
             self.leads = told.holder == self.holder
         if isinstance(told, RunOver):
             self._end(told.outcome, told.error)
+
+    def _end_as(self, outcome: str) -> None:
+        """The coordinator has said that the run is over; its files say why."""
+        over = self._newest(RunOver)
+        self._end(outcome, "" if over is None else over.error)
 
     def _end(self, outcome: str, error: str) -> None:
         if not self.over.is_set():
@@ -325,16 +340,19 @@ class Driver:
             self._last_taken = True
         return wishes
 
-    def _ask(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    def _ask(
+        self, function: Callable[..., Any], *arguments: Any, patience_s: float = BROKEN_S, **named: Any
+    ) -> Any:
         """Have the scheduler run this; TimeoutError where the connection to it is broken for long.
 
+        patience_s: how long one answer may take; then it is asked once more.
         It may have run twice then, if it is slow: wishes are known by their numbers, a run by its topic.
         """
         client = self._cluster.client
         deadline = time.monotonic() + ANSWER_S
         while True:
             try:
-                return within(client, BROKEN_S, client._run_on_scheduler, function, *arguments, **named)
+                return within(client, patience_s, client._run_on_scheduler, function, *arguments, **named)
             except TimeoutError:
                 late = time.monotonic() > deadline or self._closing.is_set()
                 if late or client.status != "running":
@@ -356,8 +374,7 @@ class Driver:
             return
         self.leads = found["holder"] == self.holder
         if found["outcome"]:
-            over = self._newest(RunOver)
-            self._end(found["outcome"], "" if over is None else over.error)
+            self._end_as(found["outcome"])
 
 
 def new_topic() -> str:

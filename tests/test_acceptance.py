@@ -14,6 +14,7 @@ from runkit import ALONE, KERNEL, CutOffError, carry_out, class_tasks, job_in, s
 from rehearsal_kit.acceptance import Acceptance
 from rehearsal_kit.commands import Arrived, FinishStream, Note, Stop, TakeCheckpoint, Wish, to_plain
 from rehearsal_kit.coordinator import Coordinator
+from rehearsal_kit.crew import Crew
 from rehearsal_kit.lease import BEAT_S, LeaseWatch, RunLease, require_free
 from rehearsal_kit.orders import RunOrder
 from rehearsal_kit.rank_records import LeaseTaken
@@ -186,6 +187,26 @@ async def coordinated(hosts):
         yield coordinator
     finally:
         await coordinator.close()
+
+
+def test_a_large_network_reaches_its_rank_however_long_that_takes(run, monkeypatch):
+    monkeypatch.setattr("rehearsal_kit.crew.ANSWER_TIMEOUT_S", 0.05)
+    monkeypatch.setitem(Crew.ask.__kwdefaults__, "timeout_s", 0.05)
+
+    class Slow(Hosts):
+        async def rehearsal_kit_start(self, order):
+            await asyncio.sleep(0.5)
+            return await super().rehearsal_kit_start(order)
+
+    async def story():
+        hosts = Slow()
+        async with coordinated(hosts) as coordinator:
+            coordinator.begin({**order_for(run), "job": bytes(20 * 2**20)}, [], holder=A)
+            await soon(lambda: hosts.orders)
+            await asyncio.sleep(0.1)
+            assert [told["record"] for told in hosts.told] == ["LeaseTaken", "GenerationBegan"]
+
+    asyncio.run(story())
 
 
 async def soon(holds):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -36,10 +37,11 @@ class Line:
         self.id, self.status, self.refused = "client-a", "running", refused
         self.scheduler = SimpleNamespace(log_event=lambda *, topic, msg: self.tell(msg))
         self.found = {"topic": TOPIC, "outcome": "", "holder": ""}
-        self.posted, self.hear = [], None
+        self.posted, self.hear, self.deadlines = [], None, {}
 
     def sync(self, call, *arguments, callback_timeout, **named):
         assert callback_timeout, "a call without a deadline"
+        self.deadlines[getattr(arguments[0] if arguments else call, "__name__", "")] = callback_timeout
         return call(*arguments, **named)
 
     def subscribe_topic(self, topic, hear):
@@ -119,7 +121,10 @@ def test_a_start_that_is_refused_is_told_at_once_whatever_the_run_came_to_before
     began = time.monotonic()
     driver.start(order(run))
     assert driver.over.wait(10)
-    assert (driver.state, driver.error) == ("failed", "this cluster trains for another run already.")
+    assert driver.state == "failed"
+    assert driver.error.startswith(
+        "this cluster trains for another run already. Once that is mended, rk.resume("
+    )
     assert time.monotonic() - began < 5
 
 
@@ -150,6 +155,15 @@ def test_what_is_told_of_a_run_that_was_started_again_is_not_what_was_told_befor
     assert driver.trouble == "the loss is not finite"
 
 
+def test_a_large_network_has_the_time_that_it_takes_to_send_it(driver_on, run):
+    line = Line()
+    driver = driver_on(line)
+    driver.start(replace(order(run), job=bytes(100 * 2**20)))
+    until(lambda: "look_for" in line.deadlines)
+    assert line.deadlines["begin_run"] > 100
+    assert line.deadlines["look_for"] < 10
+
+
 def test_a_wish_that_comes_too_late_is_refused_in_words(driver_on, run):
     line = Line()
     driver = driver_on(line)
@@ -166,6 +180,17 @@ def test_a_wish_that_comes_too_late_is_refused_in_words(driver_on, run):
     driver.send(Wish(8, Note(text="x")))
     assert "Note (no. 8)" in driver.refused
     assert not line.posted
+
+
+def test_a_run_that_is_over_is_so_as_soon_as_somebody_attaches_to_it(driver_on, run):
+    """For a second its wishes were refused because another kernel steered it, which was not so."""
+    ran_before(run, FIRST, RunOver(outcome="failed", error="rank 1: it broke", time=1.0))
+    line = Line()
+    line.found["outcome"], line.ask_lease = "failed", lambda topic, holder, *, take: False
+    driver = driver_on(line)
+    driver.attach(take=True)
+    assert driver.over.is_set()
+    assert (driver.state, driver.error) == ("failed", "rank 1: it broke")
 
 
 def test_a_wish_that_nobody_answers_is_said_to_be_in_doubt(driver_on, run):

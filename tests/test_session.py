@@ -15,6 +15,7 @@ from distributed import Client
 from intruder import listening
 from ranks import Tiny
 
+from rehearsal_kit.attaching import resume
 from rehearsal_kit.cluster import start_cluster
 from rehearsal_kit.errors import (
     ClusterError,
@@ -195,6 +196,10 @@ def test_one_run_at_a_time(cluster, tmp_path, scans):
         with pytest.raises(RankError, match=r"trains for .*first already"):
             second.wait(DEADLINE_S)
         assert first.state == "waiting"
+        first.close()
+        with resume(second.run.path, cluster, network=Tiny(seed=1)) as again:  # as it was said
+            until(again, lambda timeline: timeline.last(StateChanged))
+            assert again.state == "waiting"
 
 
 def test_clear_refusals(cluster, tmp_path, scans):
