@@ -26,7 +26,7 @@ from rehearsal_kit.commands import (
     to_plain,
     wish_of,
 )
-from rehearsal_kit.errors import AlreadyTaskError, RankError, RehearsalKitError, ReplayError, SettingsError
+from rehearsal_kit.errors import AlreadyTaskError, RankError, ReplayError, SettingsError, said
 from rehearsal_kit.groups import Groups
 from rehearsal_kit.run_folder import Ledger, RunFolder, read_ledger
 from rehearsal_kit.script import AGAIN, Entry, Outstanding, Position, Script, renumbers
@@ -313,7 +313,7 @@ class Control:
                 self._outstanding.require_sure(command)
             commit = prepare(command)
         except Exception as error:  # whatever one rank cannot do, none does, and the run goes on
-            trouble = said(error, rank=self._groups.rank, step=position[1])
+            trouble = said_before(error, rank=self._groups.rank, step=position[1])
             twice = isinstance(error, AlreadyTaskError)
         reason = self.agree(trouble)
         return commit, reason, bool(reason) and bool(self.agree("twice" if twice else ""))
@@ -382,10 +382,9 @@ def _placed(wish: Wish, position: Position) -> Wish:
     return replace(wish, command=replace(command, reason=reason))
 
 
-def said(error: Exception, *, rank: int, step: int) -> str:
-    """What an error says, and where; with its type where it is not one of ours, which say enough."""
-    words = str(error) if isinstance(error, RehearsalKitError) else f"{type(error).__name__}: {error}"
-    return f"{words} (rank {rank}, before step {step})"
+def said_before(error: Exception, *, rank: int, step: int) -> str:
+    """What an error says, on which rank, and before which step."""
+    return f"{said(error)} (rank {rank}, before step {step})"
 
 
 def _without_position(entry: Mapping[str, Any], *, recorded: bool = False) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from rehearsal_kit.commands import SetAside, TaskDone
-from rehearsal_kit.control import said
+from rehearsal_kit.control import said_before
 from rehearsal_kit.equipment import Equipment
 from rehearsal_kit.job import keep_inputs
 from rehearsal_kit.layout import IDENTITY, Samples
@@ -189,7 +189,7 @@ class Curriculum:
             signature, parts[task] = self._newest(task)
             lost = self._earlier(task, parts)
         except Exception as error:  # whatever is wrong with one task, the run must go on
-            trouble = said(error, rank=its.groups.rank, step=its.course.step)
+            trouble = said_before(error, rank=its.groups.rank, step=its.course.step)
         answers = [json.loads(text) for text in its.groups.gather(json.dumps([trouble, [*lost.items()]]))]
         reason = next((words for words, _ in answers if words), "")
         if signature is None or reason:
@@ -224,7 +224,7 @@ class Curriculum:
             try:
                 parts[earlier] = its.stream.training_samples([earlier])
             except Exception as error:  # it was trained long ago; the others are there
-                lost[earlier] = said(error, rank=its.groups.rank, step=its.course.step)
+                lost[earlier] = said_before(error, rank=its.groups.rank, step=its.course.step)
         return lost
 
     def _lesson(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from rehearsal_kit.errors import said
 from rehearsal_kit.layout import Samples
 from rehearsal_kit.learner import Learner
 from rehearsal_kit.preview import Image, Preview, append_previews
@@ -132,7 +133,7 @@ class Gallery:
         except (
             Exception
         ) as error:  # only pictures need it: what training needs is read by all ranks, and voted on
-            self._went_wrong(f"that of task {task} cannot be made: {type(error).__name__}: {error}")
+            self._went_wrong(f"that of task {task} cannot be made: {said(error)}")
             return None
         others = {number: each for number, each in self._remembered.items() if number != task}
         everything = {**others, task: preview}

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from rehearsal_kit.errors import RankError, RehearsalKitError, SettingsError
+from rehearsal_kit.errors import RankError, SettingsError, said_where
 from rehearsal_kit.forward_pass import ForwardPass, MiniBatch
 from rehearsal_kit.groups import Groups
 from rehearsal_kit.layout import Samples
@@ -134,7 +133,7 @@ class JointStep:
             changed = buffers.look()
         except Exception as error:  # the other ranks must learn of it, not wait for this one
             seconds = time.perf_counter() - began
-            return _Own([], {}, samples=0, changed=unchanged, seconds=seconds, error=_said(error))
+            return _Own([], {}, samples=0, changed=unchanged, seconds=seconds, error=said_where(error))
         return _Own(terms, outputs, samples, changed=changed, seconds=time.perf_counter() - began)
 
     def _backward(
@@ -150,7 +149,7 @@ class JointStep:
             gradients = torch.stack([self._gradient(value, dtype) for value in values])
             return torch.stack(scaled).detach(), gradients
         except Exception as error:  # the other ranks wait for a sum of this size
-            own.error = _said(error)
+            own.error = said_where(error)
         rows = len(told.counts) if apart else 1
         size = sum(count_of(parameter) for parameter in self._parameters)
         nothing = torch.zeros(len(told.counts), device=self._device)
@@ -251,11 +250,3 @@ def _widest(tensors: Sequence[torch.Tensor]) -> torch.dtype:
     """In which numbers of all of these can be added up: single precision, or double where there is any."""
     double = any(tensor.dtype in (torch.float64, torch.complex128) for tensor in tensors)
     return torch.float64 if double else torch.float32
-
-
-def _said(error: Exception) -> str:
-    """What an error says; where it is not one of ours, which say enough, also its type and the place."""
-    if isinstance(error, RehearsalKitError):
-        return str(error)
-    where = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({where.name}, {where.filename}:{where.lineno})"

@@ -20,7 +20,7 @@ from rehearsal_kit.checkpoint import (
     superfluous,
     write_state,
 )
-from rehearsal_kit.errors import CheckpointError
+from rehearsal_kit.errors import CheckpointError, said
 from rehearsal_kit.groups import Groups
 from rehearsal_kit.lease import LeaseWatch
 from rehearsal_kit.parts import Part, Parts
@@ -110,7 +110,7 @@ class Keeper:
             try:
                 partial_folder(self._root, number, self._generation).mkdir(mode=0o700)
             except OSError as error:  # it is told when this checkpoint is taken
-                self._unready[number] = f"{type(error).__name__}: {error}"
+                self._unready[number] = said(error)
 
     def take(self, copied: Copied, *, step: int) -> None:
         """Begin to write; all ranks have met since `ready`."""
@@ -165,7 +165,7 @@ class Keeper:
                 try:
                     part.done(self._write_buffer(folder, copied, beat))
                 except Exception as error:  # a full disk must not end the training
-                    part.failed(f"{type(error).__name__}: {error}")
+                    part.failed(said(error))
         except OSError:  # there is no folder: rank 0 could not make it, or has given up already
             return
 
@@ -188,7 +188,7 @@ class Keeper:
             parts.give_up(self._require_going)
             if not self._failed:  # else others may write still, and it is left to the next start
                 discard(folder)
-            return CheckpointFailed(checkpoint=copied.number, reason=f"{type(error).__name__}: {error}")
+            return CheckpointFailed(checkpoint=copied.number, reason=said(error))
         return CheckpointKept(
             checkpoint=copied.number,
             bytes=written_bytes,

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from rehearsal_kit.errors import RankError, TaskError
+from rehearsal_kit.errors import RankError, TaskError, said
 from rehearsal_kit.forward_pass import ForwardPass, MiniBatch
 from rehearsal_kit.groups import Groups
 from rehearsal_kit.joint_step import JointStep, Stepped
@@ -115,7 +115,7 @@ class Learner:
             for batch in batches:
                 quality.add(self.predict(batch[self._known.inputs]), batch)
         except Exception as error:  # the other ranks must learn of it, not wait for this one
-            trouble = f"{type(error).__name__}: {error} (rank {self._groups.rank})"
+            trouble = f"{said(error)} (rank {self._groups.rank})"
         if reason := next((text for text in self._groups.gather(trouble) if text), ""):
             raise TaskError(reason)
         return quality.over_all(self._groups)

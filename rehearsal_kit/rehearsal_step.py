@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rehearsal_kit.control import said
+from rehearsal_kit.control import said_before
 from rehearsal_kit.equipment import Equipment
 from rehearsal_kit.errors import SettingsError
 from rehearsal_kit.exchange import GroupExchange
@@ -96,7 +96,7 @@ class RehearsalStep:
                 device=its.job.device,
             )
         except (SettingsError, MemoryError) as error:
-            trouble = said(error, rank=its.groups.rank, step=course.step)
+            trouble = said_before(error, rank=its.groups.rank, step=course.step)
         reason = its.control.agree(trouble)
         if not reason:
             self._now.buffer = buffer

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from rehearsal_kit.arrivals import require_as_it_arrived
 from rehearsal_kit.commands import Arrived, BeginAgain, Wish, from_plain, to_plain
-from rehearsal_kit.control import Prepare, said
+from rehearsal_kit.control import Prepare, said_before
 from rehearsal_kit.effects import Effects, left_outstanding
 from rehearsal_kit.equipment import Equipment
 from rehearsal_kit.errors import RehearsalKitError
@@ -89,7 +89,7 @@ class Resumption:
                         f"{ready.course.branch}, the ledger says at step {place[1]} of branch {place[0]}"
                     )
             except Exception as error:  # whatever it is, the one before may be well
-                trouble = said(error, rank=its.groups.rank, step=its.course.step)
+                trouble = said_before(error, rank=its.groups.rank, step=its.course.step)
             trouble, gone = self._agreed(trouble, {} if ready is None else self._taking_up.gone(ready))
             if ready is not None and not trouble:
                 # Where nothing took effect after it, a file may well be back when it is its turn; those of
@@ -133,7 +133,7 @@ class Resumption:
         try:
             self._taking_up.take_up(ready, way.lost)
         except Exception as error:
-            trouble = said(error, rank=its.groups.rank, step=ready.course.step)
+            trouble = said_before(error, rank=its.groups.rank, step=ready.course.step)
         return its.control.agree(trouble)
 
     def _agreed(self, trouble: str, gone: Mapping[int, str]) -> tuple[str, dict[int, str]]:

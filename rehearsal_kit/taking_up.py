@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from rehearsal_kit.commands import Arrived
-from rehearsal_kit.control import said
+from rehearsal_kit.control import said_before
 from rehearsal_kit.course import Course
 from rehearsal_kit.curriculum import Curriculum, TakenUp
 from rehearsal_kit.equipment import Equipment
@@ -96,7 +96,7 @@ class TakingUp:
                 if isinstance(experience, ArrivedExperience):
                     experience.require_unchanged()
             except RehearsalKitError as error:
-                gone[task] = said(error, rank=self._with.groups.rank, step=ready.course.step)
+                gone[task] = said_before(error, rank=self._with.groups.rank, step=ready.course.step)
         return gone
 
     def unreadable(self, ready: Ready) -> dict[int, str]:
@@ -107,7 +107,7 @@ class TakingUp:
                 if ready.stream[task] is not None:
                     ready.stream.training_samples([task])
             except Exception as error:  # whatever is wrong with one file, the others may be well
-                found[task] = said(error, rank=self._with.groups.rank, step=ready.course.step)
+                found[task] = said_before(error, rank=self._with.groups.rank, step=ready.course.step)
         return found
 
     def take_up(self, ready: Ready, lost: Iterable[int]) -> None:
