@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from rehearsal_kit.arrivals import require_as_it_arrived
+from rehearsal_kit.checkpoint import find_checkpoints
 from rehearsal_kit.commands import Arrived, BeginAgain, Wish, from_plain, to_plain
 from rehearsal_kit.control import Prepare, said_before
 from rehearsal_kit.effects import Effects, left_outstanding
 from rehearsal_kit.equipment import Equipment
-from rehearsal_kit.errors import RehearsalKitError
+from rehearsal_kit.errors import CheckpointError, RehearsalKitError
 from rehearsal_kit.restoring import (
     Candidates,
     Loaded,
@@ -23,7 +24,7 @@ from rehearsal_kit.restoring import (
 )
 from rehearsal_kit.run_folder import RunFolder
 from rehearsal_kit.script import AGAIN, Entry, Outstanding, Script
-from rehearsal_kit.taking_up import Ready, TakingUp
+from rehearsal_kit.taking_up import Ready, TakingUp, arrivals_to_train
 from rehearsal_kit.telemetry import CheckpointFailed, Restored
 
 
@@ -160,7 +161,8 @@ class Resumption:
         recorded = {int(task): str(why) for task, why in head["lost"]} if head is not None else {}
         made_by = {entry["world_size"] for entry in after} or ({ranks} if number else set())
         bound = made_by <= {self._with.groups.ranks} and lost.keys() <= recorded.keys()
-        if bound and not any(_gone(entry, self._with.job.run) for entry in after):
+        run = self._with.job.run
+        if bound and not any(_gone(entry, run) or _gone_there(entry, run) for entry in after):
             return {"lost": [*recorded.items()], "again": None}
         again = self._begin_again(number, lost)
         plain = {name: value for name, value in to_plain(Wish(0, again)).items() if name != "number"}
@@ -214,6 +216,24 @@ def _gone(entry: Entry, run: RunFolder) -> str:
     beside = ("branch", "step", "world_size", "number", "holder", AGAIN)
     arrived = from_plain({name: value for name, value in entry.items() if name not in beside})
     assert isinstance(arrived, Arrived)  # noqa: S101 - for the type checker
+    return _changed(arrived, run)
+
+
+def _gone_there(entry: Entry, run: RunFolder) -> bool:
+    """Whether this went back to a checkpoint with a task to be trained whose file is gone by now."""
+    if entry["kind"] != "RollBack" or "refused" in entry:
+        return False
+    checkpoint = find_checkpoints(run.checkpoints).get(entry["checkpoint"])
+    if checkpoint is None:  # it comes before this, and is taken again
+        return False
+    try:
+        return any(_changed(arrived, run) for arrived in arrivals_to_train(checkpoint.state()))
+    except (CheckpointError, KeyError, TypeError, ValueError):  # damaged since
+        return True
+
+
+def _changed(arrived: Arrived, run: RunFolder) -> str:
+    """Why a file is not what it was when it arrived; empty if it is."""
     try:
         require_as_it_arrived(replace(arrived, path=run.find(arrived.path)))
     except RehearsalKitError as error:

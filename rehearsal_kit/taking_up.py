@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from rehearsal_kit.commands import Arrived
 from rehearsal_kit.control import said_before
@@ -90,7 +91,7 @@ class TakingUp:
     def gone(self, ready: Ready) -> dict[int, str]:
         """Which tasks that are still trained there cannot be read now by this rank, and why."""
         gone: dict[int, str] = {}
-        for task in (*_lesson_tasks(ready), *range(ready.course.begun, len(ready.stream))):
+        for task in (*_lesson_tasks(ready.loaded.state), *range(ready.course.begun, len(ready.stream))):
             experience = ready.stream[task]
             try:
                 if isinstance(experience, ArrivedExperience):
@@ -102,7 +103,7 @@ class TakingUp:
     def unreadable(self, ready: Ready) -> dict[int, str]:
         """Which tasks of the lesson under way there are as they arrived and cannot be read all the same."""
         found: dict[int, str] = {}
-        for task in _lesson_tasks(ready):
+        for task in _lesson_tasks(ready.loaded.state):
             try:
                 if ready.stream[task] is not None:
                     ready.stream.training_samples([task])
@@ -197,7 +198,14 @@ class TakingUp:
         return buffer
 
 
-def _lesson_tasks(ready: Ready) -> list[int]:
+def arrivals_to_train(state: Mapping[str, Any]) -> list[Arrived]:
+    """The tasks that are still to be trained by the state of a checkpoint, the one under way among them."""
+    stream = state["stream"]
+    tasks = (*_lesson_tasks(state), *range(int(state["course"]["begun"]), len(stream)))
+    return [Arrived(**with_tuples(stream[task][0])) for task in tasks if not stream[task][1]]
+
+
+def _lesson_tasks(state: Mapping[str, Any]) -> list[int]:
     """All that the task under way is trained with; none between two tasks."""
-    plain = ready.loaded.state.get("lesson")
+    plain = state.get("lesson")
     return [] if plain is None else [int(task) for task in plain["tasks"]]

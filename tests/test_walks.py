@@ -237,6 +237,15 @@ def test_a_decision_before_what_was_told_of_before_a_kill(tasks):
     assert broken_by(walk, tasks) == []
 
 
+def test_a_roll_back_to_a_task_whose_file_is_gone_since(tasks):
+    """Task 0 was trained, rolled back, and trained again; then a kill, and its file is archived meanwhile."""
+    asked = ((0, TakeCheckpoint()), (3, RollBack(checkpoint=1)), (3, Note(text="seen")))
+    for ranks in (2, 3):
+        killed = Generation(commands=asked, ends="killed", victim=(0, 10**6), meanwhile="archived")
+        walk = Walk(ranks, "ER", "quotas", (killed, Generation(commands=((0, ARRIVAL),))))
+        assert broken_by(walk, tasks) == []
+
+
 def _outcomes_are_in_no_checkpoint(plant):
     to_plain = Course.to_plain
     plant(Course, "to_plain", lambda self: {**to_plain(self), "outcome": ""})
