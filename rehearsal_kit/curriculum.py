@@ -40,14 +40,14 @@ class Curriculum:
     def begin(self) -> Lesson | None:
         """The next task's lesson; None if there is none, or it had to be set aside."""
         its, course = self._with, self._with.course
-        if course.begun == len(its.stream):
+        task = its.stream.next_from(course.begun)
+        if task == len(its.stream):
+            course.begun = task
             if course.finishing:
                 its.control.finished(course.position)
                 course.change("Finished")
             return None
-        task, course.begun = course.begun, course.begun + 1
-        if its.stream[task] is None:  # skipped while it waited
-            return None
+        course.begun = task + 1
         for gone, why in its.control.recorded_set_asides(course.position).items():
             self._leave_out(gone, why)
         if its.stream[task] is None:

@@ -318,7 +318,7 @@ class Rank:
         """How many decisions took effect before this step."""
         course, decided = self._course, 0
         due = self._job.replays is None and self._with.keeper.due(course.step)
-        nothing_left = self._now.lesson is None and course.begun == len(self._stream)
+        nothing_left = self._now.lesson is None and self._stream.next_from(course.begun) == len(self._stream)
         for decision in self._control.decide(
             course.position, self._steering.prepare, due=due, idle=course.paused or nothing_left
         ):

@@ -170,7 +170,7 @@ class Steering:
 
     def _reorder(self, command: Reorder) -> None:
         its = self._with
-        first = its.course.begun
+        first = its.stream.next_from(its.course.begun)
         later = [task for task in range(first, len(its.stream)) if task not in command.order]
         order = (*command.order, *later)
         its.stream.reorder(first, order)
@@ -214,7 +214,8 @@ class Steering:
         course = self._with.course
         if not course.outcome:  # nobody has ended it, so that it goes on anyhow
             return
-        left = course.begun < len(self._with.stream) or self._now.lesson is not None
+        stream = self._with.stream
+        left = stream.next_from(course.begun) < len(stream) or self._now.lesson is not None
         if course.outcome == "finished" or not left:  # now more may come
             course.finishing = False
         course.change("Reopen")

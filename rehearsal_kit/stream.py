@@ -68,6 +68,15 @@ class Stream:
                     "again only after that was set aside, or once its content has changed."
                 )
 
+    def next_from(self, task: int) -> int:
+        """The first task from this one on that was not set aside; the length of the stream if there is none.
+
+        Nothing may depend on whether somebody has passed over those before it: that is not written down.
+        """
+        while task < len(self._experiences) and self._experiences[task] is None:
+            task += 1
+        return task
+
     @property
     def order(self) -> list[int]:
         """As which each task arrived, counted from 0."""

@@ -237,6 +237,20 @@ def test_a_decision_before_what_was_told_of_before_a_kill(tasks):
     assert broken_by(walk, tasks) == []
 
 
+@pytest.mark.parametrize("gaps", [(0, 0), (1, 1)], ids=["at once", "one by one"])
+def test_tasks_are_numbered_anew_alike_whether_or_not_a_skipped_one_was_passed_over(tasks, gaps):
+    """What was decided at one boundary after the other is decided at one of them when it is replayed."""
+    asked = [
+        (0, ARRIVAL),
+        (0, ARRIVAL),
+        (0, Skip(task=0)),
+        (0, TakeCheckpoint()),
+        (0, RollBack(checkpoint=1)),
+    ]
+    asked += [(gaps[0], Note(text="seen")), (gaps[1], Reorder(order=(2,)))]
+    assert broken_by(Walk(1, "ER", "quotas", (Generation(commands=tuple(asked)),)), tasks) == []
+
+
 def test_a_roll_back_to_a_task_whose_file_is_gone_since(tasks):
     """Task 0 was trained, rolled back, and trained again; then a kill, and its file is archived meanwhile."""
     asked = ((0, TakeCheckpoint()), (3, RollBack(checkpoint=1)), (3, Note(text="seen")))
