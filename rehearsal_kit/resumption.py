@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from rehearsal_kit.arrivals import require_as_it_arrived
@@ -24,6 +24,7 @@ from rehearsal_kit.restoring import (
 )
 from rehearsal_kit.run_folder import RunFolder
 from rehearsal_kit.script import AGAIN, Entry, Outstanding, Script
+from rehearsal_kit.strategies.choice import named_strategy
 from rehearsal_kit.taking_up import Ready, TakingUp, arrivals_to_train
 from rehearsal_kit.telemetry import CheckpointFailed, Restored
 
@@ -97,7 +98,7 @@ class Resumption:
                 # the task under way are needed now.
                 waits = () if self._effects.after(number) else range(ready.course.begun, len(ready.stream))
                 lost = {task: why for task, why in gone.items() if task not in waits}
-                trouble, way = self._taken_up(ready, self._way(number, ready.loaded.ranks, lost))
+                trouble, way = self._taken_up(ready, self._way(ready, lost))
                 if not trouble:
                     return number, way
             its.reporter.tell(CheckpointFailed(checkpoint=number, reason=trouble))
@@ -112,7 +113,7 @@ class Resumption:
                 )
             )
         its.reporter.goes_on_from(0)
-        return 0, self._way(0, 0, {})
+        return 0, self._way(None, {})
 
     def _taken_up(self, ready: Ready, way: _Way) -> tuple[str, _Way]:
         """Why a checkpoint cannot be taken up, empty if it was; and how to go on from it."""
@@ -122,7 +123,7 @@ class Resumption:
             # A file can be opened, but perhaps not be read: all else of the checkpoint is worth more.
             _, unreadable = self._agreed("", self._taking_up.unreadable(ready))
             lost = {**way.lost, **(unreadable or {int(lesson["task"]): trouble})}
-            way = self._way(ready.loaded.number, ready.loaded.ranks, lost)
+            way = self._way(ready, lost)
             trouble = self._try(ready, way)
         if not trouble:
             self._with.reporter.goes_on_from(ready.loaded.number)
@@ -147,26 +148,40 @@ class Resumption:
             lost |= dict(pairs)
         return next((words for words, _ in answers if words), ""), dict(sorted(lost.items()))
 
-    def _way(self, number: int, ranks: int, lost: Mapping[int, str]) -> _Way:
-        """What rank 0 finds of what holds after a checkpoint; broadcast."""
-        found = self._found(number, ranks, lost) if self._with.groups.rank == 0 else None
+    def _way(self, ready: Ready | None, lost: Mapping[int, str]) -> _Way:
+        """What rank 0 finds of what holds after a checkpoint, None: after the very beginning; broadcast."""
+        found = self._found(ready, lost) if self._with.groups.rank == 0 else None
         plain = json.loads(self._with.groups.broadcast(json.dumps(found)))
         again = None if plain["again"] is None else from_plain(plain["again"])
         assert again is None or isinstance(again, BeginAgain)  # noqa: S101 - for the type checker
         return _Way({int(task): why for task, why in plain["lost"]}, again)
 
-    def _found(self, number: int, ranks: int, lost: Mapping[int, str]) -> dict[str, object]:
+    def _found(self, ready: Ready | None, lost: Mapping[int, str]) -> dict[str, object]:
+        number, ranks = (0, 0) if ready is None else (ready.loaded.number, ready.loaded.ranks)
         after = self._effects.after(number)
         head = after[0] if after and after[0]["kind"] == "BeginAgain" else None
         recorded = {int(task): str(why) for task, why in head["lost"]} if head is not None else {}
         made_by = {entry["world_size"] for entry in after} or ({ranks} if number else set())
         bound = made_by <= {self._with.groups.ranks} and lost.keys() <= recorded.keys()
         run = self._with.job.run
-        if bound and not any(_gone(entry, run) or _gone_there(entry, run) for entry in after):
+        there = not any(_gone(entry, run) or _gone_there(entry, run) for entry in after)
+        if bound and there and not (ready is not None and self._trained_gone(ready, after)):
             return {"lost": [*recorded.items()], "again": None}
         again = self._begin_again(number, lost)
         plain = {name: value for name, value in to_plain(Wish(0, again)).items() if name != "number"}
         return {"lost": [*lost.items()], "again": plain}
+
+    def _trained_gone(self, ready: Ready, after: Sequence[Entry]) -> bool:
+        """Whether a task that was trained before is trained again with a later one, and is gone by now."""
+        if not any(entry["kind"] == "TaskDone" for entry in after):
+            return False
+        steered = [e["strategy"] for e in after if e["kind"] == "Steer" and "refused" not in e]
+        strategies = [ready.course.in_force.strategy, *(named_strategy(name) for name in steered if name)]
+        if all(len(strategy.tasks(1)) == 1 for strategy in strategies):
+            return False
+        aside = {entry.get("task") for entry in after if entry["kind"] == "SetAside"}
+        trained = set(range(ready.course.begun)) - aside
+        return bool(trained & self._taking_up.gone(ready, trained).keys())
 
     def _begin_again(self, number: int, lost: Mapping[int, str]) -> BeginAgain:
         parent, left = self._effects.last

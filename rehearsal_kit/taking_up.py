@@ -88,10 +88,11 @@ class TakingUp:
         there = Course.from_plain(state["course"], InForce.of(its.job))
         return Ready(loaded, there, preparation, stream)
 
-    def gone(self, ready: Ready) -> dict[int, str]:
-        """Which tasks that are still trained there cannot be read now by this rank, and why."""
+    def gone(self, ready: Ready, tasks: Iterable[int] | None = None) -> dict[int, str]:
+        """Which of these tasks, by default all still trained there, this rank cannot read now, and why."""
         gone: dict[int, str] = {}
-        for task in (*_lesson_tasks(ready.loaded.state), *range(ready.course.begun, len(ready.stream))):
+        waiting = range(ready.course.begun, len(ready.stream))
+        for task in (*_lesson_tasks(ready.loaded.state), *waiting) if tasks is None else tasks:
             experience = ready.stream[task]
             try:
                 if isinstance(experience, ArrivedExperience):

@@ -254,10 +254,17 @@ def test_tasks_are_numbered_anew_alike_whether_or_not_a_skipped_one_was_passed_o
 def test_a_roll_back_to_a_task_whose_file_is_gone_since(tasks):
     """Task 0 was trained, rolled back, and trained again; then a kill, and its file is archived meanwhile."""
     asked = ((0, TakeCheckpoint()), (3, RollBack(checkpoint=1)), (3, Note(text="seen")))
-    for ranks in (2, 3):
-        killed = Generation(commands=asked, ends="killed", victim=(0, 10**6), meanwhile="archived")
-        walk = Walk(ranks, "ER", "quotas", (killed, Generation(commands=((0, ARRIVAL),))))
-        assert broken_by(walk, tasks) == []
+    killed = Generation(commands=asked, ends="killed", victim=(0, 10**6), meanwhile="archived")
+    walk = Walk(2, "ER", "quotas", (killed, Generation(commands=((0, ARRIVAL),))))
+    assert broken_by(walk, tasks) == []
+
+
+def test_a_task_of_long_ago_that_is_trained_with_a_later_one_is_gone_since(tasks):
+    """After a checkpoint task 1 was trained together with task 0; then a kill, and that file is gone."""
+    asked = ((9, TakeCheckpoint()), (0, ARRIVAL), (9, Note(text="seen")))
+    killed = Generation(commands=asked, ends="killed", victim=(0, 10**6), meanwhile="first")
+    walk = Walk(2, "FromScratch", "quotas", (killed, Generation(commands=((0, ARRIVAL),))))
+    assert broken_by(walk, tasks) == []
 
 
 def _outcomes_are_in_no_checkpoint(plant):
