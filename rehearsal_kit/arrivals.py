@@ -65,7 +65,7 @@ def _parted(pattern: str) -> tuple[str, str]:
 # What arrived -------------------------------------------------------------------------------------------
 
 
-def with_digest(arrived: Arrived, *, go_on: Callable[[], bool] | None = None) -> Arrived:
+def with_digest(arrived: Arrived, *, go_on: Callable[[int], bool] | None = None) -> Arrived:
     """The same arrival with the SHA-256 of its file and what tells that it is unchanged.
 
     go_on: as `digest_of` has it.

@@ -9,7 +9,7 @@ import torch
 
 from rehearsal_kit.cluster import Cluster, reach
 from rehearsal_kit.effects import has_ended
-from rehearsal_kit.errors import ClusterGoneError, RunFolderError
+from rehearsal_kit.errors import ClusterGoneError, LeaseError, RunFolderError
 from rehearsal_kit.job import Job, RunSettings, read_network, read_settings
 from rehearsal_kit.lease import require_free
 from rehearsal_kit.run_folder import RunFolder
@@ -48,9 +48,12 @@ def attach(
         known = None
     try:
         return _joined(settings, known, take=take)
-    except ClusterGoneError:
+    except ClusterGoneError as gone:
         # What does not answer from here may train there: nobody must be told to start it once more.
-        require_free(folder)
+        try:
+            require_free(folder)
+        except LeaseError as held:
+            raise LeaseError(f"{gone} Its run is not over, as far as can be seen from here: {held}") from gone
         raise
 
 

@@ -9,14 +9,23 @@ from rehearsal_kit.telemetry import (
     IN_A_BRANCH,
     Applied,
     BranchBegan,
+    Evaluated,
     Record,
     Restored,
     Steps,
     TaskArrived,
+    TaskBegan,
     TaskSetAside,
+    Unevaluated,
 )
 from rehearsal_kit.thinning import steps_before
 
+Place = tuple[int, float]
+"""A branch, and how many of its steps are passed: what is decided before a step lies at its number."""
+BEGINNING = 0.5
+"""By so much what is told as a task begins lies after what is decided before the same step."""
+IN_VAIN = 0.25
+"""By so much a step that came to nothing is followed by what is decided then; it has no loss."""
 OF_THE_WORLD = (TaskArrived, TaskSetAside, Restored)
 """Records of a position that are true in every branch: nobody can roll back what has arrived."""
 
@@ -44,29 +53,37 @@ def leads(record: Record, place: int, ends: Mapping[int, float]) -> bool:
     return place <= ends.get(record.branch, -1)
 
 
-def decided_at(record: Record) -> tuple[int, int] | None:
-    """Branch and step of a decision of all ranks; None for any other record.
+def decided_at(record: Record) -> Place | None:
+    """Where ranks decided something, together or as they were asked to; None for any other record.
 
     Ranks that begin again after a kill may decide something at a step that was passed before it, with nothing
-    decided since. From there they go another way: what was told of later steps of this branch, further up in
+    decided since. From there they go another way: what was told of later places of this branch, further up in
     the file, is of the way that was left (`before`).
     """
-    return (record.branch, record.step) if isinstance(record, Applied) and record.rank == 0 else None
+    if isinstance(record, Applied) and record.rank == 0:
+        return record.branch, record.step
+    if isinstance(record, TaskSetAside) and record.task is not None:
+        return record.branch, record.step - IN_VAIN * record.in_vain
+    return None
 
 
-def told_to(record: Record) -> tuple[int, int] | None:
-    """Branch and the step up to which this tells of it; None for what is no part of the way it takes."""
+def told_to(record: Record) -> Place | None:
+    """Up to where this tells of a branch; None for what is no part of the way it takes."""
     if not isinstance(record, IN_A_BRANCH) or isinstance(record, OF_THE_WORLD):
         return None
     if isinstance(record, Applied) and record.rank != 0:
         return None  # told beside the file of rank 0, and so out of its order
-    step = record.first + record.count if isinstance(record, Steps) else record.step
-    return record.branch, step
+    if isinstance(record, Steps):
+        return record.branch, record.first + record.count
+    begins = isinstance(record, TaskBegan) or (
+        isinstance(record, Evaluated | Unevaluated) and record.after < record.task
+    )
+    return record.branch, record.step + BEGINNING * begins
 
 
-def before(record: Record, position: tuple[int, int]) -> Record | None:
-    """What of a record is not of a later step of this branch than this; None if nothing is."""
+def before(record: Record, place: Place) -> Record | None:
+    """What of a record is not of a later place of this branch than this; None if nothing is."""
     to = told_to(record)
-    if to is None or to[0] != position[0] or to[1] <= position[1]:
+    if to is None or to[0] != place[0] or to[1] <= place[1]:
         return record
-    return steps_before(record, position[1]) if isinstance(record, Steps) else None
+    return steps_before(record, math.floor(place[1])) if isinstance(record, Steps) else None

@@ -237,7 +237,7 @@ class Coordinator(SchedulerPlugin):
                     )
                     await self._crew.settle(run.workers, run.order.topic)
                     # Once more: a rank that came late, when the others were given up, has made it anew.
-                    run.folder.rendezvous(run.generation).unlink(missing_ok=True)
+                    run.folder.remove_rendezvous(run.generation)
                     await self._again(run, failure)
         except asyncio.CancelledError:
             raise
@@ -294,7 +294,7 @@ class Coordinator(SchedulerPlugin):
             await self._deliver(run)
             return await self._watch(run)
         finally:
-            rendezvous.unlink(missing_ok=True)
+            run.folder.remove_rendezvous(run.generation)
 
     async def _start(self, run: Watched, rendezvous: Path) -> None:
         nonce = secrets.token_hex(16)

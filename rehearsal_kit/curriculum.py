@@ -68,10 +68,7 @@ class Curriculum:
 
     def set_aside(self, task: int, reason: str) -> None:
         """All ranks have agreed that this task is not to be trained, or not to be read any more."""
-        its = self._with
-        arrived, _ = its.stream.arrivals[task]
-        command = SetAside(name=arrived.name, path=arrived.path, reason=reason, task=task)
-        its.control.set_aside(its.course.position, command)
+        self._record_aside(task, reason)
         self._leave_out(task, reason)
 
     def give_up(self, lesson: Lesson, reason: str, *, recorded: bool = False) -> None:
@@ -81,10 +78,9 @@ class Curriculum:
         whether the ledger says so already.
         """
         self.go_back(lesson)
-        if recorded:
-            self._leave_out(lesson.task, reason)
-        else:
-            self.set_aside(lesson.task, reason)
+        if not recorded:
+            self._record_aside(lesson.task, reason)
+        self._leave_out(lesson.task, reason, in_vain=True)
 
     def go_back(self, lesson: Lesson) -> None:
         """Weights and optimizer as they were before the task."""
@@ -252,8 +248,14 @@ class Curriculum:
         if its.groups.rank == 0 and experience is not None:
             keep_inputs(its.job, experience, signature)
 
-    def tell_lost(self, task: int, reason: str) -> None:
-        """Say of a task that arrived that it is left out from here on."""
+    def _record_aside(self, task: int, reason: str) -> None:
+        its = self._with
+        arrived, _ = its.stream.arrivals[task]
+        command = SetAside(name=arrived.name, path=arrived.path, reason=reason, task=task)
+        its.control.set_aside(its.course.position, command)
+
+    def tell_lost(self, task: int, reason: str, *, in_vain: bool = False) -> None:
+        """Say of a task that arrived that it is left out from here on; in_vain: after a step begun for it."""
         its = self._with
         arrived, _ = its.stream.arrivals[task]
         if task in {trained for trained, _ in its.evaluation.to_plain()["seen"]}:
@@ -261,11 +263,18 @@ class Curriculum:
             its.reporter.tell(Noted(step=its.course.step, text=words, time=time.time()))
             return
         its.reporter.tell(
-            TaskSetAside(step=its.course.step, name=arrived.name, path=arrived.path, reason=reason, task=task)
+            TaskSetAside(
+                step=its.course.step,
+                name=arrived.name,
+                path=arrived.path,
+                reason=reason,
+                task=task,
+                in_vain=in_vain,
+            )
         )
 
-    def _leave_out(self, task: int, reason: str) -> None:
-        self.tell_lost(task, reason)
+    def _leave_out(self, task: int, reason: str, *, in_vain: bool = False) -> None:
+        self.tell_lost(task, reason, in_vain=in_vain)
         self._with.stream.set_aside(task)
 
 

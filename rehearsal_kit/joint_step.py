@@ -84,6 +84,7 @@ class JointStep:
         self._device = device
         self._groups = groups
         self._parameters = [p for p in network.parameters() if p.requires_grad]
+        self._persistent = frozenset(network.state_dict())
 
     def of(
         self, batch: MiniBatch, signature: Signature, *, strategy: Strategy, seed: int
@@ -93,7 +94,7 @@ class JointStep:
         Buffers of the network are then those of all ranks, or as they were before. RankError if no rank has
         a sample.
         """
-        buffers = ModuleBuffers(self._network)
+        buffers = ModuleBuffers(self._network, persistent=self._persistent)
         own = self._computed(batch, signature, strategy=strategy, seed=seed, buffers=buffers)
         told = self._meeting(own)
         if not told.failed and not any(told.counts):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -73,8 +74,10 @@ class ModuleBuffers:
     batches, become those of the first rank that had samples: a mean of counters would be none.
     """
 
-    def __init__(self, network: torch.nn.Module) -> None:
+    def __init__(self, network: torch.nn.Module, *, persistent: Container[str]) -> None:
+        """persistent: names of those that belong to the state of the network, and so to its checkpoints."""
         self._network = network
+        self._persistent = persistent
         # By name: in the order of the network they would not be alike on all ranks once one was put back.
         named = sorted(network.named_buffers(), key=lambda item: item[0])
         self._before = [(name, buffer.detach().clone()) for name, buffer in named]
@@ -123,13 +126,18 @@ class ModuleBuffers:
         for name, before in self._before:
             came = now.get(name)
             if came is not None and (came.shape, came.dtype) == (before.shape, before.dtype):
-                came.detach().copy_(before)  # in place: others may hold it
-            else:  # left so, it would end every step to come
-                module, _, own_name = name.rpartition(".")
-                owner = self._network.get_submodule(module)
-                if hasattr(owner, own_name):
-                    delattr(owner, own_name)
-                owner.register_buffer(own_name, before)
+                with contextlib.suppress(RuntimeError):  # an expanded one cannot be written in place
+                    came.detach().copy_(before)  # others may hold it
+                    continue
+            with contextlib.suppress(AttributeError):  # its module is gone: every step to come will say so
+                self._register(name, before)
+
+    def _register(self, name: str, before: torch.Tensor) -> None:
+        module, _, own_name = name.rpartition(".")
+        owner = self._network.get_submodule(module)
+        if hasattr(owner, own_name):
+            delattr(owner, own_name)
+        owner.register_buffer(own_name, before, persistent=name in self._persistent)
 
     def _chosen(self, changed: Sequence[bool]) -> list[_Buffer]:
         return [each for each, is_changed in zip(self._now, changed, strict=True) if is_changed]

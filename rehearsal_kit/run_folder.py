@@ -167,7 +167,13 @@ class RunFolder:
         """Remove what processes have left that died while they wrote; nobody else may write meanwhile."""
         partial = [folder.glob(".*.partial") for folder in (self.path, self.previews)]
         for left in (*itertools.chain(*partial), *self.path.glob("rendezvous-*")):
-            left.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it lies there a while longer; no reason to end a run
+                left.unlink()
+
+    def remove_rendezvous(self, generation: int) -> None:
+        """Where its ranks met is of no use any more."""
+        with contextlib.suppress(OSError):  # its number does not come again, so it is in nobody's way
+            self.rendezvous(generation).unlink()
 
     def discard(self) -> None:
         """Remove what was written of a run that was never started; the folder, too, if it is empty then."""

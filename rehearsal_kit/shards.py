@@ -76,7 +76,7 @@ def open_shard(path: Path) -> Shard:
     try:
         shard: Shard = OldShard(path) if path.suffix == OLD_SUFFIX else TensorFile(path)
         _require_sound(shard)
-    except (OSError, KeyError, TypeError, ValueError, SnapshotError) as error:
+    except (OSError, KeyError, TypeError, ValueError, RecursionError, SnapshotError) as error:
         raise SnapshotError(
             f"{path} cannot be read as a shard of a buffer: {error}. It may be truncated or of another kind; "
             "take an older snapshot, or go on without it by removing it and partial=True."

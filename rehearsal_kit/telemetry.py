@@ -91,6 +91,8 @@ class TaskSetAside:
     reason: str
     task: int | None = None
     """Its number where it had one; None: it was refused before it became a task."""
+    in_vain: bool = False
+    """Whether the step before `step` was begun for it, and came to nothing."""
     branch: int = 0
 
 

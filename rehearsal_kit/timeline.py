@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
-from rehearsal_kit.branches import before, decided_at, leads, reach, told_to
+from rehearsal_kit.branches import Place, before, decided_at, leads, reach, told_to
 from rehearsal_kit.errors import SettingsError
 from rehearsal_kit.record_lines import RecordLines
 from rehearsal_kit.record_store import RecordStore
@@ -238,13 +238,13 @@ class Timeline:
     def _begin(self) -> None:
         self._store = RecordStore(bounded=self._bounded)
         self._queue, self._scores, self._under_way = TaskQueue(), Scores(), UnderWay()
-        self._told: dict[int, int] = {}
-        """By branch: up to which step something is told of it."""
+        self._told: dict[int, float] = {}
+        """By branch: up to where something is told of it."""
 
     def _take(self, place: int, record: Record) -> None:
-        position = decided_at(record)
-        if position is not None and self._told.get(position[0], 0) > position[1]:
-            self._leave(position)
+        decided = decided_at(record)
+        if decided is not None and self._told.get(decided[0], 0) > decided[1]:
+            self._leave(decided)
         to = told_to(record)
         if to is not None:
             self._told[to[0]] = max(to[1], self._told.get(to[0], 0))
@@ -265,9 +265,9 @@ class Timeline:
         elif self._newest is not None:
             self._newest.take(place, record)
 
-    def _leave(self, position: tuple[int, int]) -> None:
-        """After a kill the ranks go another way from here: what was told of later steps is void."""
-        kept = [(place, part) for place, record in self._store.placed() if (part := before(record, position))]
+    def _leave(self, here: Place) -> None:
+        """After a kill the ranks go another way from here: what was told of later places is void."""
+        kept = [(place, part) for place, record in self._store.placed() if (part := before(record, here))]
         self._begin()
         self._newest = None
         for place, record in kept:

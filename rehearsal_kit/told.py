@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from rehearsal_kit.branches import decided_at, told_to
+from rehearsal_kit.branches import Place, decided_at, told_to
 from rehearsal_kit.rank_records import Ended, Joined
 from rehearsal_kit.record_lines import lines_backwards
 from rehearsal_kit.telemetry import (
@@ -36,8 +37,8 @@ class Told:
     """
 
     def __init__(self, records: Iterable[Record] = ()) -> None:
-        self._known: dict[bytes, tuple[int, int] | None] = {}
-        """Branch and step of each, where it is of the way that a branch takes."""
+        self._known: dict[bytes, Place | None] = {}
+        """Up to where each tells of a branch, where it is of the way that one takes."""
         self._steps: dict[int, int] = {}
         for record in records:
             self.leave(record)
@@ -57,14 +58,14 @@ class Told:
         return Told(reversed([*_since(path, checkpoint)]))
 
     def leave(self, record: Record) -> None:
-        """If this is a decision that is told for the first time: what was told of later steps is void."""
-        position = decided_at(record)
-        if position is None:
+        """If this is a decision that is told for the first time: what was told of later places is void."""
+        decided = decided_at(record)
+        if decided is None:
             return
-        branch, step = position
-        if self._steps.get(branch, 0) > step:
-            self._steps[branch] = step
-        void = [known for known, at in self._known.items() if at and at[0] == branch and at[1] > step]
+        branch, here = decided
+        if self._steps.get(branch, 0) > here:
+            self._steps[branch] = math.floor(here)
+        void = [known for known, at in self._known.items() if at and at[0] == branch and at[1] > here]
         for known in void:
             del self._known[known]
 

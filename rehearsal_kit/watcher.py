@@ -24,7 +24,7 @@ from pathlib import Path
 from rehearsal_kit.arrivals import matching, natural_key, unordered, with_digest
 from rehearsal_kit.commands import NOTE_LENGTH, Arrived, Command, FinishStream, Note, SetAside, Watch, Wish
 from rehearsal_kit.errors import NotYetError, RankError, ScanError, said
-from rehearsal_kit.scans.files import Facts
+from rehearsal_kit.scans.files import Facts, facts_of
 from rehearsal_kit.scans.hdf5 import opened
 
 SHORT_S = 0.5
@@ -263,7 +263,24 @@ class Watcher:
             raise
         except ScanError:
             pass
-        return with_digest(arrived, go_on=lambda: not self._ending.is_set())
+        return with_digest(arrived, go_on=self._goes_on(arrived.path))
+
+    def _goes_on(self, path: str) -> Callable[[int], bool]:
+        """Whether the rest of a file is wanted while it is read; says how far that is where it takes long."""
+        began, said = time.monotonic(), False
+
+        def goes_on(read: int) -> bool:
+            nonlocal said
+            if not said and time.monotonic() - began >= self._say_s:
+                said = True
+                done, size = (f"{count / 2**20:.0f}" for count in (read, facts_of(path).size))
+                self._say(
+                    f"{path} is being read: {done} of {size} MiB in {self._say_s:.0f} s; it becomes a "
+                    "task once all of it is, and gives way to training until then."
+                )
+            return not self._ending.is_set()
+
+        return goes_on
 
     # What is found --------------------------------------------------------------------------------------
 

@@ -28,7 +28,8 @@ def without_what_was_left(records):
     """Without what was told, before a kill, of later steps than that of a decision further down."""
     kept = []
     for record in records:
-        if isinstance(record, Applied) and record.rank == 0:
+        asked = isinstance(record, Applied) and record.rank == 0
+        if asked or (isinstance(record, TaskSetAside) and record.task is not None):
             kept = [part for each in kept if (part := _until(each, record)) is not None]
         kept.append(record)
     return kept
@@ -38,9 +39,14 @@ def _until(record, decision):
     in_its_way = isinstance(record, IN_A_BRANCH) and not isinstance(record, OF_THE_WORLD)
     if not in_its_way or record.branch != decision.branch:
         return record
+    end = decision.step - getattr(decision, "in_vain", False)  # such a step has no loss
     if not isinstance(record, Steps):
-        return record if record.step <= decision.step else None
-    left = [loss for at, loss in zip(record.at, record.losses, strict=True) if at < decision.step]
+        begins = isinstance(record, TaskBegan) or getattr(record, "after", math.inf) < getattr(
+            record, "task", -1
+        )
+        late = record.step > end or (record.step == decision.step and begins)
+        return None if late else record
+    left = [loss for at, loss in zip(record.at, record.losses, strict=True) if at < end]
     if len(left) == record.count:
         return record
     share = len(left) / record.count

@@ -146,18 +146,24 @@ class Careless(Net):
 
     careless = None
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("cache", torch.zeros(2), persistent=False)
+        self.register_buffer("scale", torch.ones(1).expand(6), persistent=False)
+
     def forward(self, x):
         if self.training and self.careless is not None:
             self.careless()
         return super().forward(x)
 
 
-@pytest.mark.parametrize("how", ["removed", "no buffer any more", "replaced", "of another dtype"])
+@pytest.mark.parametrize("how", ["removed", "no buffer any more", "replaced", "of another dtype", "a cache"])
 def test_a_buffer_that_a_failed_step_has_lost_is_there_again_for_the_next_one(how):
     network = Careless()
     learner = learner_of(network)
     learner.step(MiniBatch(samples(8), {}, {}), strategy=Incremental())
     before = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    state = network.state_dict().keys()
 
     def careless():
         if how == "removed":
@@ -165,6 +171,8 @@ def test_a_buffer_that_a_failed_step_has_lost_is_there_again_for_the_next_one(ho
         elif how == "no buffer any more":
             del network.newest
             network.newest = torch.ones(6, dtype=torch.bool)
+        elif how == "a cache":
+            network.cache = torch.zeros(8)
         elif how == "replaced":
             network.seen = torch.zeros(3, dtype=torch.complex64)
         else:
@@ -175,6 +183,7 @@ def test_a_buffer_that_a_failed_step_has_lost_is_there_again_for_the_next_one(ho
     network.careless = None
     after = dict(network.named_buffers())
     assert after.keys() == before.keys()
+    assert network.state_dict().keys() == state  # else no checkpoint would fit
     assert all(after[name].dtype == before[name].dtype for name in before)
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert not learner.step(MiniBatch(samples(8), {}, {}), strategy=Incremental()).trouble

@@ -43,6 +43,7 @@ from rehearsal_kit.telemetry import (
     TasksReordered,
 )
 from rehearsal_kit.timeline import Timeline
+from rehearsal_kit.told import Told
 
 
 def steps(first: int, *losses: float, branch: int = 0) -> Steps:
@@ -233,3 +234,37 @@ def test_a_real_run_that_was_rolled_back_tells_one_straight_story(tmp_path):
     assert len(straight.set_aside()) == 1
     table = results_table(timeline)
     assert table["error now"].notna().sum() == 2
+
+
+@pytest.mark.parametrize(
+    ("decision", "left"),
+    [
+        ("read in vain", [0, 1]),
+        ("given up", [0, 1, 2]),
+        ("skipped", [0, 1]),
+        ("refused before it became a task", [0, 1, 2, 3, 4]),
+    ],
+)
+def test_what_was_told_before_a_kill_of_a_task_that_is_set_aside_after_it_is_void(decision, left):
+    """Task 1 begins before step 2, three of its steps are told, and then the ranks begin again."""
+    aside = {"name": "task 1", "path": "/1.cxi", "reason": "gone"}
+    after = {
+        "read in vain": TaskSetAside(step=2, task=1, **aside),
+        "given up": TaskSetAside(step=4, task=1, in_vain=True, **aside),
+        "skipped": Applied(rank=0, step=2, number=1, kind="Skip", settings={}, digest=""),
+        "refused before it became a task": TaskSetAside(step=2, **aside),
+    }[decision]
+    told = [
+        steps(0, 0.1, 0.2),
+        Evaluated(step=2, after=0, task=0, split="test", errors={"": 1.0}),
+        Evaluated(step=2, after=0, task=1, split="test", errors={"": 2.0}),
+        TaskBegan(step=2, task=1, steps=9, time=0.0),
+        steps(2, 0.3, 0.4, 0.5),
+    ]
+    timeline, known = Timeline([*told, after]), Told([*told, after])
+    assert timeline.losses()[0] == left
+    assert [step for step in range(9) if known.has_step(0, step)] == left
+    begun = decision in ("given up", "refused before it became a task")
+    assert [record.task for record in timeline.records(TaskBegan)] == [1] * begun
+    assert [record.task for record in timeline.records(Evaluated)] == [0, 1][: 1 + begun]
+    assert known.has(told[3]) == begun

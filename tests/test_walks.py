@@ -22,7 +22,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from walks import MEANWHILE, SIZES, Generation, Walk, broken_promises, carry_out, walk_tasks
 
-from rehearsal_kit import experiences, resumption
+from rehearsal_kit import experiences, reporter, resumption
 from rehearsal_kit.commands import (
     Arrived,
     Command,
@@ -103,7 +103,10 @@ WALKS = int(os.environ.get("WALKS", "2000"))
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("walks") / "tasks"
-    return folder, walk_tasks(folder)
+    with pytest.MonkeyPatch.context() as patched:
+        # A kill after very few steps must find some that were told.
+        patched.setattr(reporter, "PUBLISH_INTERVAL_S", 0.0)
+        yield folder, walk_tasks(folder)
 
 
 def pair(command: Command, interruption: Generation, *, late: bool) -> Walk:

@@ -20,8 +20,9 @@ import pytest
 from rehearsal_kit.commands import Arrived, FinishStream, Note, SetAside, Skip, Watch, Wish
 from rehearsal_kit.errors import ScanError
 from rehearsal_kit.processes import words
+from rehearsal_kit.scans import hashing
 from rehearsal_kit.scans.files import LARGE_BYTES, digest_of
-from rehearsal_kit.scans.hashing import digest_aside
+from rehearsal_kit.scans.hashing import sha256_of
 from rehearsal_kit.watcher import Watcher
 
 DEADLINE_S = 10
@@ -271,7 +272,9 @@ def test_the_end_of_a_rank_does_not_wait_for_a_large_file(tmp_path, make):
 def test_a_process_that_hashes_ends_with_the_one_that_wanted_it(tmp_path):
     arrived = large(tmp_path / "large.h5")
     os.truncate(arrived.path, 2**40)
-    code = "import sys; from rehearsal_kit.scans import files; files.digest_of(sys.argv[1], go_on=lambda: 1)"
+    code = (
+        "import sys; from rehearsal_kit.scans import files; files.digest_of(sys.argv[1], go_on=lambda n: 1)"
+    )
     with subprocess.Popen([sys.executable, "-c", code, arrived.path]) as wanting:
         try:
             deadline = time.monotonic() + 60
@@ -282,8 +285,56 @@ def test_a_process_that_hashes_ends_with_the_one_that_wanted_it(tmp_path):
     assert not psutil.wait_procs(hashing, 10)[1]
 
 
-def test_a_large_file_that_cannot_be_read_is_set_aside_with_the_reason():
+def test_a_large_file_that_cannot_be_read_is_said_to_be_so():
     with pytest.raises(ScanError, match=r"/proc/self/mem: cannot be read: Input/output error; copy it anew"):
         digest_of("/proc/self/mem")
     with open("/proc/self/mem", "rb") as file, pytest.raises(OSError, match="Input/output error"):
-        digest_aside(file, go_on=lambda: True)
+        sha256_of(file, go_on=lambda read: True, aside=True)
+
+
+def kill_it(_monkeypatch):
+    for child in processes_that_hash():
+        child.kill()
+
+
+def stop_it(monkeypatch):
+    monkeypatch.setattr(hashing, "STUCK_S", 0.3)
+    for child in processes_that_hash():
+        child.suspend()
+
+
+@pytest.mark.parametrize("what", [kill_it, stop_it])
+def test_what_becomes_of_the_process_that_hashes_says_nothing_of_the_file(tmp_path, monkeypatch, what):
+    arrived, done = large(tmp_path / "large.h5"), []
+
+    def go_on(read: int) -> bool:
+        if not done and read:
+            done.append(what(monkeypatch))
+        return True
+
+    digest, facts = digest_of(arrived.path, go_on=go_on)
+    with open(arrived.path, "rb") as file:
+        assert digest == hashlib.file_digest(file, "sha256").hexdigest()
+    assert done
+    assert facts.size == LARGE_BYTES + 1
+    assert not processes_that_hash()
+
+
+@pytest.mark.parametrize("executable", ["/gone/python", "", None, "/bin/echo"])
+def test_where_no_process_can_be_started_the_thread_reads_it(tmp_path, monkeypatch, executable):
+    monkeypatch.setattr(sys, "executable", executable)
+    arrived = whole(tmp_path / "small.h5")
+    with open(arrived.path, "rb") as file:
+        found = sha256_of(file, go_on=lambda read: True, aside=True)
+        file.seek(0)
+        assert found == hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def test_a_file_that_takes_long_to_read_is_said_to_be_read(tmp_path, make):
+    watcher, arrived = make(say_s=0.3), large(tmp_path / "large.h5")
+    os.truncate(arrived.path, 2**40)
+    watcher.ask(Wish(1, arrived))
+    (note,) = commands(until(watcher, 1))
+    assert isinstance(note, Note)
+    assert "large.h5 is being read: " in note.text
+    assert "of 1048576 MiB" in note.text

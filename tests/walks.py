@@ -39,7 +39,7 @@ from rehearsal_kit.run_folder import Ledger, RunFolder, read_ledger
 from rehearsal_kit.script import AGAIN
 from rehearsal_kit.settings import Recovery, Rehearsal, Training
 from rehearsal_kit.strategies.choice import named_strategy
-from rehearsal_kit.telemetry import TaskEnded
+from rehearsal_kit.telemetry import TaskBegan, TaskEnded
 from rehearsal_kit.telemetry import to_plain as to_plain_record
 from rehearsal_kit.tensor_tasks import TensorTask, write_task
 from rehearsal_kit.timeline import Timeline
@@ -335,6 +335,14 @@ def _take_first(walked: Walked) -> None:
     walked.take_away("0.h5")
 
 
+def _take_under_way(walked: Walked) -> None:
+    """Somebody takes away the file of the task under way."""
+    timeline = Timeline.load(walked.job.run.timeline).lineage()
+    began, ended = timeline.last(TaskBegan), {record.task for record in timeline.records(TaskEnded)}
+    if began is not None and began.task not in ended:
+        walked.take_away(Path(timeline.tasks()[began.task].path).name)
+
+
 MEANWHILE = {
     "torn": _tear,
     "damaged": _damage,
@@ -342,6 +350,7 @@ MEANWHILE = {
     "archived": _archive,
     "changed": _change,
     "first": _take_first,
+    "under way": _take_under_way,
 }
 
 

@@ -6,7 +6,6 @@ folder that others can write to.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from collections.abc import Callable
@@ -15,11 +14,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from rehearsal_kit.errors import NotYetError, ScanError
-from rehearsal_kit.scans.hashing import digest_aside
+from rehearsal_kit.scans.hashing import sha256_of
 
 LARGE_BYTES = 2**28
 """From here on what is read beside training is hashed by a process of its own."""
-_BLOCK = 2**20
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFDIR: "a folder",
@@ -86,11 +84,11 @@ def facts_of(path: str | Path) -> Facts:
     return Facts.of(status)
 
 
-def digest_of(path: str | Path, *, go_on: Callable[[], bool] | None = None) -> tuple[str, Facts]:
+def digest_of(path: str | Path, *, go_on: Callable[[int], bool] | None = None) -> tuple[str, Facts]:
     """SHA-256 of a file, in hexadecimal digits, and the facts that belong to it.
 
-    go_on: whether it is still wanted; asked again and again, so that a large file does not hold up the end of
-    a thread. Who gives it reads beside training: a large file then gives way to that.
+    go_on: told again and again how many bytes are read, says whether the rest is still wanted: so a large
+    file does not hold up the end of a thread. Who gives it reads beside training, and gives way to that.
 
     Raises:
         NotYetError: there is no such file, it changed while it was read, or `go_on` said no.
@@ -99,10 +97,8 @@ def digest_of(path: str | Path, *, go_on: Callable[[], bool] | None = None) -> t
     with open_regular(path) as stream:
         before = Facts.of(os.fstat(stream.fileno()))
         try:
-            if go_on is not None and before.size > LARGE_BYTES:
-                found = digest_aside(stream, go_on=go_on)
-            else:
-                found = _digest(stream, go_on or (lambda: True))
+            aside = go_on is not None and before.size > LARGE_BYTES
+            found = sha256_of(stream, go_on=go_on or (lambda read: True), aside=aside)
         except OSError as error:
             raise ScanError(f"{path}: cannot be read: {error.strerror}; copy it anew.") from error
         after = Facts.of(os.fstat(stream.fileno()))
@@ -111,15 +107,6 @@ def digest_of(path: str | Path, *, go_on: Callable[[], bool] | None = None) -> t
     if before != after:
         raise NotYetError(f"{path}: changed while it was read; its writer has not finished.", held=True)
     return found, after
-
-
-def _digest(stream: BinaryIO, go_on: Callable[[], bool]) -> str | None:
-    found, block = hashlib.sha256(), bytearray(_BLOCK)
-    while count := stream.readinto(block):  # type: ignore[attr-defined] # a buffered reader has it
-        found.update(memoryview(block)[:count])
-        if not go_on():
-            return None
-    return found.hexdigest()
 
 
 def _require_regular(path: str | Path, status: os.stat_result) -> None:

@@ -7,64 +7,95 @@ one that wakes up takes its place, however low its priority; only those of the p
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
+import logging
 import os
+import re
+import selectors
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import BinaryIO
 
 from rehearsal_kit.child_processes import child_environment
 
+LOG = logging.getLogger(__name__)
 LOOK_S = 0.2
 """Between two looks at whether it is still wanted."""
-_PROGRAM = """
+STUCK_S = 60.0
+"""Without a block being read for so long, the process is taken to be stuck."""
+BLOCK = 2**20
+_PROGRAM = f"""
 import contextlib, hashlib, os
 with contextlib.suppress(AttributeError, OSError):  # Linux alone has it
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-found, block = hashlib.sha256(), bytearray(2**20)
-try:
-    with open(0, "rb", buffering=0) as file:
-        while count := file.readinto(block):
-            found.update(memoryview(block)[:count])
-            os.write(1, b".")  # ends this where nobody listens any more
-except OSError as error:
-    os.write(1, f"!{error.strerror}".encode())
-else:
-    os.write(1, found.hexdigest().encode())
+found, block = hashlib.sha256(), bytearray({BLOCK})
+with open(0, "rb", buffering=0) as file:
+    while count := file.readinto(block):
+        found.update(memoryview(block)[:count])
+        os.write(1, b".")  # ends this where nobody listens any more
+os.write(1, found.hexdigest().encode())
 """
 
 
-def digest_aside(stream: BinaryIO, *, go_on: Callable[[], bool]) -> str | None:
+def sha256_of(stream: BinaryIO, *, go_on: Callable[[int], bool], aside: bool) -> str | None:
     """SHA-256 of an open file from its beginning, in hexadecimal digits; None once `go_on` says no.
 
-    OSError if it cannot be read.
+    go_on: told again and again how many bytes are read. aside: by a process of its own, as long as there is
+    one that gets on. OSError if the file cannot be read.
     """
-    command = [
-        sys.executable,
-        "-I",
-        "-S",
-        "-c",
-        _PROGRAM,
-    ]  # this interpreter, and nothing but its own modules
+    if aside:
+        try:
+            return _by_a_process(stream, go_on)
+        except (
+            OSError,
+            TypeError,
+            ValueError,
+        ) as error:  # this says nothing of the file
+            LOG.warning("%s is hashed beside training, not by a process of its own: %s", stream.name, error)
+            stream.seek(0)
+    found, block, read = hashlib.sha256(), bytearray(BLOCK), 0
+    while count := stream.readinto(block):  # type: ignore[attr-defined] # a buffered reader has it
+        found.update(memoryview(block)[:count])
+        read += count
+        if not go_on(read):
+            return None
+    return found.hexdigest()
+
+
+def _by_a_process(stream: BinaryIO, go_on: Callable[[int], bool]) -> str | None:
+    """ValueError if the process ends, or stands still, before it has said anything."""
+    command = [sys.executable, "-I", "-S", "-c", _PROGRAM]  # nothing but what comes with Python
     with subprocess.Popen(  # noqa: S603 - nothing in it comes from anywhere else
         command,
         stdin=stream,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env=child_environment(os.environ),
+        bufsize=0,
     ) as child:
         try:
-            while True:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    said = child.communicate(timeout=LOOK_S)[0].lstrip(b".").decode()
-                    break
-                if not go_on():
-                    return None
+            assert child.stdout is not None  # noqa: S101 - for the type checker
+            said = _heard(child.stdout.fileno(), go_on)
         finally:
             child.kill()
-    if said.startswith("!"):
-        raise OSError(0, said[1:])
-    if child.returncode or not said:
-        raise OSError(0, f"the process that read it ended with {child.returncode}")
+    if said is not None and re.fullmatch(r"[0-9a-f]{64}", said) is None:
+        raise ValueError("it has ended or stood still before it had read all")
     return said
+
+
+def _heard(descriptor: int, go_on: Callable[[int], bool]) -> str | None:
+    """What it says in the end; nothing if that does not come, None once `go_on` says no."""
+    blocks, said, newest = 0, b"", time.monotonic()
+    with selectors.DefaultSelector() as selector:
+        selector.register(descriptor, selectors.EVENT_READ)
+        while time.monotonic() - newest < STUCK_S:
+            if selector.select(LOOK_S):
+                came = os.read(descriptor, 2**16)
+                if not came:
+                    return said.decode()
+                blocks, said, newest = blocks + came.count(b"."), said + came.strip(b"."), time.monotonic()
+            if not go_on(blocks * BLOCK):
+                return None
+    return ""
