@@ -24,6 +24,8 @@ from rehearsal_kit.run_folder import written_whole
 
 BLOCK_BYTES = 4 * 2**20
 """Copied, hashed and written at once."""
+PIECE_BYTES = 2**17
+"""Hashed between two system calls: so long may Linux let a thread run on, whatever its priority."""
 SYNC_BYTES = 64 * 2**20
 """Written before the disk is waited for: so progress is real, and nobody is held up at the end."""
 LARGEST_HEADER = 100 * 2**20
@@ -139,8 +141,10 @@ def write_tensors(
     digest, size, unsynced = hashlib.sha256(), 0, 0
     with written_whole(path) as partial, partial.open("wb") as file:
         for block in _all_blocks(tensors, about or {}):
-            digest.update(block)
-            file.write(block)
+            for begin in range(0, len(block), PIECE_BYTES):
+                piece = block[begin : begin + PIECE_BYTES]
+                digest.update(piece)
+                file.write(piece)
             size, unsynced = size + len(block), unsynced + len(block)
             if unsynced >= SYNC_BYTES:
                 file.flush()

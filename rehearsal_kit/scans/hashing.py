@@ -24,17 +24,23 @@ LOG = logging.getLogger(__name__)
 LOOK_S = 0.2
 """Between two looks at whether it is still wanted."""
 STUCK_S = 60.0
-"""Without a block being read for so long, the process is taken to be stuck."""
-BLOCK = 2**20
+"""Without a sign of life for so long, the process is taken to be stuck."""
+BLOCK = 2**15
+"""Short: Linux may let a process of any priority run on until its next system call or its next tick."""
+SIGN = 512
+"""Blocks between two signs of life: each wakes a thread of the rank, which is one more for Python's lock."""
 _PROGRAM = f"""
 import contextlib, hashlib, os
 with contextlib.suppress(AttributeError, OSError):  # Linux alone has it
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 found, block = hashlib.sha256(), bytearray({BLOCK})
 with open(0, "rb", buffering=0) as file:
+    read = 0
     while count := file.readinto(block):
         found.update(memoryview(block)[:count])
-        os.write(1, b".")  # ends this where nobody listens any more
+        read += 1
+        if read % {SIGN} == 0:
+            os.write(1, b".")  # ends this where nobody listens any more
 os.write(1, found.hexdigest().encode())
 """
 
@@ -87,7 +93,7 @@ def _by_a_process(stream: BinaryIO, go_on: Callable[[int], bool]) -> str | None:
 
 def _heard(descriptor: int, go_on: Callable[[int], bool]) -> str | None:
     """What it says in the end; nothing if that does not come, None once `go_on` says no."""
-    blocks, said, newest = 0, b"", time.monotonic()
+    signs, said, newest = 0, b"", time.monotonic()
     with selectors.DefaultSelector() as selector:
         selector.register(descriptor, selectors.EVENT_READ)
         while time.monotonic() - newest < STUCK_S:
@@ -95,7 +101,7 @@ def _heard(descriptor: int, go_on: Callable[[int], bool]) -> str | None:
                 came = os.read(descriptor, 2**16)
                 if not came:
                     return said.decode()
-                blocks, said, newest = blocks + came.count(b"."), said + came.strip(b"."), time.monotonic()
-            if not go_on(blocks * BLOCK):
+                signs, said, newest = signs + came.count(b"."), said + came.strip(b"."), time.monotonic()
+            if not go_on(signs * SIGN * BLOCK):
                 return None
     return ""
