@@ -48,12 +48,12 @@ def attach(
         known = None
     try:
         return _joined(settings, known, take=take)
-    except ClusterGoneError as gone:
+    except ClusterGoneError:
         # What does not answer from here may train there: nobody must be told to start it once more.
         try:
             require_free(folder)
         except LeaseError as held:
-            raise LeaseError(f"{gone} Its run is not over, as far as can be seen from here: {held}") from gone
+            raise LeaseError(f"{held} Its cluster has not answered from here just now.") from held
         raise
 
 

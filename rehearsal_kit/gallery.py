@@ -102,7 +102,7 @@ class Gallery:
     def abandon(self) -> None:
         """Write none of those that wait; the one under way may end, so that it leaves no half of a file."""
         self._thread.shutdown(wait=False, cancel_futures=True)
-        wait(self._writes, MOMENT_S)
+        wait([write for write in self._writes if not write.cancelled()], MOMENT_S)
 
     def _write(self, previews: Sequence[Preview], after: int, part: int) -> None:
         append_previews(self._folder, previews, after=after, part=part)

@@ -229,7 +229,9 @@ def test_ranks_that_end_early_leave_no_half_of_a_file_and_write_none_that_wait(t
         gallery.keep([0], after=after, step=after)
     assert begun.wait(60)
     threading.Timer(0.2, goes_on.set).start()
+    began = time.monotonic()
     gallery.abandon()
+    assert time.monotonic() - began < 30
     assert [path.name for path in (tmp_path / "previews").iterdir()] == ["after_000000.h5"]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import hashlib
 import os
@@ -18,7 +17,7 @@ import psutil
 import pytest
 
 from rehearsal_kit.commands import Arrived, FinishStream, Note, SetAside, Skip, Watch, Wish
-from rehearsal_kit.errors import ScanError
+from rehearsal_kit.errors import NotYetError, ScanError
 from rehearsal_kit.processes import words
 from rehearsal_kit.scans import hashing
 from rehearsal_kit.scans.files import LARGE_BYTES, digest_of
@@ -239,19 +238,30 @@ def large(path) -> Arrived:
     return arrived
 
 
-def test_a_large_file_is_hashed_by_a_process_of_its_own_that_gives_way_to_all_others(tmp_path, make):
+def test_a_large_file_that_arrives_has_its_digest(tmp_path, make):
     watcher, arrived = make(), large(tmp_path / "large.h5")
     watcher.ask(Wish(1, arrived))
-    found, policies = [], set()
-    deadline = time.monotonic() + 60
+    found, deadline = [], time.monotonic() + 60
     while not found and time.monotonic() < deadline:
-        for child in processes_that_hash():
-            with contextlib.suppress(ProcessLookupError):
-                policies.add(os.sched_getscheduler(child.pid))
         found = watcher.poll()
-    assert os.SCHED_IDLE in policies
     with open(arrived.path, "rb") as file:
         assert found[0].command.digest == hashlib.file_digest(file, "sha256").hexdigest()
+    assert not processes_that_hash()
+
+
+def test_a_large_file_is_hashed_by_a_process_of_its_own_that_gives_way_to_all_others(tmp_path):
+    policies, arrived = set(), large(tmp_path / "large.h5")
+    os.truncate(arrived.path, 2**40)  # so that it is still read when it is looked at
+
+    def go_on(read: int) -> bool:
+        if read:
+            (child,) = processes_that_hash()
+            policies.add(os.sched_getscheduler(child.pid))
+        return not policies
+
+    with pytest.raises(NotYetError, match="was not read to its end"):
+        digest_of(arrived.path, go_on=go_on)
+    assert policies == {os.SCHED_IDLE}
     assert not processes_that_hash()
 
 
