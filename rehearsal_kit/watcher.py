@@ -267,12 +267,12 @@ class Watcher:
 
     def _goes_on(self, path: str) -> Callable[[int], bool]:
         """Whether the rest of a file is wanted while it is read; says how far that is where it takes long."""
-        began, said = time.monotonic(), False
+        began, told = time.monotonic(), False
 
         def goes_on(read: int) -> bool:
-            nonlocal said
-            if not said and time.monotonic() - began >= self._say_s:
-                said = True
+            nonlocal told
+            if not told and time.monotonic() - began >= self._say_s:
+                told = True
                 done, size = (f"{count / 2**20:.0f}" for count in (read, facts_of(path).size))
                 self._say(
                     f"{path} is being read: {done} of {size} MiB in {self._say_s:.0f} s; it becomes a "

@@ -1,8 +1,7 @@
 """SHA-256 of a large file by a process of its own, which gives way to everything else on the machine.
 
-In a thread of a rank it would hold up training twice: by Python's lock, which a thread that gives way keeps
-while it waits for a processor, and because Linux lets a process that has begun run for milliseconds before
-one that wakes up takes its place, however low its priority; only those of the policy SCHED_IDLE go at once.
+In a thread of a rank it shares Python's lock with training: one that gives way may hold it while it waits for a
+processor. On a machine whose cores the ranks take wholly, steps are no faster for it (README has the figures).
 """
 
 from __future__ import annotations
@@ -54,11 +53,8 @@ def sha256_of(stream: BinaryIO, *, go_on: Callable[[int], bool], aside: bool) ->
     if aside:
         try:
             return _by_a_process(stream, go_on)
-        except (
-            OSError,
-            TypeError,
-            ValueError,
-        ) as error:  # this says nothing of the file
+        except (OSError, TypeError, ValueError) as error:
+            # Says nothing of the file: one that cannot be read is found out below.
             LOG.warning("%s is hashed beside training, not by a process of its own: %s", stream.name, error)
             stream.seek(0)
     found, block, read = hashlib.sha256(), bytearray(BLOCK), 0
