@@ -1,7 +1,7 @@
 """SHA-256 of a large file by a process of its own, which gives way to everything else on the machine.
 
-In a thread of a rank it shares Python's lock with training: one that gives way may hold it while it waits for a
-processor. On a machine whose cores the ranks take wholly, steps are no faster for it (README has the figures).
+In a thread of a rank it shares Python's lock with training: one that gives way may hold it while it waits for
+a processor. Where the ranks take all cores wholly, steps are no faster for it (README has the figures).
 """
 
 from __future__ import annotations
