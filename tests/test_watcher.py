@@ -5,23 +5,17 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import h5py
-import psutil
 import pytest
 
 from rehearsal_kit.commands import Arrived, FinishStream, Note, SetAside, Skip, Watch, Wish
-from rehearsal_kit.errors import NotYetError, ScanError
-from rehearsal_kit.processes import words
-from rehearsal_kit.scans import hashing
-from rehearsal_kit.scans.files import LARGE_BYTES, digest_of
-from rehearsal_kit.scans.hashing import sha256_of
+from rehearsal_kit.errors import ScanError
+from rehearsal_kit.scans.files import BLOCK, digest_of
 from rehearsal_kit.watcher import Watcher
 
 DEADLINE_S = 10
@@ -226,124 +220,38 @@ def test_a_pattern_that_matches_nothing_says_so_once(tmp_path, make):
     assert [type(each) for each in commands(until(watcher, 1))] == [Arrived]
 
 
-def processes_that_hash() -> list[psutil.Process]:
-    return [each for each in psutil.Process().children() if any("hashlib" in word for word in words(each))]
-
-
 def large(path) -> Arrived:
-    """Larger than what the thread reads by itself; takes no room on disk."""
+    """An hour of reading; takes no room on disk."""
     arrived = whole(path)
-    with path.open("r+b") as file:
-        file.truncate(LARGE_BYTES + 1)
+    os.truncate(path, 2**40)
     return arrived
 
 
-def test_a_large_file_that_arrives_has_its_digest(tmp_path, make):
-    # On a busy machine it takes long, as it gives way: nobody is to be told of that here.
-    watcher, arrived = make(say_s=1e9), large(tmp_path / "large.h5")
-    watcher.ask(Wish(1, arrived))
-    found, deadline = [], time.monotonic() + 240
-    while not found and time.monotonic() < deadline:
-        found = watcher.poll()
-    with open(arrived.path, "rb") as file:
-        assert found[0].command.digest == hashlib.file_digest(file, "sha256").hexdigest()
-    assert not processes_that_hash()
-
-
-def test_a_large_file_is_hashed_by_a_process_of_its_own_that_gives_way_to_all_others(tmp_path):
-    policies, arrived = set(), large(tmp_path / "large.h5")
-    os.truncate(arrived.path, 2**40)  # so that it is still read when it is looked at
-
-    def go_on(read: int) -> bool:
-        if read:
-            (child,) = processes_that_hash()
-            policies.add(os.sched_getscheduler(child.pid))
-        return not policies
-
-    with pytest.raises(NotYetError, match="was not read to its end"):
-        digest_of(arrived.path, go_on=go_on)
-    assert policies == {os.SCHED_IDLE}
-    assert not processes_that_hash()
+def test_a_file_of_many_blocks_has_the_digest_of_its_bytes(tmp_path):
+    path = tmp_path / "many.h5"
+    path.write_bytes(os.urandom(5 * BLOCK + 3))
+    read: list[int] = []
+    digest, facts = digest_of(path, go_on=lambda count: read.append(count) or True)
+    assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert facts.size == read[-1] == 5 * BLOCK + 3
 
 
 def test_the_end_of_a_rank_does_not_wait_for_a_large_file(tmp_path, make):
-    watcher, arrived = make(), large(tmp_path / "large.h5")
-    os.truncate(arrived.path, 2**40)  # an hour of reading
-    watcher.ask(Wish(1, arrived))
-    deadline = time.monotonic() + 60
-    while not processes_that_hash():
-        assert not watcher.poll()
-        assert time.monotonic() < deadline
+    watcher = make(say_s=0.1)
+    watcher.ask(Wish(1, large(tmp_path / "large.h5")))
+    assert isinstance(commands(until(watcher, 1))[0], Note)  # that it is being read
     began = time.monotonic()
     watcher.close()
     assert time.monotonic() - began < 4
-    assert not processes_that_hash()
 
 
-def test_a_process_that_hashes_ends_with_the_one_that_wanted_it(tmp_path):
-    arrived = large(tmp_path / "large.h5")
-    os.truncate(arrived.path, 2**40)
-    code = (
-        "import sys; from rehearsal_kit.scans import files; files.digest_of(sys.argv[1], go_on=lambda n: 1)"
-    )
-    with subprocess.Popen([sys.executable, "-c", code, arrived.path]) as wanting:
-        try:
-            deadline = time.monotonic() + 60
-            while not (hashing := psutil.Process(wanting.pid).children()):
-                assert time.monotonic() < deadline
-        finally:
-            wanting.kill()
-    assert not psutil.wait_procs(hashing, 10)[1]
-
-
-def test_a_large_file_that_cannot_be_read_is_said_to_be_so():
+def test_a_file_that_cannot_be_read_is_said_to_be_so():
     with pytest.raises(ScanError, match=r"/proc/self/mem: cannot be read: Input/output error; copy it anew"):
         digest_of("/proc/self/mem")
-    with open("/proc/self/mem", "rb") as file, pytest.raises(OSError, match="Input/output error"):
-        sha256_of(file, go_on=lambda read: True, aside=True)
-
-
-def kill_it(_monkeypatch):
-    for child in processes_that_hash():
-        child.kill()
-
-
-def stop_it(monkeypatch):
-    monkeypatch.setattr(hashing, "STUCK_S", 0.3)
-    for child in processes_that_hash():
-        child.suspend()
-
-
-@pytest.mark.parametrize("what", [kill_it, stop_it])
-def test_what_becomes_of_the_process_that_hashes_says_nothing_of_the_file(tmp_path, monkeypatch, what):
-    arrived, done = large(tmp_path / "large.h5"), []
-
-    def go_on(read: int) -> bool:
-        if not done and read:
-            done.append(what(monkeypatch))
-        return True
-
-    digest, facts = digest_of(arrived.path, go_on=go_on)
-    with open(arrived.path, "rb") as file:
-        assert digest == hashlib.file_digest(file, "sha256").hexdigest()
-    assert done
-    assert facts.size == LARGE_BYTES + 1
-    assert not processes_that_hash()
-
-
-@pytest.mark.parametrize("executable", ["/gone/python", "", None, "/bin/echo"])
-def test_where_no_process_can_be_started_the_thread_reads_it(tmp_path, monkeypatch, executable):
-    monkeypatch.setattr(sys, "executable", executable)
-    arrived = whole(tmp_path / "small.h5")
-    with open(arrived.path, "rb") as file:
-        found = sha256_of(file, go_on=lambda read: True, aside=True)
-        file.seek(0)
-        assert found == hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def test_a_file_that_takes_long_to_read_is_said_to_be_read(tmp_path, make):
     watcher, arrived = make(say_s=0.3), large(tmp_path / "large.h5")
-    os.truncate(arrived.path, 2**40)
     watcher.ask(Wish(1, arrived))
     (note,) = commands(until(watcher, 1))
     assert isinstance(note, Note)

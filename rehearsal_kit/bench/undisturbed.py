@@ -46,6 +46,12 @@ class Undisturbed:
             if here.disturbance == disturbance
         ]
 
+    def lost(self, disturbance: str) -> float:
+        """Seconds of training that one of them costs, however long it takes."""
+        blocks = [block for block in self.found.blocks if block.disturbance == disturbance]
+        ratios = self.ratios(disturbance)
+        return sum((1 - r) * block.seconds for r, block in zip(ratios, blocks, strict=True)) / len(blocks)
+
     def verdict(self, disturbance: str) -> str:
         """Whether the whole interval lies on one side of the limit."""
         found = Interval.of(self.ratios(disturbance))
@@ -62,6 +68,7 @@ class Undisturbed:
             f"{sum(block.seconds for block in blocks) / len(blocks):.1f}",
             f"{_rate(blocks):.1f}",
             f"{found.mean:.3f} ({found.low:.3f} to {found.high:.3f})",
+            f"{self.lost(disturbance):.1f}",
             self.verdict(disturbance),
         )
 
@@ -78,6 +85,7 @@ class Undisturbed:
                     "low": interval.low,
                     "mean": interval.mean,
                     "high": interval.high,
+                    "lost_s": self.lost(name),
                     "verdict": self.verdict(name),
                     "blocks": self.ratios(name),
                 }
@@ -92,13 +100,13 @@ class Undisturbed:
     def table(self) -> Table:
         """A line for each disturbance."""
         still = [block for block in self.found.blocks if block.disturbance == NOTHING]
-        columns = ("while", "s", "steps/s", "by those without (95 %)", f"limit {LIMIT}")
+        columns = ("while", "s", "steps/s", "by those without (95 %)", "lost, s", f"limit {LIMIT}")
         notes = (
             f"Blocks of {self.turns.steps} steps or more, in turns with blocks without disturbance, of",
             f"{_rate(still):.1f} steps/s; a ratio is to those before and after. Interval: Student's t over",
             f"{self.turns.rounds} rounds. s: how long a block is; with arrivals and checkpoints it lasts",
-            "until they are over, with previews until one came. What arrives has no blocks on disk: it is",
-            "hashed, but not fetched.",
+            "until they are over, with previews until one came. lost: training time that one block costs.",
+            "What arrives has no blocks on disk: it is hashed, but not fetched.",
         )
         lines = tuple(self.line(name) for name in (ARRIVAL, PREVIEWS, CHECKPOINT))
         return Table(f"Training beside something else; ranks: {self.ranks}", columns, lines, notes)

@@ -6,6 +6,7 @@ folder that others can write to.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from collections.abc import Callable
@@ -14,10 +15,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from rehearsal_kit.errors import NotYetError, ScanError
-from rehearsal_kit.scans.hashing import sha256_of
 
-LARGE_BYTES = 2**28
-"""From here on what is read beside training is hashed by a process of its own."""
+BLOCK = 2**18
+"""Bytes that are hashed at once; Python's lock is free meanwhile."""
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFDIR: "a folder",
@@ -88,7 +88,7 @@ def digest_of(path: str | Path, *, go_on: Callable[[int], bool] | None = None) -
     """SHA-256 of a file, in hexadecimal digits, and the facts that belong to it.
 
     go_on: told again and again how many bytes are read, says whether the rest is still wanted: so a large
-    file does not hold up the end of a thread. Who gives it reads beside training, and gives way to that.
+    file does not hold up the end of a thread.
 
     Raises:
         NotYetError: there is no such file, it changed while it was read, or `go_on` said no.
@@ -97,8 +97,7 @@ def digest_of(path: str | Path, *, go_on: Callable[[int], bool] | None = None) -
     with open_regular(path) as stream:
         before = Facts.of(os.fstat(stream.fileno()))
         try:
-            aside = go_on is not None and before.size > LARGE_BYTES
-            found = sha256_of(stream, go_on=go_on or (lambda read: True), aside=aside)
+            found = _sha256_of(stream, go_on or (lambda read: True))
         except OSError as error:
             raise ScanError(f"{path}: cannot be read: {error.strerror}; copy it anew.") from error
         after = Facts.of(os.fstat(stream.fileno()))
@@ -116,3 +115,14 @@ def _require_regular(path: str | Path, status: os.stat_result) -> None:
             f"{path}: is {_KINDS.get(kind, 'something else')}, and only files are read; give the name of a "
             "file."
         )
+
+
+def _sha256_of(stream: BinaryIO, go_on: Callable[[int], bool]) -> str | None:
+    """In hexadecimal digits; None once `go_on` says no."""
+    found, block, read = hashlib.sha256(), bytearray(BLOCK), 0
+    while count := stream.readinto(block):  # type: ignore[attr-defined] # a buffered reader has it
+        found.update(memoryview(block)[:count])
+        read += count
+        if not go_on(read):
+            return None
+    return found.hexdigest()
