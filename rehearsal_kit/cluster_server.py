@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from distributed import LocalCluster, Scheduler
 from distributed.core import Status
 from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.security import Security
+from distributed.utils import get_mp_context
 
 from rehearsal_kit.code_folders import CodeFolders, take_up
 from rehearsal_kit.coordinator import PLUGIN as COORDINATOR
@@ -41,6 +43,8 @@ LOG = logging.getLogger(__name__)
 PLUGIN = "rehearsal-kit-server"
 CHECK_S = 0.2
 LISTENERS_CHECK_S = 3.0
+LAST = -200
+"""Of what multiprocessing does at the end of a process, after the removal of its own folder (-100)."""
 
 # Our ranks are no tasks: Dask must neither steal, retry nor profile, nor kill a worker for the memory of a
 # rehearsal buffer that it knows nothing of, nor for a long call that holds the interpreter.
@@ -242,6 +246,8 @@ def _start(order: ClusterOrder, files: ClusterFiles, *, scratch: str) -> LocalCl
     # The ranks meet where Dask is bound to, and nowhere else.
     variables = {**WORKER_ENVIRONMENT, **socket_variables(interface)}
     dask.config.set({**DASK_SETTINGS, "distributed.nanny.pre-spawn-environ": variables})
+    if order.kind == "cpu":
+        _share_imports()
     common = {
         "n_workers": order.workers,
         "threads_per_worker": 1,
@@ -263,6 +269,15 @@ def _start(order: ClusterOrder, files: ClusterFiles, *, scratch: str) -> LocalCl
         cluster: LocalCluster = LocalCUDACluster(**common, rmm_pool_size=None, device_memory_limit=0)
         return cluster
     return LocalCluster(**common, processes=True)
+
+
+def _share_imports() -> None:
+    """Fork all workers from one process that has imported what they need: a killed one is back at once.
+
+    Not on GPUs, where dask-cuda sets what a worker may see before its process begins.
+    """
+    dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
+    get_mp_context().set_forkserver_preload(["rehearsal_kit.host"])
 
 
 def _tell(
@@ -318,10 +333,12 @@ def _require_bound(interface: Interface) -> None:
 
 
 def main() -> None:
-    """The whole process; its one argument is the folder."""
+    """The whole process; its one argument is the folder of the cluster."""
     os.umask(0o077)
-    # Libraries leave things in the temporary folder; in one of our own they go when we go.
-    with tempfile.TemporaryDirectory(prefix="rehearsal-kit-") as scratch:
-        os.environ["TMPDIR"] = tempfile.tempdir = scratch
-        os.chdir(scratch)
-        serve(ClusterFiles(folder=Path(sys.argv[1])), scratch)
+    # Libraries leave things in the temporary folder; in one of our own they go when we go. Not before the
+    # fork server's own folder in it, whose end would complain of what it misses, as the last word of the log.
+    scratch = tempfile.mkdtemp(prefix="rehearsal-kit-")
+    Finalize(None, shutil.rmtree, args=(scratch, True), exitpriority=LAST)
+    os.environ["TMPDIR"] = tempfile.tempdir = scratch
+    os.chdir(scratch)
+    serve(ClusterFiles(folder=Path(sys.argv[1])), scratch)

@@ -81,8 +81,10 @@ def soak(cluster, expected, folder, *, generations, kinds=None):
             assert last[1] <= first[1] + 8
             assert last[2] <= first[2] + 40 + 0.5 * done
     known = set(cluster.client.run(os.getpid).values())
-    family = [p for p in cluster.processes()[2:] if "spawn_main" in " ".join(words(p))]
-    assert {process.pid for process in family} == known
+    (server,) = [
+        p for p in cluster.processes()[1:] if "forkserver" in " ".join(words(p)) and p.pid not in known
+    ]
+    assert {process.pid for process in server.children()} == known
 
 
 def usage(process: psutil.Process) -> tuple[int, int, float]:
