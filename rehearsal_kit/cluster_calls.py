@@ -5,6 +5,7 @@ Whoever has to know at once whether an answer came calls `within`; for all other
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,17 +15,45 @@ from rehearsal_kit.errors import ClusterGoneError
 
 ANSWER_S = 30.0
 """No function that is called so takes more than a moment; a scheduler may have to start a process first."""
+LOOK_S = 0.5
+"""Between two looks at whether a cluster that does not answer is still there."""
 
 
-def within(client: Client, timeout_s: float, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+def never() -> bool:
+    """What is asked of a cluster whose end cannot be seen from here."""
+    return False
+
+
+def within(
+    client: Client,
+    timeout_s: float,
+    call: Callable[..., Any],
+    *arguments: Any,
+    gone: Callable[[], bool] = never,
+    **named: Any,
+) -> Any:
     """What a coroutine function of this client returns; TimeoutError, in words, where it has not in time.
 
     Dask waits for ever where it is not told otherwise, as for a worker that is frozen.
+
+    gone: whether nobody can answer any more, asked while no answer comes; then nobody waits any longer.
     """
     try:
-        return client.sync(call, *arguments, callback_timeout=timeout_s, **named)
+        return client.sync(_unless, gone, call, *arguments, callback_timeout=timeout_s, **named)
     except TimeoutError as error:
-        raise TimeoutError(f"the cluster has not answered in {timeout_s:g} s") from error
+        late = f"the cluster has not answered in {timeout_s:g} s"
+        raise TimeoutError("the cluster has ended" if gone() else late) from error
+
+
+async def _unless(gone: Callable[[], bool], call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    answer = asyncio.ensure_future(call(*arguments, **named))
+    try:
+        while not (await asyncio.wait({answer}, timeout=LOOK_S))[0]:
+            if gone():
+                raise TimeoutError
+        return answer.result()
+    finally:
+        answer.cancel()
 
 
 def ask_scheduler(

@@ -43,6 +43,8 @@ LOG = logging.getLogger(__name__)
 PLUGIN = "rehearsal-kit-server"
 CHECK_S = 0.2
 LISTENERS_CHECK_S = 3.0
+LONGEST_SCRATCH = 107 - len("/pymp-12345678/listener-12345678")
+"""Bytes of the name of a folder in which a fork server can have its socket (`man 7 unix`)."""
 LAST = -200
 """Of what multiprocessing does at the end of a process, after the removal of its own folder (-100)."""
 
@@ -246,7 +248,7 @@ def _start(order: ClusterOrder, files: ClusterFiles, *, scratch: str) -> LocalCl
     # The ranks meet where Dask is bound to, and nowhere else.
     variables = {**WORKER_ENVIRONMENT, **socket_variables(interface)}
     dask.config.set({**DASK_SETTINGS, "distributed.nanny.pre-spawn-environ": variables})
-    if order.kind == "cpu":
+    if order.kind == "cpu" and len(os.fsencode(scratch)) <= LONGEST_SCRATCH:
         _share_imports()
     common = {
         "n_workers": order.workers,
@@ -274,7 +276,8 @@ def _start(order: ClusterOrder, files: ClusterFiles, *, scratch: str) -> LocalCl
 def _share_imports() -> None:
     """Fork all workers from one process that has imported what they need: a killed one is back at once.
 
-    Not on GPUs, where dask-cuda sets what a worker may see before its process begins.
+    Not on GPUs, where dask-cuda sets what a worker may see before its process begins; nor where the folder
+    for temporary files has too long a name for a socket. There each worker imports by itself.
     """
     dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
     get_mp_context().set_forkserver_preload(["rehearsal_kit.host"])

@@ -12,7 +12,7 @@ from rehearsal_kit.cluster import start_cluster
 from rehearsal_kit.comparison import Comparison, Outcome
 from rehearsal_kit.demo_scans import FromBeamline, FromFiles, find_files, from_files, running_beamline
 from rehearsal_kit.errors import SettingsError
-from rehearsal_kit.following import follow
+from rehearsal_kit.following import train_to_the_end
 from rehearsal_kit.memory import peak_memory
 from rehearsal_kit.networks.ptychonn import PtychoNN
 from rehearsal_kit.preparation import Preparation
@@ -160,6 +160,5 @@ def _train(session: Session, stream: FromFiles | FromBeamline) -> ReportedRun:
     session.start()
     names = [strategy.name for strategy in STRATEGIES]
     title = f"{names.index(session.strategy.name) + 1}/{len(names)} {session.strategy.name.ljust(11)}"
-    follow(session, title, expected=stream.expected, finish=True)
-    session.wait()
+    train_to_the_end(session, title, expected=stream.expected, finish=True)
     return ReportedRun(session.strategy.name, session.timeline, session.run.previews)

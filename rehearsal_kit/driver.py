@@ -202,7 +202,7 @@ class Driver:
 
     def _drive(self, order: RunOrder | None) -> None:
         """The session's one thread: begins the run, sends wishes, notices if the cluster is gone."""
-        client = self._cluster.client
+        client: Any = self._cluster.client
         try:
             self._listen()
             if order is not None:
@@ -220,7 +220,7 @@ class Driver:
             self._end_sending()
             with contextlib.suppress(Exception):  # the cluster may be gone, or its client closed
                 client.unsubscribe_topic(self._topic)
-                ask_scheduler(client, release_lease, self._topic, self.holder, timeout_s=BROKEN_S)
+                self._within(BROKEN_S, client._run_on_scheduler, release_lease, self._topic, self.holder)
 
     def _begin(self, order: RunOrder) -> None:
         client: Any = self._cluster.client
@@ -230,7 +230,7 @@ class Driver:
             (client._register_worker_plugin, host),
             (client._register_scheduler_plugin, coordinator),
         ):
-            within(client, ANSWER_S, register, plugin=plugin, name=plugin.name, idempotent=True)
+            self._within(ANSWER_S, register, plugin=plugin, name=plugin.name, idempotent=True)
         # Together with the run, so that what was asked before is accepted with it, or not at all.
         first = self._taken_out(wait_s=0.0)
         wishes = [wish.to_json() for wish in first]
@@ -250,7 +250,7 @@ class Driver:
         deadline = time.monotonic() + SUBSCRIBE_TIMEOUT_S
         # A subscription takes effect at some later moment; what was told before that would be missed.
         while not self._heard.wait(0.05):
-            within(client, BROKEN_S, client.scheduler.log_event, topic=self._topic, msg="hello")
+            self._within(BROKEN_S, client.scheduler.log_event, topic=self._topic, msg="hello")
             if time.monotonic() > deadline:
                 raise SessionError("the scheduler does not pass on events; is the cluster still there?")
 
@@ -352,11 +352,17 @@ class Driver:
         deadline = time.monotonic() + ANSWER_S
         while True:
             try:
-                return within(client, patience_s, client._run_on_scheduler, function, *arguments, **named)
+                return self._within(patience_s, client._run_on_scheduler, function, *arguments, **named)
             except TimeoutError:
                 late = time.monotonic() > deadline or self._closing.is_set()
-                if late or client.status != "running":
+                if late or client.status != "running" or self._has_gone():
                     raise
+
+    def _within(self, timeout_s: float, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        return within(self._cluster.client, timeout_s, call, *arguments, gone=self._has_gone, **named)
+
+    def _has_gone(self) -> bool:
+        return self._cluster.has_ended
 
     def _look(self) -> None:
         """Whether the coordinator still knows the run, and has told us all."""

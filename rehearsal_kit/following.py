@@ -55,6 +55,21 @@ def follow(session: Session, title: str, *, expected: int, finish: bool) -> None
                 finished = True
 
 
+def train_to_the_end(session: Session, title: str, *, expected: int, finish: bool) -> None:
+    """Draw the progress of a run, as `follow` does, and see to it that it has learned all it was to.
+
+    Raises what `Session.wait` raises, and RankError where somebody has stopped the run or its cluster has
+    ended: what half a run has learned must not be taken for what a whole one would have.
+    """
+    follow(session, title, expected=expected, finish=finish)
+    if (outcome := session.wait()) != "finished":
+        run = str(session.run.path)
+        raise RankError(
+            f"run {run} was {outcome} before it had learned all; "
+            f"rk.resume({run!r}, rk.start_cluster()) goes on with it."
+        )
+
+
 class Progress:
     """Turns records into a bar."""
 

@@ -72,7 +72,7 @@ def nothing_runs() -> bool:
 
 
 def test_on_the_simulated_beamline_rehearsal_forgets_less_than_naive_training(tmp_path):
-    options = ["--tasks", 3, "--epochs", 4, "--json", tmp_path / "table.json"]
+    options = ["--tasks", 2, "--epochs", 4, "--json", tmp_path / "table.json"]
     done = run("demo", "--run", tmp_path / "run", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     data, said = json.loads((tmp_path / "table.json").read_text()), done.stdout
@@ -81,7 +81,7 @@ def test_on_the_simulated_beamline_rehearsal_forgets_less_than_naive_training(tm
     er, incremental = data["seeds"]["0"]["ER"], data["seeds"]["0"]["Incremental"]
     assert er["forgetting"] < incremental["forgetting"]
     assert abs(er["remote_share"] - 0.5) < 0.05
-    assert [len([e for e in row if e is not None]) for row in er["test_error"]] == [1, 2, 3]
+    assert [len([e for e in row if e is not None]) for row in er["test_error"]] == [1, 2]
     for word in ("run folder", "devices", "to stop", "gap closed", "one seed", "SIMULATED", "x Incremental"):
         assert word in said
     assert data["memory_bytes"] < 2 * 2**30
@@ -223,7 +223,7 @@ def test_stop_in_another_process_ends_a_demo(tmp_path):
     with process:
         next(line for line in process.stdout if line.startswith("to stop"))
         assert main(["stop"]) == 0
-        _, error = process.communicate(timeout=90)
+        _, error = process.communicate(timeout=20)  # it does not wait for answers of what has ended
     assert process.returncode == 1
     assert error.splitlines()[-1].startswith("rehearsal-kit: ")
     assert "Traceback" not in error

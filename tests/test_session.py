@@ -26,6 +26,7 @@ from rehearsal_kit.errors import (
     SettingsError,
     TaskError,
 )
+from rehearsal_kit.following import train_to_the_end
 from rehearsal_kit.preparation import Preparation
 from rehearsal_kit.rank_records import Joined
 from rehearsal_kit.session import Session
@@ -89,6 +90,17 @@ def test_a_watched_folder_is_learned_and_half_of_the_representatives_come_from_t
     assert abs(remote / drawn - 0.5) < 4 * 0.5 / drawn**0.5
     assert len({joined.process for joined in session.timeline.records(Joined)}) == 2
     assert not list(session.run.path.glob("rendezvous*"))
+
+
+def test_a_run_that_was_stopped_is_not_taken_for_one_that_has_learned_all(cluster, tmp_path, scans):
+    """As demo and compare train: another kernel, or `rehearsal-kit stop`, may end the run meanwhile."""
+    with session_on(cluster, tmp_path / "run", epochs=200) as session:
+        session.submit(scans[0])
+        session.start()
+        until(session, lambda timeline: timeline.records(Steps))
+        session.stop()
+        with pytest.raises(RankError, match="was stopped before it had learned all; rk.resume"):
+            train_to_the_end(session, "stopped", expected=1, finish=False)
 
 
 def test_a_person_steers_and_both_ranks_obey_at_the_same_step(cluster, tmp_path, scans):

@@ -14,7 +14,7 @@ from rehearsal_kit.commands import Arrived
 from rehearsal_kit.compare.streams import CompareStream
 from rehearsal_kit.comparison import Outcome
 from rehearsal_kit.errors import SettingsError
-from rehearsal_kit.following import follow
+from rehearsal_kit.following import train_to_the_end
 from rehearsal_kit.memory import peak_memory
 from rehearsal_kit.run_folder import written_whole
 from rehearsal_kit.session import Session
@@ -107,8 +107,7 @@ def run_trial(cluster: Cluster, arm: Arm, laid: Laid, *, folder: Path, title: st
             session.submit(task)
         session.finish_stream()
         session.start()
-        follow(session, title, expected=len(laid.tasks), finish=False)
-        session.wait()
+        train_to_the_end(session, title, expected=len(laid.tasks), finish=False)
     outcome = Outcome.of(arm.label, session.timeline, memory_bytes=peak.bytes)
     with written_whole(outcome_at) as partial:
         partial.write_text(json.dumps(asdict(outcome), indent=1))
