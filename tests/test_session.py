@@ -99,7 +99,7 @@ def test_a_run_that_was_stopped_is_not_taken_for_one_that_has_learned_all(cluste
         session.start()
         until(session, lambda timeline: timeline.records(Steps))
         session.stop()
-        with pytest.raises(RankError, match="was stopped before it had learned all; rk.resume"):
+        with pytest.raises(RankError, match=r"was stopped before it had learned all; rk\.resume"):
             train_to_the_end(session, "stopped", expected=1, finish=False)
 
 
