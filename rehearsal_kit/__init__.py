@@ -10,39 +10,39 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rehearsal_kit.attaching import attach as attach
-    from rehearsal_kit.attaching import resume as resume
-    from rehearsal_kit.cluster import Cluster as Cluster
-    from rehearsal_kit.cluster import connect as connect
-    from rehearsal_kit.cluster import start_cluster as start_cluster
-    from rehearsal_kit.commands import Arrived as Arrived
-    from rehearsal_kit.errors import RehearsalKitError as RehearsalKitError
-    from rehearsal_kit.networks.convnet import ConvNet as ConvNet
-    from rehearsal_kit.networks.ptychonn import PtychoNN as PtychoNN
-    from rehearsal_kit.networks.resnet import ResNet as ResNet
-    from rehearsal_kit.preparation import Preparation as Preparation
-    from rehearsal_kit.rehearsal import DistributedBuffer as DistributedBuffer
-    from rehearsal_kit.scan_tasks import regions as regions
-    from rehearsal_kit.scans.opening import open_scan as open_scan
-    from rehearsal_kit.scans.scan import Scan as Scan
-    from rehearsal_kit.session import Session as Session
-    from rehearsal_kit.settings import Recovery as Recovery
-    from rehearsal_kit.settings import Rehearsal as Rehearsal
-    from rehearsal_kit.settings import Training as Training
-    from rehearsal_kit.strategies.dark import DER as DER
-    from rehearsal_kit.strategies.dark import DERpp as DERpp
-    from rehearsal_kit.strategies.references import Cumulative as Cumulative
-    from rehearsal_kit.strategies.references import FromScratch as FromScratch
-    from rehearsal_kit.strategies.references import Incremental as Incremental
-    from rehearsal_kit.strategies.replay import AGEM as AGEM
-    from rehearsal_kit.strategies.replay import ER as ER
-    from rehearsal_kit.strategies.strategy import Strategy as Strategy
-    from rehearsal_kit.strategies.strategy import Term as Term
-    from rehearsal_kit.synthetic import Beamline as Beamline
-    from rehearsal_kit.tensor_tasks import TensorTask as TensorTask
-    from rehearsal_kit.tensor_tasks import split_classes as split_classes
-    from rehearsal_kit.tensor_tasks import split_instances as split_instances
-    from rehearsal_kit.timeline import Timeline as Timeline
+    from rehearsal_kit.base.errors import RehearsalKitError as RehearsalKitError
+    from rehearsal_kit.base.settings import Recovery as Recovery
+    from rehearsal_kit.base.settings import Rehearsal as Rehearsal
+    from rehearsal_kit.base.settings import Training as Training
+    from rehearsal_kit.buffer.distributed_buffer import DistributedBuffer as DistributedBuffer
+    from rehearsal_kit.cluster.cluster import Cluster as Cluster
+    from rehearsal_kit.cluster.cluster import connect as connect
+    from rehearsal_kit.cluster.cluster import start_cluster as start_cluster
+    from rehearsal_kit.data.preparation import Preparation as Preparation
+    from rehearsal_kit.data.scan_tasks import regions as regions
+    from rehearsal_kit.data.scans.opening import open_scan as open_scan
+    from rehearsal_kit.data.scans.scan import Scan as Scan
+    from rehearsal_kit.data.simulated_beamline import Beamline as Beamline
+    from rehearsal_kit.data.tensor_tasks import TensorTask as TensorTask
+    from rehearsal_kit.data.tensor_tasks import split_classes as split_classes
+    from rehearsal_kit.data.tensor_tasks import split_instances as split_instances
+    from rehearsal_kit.learning.networks.convnet import ConvNet as ConvNet
+    from rehearsal_kit.learning.networks.ptychonn import PtychoNN as PtychoNN
+    from rehearsal_kit.learning.networks.resnet import ResNet as ResNet
+    from rehearsal_kit.learning.strategies.dark import DER as DER
+    from rehearsal_kit.learning.strategies.dark import DERpp as DERpp
+    from rehearsal_kit.learning.strategies.references import Cumulative as Cumulative
+    from rehearsal_kit.learning.strategies.references import FromScratch as FromScratch
+    from rehearsal_kit.learning.strategies.references import Incremental as Incremental
+    from rehearsal_kit.learning.strategies.replay import AGEM as AGEM
+    from rehearsal_kit.learning.strategies.replay import ER as ER
+    from rehearsal_kit.learning.strategies.strategy import Strategy as Strategy
+    from rehearsal_kit.learning.strategies.strategy import Term as Term
+    from rehearsal_kit.record.commands import Arrived as Arrived
+    from rehearsal_kit.record.timeline import Timeline as Timeline
+    from rehearsal_kit.session.attach import attach as attach
+    from rehearsal_kit.session.attach import resume as resume
+    from rehearsal_kit.session.session import Session as Session
     from rehearsal_kit.widgets.panel import dashboard as dashboard
 
 __version__ = "0.1.0"
@@ -85,40 +85,40 @@ __all__ = [
 ]
 
 _HOMES = {
-    "AGEM": "strategies.replay",
-    "DER": "strategies.dark",
-    "ER": "strategies.replay",
-    "Arrived": "commands",
-    "Beamline": "synthetic",
-    "Cluster": "cluster",
-    "ConvNet": "networks.convnet",
-    "Cumulative": "strategies.references",
-    "DERpp": "strategies.dark",
-    "DistributedBuffer": "rehearsal",
-    "FromScratch": "strategies.references",
-    "Incremental": "strategies.references",
-    "Preparation": "preparation",
-    "PtychoNN": "networks.ptychonn",
-    "Recovery": "settings",
-    "Rehearsal": "settings",
-    "RehearsalKitError": "errors",
-    "ResNet": "networks.resnet",
-    "Scan": "scans.scan",
-    "Session": "session",
-    "Strategy": "strategies.strategy",
-    "TensorTask": "tensor_tasks",
-    "Term": "strategies.strategy",
-    "Timeline": "timeline",
-    "Training": "settings",
-    "attach": "attaching",
-    "connect": "cluster",
+    "AGEM": "learning.strategies.replay",
+    "DER": "learning.strategies.dark",
+    "ER": "learning.strategies.replay",
+    "Arrived": "record.commands",
+    "Beamline": "data.simulated_beamline",
+    "Cluster": "cluster.cluster",
+    "ConvNet": "learning.networks.convnet",
+    "Cumulative": "learning.strategies.references",
+    "DERpp": "learning.strategies.dark",
+    "DistributedBuffer": "buffer.distributed_buffer",
+    "FromScratch": "learning.strategies.references",
+    "Incremental": "learning.strategies.references",
+    "Preparation": "data.preparation",
+    "PtychoNN": "learning.networks.ptychonn",
+    "Recovery": "base.settings",
+    "Rehearsal": "base.settings",
+    "RehearsalKitError": "base.errors",
+    "ResNet": "learning.networks.resnet",
+    "Scan": "data.scans.scan",
+    "Session": "session.session",
+    "Strategy": "learning.strategies.strategy",
+    "TensorTask": "data.tensor_tasks",
+    "Term": "learning.strategies.strategy",
+    "Timeline": "record.timeline",
+    "Training": "base.settings",
+    "attach": "session.attach",
+    "connect": "cluster.cluster",
     "dashboard": "widgets.panel",
-    "open_scan": "scans.opening",
-    "regions": "scan_tasks",
-    "resume": "attaching",
-    "split_classes": "tensor_tasks",
-    "split_instances": "tensor_tasks",
-    "start_cluster": "cluster",
+    "open_scan": "data.scans.opening",
+    "regions": "data.scan_tasks",
+    "resume": "session.attach",
+    "split_classes": "data.tensor_tasks",
+    "split_instances": "data.tensor_tasks",
+    "start_cluster": "cluster.cluster",
 }
 
 

@@ -10,7 +10,7 @@ import psutil
 import pytest
 import torch
 
-from rehearsal_kit.run_folder import RunFolder
+from rehearsal_kit.record.run_folder import RunFolder
 
 pytest.register_assert_rewrite("faultkit")  # it says what has to hold, and so has to say what does not
 GRACE_S = 10.0

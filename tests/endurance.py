@@ -20,8 +20,8 @@ from faultkit import (
     wait_for,
 )
 
-from rehearsal_kit.processes import words
-from rehearsal_kit.telemetry import CheckpointKept
+from rehearsal_kit.base.processes import words
+from rehearsal_kit.record.records import CheckpointKept
 
 
 def survive_kills(cluster, expected, folder, *, kills):

@@ -21,15 +21,15 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from rehearsal_kit.branches import decided_at
-from rehearsal_kit.cluster import Cluster, reach, start_cluster
-from rehearsal_kit.processes import family, is_alive
-from rehearsal_kit.rank_records import Ended, GenerationBegan, GenerationEnded, Joined
-from rehearsal_kit.run_folder import RunFolder, read_ledger
-from rehearsal_kit.session import Session
-from rehearsal_kit.settings import Recovery, Rehearsal, Training
-from rehearsal_kit.strategies.dark import DERpp
-from rehearsal_kit.telemetry import (
+from rehearsal_kit.base.processes import family, is_alive
+from rehearsal_kit.base.settings import Recovery, Rehearsal, Training
+from rehearsal_kit.cluster.cluster import Cluster, reach, start_cluster
+from rehearsal_kit.data.tensor_tasks import split_instances
+from rehearsal_kit.learning.strategies.dark import DERpp
+from rehearsal_kit.record.branches import decided_at
+from rehearsal_kit.record.ledger import read_ledger
+from rehearsal_kit.record.rank_records import Ended, GenerationBegan, GenerationEnded, Joined
+from rehearsal_kit.record.records import (
     Applied,
     CheckpointKept,
     CheckpointTaken,
@@ -38,8 +38,9 @@ from rehearsal_kit.telemetry import (
     TaskArrived,
     TaskEnded,
 )
-from rehearsal_kit.tensor_tasks import split_instances
-from rehearsal_kit.timeline import Timeline
+from rehearsal_kit.record.run_folder import RunFolder
+from rehearsal_kit.record.timeline import Timeline
+from rehearsal_kit.session.session import Session
 
 SLOW = float(os.environ.get("REHEARSAL_KIT_SLOW", max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))))
 """Deadlines are multiplied by this on slow machines, and on those that have other things to do."""

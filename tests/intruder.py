@@ -22,7 +22,7 @@ from distributed.comm.core import connect
 from distributed.protocol.pickle import dumps
 from distributed.security import Security
 
-from rehearsal_kit.processes import listeners
+from rehearsal_kit.base.processes import listeners
 
 NOBODY = 65534
 TIMEOUT_S = 2

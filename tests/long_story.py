@@ -6,13 +6,13 @@ import gc
 
 import psutil
 
-from rehearsal_kit.bench.history import Reading
-from rehearsal_kit.bench.long_runs import EACH, LongRun
-from rehearsal_kit.history import History
-from rehearsal_kit.reporter import Reporter
-from rehearsal_kit.results import checkpoints_table, results_table
-from rehearsal_kit.run_folder import RunFolder
-from rehearsal_kit.telemetry import Evaluated, Steps, TaskEnded
+from rehearsal_kit.bench.runs.history import Reading
+from rehearsal_kit.bench.runs.long_runs import EACH, LongRun
+from rehearsal_kit.rank.reporter import Reporter
+from rehearsal_kit.record.records import Evaluated, Steps, TaskEnded
+from rehearsal_kit.record.run_folder import RunFolder
+from rehearsal_kit.record.tail import History
+from rehearsal_kit.session.results import checkpoints_table, results_table
 from rehearsal_kit.widgets.panel import Panel
 
 

@@ -11,20 +11,22 @@ from typing import Any
 
 import torch
 
-from rehearsal_kit.commands import Command, Wish
-from rehearsal_kit.groups import Groups, Meeting, meet
-from rehearsal_kit.job import Job
-from rehearsal_kit.preparation import Preparation
-from rehearsal_kit.rank import Rank
-from rehearsal_kit.run_folder import RunFolder
-from rehearsal_kit.settings import Rehearsal, Training
-from rehearsal_kit.strategies.replay import ER
-from rehearsal_kit.timeline import Timeline
+from rehearsal_kit.base.process_groups import Groups, Meeting, meet
+from rehearsal_kit.base.settings import Rehearsal, Training
+from rehearsal_kit.data.preparation import Preparation
+from rehearsal_kit.learning.strategies.replay import ER
+from rehearsal_kit.rank.run_spec import Job
+from rehearsal_kit.rank.training_loop import Rank
+from rehearsal_kit.record.commands import Command, Wish
+from rehearsal_kit.record.run_folder import RunFolder
+from rehearsal_kit.record.timeline import Timeline
 
 DEADLINE_S = 120
 PROCESSES = multiprocessing.get_context("forkserver")
 """Its server imports torch once, and every rank begins as a copy of it: not seconds after the others."""
-PROCESSES.set_forkserver_preload(["rehearsal_kit.rank", "rehearsal_kit.snapshots", "pytest", "scipy.stats"])
+PROCESSES.set_forkserver_preload(
+    ["rehearsal_kit.rank.training_loop", "rehearsal_kit.buffer.snapshots", "pytest", "scipy.stats"]
+)
 
 
 def on_ranks(

@@ -12,20 +12,21 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from rehearsal_kit.checkpoint import find_checkpoints
-from rehearsal_kit.commands import Command, Wish, to_plain
-from rehearsal_kit.groups import Groups
-from rehearsal_kit.job import Job
-from rehearsal_kit.preparation import Preparation
-from rehearsal_kit.rank import Rank
-from rehearsal_kit.rank_records import LeaseTaken
-from rehearsal_kit.run_folder import Ledger, RunFolder, read_ledger
-from rehearsal_kit.settings import Recovery, Rehearsal, Training
-from rehearsal_kit.strategies.dark import DERpp
-from rehearsal_kit.telemetry import Record, TaskArrived
-from rehearsal_kit.telemetry import to_plain as to_plain_record
-from rehearsal_kit.tensor_tasks import split_classes, write_task
-from rehearsal_kit.timeline import Timeline
+from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.base.settings import Recovery, Rehearsal, Training
+from rehearsal_kit.data.preparation import Preparation
+from rehearsal_kit.data.tensor_tasks import split_classes, write_task
+from rehearsal_kit.learning.strategies.dark import DERpp
+from rehearsal_kit.rank.checkpoint_files import find_checkpoints
+from rehearsal_kit.rank.run_spec import Job
+from rehearsal_kit.rank.training_loop import Rank
+from rehearsal_kit.record.commands import Command, Wish, to_plain
+from rehearsal_kit.record.ledger import Ledger, read_ledger
+from rehearsal_kit.record.rank_records import LeaseTaken
+from rehearsal_kit.record.records import Record, TaskArrived
+from rehearsal_kit.record.records import to_plain as to_plain_record
+from rehearsal_kit.record.run_folder import RunFolder
+from rehearsal_kit.record.timeline import Timeline
 
 FEATURES = 6
 TRAINING = Training(batch=8, epochs=3, learning_rate=0.02, warmup=0.2, schedule="cosine")

@@ -7,12 +7,12 @@ import time
 import numpy as np
 import torch
 
-from rehearsal_kit.draw import DrawPlan
-from rehearsal_kit.exchange import Empty, GroupExchange
-from rehearsal_kit.groups import Groups
-from rehearsal_kit.layout import RowLayout
-from rehearsal_kit.rehearsal import DistributedBuffer
-from rehearsal_kit.settings import Rehearsal
+from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.base.settings import Rehearsal
+from rehearsal_kit.buffer.distributed_buffer import DistributedBuffer
+from rehearsal_kit.buffer.draw_plan import DrawPlan
+from rehearsal_kit.buffer.exchange import Empty, GroupExchange
+from rehearsal_kit.buffer.row_layout import RowLayout
 
 SENTINEL = -(2**40) - 7
 

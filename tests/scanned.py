@@ -6,8 +6,8 @@ import math
 from dataclasses import replace
 from itertools import chain
 
-from rehearsal_kit.branches import OF_THE_WORLD
-from rehearsal_kit.telemetry import (
+from rehearsal_kit.record.branches import OF_THE_WORLD
+from rehearsal_kit.record.records import (
     IN_A_BRANCH,
     UNTRAINED,
     Applied,

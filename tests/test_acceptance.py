@@ -11,16 +11,16 @@ from types import SimpleNamespace
 import pytest
 from runkit import ALONE, KERNEL, CutOffError, carry_out, class_tasks, job_in, same, weights_of
 
-from rehearsal_kit.acceptance import Acceptance
-from rehearsal_kit.commands import Arrived, FinishStream, Note, Stop, TakeCheckpoint, Wish, to_plain
-from rehearsal_kit.coordinator import Coordinator
-from rehearsal_kit.crew import Crew
-from rehearsal_kit.lease import BEAT_S, LeaseWatch, RunLease, require_free
-from rehearsal_kit.orders import RunOrder
-from rehearsal_kit.rank_records import LeaseTaken
-from rehearsal_kit.run_folder import Ledger, read_ledger
-from rehearsal_kit.telemetry import Applied, Noted
-from rehearsal_kit.telemetry import to_plain as to_plain_record
+from rehearsal_kit.cluster.acceptance import Acceptance
+from rehearsal_kit.cluster.coordinator import Coordinator
+from rehearsal_kit.cluster.protocol import RunOrder
+from rehearsal_kit.cluster.worker_pool import Crew
+from rehearsal_kit.record.commands import Arrived, FinishStream, Note, Stop, TakeCheckpoint, Wish, to_plain
+from rehearsal_kit.record.lease import BEAT_S, LeaseWatch, RunLease, require_free
+from rehearsal_kit.record.ledger import Ledger, read_ledger
+from rehearsal_kit.record.rank_records import LeaseTaken
+from rehearsal_kit.record.records import Applied, Noted
+from rehearsal_kit.record.records import to_plain as to_plain_record
 
 A, B = "client-a/1", "client-b/1"
 
@@ -190,7 +190,7 @@ async def coordinated(hosts):
 
 
 def test_a_large_network_reaches_its_rank_however_long_that_takes(run, monkeypatch):
-    monkeypatch.setattr("rehearsal_kit.crew.ANSWER_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("rehearsal_kit.cluster.worker_pool.ANSWER_TIMEOUT_S", 0.05)
     monkeypatch.setitem(Crew.ask.__kwdefaults__, "timeout_s", 0.05)
 
     class Slow(Hosts):

@@ -7,7 +7,8 @@ import shutil
 
 import pytest
 
-from rehearsal_kit.arrivals import (
+from rehearsal_kit.base.errors import NotYetError, ScanError, TaskError
+from rehearsal_kit.data.folder_order import (
     is_same_file,
     matching,
     natural_key,
@@ -15,8 +16,7 @@ from rehearsal_kit.arrivals import (
     require_possible,
     with_digest,
 )
-from rehearsal_kit.commands import Arrived
-from rehearsal_kit.errors import NotYetError, ScanError, TaskError
+from rehearsal_kit.record.commands import Arrived
 
 
 def test_natural_key():

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 from runkit import arrived
 
-from rehearsal_kit.backlog import backlog
-from rehearsal_kit.telemetry import (
+from rehearsal_kit.record.records import (
     Applied,
     BranchBegan,
     CheckpointTaken,
@@ -16,7 +15,8 @@ from rehearsal_kit.telemetry import (
     TaskEnded,
     TaskSetAside,
 )
-from rehearsal_kit.timeline import Timeline
+from rehearsal_kit.record.timeline import Timeline
+from rehearsal_kit.reports.backlog import backlog
 
 
 def in_force(step: int = 0, **settings: float | str) -> Applied:

@@ -16,30 +16,30 @@ import psutil
 import pytest
 import torch
 
-from rehearsal_kit.bench import beside_others, growth
-from rehearsal_kit.bench.exchange_ranks import Rows, measure_exchange
-from rehearsal_kit.bench.floor import Floor
-from rehearsal_kit.bench.ours import LocalStore
-from rehearsal_kit.bench.plan_costs import RANKS, REPRESENTATIVES
-from rehearsal_kit.bench.spread import Interval, Spread
-from rehearsal_kit.bench.step_costs import StepCost
-from rehearsal_kit.bench.step_ranks import RankSteps, Trial, measure_steps
-from rehearsal_kit.bench.strategy_costs import strategy_costs
-from rehearsal_kit.bench.strategy_ranks import Turns, measure_turns
-from rehearsal_kit.bench.subjects import Ptychography, ResNet18
-from rehearsal_kit.bench.table import Table
-from rehearsal_kit.bench.undisturbed import QUICK
-from rehearsal_kit.bench.undisturbed_ranks import (
+from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.base.processes import words
+from rehearsal_kit.bench.ranks.exchange_ranks import Rows, measure_exchange
+from rehearsal_kit.bench.ranks.plan_costs import RANKS, REPRESENTATIVES
+from rehearsal_kit.bench.ranks.step_costs import StepCost
+from rehearsal_kit.bench.ranks.step_ranks import RankSteps, Trial, measure_steps
+from rehearsal_kit.bench.ranks.strategy_costs import strategy_costs
+from rehearsal_kit.bench.ranks.strategy_ranks import Turns, measure_turns
+from rehearsal_kit.bench.ranks.subjects import Ptychography, ResNet18
+from rehearsal_kit.bench.runs.undisturbed import QUICK
+from rehearsal_kit.bench.runs.undisturbed_ranks import (
     ARRIVAL,
     CHECKPOINT,
     NOTHING,
     PREVIEWS,
     ROUND,
 )
-from rehearsal_kit.bench.workload import Stream, Workload
-from rehearsal_kit.cli import main
-from rehearsal_kit.groups import Groups
-from rehearsal_kit.processes import words
+from rehearsal_kit.bench.spread import Interval, Spread
+from rehearsal_kit.bench.store import beside_others, growth
+from rehearsal_kit.bench.store.floor import Floor
+from rehearsal_kit.bench.store.ours import LocalStore
+from rehearsal_kit.bench.store.workload import Stream, Workload
+from rehearsal_kit.bench.table import Table
+from rehearsal_kit.cli.main import main
 
 pytestmark = pytest.mark.timeout(120)  # a measurement that does not end is a fault, and is known by then
 SMALL = Workload(capacity=200, fields=(("values", (4,)), ("more", (2, 2))))

@@ -9,9 +9,9 @@ import threading
 import pytest
 import torch
 
+from rehearsal_kit.base.errors import RehearsalKitError
+from rehearsal_kit.base.process_groups import Groups
 from rehearsal_kit.bench import children
-from rehearsal_kit.errors import RehearsalKitError
-from rehearsal_kit.groups import Groups
 
 pytestmark = pytest.mark.timeout(120)  # one that is waited for without end is a fault, and is known by then
 

@@ -10,15 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from runkit import arrived, written
 
-from rehearsal_kit.bench.long_runs import LongRun
-from rehearsal_kit.comparison import Outcome
-from rehearsal_kit.condensed import begin, condense, condensed_path
-from rehearsal_kit.history import History
-from rehearsal_kit.rank_records import GenerationBegan, Joined
-from rehearsal_kit.record_store import NEWEST
-from rehearsal_kit.results import checkpoints_table, results_table
-from rehearsal_kit.run_folder import RunFolder
-from rehearsal_kit.telemetry import (
+from rehearsal_kit.bench.runs.long_runs import LongRun
+from rehearsal_kit.record.rank_records import GenerationBegan, Joined
+from rehearsal_kit.record.record_store import NEWEST
+from rehearsal_kit.record.records import (
     Applied,
     BranchBegan,
     CheckpointKept,
@@ -32,8 +27,13 @@ from rehearsal_kit.telemetry import (
     TaskSetAside,
     TasksReordered,
 )
-from rehearsal_kit.thinning import POINTS, WHOLE, merged, steps_before
-from rehearsal_kit.timeline import Timeline
+from rehearsal_kit.record.run_folder import RunFolder
+from rehearsal_kit.record.tail import History
+from rehearsal_kit.record.thinning import POINTS, WHOLE, merged, steps_before
+from rehearsal_kit.record.timeline import Timeline
+from rehearsal_kit.record.timeline_cache import begin, condense, condensed_path
+from rehearsal_kit.reports.comparison import Outcome
+from rehearsal_kit.session.results import checkpoints_table, results_table
 
 SMALL = st.integers(0, 4)
 

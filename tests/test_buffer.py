@@ -14,13 +14,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from samples import assert_whole, samples
 from scipy.stats import chisquare
 
-from rehearsal_kit.buffer import RehearsalBuffer
-from rehearsal_kit.draw import plan_draw, plan_group_draw
-from rehearsal_kit.errors import SettingsError
-from rehearsal_kit.layout import RowLayout
-from rehearsal_kit.policies import FirstInFirstOut, Quotas, Reservoir, new_policy
-from rehearsal_kit.rounds import BufferState
-from rehearsal_kit.snapshots import read_shards, write_shard
+from rehearsal_kit.base.errors import SettingsError
+from rehearsal_kit.buffer.draw_plan import plan_draw, plan_group_draw
+from rehearsal_kit.buffer.policies import FirstInFirstOut, Quotas, Reservoir, new_policy
+from rehearsal_kit.buffer.row_layout import RowLayout
+from rehearsal_kit.buffer.snapshots import read_shards, write_shard
+from rehearsal_kit.buffer.states import BufferState
+from rehearsal_kit.buffer.store import RehearsalBuffer
 
 LAYOUT = RowLayout.of(samples([]))
 POLICIES = ("quotas", "reservoir", "fifo")

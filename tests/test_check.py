@@ -9,20 +9,20 @@ import pytest
 import torch
 from runkit import ALONE, CutOffError, Net, carry_out, class_tasks, job_in, job_in_existing
 
-from rehearsal_kit.check import dry_run, known_tasks, require_sound
-from rehearsal_kit.checkpoint import find_checkpoints
-from rehearsal_kit.commands import Arrived, FinishStream, Resume, Steer, TakeCheckpoint, Watch
-from rehearsal_kit.errors import SettingsError
-from rehearsal_kit.room import available_bytes
-from rehearsal_kit.run_folder import read_ledger
-from rehearsal_kit.session import Session
-from rehearsal_kit.settings import Rehearsal, Training
-from rehearsal_kit.strategies.references import Incremental
-from rehearsal_kit.strategies.replay import AGEM, ER
-from rehearsal_kit.strategies.strategy import Strategy
-from rehearsal_kit.telemetry import Applied, Noted, Restored, StateChanged, TaskEnded, TaskSetAside
-from rehearsal_kit.tensor_tasks import TensorTask, write_task
-from rehearsal_kit.timeline import Timeline
+from rehearsal_kit.base.errors import SettingsError
+from rehearsal_kit.base.settings import Rehearsal, Training
+from rehearsal_kit.buffer.memory_limit import available_bytes
+from rehearsal_kit.data.tensor_tasks import TensorTask, write_task
+from rehearsal_kit.learning.strategies.references import Incremental
+from rehearsal_kit.learning.strategies.replay import AGEM, ER
+from rehearsal_kit.learning.strategies.strategy import Strategy
+from rehearsal_kit.rank.checkpoint_files import find_checkpoints
+from rehearsal_kit.rank.run_check import dry_run, known_tasks, require_sound
+from rehearsal_kit.record.commands import Arrived, FinishStream, Resume, Steer, TakeCheckpoint, Watch
+from rehearsal_kit.record.ledger import read_ledger
+from rehearsal_kit.record.records import Applied, Noted, Restored, StateChanged, TaskEnded, TaskSetAside
+from rehearsal_kit.record.timeline import Timeline
+from rehearsal_kit.session.session import Session
 
 
 @pytest.fixture(scope="module")

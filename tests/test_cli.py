@@ -18,10 +18,10 @@ import psutil
 import pytest
 from real_data import real_data
 
-from rehearsal_kit.cli import main
-from rehearsal_kit.cluster_server import ClusterFiles
-from rehearsal_kit.errors import ClusterError
-from rehearsal_kit.synthetic import Beamline
+from rehearsal_kit.base.errors import ClusterError
+from rehearsal_kit.cli.main import main
+from rehearsal_kit.cluster.server import ClusterFiles
+from rehearsal_kit.data.simulated_beamline import Beamline
 
 pytestmark = pytest.mark.cluster
 COMMAND = [sys.executable, "-m", "rehearsal_kit.cli"]
@@ -209,9 +209,10 @@ def test_a_cluster_that_cannot_be_stopped_keeps_no_other_from_it(monkeypatch, ca
             raise ClusterError("its machine does not answer.")
         return f"{files.folder.name}: stopped."
 
-    monkeypatch.setattr("rehearsal_kit.cli.stop_cluster", stop)
+    monkeypatch.setattr("rehearsal_kit.cli.main.stop_cluster", stop)
     monkeypatch.setattr(
-        "rehearsal_kit.cli.running_clusters", lambda: [ClusterFiles(folder=tmp_path / name) for name in "ab"]
+        "rehearsal_kit.cli.main.running_clusters",
+        lambda: [ClusterFiles(folder=tmp_path / name) for name in "ab"],
     )
     assert main(["stop"]) == 1
     told = capsys.readouterr()

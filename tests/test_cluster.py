@@ -18,18 +18,18 @@ import psutil
 import pytest
 from intruder import listening
 
-from rehearsal_kit.cluster import connect, reach, running_clusters, start_cluster, stop_cluster
-from rehearsal_kit.cluster_server import ClusterFiles, ServerRecord
-from rehearsal_kit.errors import ClusterError, ClusterGoneError
-from rehearsal_kit.interfaces import interfaces, is_loopback
-from rehearsal_kit.processes import family
-from rehearsal_kit.server_process import STOP_TIMEOUT_S
+from rehearsal_kit.base.errors import ClusterError, ClusterGoneError
+from rehearsal_kit.base.network_interfaces import interfaces, is_loopback
+from rehearsal_kit.base.processes import family
+from rehearsal_kit.cluster.cluster import connect, reach, running_clusters, start_cluster, stop_cluster
+from rehearsal_kit.cluster.server import ClusterFiles, ServerRecord
+from rehearsal_kit.cluster.server_process import STOP_TIMEOUT_S
 
 pytestmark = pytest.mark.cluster
 DEADLINE_S = 60
 KERNEL = """
 import sys, time
-from rehearsal_kit.cluster import start_cluster
+from rehearsal_kit.cluster.cluster import start_cluster
 if __name__ == "__main__":
     cluster = start_cluster("cpu", workers=1, idle_timeout_s=float(sys.argv[1]))
     print(cluster.files.folder, flush=True)
@@ -146,7 +146,7 @@ def test_a_cluster_whose_files_cannot_be_written_leaves_no_key(tmp_path, monkeyp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setenv("REHEARSAL_KIT_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("rehearsal_kit.cluster.write_private", no_room)
+    monkeypatch.setattr("rehearsal_kit.cluster.cluster.write_private", no_room)
     with pytest.raises(ClusterError, match=r"No space left on device. Make room there"):
         start_cluster("cpu", workers=1)
     assert not [*(tmp_path / "home" / "clusters").iterdir()]

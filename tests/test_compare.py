@@ -23,20 +23,20 @@ import torch
 from real_data import real_data
 from safetensors.torch import load_file
 
-from rehearsal_kit.cli import main
-from rehearsal_kit.cluster import start_cluster
-from rehearsal_kit.commands import Arrived
+from rehearsal_kit.base.errors import RunFolderError, SettingsError
+from rehearsal_kit.base.settings import Training
+from rehearsal_kit.cli.main import main
+from rehearsal_kit.cluster.cluster import start_cluster
 from rehearsal_kit.compare.command import DEFAULT_ARMS, _folder, _laid, _tell
 from rehearsal_kit.compare.streams import STREAMS, Place, stream_named
 from rehearsal_kit.compare.trial import Arm, Laid, run_trial
-from rehearsal_kit.comparison import Comparison, Outcome
-from rehearsal_kit.errors import RunFolderError, SettingsError
-from rehearsal_kit.preparation import Preparation
-from rehearsal_kit.settings import Training
-from rehearsal_kit.strategies.choice import named_strategy, require_suited
-from rehearsal_kit.synthetic import Beamline
-from rehearsal_kit.telemetry import Applied, TaskArrived, TaskSetAside
-from rehearsal_kit.timeline import Timeline
+from rehearsal_kit.data.preparation import Preparation
+from rehearsal_kit.data.simulated_beamline import Beamline
+from rehearsal_kit.learning.strategies.choice import named_strategy, require_suited
+from rehearsal_kit.record.commands import Arrived
+from rehearsal_kit.record.records import Applied, TaskArrived, TaskSetAside
+from rehearsal_kit.record.timeline import Timeline
+from rehearsal_kit.reports.comparison import Comparison, Outcome
 
 COMMAND = [sys.executable, "-m", "rehearsal_kit.cli", "compare"]
 CLASSES = ("fashion", "mnist", "cifar10")

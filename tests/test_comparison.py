@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from rehearsal_kit.comparison import HEAD, Comparison, Outcome
+from rehearsal_kit.reports.comparison import HEAD, Comparison, Outcome
 
 # Task 0 was best after task 1, so that forgetting is not backward transfer with the sign turned.
 MATRIX = [[0.2, None, None], [0.15, 0.1, None], [0.5, 0.2, 0.1]]

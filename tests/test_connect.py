@@ -19,16 +19,16 @@ import pytest
 from intruder import NOBODY, listening
 from ranks import Tiny
 
-from rehearsal_kit.cluster import connect, reach
-from rehearsal_kit.errors import ClusterError, ClusterGoneError
-from rehearsal_kit.interfaces import interface_named, interfaces, is_loopback
-from rehearsal_kit.preparation import Preparation
-from rehearsal_kit.session import Session
-from rehearsal_kit.settings import Rehearsal, Training
-from rehearsal_kit.strategies.replay import ER
-from rehearsal_kit.synthetic import Beamline
-from rehearsal_kit.telemetry import Steps, TaskEnded
-from rehearsal_kit.trust import untimely, write_key
+from rehearsal_kit.base.errors import ClusterError, ClusterGoneError
+from rehearsal_kit.base.network_interfaces import interface_named, interfaces, is_loopback
+from rehearsal_kit.base.settings import Rehearsal, Training
+from rehearsal_kit.cluster.cluster import connect, reach
+from rehearsal_kit.cluster.key_files import untimely, write_key
+from rehearsal_kit.data.preparation import Preparation
+from rehearsal_kit.data.simulated_beamline import Beamline
+from rehearsal_kit.learning.strategies.replay import ER
+from rehearsal_kit.record.records import Steps, TaskEnded
+from rehearsal_kit.session.session import Session
 
 DEADLINE_S = 60
 DAY = timedelta(days=1)

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rehearsal_kit.doctor import machine, software
-from rehearsal_kit.doctor.finding import Finding, report, well
+from rehearsal_kit.cli.doctor import machine, software
+from rehearsal_kit.cli.doctor.finding import Finding, report, well
 
 COMMAND = [sys.executable, "-m", "rehearsal_kit.cli", "doctor"]
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare, multivariate_hypergeom
 
-from rehearsal_kit.draw import plan_draw, plan_group_draw
-from rehearsal_kit.randomness import Rekeyed, generator
+from rehearsal_kit.base.randomness import Rekeyed, generator
+from rehearsal_kit.buffer.draw_plan import plan_draw, plan_group_draw
 
 STORED = st.lists(st.integers(0, 60), min_size=1, max_size=5)
 COUNTS = st.lists(st.integers(0, 40), min_size=1, max_size=2)

@@ -13,17 +13,18 @@ import pytest
 from runkit import job_in
 from test_acceptance import order_for
 
-from rehearsal_kit import attaching
-from rehearsal_kit.acceptance import refusal, too_late
-from rehearsal_kit.commands import Note, Stop, Wish
-from rehearsal_kit.driver import Driver
-from rehearsal_kit.errors import LeaseError, SessionError
-from rehearsal_kit.job import keep_job
-from rehearsal_kit.lease import RunLease
-from rehearsal_kit.orders import RunOrder
-from rehearsal_kit.rank_records import GenerationBegan, GenerationEnded, RunOver
-from rehearsal_kit.run_folder import RunFolder, write_private
-from rehearsal_kit.telemetry import Applied, StateChanged, to_plain
+from rehearsal_kit.base.errors import LeaseError, SessionError
+from rehearsal_kit.base.files import write_private
+from rehearsal_kit.cluster.acceptance import refusal, too_late
+from rehearsal_kit.cluster.protocol import RunOrder
+from rehearsal_kit.rank.run_spec import keep_job
+from rehearsal_kit.record.commands import Note, Stop, Wish
+from rehearsal_kit.record.lease import RunLease
+from rehearsal_kit.record.rank_records import GenerationBegan, GenerationEnded, RunOver
+from rehearsal_kit.record.records import Applied, StateChanged, to_plain
+from rehearsal_kit.record.run_folder import RunFolder
+from rehearsal_kit.session import attach
+from rehearsal_kit.session.run_connection import Driver
 
 TOPIC = "rehearsal-kit/1"
 
@@ -213,7 +214,7 @@ def test_a_wish_that_nobody_answers_is_said_to_be_in_doubt(driver_on, run):
 
 
 def test_a_last_checkpoint_may_take_longer_than_ranks_that_do_not_stop(driver_on, run, monkeypatch):
-    monkeypatch.setattr("rehearsal_kit.driver.CLOSE_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("rehearsal_kit.session.run_connection.CLOSE_TIMEOUT_S", 0.5)
     stop = Wish(1, Stop())
     for obeyed, outcome in ((True, "stopped"), (False, "failed")):
         line = Line()
@@ -256,15 +257,15 @@ def test_an_attach_that_fails_half_way_leaves_no_connection_behind(tmp_path, mon
     write_private(job.run.cluster, json.dumps({"folder": str(tmp_path / "cluster")}))
     ends, line = [], Line()
     cluster = SimpleNamespace(client=line, disconnect=lambda: ends.append(line))
-    monkeypatch.setattr(attaching, "reach", lambda place: cluster)
+    monkeypatch.setattr(attach, "reach", lambda place: cluster)
     line.found = None
     with pytest.raises(SessionError, match=r"no run of .* is under way on this cluster; rk\.resume\("):
-        attaching.attach(job.run.path)
+        attach.attach(job.run.path)
     assert ends == [line]
     line.look_for = silent
     lease = RunLease.take(job.run, place={"folder": "/clusters/ab12cd34"})
     with pytest.raises(LeaseError, match="under way on cluster ab12cd34"):
-        attaching.attach(job.run.path, take=True)
+        attach.attach(job.run.path, take=True)
     assert ends == [line, line]
     lease.release()
 

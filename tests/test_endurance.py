@@ -32,12 +32,12 @@ from faultkit import (
     wait_for,
 )
 
-from rehearsal_kit.attaching import resume
-from rehearsal_kit.errors import RankError
-from rehearsal_kit.rank_records import GenerationBegan, GenerationEnded, Stalled
-from rehearsal_kit.run_folder import read_ledger
-from rehearsal_kit.settings import Recovery, Rehearsal
-from rehearsal_kit.telemetry import CheckpointKept, Noted, Steps, TaskEnded
+from rehearsal_kit.base.errors import RankError
+from rehearsal_kit.base.settings import Recovery, Rehearsal
+from rehearsal_kit.record.ledger import read_ledger
+from rehearsal_kit.record.rank_records import GenerationBegan, GenerationEnded, Stalled
+from rehearsal_kit.record.records import CheckpointKept, Noted, Steps, TaskEnded
+from rehearsal_kit.session.attach import resume
 from rehearsal_kit.widgets.status import banner, straggler
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(7200)]

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from rehearsal_kit.base.child_processes import child_environment, variables_set
+from rehearsal_kit.base.errors import ClusterError, RunFolderError
+from rehearsal_kit.base.network_interfaces import bound_to, interface_named, interfaces, is_loopback, strays
+from rehearsal_kit.base.processes import Listener
 from rehearsal_kit.bench.children import in_child
-from rehearsal_kit.child_processes import child_environment, variables_set
-from rehearsal_kit.code_folders import offered, open_to_others, take_up
-from rehearsal_kit.errors import ClusterError, RunFolderError
-from rehearsal_kit.interfaces import bound_to, interface_named, interfaces, is_loopback, strays
-from rehearsal_kit.lab import open_lab
-from rehearsal_kit.processes import Listener
+from rehearsal_kit.cli.lab import open_lab
+from rehearsal_kit.cluster.code_folders import offered, open_to_others, take_up
 
 DEADLINE_S = 120
 MODULES = ("psutil", "json", "dask", "torch", "sitecustomize", "usercustomize", "multiprocessing", "startup")
@@ -51,8 +51,8 @@ KERNEL = """
     from pathlib import Path
     import torch
     import rehearsal_kit as rk
-    from rehearsal_kit.processes import listeners
-    from rehearsal_kit.telemetry import Steps
+    from rehearsal_kit.base.processes import listeners
+    from rehearsal_kit.record.records import Steps
     from beside import Theirs, kept, tell
 
     def vectors(count):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rehearsal_kit.errors import LeaseError, SettingsError, said, said_where
+from rehearsal_kit.base.errors import LeaseError, SettingsError, said, said_where
 
 
 def raised(error: Exception) -> Exception:

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from rehearsal_kit.errors import ExportError, SettingsError
-from rehearsal_kit.exporting import PreparedNetwork, export_onnx
-from rehearsal_kit.networks.ptychonn import PtychoNN
-from rehearsal_kit.preparation import Preparation
+from rehearsal_kit.base.errors import ExportError, SettingsError
+from rehearsal_kit.data.preparation import Preparation
+from rehearsal_kit.learning.networks.ptychonn import PtychoNN
+from rehearsal_kit.learning.onnx_export import PreparedNetwork, export_onnx
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -187,7 +187,7 @@ def test_an_export_says_nothing_and_others_may_read_it(tmp_path):
     path = tmp_path / "a.onnx"
     code = (
         "import os, sys, torch; os.umask(0o022);"
-        "from rehearsal_kit.exporting import PreparedNetwork, export_onnx;"
+        "from rehearsal_kit.learning.onnx_export import PreparedNetwork, export_onnx;"
         "network = PreparedNetwork(torch.nn.Linear(2, 2), None);"
         "export_onnx(network, sys.argv[1], example=torch.rand(1, 2))"
     )

@@ -38,18 +38,23 @@ from faultkit import (
     wait_for,
 )
 
-from rehearsal_kit.attaching import attach, resume
-from rehearsal_kit.checkpoint import find_checkpoints
-from rehearsal_kit.cluster import tell_process
-from rehearsal_kit.cluster_calls import ask_workers
-from rehearsal_kit.commands import Stop, Wish
-from rehearsal_kit.errors import ClusterGoneError, LeaseError, RunFolderError, SessionError, SettingsError
-from rehearsal_kit.kernel_calls import look_for, post_wishes
-from rehearsal_kit.rank_records import GenerationBegan, GenerationEnded, Joined
-from rehearsal_kit.roster import known_workers
-from rehearsal_kit.run_folder import RunFolder, read_ledger
-from rehearsal_kit.settings import Recovery
-from rehearsal_kit.telemetry import (
+from rehearsal_kit.base.errors import (
+    ClusterGoneError,
+    LeaseError,
+    RunFolderError,
+    SessionError,
+    SettingsError,
+)
+from rehearsal_kit.base.settings import Recovery
+from rehearsal_kit.cluster.cluster import tell_process
+from rehearsal_kit.cluster.cluster_calls import ask_workers
+from rehearsal_kit.cluster.scheduler_calls import look_for, post_wishes
+from rehearsal_kit.cluster.workers import known_workers
+from rehearsal_kit.rank.checkpoint_files import find_checkpoints
+from rehearsal_kit.record.commands import Stop, Wish
+from rehearsal_kit.record.ledger import read_ledger
+from rehearsal_kit.record.rank_records import GenerationBegan, GenerationEnded, Joined
+from rehearsal_kit.record.records import (
     Applied,
     BranchBegan,
     CheckpointFailed,
@@ -58,7 +63,9 @@ from rehearsal_kit.telemetry import (
     Restored,
     Steps,
 )
-from rehearsal_kit.timeline import Timeline
+from rehearsal_kit.record.run_folder import RunFolder
+from rehearsal_kit.record.timeline import Timeline
+from rehearsal_kit.session.attach import attach, resume
 
 pytestmark = pytest.mark.cluster
 

@@ -23,17 +23,16 @@ from runkit import (
     until,
 )
 
-from rehearsal_kit.checkpoint import find_checkpoints
-from rehearsal_kit.commands import Arrived, FinishStream, Skip, Steer, TakeCheckpoint, Watch
-from rehearsal_kit.experiences import Shelf
-from rehearsal_kit.preparation import Preparation
-from rehearsal_kit.results import results_table
-from rehearsal_kit.run_folder import read_ledger
-from rehearsal_kit.scan_tasks import split_scan
-from rehearsal_kit.scans.opening import open_scan
-from rehearsal_kit.strategies.replay import ER
-from rehearsal_kit.synthetic import Beamline
-from rehearsal_kit.telemetry import (
+from rehearsal_kit.data.open_experience import Shelf
+from rehearsal_kit.data.preparation import Preparation
+from rehearsal_kit.data.scan_tasks import split_scan
+from rehearsal_kit.data.scans.opening import open_scan
+from rehearsal_kit.data.simulated_beamline import Beamline
+from rehearsal_kit.learning.strategies.replay import ER
+from rehearsal_kit.rank.checkpoint_files import find_checkpoints
+from rehearsal_kit.record.commands import Arrived, FinishStream, Skip, Steer, TakeCheckpoint, Watch
+from rehearsal_kit.record.ledger import read_ledger
+from rehearsal_kit.record.records import (
     Applied,
     CheckpointKept,
     Evaluated,
@@ -44,7 +43,8 @@ from rehearsal_kit.telemetry import (
     Unevaluated,
     to_plain,
 )
-from rehearsal_kit.timeline import Timeline
+from rehearsal_kit.record.timeline import Timeline
+from rehearsal_kit.session.results import results_table
 from rehearsal_kit.widgets.status import tasks_html
 
 

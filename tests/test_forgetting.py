@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from rehearsal_kit.errors import SettingsError
-from rehearsal_kit.forgetting import (
+from rehearsal_kit.base.errors import SettingsError
+from rehearsal_kit.reports.measures import (
     average_error,
     backward_transfer,
     beside,

@@ -7,8 +7,8 @@ import threading
 import numpy as np
 import pytest
 
-from rehearsal_kit.errors import SnapshotError
-from rehearsal_kit.frozen_rows import FrozenRows
+from rehearsal_kit.base.errors import SnapshotError
+from rehearsal_kit.buffer.frozen_rows import FrozenRows
 
 
 def rows_of(count):
@@ -39,7 +39,7 @@ def test_a_store_that_changes_faster_than_it_is_read_waits_for_the_reader_and_fo
 
 
 def test_a_reader_that_is_stuck_loses_its_rows_and_the_store_goes_on(monkeypatch):
-    monkeypatch.setattr("rehearsal_kit.frozen_rows.STUCK_S", 0.05)
+    monkeypatch.setattr("rehearsal_kit.buffer.frozen_rows.STUCK_S", 0.05)
     frozen = FrozenRows(rows_of(100), spare=10)
     frozen[0:5]
     frozen.keep(np.arange(100))

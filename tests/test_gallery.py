@@ -11,18 +11,18 @@ import pytest
 import torch
 from runkit import ALONE, Net, carry_out, class_tasks, job_in, same, until, weights_of
 
-from rehearsal_kit import gallery as gallery_module
-from rehearsal_kit.commands import Arrived, FinishStream
-from rehearsal_kit.errors import TaskError
-from rehearsal_kit.gallery import Gallery
-from rehearsal_kit.layout import IDENTITY
-from rehearsal_kit.learner import Learner
-from rehearsal_kit.preview import append_previews, read_previews
-from rehearsal_kit.settings import Training
-from rehearsal_kit.stream import Stream
-from rehearsal_kit.tasks import NUMBER
-from rehearsal_kit.telemetry import NotKept, TaskEnded
-from rehearsal_kit.tensor_tasks import open_tensor_task
+from rehearsal_kit.base.errors import TaskError
+from rehearsal_kit.base.settings import Training
+from rehearsal_kit.buffer.row_layout import IDENTITY
+from rehearsal_kit.data.experience import NUMBER
+from rehearsal_kit.data.task_stream import Stream
+from rehearsal_kit.data.tensor_tasks import open_tensor_task
+from rehearsal_kit.learning.learner import Learner
+from rehearsal_kit.rank import previewer as gallery_module
+from rehearsal_kit.rank.previewer import Gallery
+from rehearsal_kit.record.commands import Arrived, FinishStream
+from rehearsal_kit.record.preview_files import append_previews, read_previews
+from rehearsal_kit.record.records import NotKept, TaskEnded
 
 TASKS = 6
 

@@ -9,12 +9,12 @@ from dataclasses import replace
 import pytest
 from runkit import written
 
-from rehearsal_kit.history import EARLY, History
-from rehearsal_kit.rank_records import GenerationBegan, Joined
-from rehearsal_kit.record_lines import BLOCK, lines_backwards
-from rehearsal_kit.run_folder import Ledger
-from rehearsal_kit.telemetry import Noted, StateChanged, to_plain
-from rehearsal_kit.timeline import Timeline
+from rehearsal_kit.record.ledger import Ledger
+from rehearsal_kit.record.rank_records import GenerationBegan, Joined
+from rehearsal_kit.record.record_lines import BLOCK, lines_backwards
+from rehearsal_kit.record.records import Noted, StateChanged, to_plain
+from rehearsal_kit.record.tail import EARLY, History
+from rehearsal_kit.record.timeline import Timeline
 
 NOTES = [Noted(step=number, text=f"note {number}", time=float(number)) for number in range(6)]
 

@@ -79,12 +79,12 @@ OPENED_BY_NAME = {
     "open_memmap",
 }
 ON_OUR_OWN_FILES = {
-    "preview.py",  # previews of a run
-    "scans/cxi_writing.py",
-    "shards.py",  # buffers that earlier versions have written
-    "tensor_tasks.py",  # write_task
+    "record/preview_files.py",
+    "data/scans/cxi_writing.py",
+    "buffer/shards.py",  # buffers that earlier versions have written
+    "data/tensor_tasks.py",  # write_task
 }
-DOORS = {"scans/arrays.py", "scans/hdf5.py"}
+DOORS = {"data/scans/arrays.py", "data/scans/hdf5.py"}
 
 
 def test_files_from_elsewhere_are_opened_by_the_doors_alone():
@@ -98,7 +98,7 @@ def test_files_from_elsewhere_are_opened_by_the_doors_alone():
     assert opening == DOORS | ON_OUR_OWN_FILES
     readers = [
         node
-        for node in ast.walk(ast.parse((package / "tensor_tasks.py").read_text()))
+        for node in ast.walk(ast.parse((package / "data/tensor_tasks.py").read_text()))
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "h5py.File"
     ]
     assert [ast.unparse(node.args[1]) for node in readers] == ["'w'"]

@@ -14,19 +14,19 @@ import torch
 from ranks import PROCESSES
 from runkit import until
 
-from rehearsal_kit import keeper
-from rehearsal_kit.buffer import Contents
-from rehearsal_kit.checkpoint import STATE, find_checkpoints
-from rehearsal_kit.groups import Groups
-from rehearsal_kit.keeper import Copied, Keeper
-from rehearsal_kit.layout import RowLayout
-from rehearsal_kit.lease import LeaseWatch
-from rehearsal_kit.patience import Patience
-from rehearsal_kit.rounds import BufferState
-from rehearsal_kit.run_folder import RunFolder
-from rehearsal_kit.settings import Recovery
-from rehearsal_kit.snapshots import read_shards
-from rehearsal_kit.telemetry import CheckpointFailed, CheckpointKept
+from rehearsal_kit.base.patience import Patience
+from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.base.settings import Recovery
+from rehearsal_kit.buffer.row_layout import RowLayout
+from rehearsal_kit.buffer.snapshots import read_shards
+from rehearsal_kit.buffer.states import BufferState
+from rehearsal_kit.buffer.store import Contents
+from rehearsal_kit.rank import checkpoint_writer
+from rehearsal_kit.rank.checkpoint_files import STATE, find_checkpoints
+from rehearsal_kit.rank.checkpoint_writer import Copied, Keeper
+from rehearsal_kit.record.lease import LeaseWatch
+from rehearsal_kit.record.records import CheckpointFailed, CheckpointKept
+from rehearsal_kit.record.run_folder import RunFolder
 
 ROWS, WIDTH = 12, 2**19
 """Of a shard: a row is 2 MiB, so that it takes several blocks."""
@@ -132,11 +132,11 @@ def test_a_checkpoint_is_whole_with_the_parts_of_all_ranks(pair):
 
 
 def test_a_rank_that_is_slow_but_alive_is_waited_for(pair, monkeypatch):
-    monkeypatch.setattr(keeper, "PARTS_TIMEOUT_S", 0.4)
+    monkeypatch.setattr(checkpoint_writer, "PARTS_TIMEOUT_S", 0.4)
     slow = Rows()
     pair.take(1, rows=(None, slow))
     assert slow.asked.wait(60)
-    patient = time.monotonic() + 3 * keeper.PARTS_TIMEOUT_S
+    patient = time.monotonic() + 3 * checkpoint_writer.PARTS_TIMEOUT_S
     until(lambda: time.monotonic() > patient)
     assert not pair.ranks[0].finished()
     slow.go_on.set()
@@ -146,7 +146,7 @@ def test_a_rank_that_is_slow_but_alive_is_waited_for(pair, monkeypatch):
 
 
 def test_a_rank_that_shows_no_sign_of_life_is_given_up_and_nothing_is_left(pair, monkeypatch):
-    monkeypatch.setattr(keeper, "PARTS_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(checkpoint_writer, "PARTS_TIMEOUT_S", 0.3)
     pair.take(1, only=0)
     (failed,) = pair.told()
     assert isinstance(failed, CheckpointFailed)

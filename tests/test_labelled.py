@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from real_data import real_data
 
-from rehearsal_kit import labelled
-from rehearsal_kit.errors import DatasetError, RehearsalKitError
-from rehearsal_kit.labelled import (
+from rehearsal_kit.base.errors import DatasetError, RehearsalKitError
+from rehearsal_kit.data import labelled_images
+from rehearsal_kit.data.labelled_images import (
     FASHION_MNIST,
     LabelledImages,
     read_cifar10_subset,
@@ -154,7 +154,7 @@ def test_a_damaged_gzip_file_is_named(fashion, name, damage):
 
 
 def test_a_gzip_bomb_is_not_decompressed_to_its_end(fashion, monkeypatch):
-    monkeypatch.setattr(labelled, "LARGEST_BYTES", 20_000)
+    monkeypatch.setattr(labelled_images, "LARGEST_BYTES", 20_000)
     read_fashion_mnist(fashion)
     # Its end is damaged: whoever came so far would say so instead.
     (fashion / IMAGES).write_bytes(gzip.compress(bytes(2**22))[:-8])
@@ -242,7 +242,7 @@ def test_a_damaged_zip_file_is_named(tmp_path):
 def test_a_zip_file_of_too_much_is_refused(tmp_path, monkeypatch):
     with pytest.raises(DatasetError, match=f"{ZIP}, test/cat/0001.jpg is compressed by method 14"):
         read_cifar10_subset(write_zip(tmp_path, {}, zipfile.ZIP_LZMA))
-    monkeypatch.setattr(labelled, "MOST_JPEGS", 4)
+    monkeypatch.setattr(labelled_images, "MOST_JPEGS", 4)
     with pytest.raises(DatasetError, match=f"{ZIP} has 5 files; at most 4"):
         read_cifar10_subset(write_zip(tmp_path, {}))
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import assert_whole, samples
 
-from rehearsal_kit.errors import SettingsError
-from rehearsal_kit.layout import RowLayout
+from rehearsal_kit.base.errors import SettingsError
+from rehearsal_kit.buffer.row_layout import RowLayout
 
 DTYPES = [
     torch.bool,

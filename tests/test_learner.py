@@ -10,16 +10,16 @@ import pytest
 import torch
 from ranks import on_ranks
 
-from rehearsal_kit.errors import SettingsError, TaskError
-from rehearsal_kit.groups import Groups
-from rehearsal_kit.layout import IDENTITY
-from rehearsal_kit.learner import Learner, MiniBatch
-from rehearsal_kit.settings import Training
-from rehearsal_kit.signature import Signature
-from rehearsal_kit.stored_outputs import with_outputs
-from rehearsal_kit.strategies.dark import DER
-from rehearsal_kit.strategies.references import Incremental
-from rehearsal_kit.strategies.replay import ER
+from rehearsal_kit.base.errors import SettingsError, TaskError
+from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.base.settings import Training
+from rehearsal_kit.buffer.row_layout import IDENTITY
+from rehearsal_kit.learning.learner import Learner, MiniBatch
+from rehearsal_kit.learning.signature import Signature
+from rehearsal_kit.learning.stored_outputs import with_outputs
+from rehearsal_kit.learning.strategies.dark import DER
+from rehearsal_kit.learning.strategies.references import Incremental
+from rehearsal_kit.learning.strategies.replay import ER
 
 CLASSES = 3
 BY_ITSELF = Groups(0, 1)

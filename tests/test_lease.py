@@ -25,20 +25,22 @@ from runkit import (
 )
 from threads import beside
 
-from rehearsal_kit.attaching import attach, resume
-from rehearsal_kit.checkpoint import find_checkpoints
-from rehearsal_kit.commands import FinishStream, TakeCheckpoint
-from rehearsal_kit.errors import ClusterGoneError, LeaseError, RunFolderError
-from rehearsal_kit.identity import ProcessIdentity
-from rehearsal_kit.job import keep_job
-from rehearsal_kit.lease import GONE_S, LeaseWatch, RunLease, require_free
-from rehearsal_kit.run_folder import RunFolder, read_ledger, write_private, written_whole
+from rehearsal_kit.base.errors import ClusterGoneError, LeaseError, RunFolderError
+from rehearsal_kit.base.files import write_private, written_whole
+from rehearsal_kit.base.process_identity import ProcessIdentity
+from rehearsal_kit.rank.checkpoint_files import find_checkpoints
+from rehearsal_kit.rank.run_spec import keep_job
+from rehearsal_kit.record.commands import FinishStream, TakeCheckpoint
+from rehearsal_kit.record.lease import GONE_S, LeaseWatch, RunLease, require_free
+from rehearsal_kit.record.ledger import read_ledger
+from rehearsal_kit.record.run_folder import RunFolder
+from rehearsal_kit.session.attach import attach, resume
 
 PLACE = {"folder": "/home/me/.rehearsal-kit/clusters/ab12cd34"}
 HOLDS = """
 import sys, time
-from rehearsal_kit.lease import RunLease
-from rehearsal_kit.run_folder import RunFolder
+from rehearsal_kit.record.lease import RunLease
+from rehearsal_kit.record.run_folder import RunFolder
 lease = RunLease.take(RunFolder(sys.argv[1]), place={"folder": "/home/me/clusters/ab12cd34"})
 print("held", flush=True)
 time.sleep(100)

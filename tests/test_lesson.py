@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from rehearsal_kit.lesson import Lesson, dealt_out
+from rehearsal_kit.data.task_loader import Lesson, dealt_out
 
 EPOCHS = 2
 

@@ -9,17 +9,17 @@ import pytest
 import torch
 from ranks import on_ranks
 
-from rehearsal_kit.errors import SettingsError
-from rehearsal_kit.forward_pass import MiniBatch, named_outputs
-from rehearsal_kit.groups import Groups
-from rehearsal_kit.job import keep_job, read_network
-from rehearsal_kit.learner import Learner
-from rehearsal_kit.module_state import frozen_parameters, still_modules
-from rehearsal_kit.networks.resnet import ResNet
-from rehearsal_kit.settings import Training
-from rehearsal_kit.strategies.references import Incremental
-from rehearsal_kit.strategies.replay import AGEM, ER
-from rehearsal_kit.strategies.strategy import Strategy, Term
+from rehearsal_kit.base.errors import SettingsError
+from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.base.settings import Training
+from rehearsal_kit.learning.forward_pass import MiniBatch, named_outputs
+from rehearsal_kit.learning.learner import Learner
+from rehearsal_kit.learning.module_state import frozen_parameters, still_modules
+from rehearsal_kit.learning.networks.resnet import ResNet
+from rehearsal_kit.learning.strategies.references import Incremental
+from rehearsal_kit.learning.strategies.replay import AGEM, ER
+from rehearsal_kit.learning.strategies.strategy import Strategy, Term
+from rehearsal_kit.rank.run_spec import keep_job, read_network
 
 CLASSES = 3
 

@@ -36,7 +36,7 @@ def step_on_page(page: Any) -> int:
 def step_of_session(lab: labkit.Lab) -> int:
     return int(
         lab.execute(
-            "from rehearsal_kit.telemetry import Steps\n"
+            "from rehearsal_kit.record.records import Steps\n"
             "last = session.timeline.last(Steps)\nprint(last.first + len(last.losses))"
         )
     )
@@ -126,7 +126,7 @@ def both_ranks_apply_representatives_at_one_step(lab: labkit.Lab) -> None:
     ).wait_for()
     told = json.loads(
         lab.execute(
-            "import json\nfrom rehearsal_kit.telemetry import Applied\n"
+            "import json\nfrom rehearsal_kit.record.records import Applied\n"
             "applied = [r for r in session.timeline.records(Applied) if r.kind == 'Steer']\n"
             "print(json.dumps([[r.rank, r.step, r.settings['representatives'], r.refused] for r in applied]))"
         )

@@ -8,11 +8,11 @@ import cloudpickle
 import pytest
 from runkit import Net, job_in
 
-from rehearsal_kit.cli import main
-from rehearsal_kit.errors import SettingsError
-from rehearsal_kit.job import keep_job
-from rehearsal_kit.own_code import made_by
-from rehearsal_kit.strategies.replay import ER
+from rehearsal_kit.base.errors import SettingsError
+from rehearsal_kit.cli.main import main
+from rehearsal_kit.cluster.own_code import made_by
+from rehearsal_kit.learning.strategies.replay import ER
+from rehearsal_kit.rank.run_spec import keep_job
 
 CODE = """
 import torch
@@ -50,7 +50,7 @@ def test_a_file_is_run_from_where_it_is_and_what_it_makes_can_be_sent(file):
 
 
 def test_an_installed_module_will_do():
-    assert made_by("rehearsal_kit.strategies.replay:ER") == ER()
+    assert made_by("rehearsal_kit.learning.strategies.replay:ER") == ER()
 
 
 @pytest.mark.parametrize(

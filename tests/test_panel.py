@@ -12,15 +12,14 @@ import pandas as pd
 import pytest
 from runkit import arrived
 
-from rehearsal_kit.bench.long_runs import LongRun
-from rehearsal_kit.errors import SessionError
-from rehearsal_kit.preview import Preview
-from rehearsal_kit.rank_records import GenerationBegan, GenerationEnded, Stalled
-from rehearsal_kit.results import checkpoints_table
-from rehearsal_kit.settings import Rehearsal, Training
-from rehearsal_kit.strategies.dark import DERpp
-from rehearsal_kit.strategies.replay import ER
-from rehearsal_kit.telemetry import (
+from rehearsal_kit.base.errors import SessionError
+from rehearsal_kit.base.settings import Rehearsal, Training
+from rehearsal_kit.bench.runs.long_runs import LongRun
+from rehearsal_kit.learning.strategies.dark import DERpp
+from rehearsal_kit.learning.strategies.replay import ER
+from rehearsal_kit.record.preview_files import Preview
+from rehearsal_kit.record.rank_records import GenerationBegan, GenerationEnded, Stalled
+from rehearsal_kit.record.records import (
     Applied,
     BranchBegan,
     CheckpointFailed,
@@ -34,12 +33,9 @@ from rehearsal_kit.telemetry import (
     TaskEnded,
     TaskSetAside,
 )
-from rehearsal_kit.timeline import Timeline
-from rehearsal_kit.widgets import images
-from rehearsal_kit.widgets.acts import NONE
-from rehearsal_kit.widgets.asked_preview import AskedPreview
-from rehearsal_kit.widgets.controls import Controls
-from rehearsal_kit.widgets.figures import (
+from rehearsal_kit.record.timeline import Timeline
+from rehearsal_kit.reports import pictures
+from rehearsal_kit.reports.figures import (
     PALETTE,
     decimate,
     left_curves,
@@ -47,10 +43,14 @@ from rehearsal_kit.widgets.figures import (
     loss_curves,
     watched_curves,
 )
-from rehearsal_kit.widgets.live import Pacer
+from rehearsal_kit.session.results import checkpoints_table
+from rehearsal_kit.widgets.asked_preview import AskedPreview
+from rehearsal_kit.widgets.controls import Controls
+from rehearsal_kit.widgets.live_widgets import Pacer
 from rehearsal_kit.widgets.panel import CAPTIONS, Panel, dashboard, tiles
+from rehearsal_kit.widgets.requests import answer
+from rehearsal_kit.widgets.run_controls import NONE
 from rehearsal_kit.widgets.status import banner, facts, tasks_html
-from rehearsal_kit.widgets.wishes import answer
 
 
 class StandIn:
@@ -398,10 +398,10 @@ def test_task_list_escapes_and_tells_states():
 
 def test_nan_is_transparent_and_limits_are_those_of_the_truth():
     image = np.array([[np.nan, 0.0], [1.0, 5.0]], np.float32)
-    numbers = images.indices(image, images.Scale(0, 1, images.colours("grey")))
+    numbers = pictures.indices(image, pictures.Scale(0, 1, pictures.colours("grey")))
     assert numbers.tolist() == [[0, 1], [255, 255]]
-    assert images.phase_scale(np.full((2, 2), 3.1, np.float32)).high == pytest.approx(np.pi)
-    assert images.phase_scale(np.full((2, 2), 0.1, np.float32)).high == pytest.approx(0.105)
+    assert pictures.phase_scale(np.full((2, 2), 3.1, np.float32)).high == pytest.approx(np.pi)
+    assert pictures.phase_scale(np.full((2, 2), 0.1, np.float32)).high == pytest.approx(0.105)
 
 
 def test_panel_pushes_absolute_state(session):
@@ -421,7 +421,7 @@ def test_truth_and_prediction_share_the_scale_of_the_truth():
     shown = tiles(preview("diffraction", ("amplitude", "phase", "height")))
     assert [tile.caption for tile in shown] == [*CAPTIONS, "true height", "predicted height"]
     ramp = shown[1].image
-    amplitude, phase = images.amplitude_scale(ramp), images.phase_scale(ramp)
+    amplitude, phase = pictures.amplitude_scale(ramp), pictures.phase_scale(ramp)
     assert [tile.scale for tile in shown[1:]] == [amplitude] * 2 + [phase] * 2 + [amplitude] * 2
 
 
@@ -432,7 +432,7 @@ def test_pictures_follow_what_the_preview_holds(session):
     assert panel.about.value == ""
     panel.push()
     (tile,) = panel.tiles.tiles
-    assert (tile["caption"], tile["colours"]) == ("image", images.colours("grey"))
+    assert (tile["caption"], tile["colours"]) == ("image", pictures.colours("grey"))
     assert panel.about.value == "task 0, as predicted at step 5: true label 3; predicted &lt;3&gt; (0.92)"
     said, session.shown = panel.about.value, None
     session.timeline.append(arrived(0))

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from rehearsal_kit.errors import ScanError, SettingsError
-from rehearsal_kit.preparation import Preparation
-from rehearsal_kit.scans.acquisition import Acquisition
-from rehearsal_kit.scans.cxi_writing import write_cxi
-from rehearsal_kit.scans.opening import open_scan
+from rehearsal_kit.base.errors import ScanError, SettingsError
+from rehearsal_kit.data.preparation import Preparation
+from rehearsal_kit.data.scans.acquisition import Acquisition
+from rehearsal_kit.data.scans.cxi_writing import write_cxi
+from rehearsal_kit.data.scans.opening import open_scan
 
 
 def scan_of(tmp_path, counts):

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from rehearsal_kit.errors import SettingsError
-from rehearsal_kit.networks.ptychonn import PtychoNN
+from rehearsal_kit.base.errors import SettingsError
+from rehearsal_kit.learning.networks.ptychonn import PtychoNN
 
 
 @pytest.mark.parametrize(("size", "parameters"), [("original", 1_247_074), ("paper", 4_694_690)])

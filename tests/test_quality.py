@@ -10,9 +10,9 @@ import torch
 from ranks import on_ranks
 from scipy.ndimage import gaussian_filter
 
-from rehearsal_kit.errors import SettingsError
-from rehearsal_kit.groups import Groups
-from rehearsal_kit.quality import Quality, Scores, kinds_of
+from rehearsal_kit.base.errors import SettingsError
+from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.learning.metrics import Quality, Scores, kinds_of
 
 ALONE = Groups(0, 1)
 KINDS = {"amplitude": "values", "phase": "phase", "label": "class"}

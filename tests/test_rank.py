@@ -11,17 +11,25 @@ import torch
 from ranks import alone, on_ranks, small_job
 from safetensors.torch import load_file
 
-from rehearsal_kit.commands import Arrived, FinishStream, Pause, Resume, Steer, Stop
-from rehearsal_kit.groups import Groups
-from rehearsal_kit.preview import read_previews
-from rehearsal_kit.rank import Rank
-from rehearsal_kit.run_folder import read_ledger
-from rehearsal_kit.settings import Rehearsal, Training
-from rehearsal_kit.strategies.references import FromScratch, Incremental
-from rehearsal_kit.strategies.replay import ER
-from rehearsal_kit.synthetic import Beamline
-from rehearsal_kit.telemetry import Applied, Evaluated, Steps, TaskArrived, TaskBegan, TaskEnded, TaskSetAside
-from rehearsal_kit.timeline import Timeline
+from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.base.settings import Rehearsal, Training
+from rehearsal_kit.data.simulated_beamline import Beamline
+from rehearsal_kit.learning.strategies.references import FromScratch, Incremental
+from rehearsal_kit.learning.strategies.replay import ER
+from rehearsal_kit.rank.training_loop import Rank
+from rehearsal_kit.record.commands import Arrived, FinishStream, Pause, Resume, Steer, Stop
+from rehearsal_kit.record.ledger import read_ledger
+from rehearsal_kit.record.preview_files import read_previews
+from rehearsal_kit.record.records import (
+    Applied,
+    Evaluated,
+    Steps,
+    TaskArrived,
+    TaskBegan,
+    TaskEnded,
+    TaskSetAside,
+)
+from rehearsal_kit.record.timeline import Timeline
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +252,7 @@ def on_this_rank(groups: Groups, folder: str, wishes: list[str]):
     import queue
     from pathlib import Path
 
-    from rehearsal_kit.run_folder import RunFolder
+    from rehearsal_kit.record.run_folder import RunFolder
 
     job = small_job(Path(folder) / f"unused-{groups.rank}")
     job = type(job)(**{**vars(job), "run": RunFolder(Path(folder))})
@@ -259,7 +267,7 @@ def on_this_rank(groups: Groups, folder: str, wishes: list[str]):
 
 
 def test_two_ranks_apply_commands_at_the_same_step_and_end_with_the_same_weights(tmp_path, run, scans):
-    from rehearsal_kit.commands import Wish
+    from rehearsal_kit.record.commands import Wish
 
     commands = [*scans[:2], Steer(representatives=2), FinishStream()]
     wishes = [Wish(number, command).to_json() for number, command in enumerate(commands, 1)]

@@ -9,11 +9,11 @@ import torch
 from distributed.protocol.pickle import dumps, loads
 from ranks import alone, small_job
 
-from rehearsal_kit.commands import FinishStream
-from rehearsal_kit.networks.convnet import ConvNet
-from rehearsal_kit.settings import Rehearsal, Training
-from rehearsal_kit.telemetry import Steps, TaskEnded
-from rehearsal_kit.tensor_tasks import split_classes, write_task
+from rehearsal_kit.base.settings import Rehearsal, Training
+from rehearsal_kit.data.tensor_tasks import split_classes, write_task
+from rehearsal_kit.learning.networks.convnet import ConvNet
+from rehearsal_kit.record.commands import FinishStream
+from rehearsal_kit.record.records import Steps, TaskEnded
 
 README = Path(__file__).parents[1] / "README.md"
 

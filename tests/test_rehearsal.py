@@ -35,10 +35,10 @@ from samples import (
 )
 from scipy.stats import chisquare
 
-from rehearsal_kit.errors import RankError, SettingsError
-from rehearsal_kit.groups import Groups
-from rehearsal_kit.layout import RowLayout
-from rehearsal_kit.rounds import Pending, Round
+from rehearsal_kit.base.errors import RankError, SettingsError
+from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.buffer.row_layout import RowLayout
+from rehearsal_kit.buffer.states import Pending, Round
 
 STEPS = 30
 SIZES = [8, 3, 0, 5]

@@ -25,8 +25,11 @@ from runkit import (
     weights_of,
 )
 
-from rehearsal_kit.checkpoint import find_checkpoints
-from rehearsal_kit.commands import (
+from rehearsal_kit.base.errors import ReplayError
+from rehearsal_kit.data.tensor_tasks import TensorTask, write_task
+from rehearsal_kit.learning.strategies.references import Incremental
+from rehearsal_kit.rank.checkpoint_files import find_checkpoints
+from rehearsal_kit.record.commands import (
     Evaluate,
     FinishStream,
     FinishTask,
@@ -39,13 +42,11 @@ from rehearsal_kit.commands import (
     Steer,
     TakeCheckpoint,
 )
-from rehearsal_kit.errors import ReplayError
-from rehearsal_kit.replay import compare_runs
-from rehearsal_kit.run_folder import RunFolder, read_ledger
-from rehearsal_kit.strategies.references import Incremental
-from rehearsal_kit.telemetry import BranchBegan, Restored, TaskEnded
-from rehearsal_kit.tensor_tasks import TensorTask, write_task
-from rehearsal_kit.timeline import Timeline
+from rehearsal_kit.record.ledger import read_ledger
+from rehearsal_kit.record.records import BranchBegan, Restored, TaskEnded
+from rehearsal_kit.record.run_folder import RunFolder
+from rehearsal_kit.record.timeline import Timeline
+from rehearsal_kit.session.replay import compare_runs
 
 COMMANDS = 100
 

@@ -10,14 +10,21 @@ import labkit
 import numpy as np
 import pytest
 
-from rehearsal_kit.errors import SettingsError
-from rehearsal_kit.preview import Preview, append_previews
-from rehearsal_kit.rank_records import Joined
-from rehearsal_kit.report import ReportedRun, write_report
-from rehearsal_kit.telemetry import BranchBegan, CheckpointTaken, Evaluated, Steps, TaskArrived, TaskEnded
-from rehearsal_kit.timeline import Timeline
-from rehearsal_kit.widgets.figures import age_figure, loss_figure, terms_figure
-from rehearsal_kit.widgets.images import Scale, colours, png_uri
+from rehearsal_kit.base.errors import SettingsError
+from rehearsal_kit.record.preview_files import Preview, append_previews
+from rehearsal_kit.record.rank_records import Joined
+from rehearsal_kit.record.records import (
+    BranchBegan,
+    CheckpointTaken,
+    Evaluated,
+    Steps,
+    TaskArrived,
+    TaskEnded,
+)
+from rehearsal_kit.record.timeline import Timeline
+from rehearsal_kit.reports.figures import age_figure, loss_figure, terms_figure
+from rehearsal_kit.reports.html_report import ReportedRun, write_report
+from rehearsal_kit.reports.pictures import Scale, colours, png_uri
 
 TABLE = "<table><tr><th>strategy</th><th>mean</th></tr><tr><td>ER</td><td>0.1</td></tr></table>"
 STRATEGIES = {"ER": 0.02, "Incremental": 0.2, "FromScratch": 0.0}

@@ -9,15 +9,13 @@ import signal
 import pytest
 from runkit import Net, carry_out, class_tasks, job_in, written
 
-from rehearsal_kit.bench.long_runs import LongRun
-from rehearsal_kit.commands import FinishStream
-from rehearsal_kit.condensed import condensed_path
-from rehearsal_kit.groups import Groups
-from rehearsal_kit.history import History
-from rehearsal_kit.reporter import Reporter
-from rehearsal_kit.run_folder import Ledger, read_ledger
-from rehearsal_kit.settings import Recovery
-from rehearsal_kit.telemetry import (
+from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.base.settings import Recovery
+from rehearsal_kit.bench.runs.long_runs import LongRun
+from rehearsal_kit.rank.reporter import Reporter
+from rehearsal_kit.record.commands import FinishStream
+from rehearsal_kit.record.ledger import Ledger, read_ledger
+from rehearsal_kit.record.records import (
     CheckpointTaken,
     Noted,
     NotKept,
@@ -25,9 +23,11 @@ from rehearsal_kit.telemetry import (
     Steps,
     TaskEnded,
 )
-from rehearsal_kit.timeline import Timeline
-from rehearsal_kit.timeline_file import EVERY
-from rehearsal_kit.told import Told
+from rehearsal_kit.record.seen import Told
+from rehearsal_kit.record.tail import History
+from rehearsal_kit.record.timeline import Timeline
+from rehearsal_kit.record.timeline_cache import condensed_path
+from rehearsal_kit.record.timeline_file import EVERY
 from rehearsal_kit.widgets.status import banner
 
 

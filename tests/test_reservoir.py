@@ -8,11 +8,11 @@ import torch
 from samples import alone_in_its_store
 from scipy.stats import chisquare
 
-from rehearsal_kit.exchange import GroupExchange
-from rehearsal_kit.layout import RowLayout
-from rehearsal_kit.policies import OPEN, Reservoir
-from rehearsal_kit.rehearsal import DistributedBuffer
-from rehearsal_kit.settings import Rehearsal
+from rehearsal_kit.base.settings import Rehearsal
+from rehearsal_kit.buffer.distributed_buffer import DistributedBuffer
+from rehearsal_kit.buffer.exchange import GroupExchange
+from rehearsal_kit.buffer.policies import OPEN, Reservoir
+from rehearsal_kit.buffer.row_layout import RowLayout
 
 STEPS = 400
 SIZES = [256, 64, 0, 128]  # samples per step of each rank: streams of very different length

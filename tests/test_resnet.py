@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from rehearsal_kit.errors import SettingsError
-from rehearsal_kit.networks.convnet import ConvNet
-from rehearsal_kit.networks.resnet import ResNet
+from rehearsal_kit.base.errors import SettingsError
+from rehearsal_kit.learning.networks.convnet import ConvNet
+from rehearsal_kit.learning.networks.resnet import ResNet
 
 SMALL = {"classes": 4, "width": 4, "stem": "small"}
 

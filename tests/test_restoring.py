@@ -9,8 +9,11 @@ import shutil
 import pytest
 from runkit import ALONE, CutOffError, carry_out, class_tasks, job_in, same, until, weights_of
 
-from rehearsal_kit.checkpoint import find_checkpoints
-from rehearsal_kit.commands import (
+from rehearsal_kit.base.errors import CheckpointError
+from rehearsal_kit.base.settings import Recovery
+from rehearsal_kit.rank.checkpoint_files import find_checkpoints
+from rehearsal_kit.rank.checkpoint_loader import load_checkpoint
+from rehearsal_kit.record.commands import (
     Evaluate,
     FinishStream,
     FinishTask,
@@ -23,11 +26,8 @@ from rehearsal_kit.commands import (
     Steer,
     TakeCheckpoint,
 )
-from rehearsal_kit.errors import CheckpointError
-from rehearsal_kit.restoring import load_checkpoint
-from rehearsal_kit.run_folder import read_ledger
-from rehearsal_kit.settings import Recovery
-from rehearsal_kit.telemetry import (
+from rehearsal_kit.record.ledger import read_ledger
+from rehearsal_kit.record.records import (
     Applied,
     BranchBegan,
     CheckpointFailed,
@@ -39,7 +39,7 @@ from rehearsal_kit.telemetry import (
     TaskEnded,
     TaskSetAside,
 )
-from rehearsal_kit.timeline import Timeline
+from rehearsal_kit.record.timeline import Timeline
 
 
 @pytest.fixture(scope="module")

@@ -15,21 +15,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rehearsal_kit.cluster import start_cluster
-from rehearsal_kit.comparison import Outcome
-from rehearsal_kit.errors import RankError, SessionError, SettingsError
-from rehearsal_kit.networks.convnet import ConvNet
-from rehearsal_kit.networks.ptychonn import PtychoNN
-from rehearsal_kit.preparation import Preparation
-from rehearsal_kit.results import left_out, results_table
-from rehearsal_kit.scans.opening import open_scan
-from rehearsal_kit.session import Session
-from rehearsal_kit.settings import Rehearsal, Training
-from rehearsal_kit.strategies.dark import DERpp
-from rehearsal_kit.strategies.replay import ER
-from rehearsal_kit.strategies.strategy import Strategy
-from rehearsal_kit.synthetic import Beamline
-from rehearsal_kit.telemetry import (
+from rehearsal_kit.base.errors import RankError, SessionError, SettingsError
+from rehearsal_kit.base.settings import Rehearsal, Training
+from rehearsal_kit.cluster.cluster import start_cluster
+from rehearsal_kit.data.preparation import Preparation
+from rehearsal_kit.data.scans.opening import open_scan
+from rehearsal_kit.data.simulated_beamline import Beamline
+from rehearsal_kit.data.tensor_tasks import TensorTask, labelled_task, split_classes
+from rehearsal_kit.learning.networks.convnet import ConvNet
+from rehearsal_kit.learning.networks.ptychonn import PtychoNN
+from rehearsal_kit.learning.strategies.dark import DERpp
+from rehearsal_kit.learning.strategies.replay import ER
+from rehearsal_kit.learning.strategies.strategy import Strategy
+from rehearsal_kit.record.records import (
     BranchBegan,
     Evaluated,
     StateChanged,
@@ -38,8 +36,10 @@ from rehearsal_kit.telemetry import (
     TaskEnded,
     TaskSetAside,
 )
-from rehearsal_kit.tensor_tasks import TensorTask, labelled_task, split_classes
-from rehearsal_kit.timeline import Timeline
+from rehearsal_kit.record.timeline import Timeline
+from rehearsal_kit.reports.comparison import Outcome
+from rehearsal_kit.session.results import left_out, results_table
+from rehearsal_kit.session.session import Session
 
 DEADLINE_S = 90
 CLASSES = 4

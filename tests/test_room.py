@@ -5,10 +5,10 @@ from __future__ import annotations
 import psutil
 import pytest
 
-from rehearsal_kit.errors import SettingsError
-from rehearsal_kit.exchange import GroupExchange
-from rehearsal_kit.groups import Groups
-from rehearsal_kit.room import available_bytes, require_room, share_of
+from rehearsal_kit.base.errors import SettingsError
+from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.buffer.exchange import GroupExchange
+from rehearsal_kit.buffer.memory_limit import available_bytes, require_room, share_of
 
 ALONE = GroupExchange(Groups(0, 1))
 

@@ -26,8 +26,13 @@ from runkit import (
     weights_of,
 )
 
-from rehearsal_kit.checkpoint import STATE, find_checkpoints
-from rehearsal_kit.commands import (
+from rehearsal_kit.base.errors import RunFolderError
+from rehearsal_kit.learning.strategies.references import FromScratch, Incremental
+from rehearsal_kit.rank.checkpoint_files import STATE, find_checkpoints
+from rehearsal_kit.rank.live_settings import InForce
+from rehearsal_kit.rank.run_state import Course
+from rehearsal_kit.rank.training_loop import Rank
+from rehearsal_kit.record.commands import (
     BeginAgain,
     FinishStream,
     Note,
@@ -38,17 +43,9 @@ from rehearsal_kit.commands import (
     Stop,
     TakeCheckpoint,
 )
-from rehearsal_kit.course import Course
-from rehearsal_kit.effects import effects_of, has_ended, segments
-from rehearsal_kit.errors import RunFolderError
-from rehearsal_kit.in_force import InForce
-from rehearsal_kit.rank import Rank
-from rehearsal_kit.replay import compare_runs
-from rehearsal_kit.run_folder import read_ledger
-from rehearsal_kit.run_states import CHANGES, FATES, Event, Fate
-from rehearsal_kit.script import Outstanding
-from rehearsal_kit.strategies.references import FromScratch, Incremental
-from rehearsal_kit.telemetry import (
+from rehearsal_kit.record.effects import effects_of, has_ended, segments
+from rehearsal_kit.record.ledger import read_ledger
+from rehearsal_kit.record.records import (
     Applied,
     BranchBegan,
     CheckpointFailed,
@@ -61,7 +58,10 @@ from rehearsal_kit.telemetry import (
     TaskSetAside,
     Unevaluated,
 )
-from rehearsal_kit.timeline import Timeline
+from rehearsal_kit.record.replay_queue import Outstanding
+from rehearsal_kit.record.run_states import CHANGES, FATES, Event, Fate
+from rehearsal_kit.record.timeline import Timeline
+from rehearsal_kit.session.replay import compare_runs
 
 STEPS = 18
 """Of a task on one rank: 48 samples, 8 in a mini-batch, 3 epochs."""

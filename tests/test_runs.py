@@ -15,20 +15,20 @@ import torch
 from ranks import on_ranks, small_job
 from safetensors.torch import load_file
 
-from rehearsal_kit.commands import FinishStream, Pause, Resume, Steer, Stop, Wish
-from rehearsal_kit.errors import SettingsError
-from rehearsal_kit.groups import Groups
-from rehearsal_kit.job import Job
-from rehearsal_kit.rank import Rank
-from rehearsal_kit.run_folder import RunFolder
-from rehearsal_kit.settings import Rehearsal, Training
-from rehearsal_kit.strategies.dark import DER, DERpp
-from rehearsal_kit.strategies.losses import supervised_loss
-from rehearsal_kit.strategies.references import Cumulative, FromScratch, Incremental
-from rehearsal_kit.strategies.replay import AGEM, ER
-from rehearsal_kit.strategies.strategy import Strategy, Term
-from rehearsal_kit.tasks import shard
-from rehearsal_kit.telemetry import (
+from rehearsal_kit.base.errors import SettingsError
+from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.base.settings import Rehearsal, Training
+from rehearsal_kit.data.experience import shard
+from rehearsal_kit.data.tensor_tasks import TensorTask, open_tensor_task, split_classes, write_task
+from rehearsal_kit.learning.strategies.dark import DER, DERpp
+from rehearsal_kit.learning.strategies.losses import supervised_loss
+from rehearsal_kit.learning.strategies.references import Cumulative, FromScratch, Incremental
+from rehearsal_kit.learning.strategies.replay import AGEM, ER
+from rehearsal_kit.learning.strategies.strategy import Strategy, Term
+from rehearsal_kit.rank.run_spec import Job
+from rehearsal_kit.rank.training_loop import Rank
+from rehearsal_kit.record.commands import FinishStream, Pause, Resume, Steer, Stop, Wish
+from rehearsal_kit.record.records import (
     Applied,
     Evaluated,
     StateChanged,
@@ -37,8 +37,8 @@ from rehearsal_kit.telemetry import (
     TaskEnded,
     TaskSetAside,
 )
-from rehearsal_kit.tensor_tasks import TensorTask, open_tensor_task, split_classes, write_task
-from rehearsal_kit.timeline import Timeline
+from rehearsal_kit.record.run_folder import RunFolder
+from rehearsal_kit.record.timeline import Timeline
 
 FEATURES = 8
 CLASSES = 4

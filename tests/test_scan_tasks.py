@@ -5,16 +5,16 @@ import pytest
 import torch
 from real_data import real_data
 
-from rehearsal_kit.commands import Arrived
-from rehearsal_kit.errors import ScanError
-from rehearsal_kit.preparation import Preparation
-from rehearsal_kit.scan_tasks import regions, split_scan
-from rehearsal_kit.scans.acquisition import Acquisition
-from rehearsal_kit.scans.cxi_writing import write_cxi
-from rehearsal_kit.scans.opening import open_scan
-from rehearsal_kit.scans.scan import patch_corners
-from rehearsal_kit.synthetic import Beamline, convert
-from rehearsal_kit.tasks import shard
+from rehearsal_kit.base.errors import ScanError
+from rehearsal_kit.data.experience import shard
+from rehearsal_kit.data.preparation import Preparation
+from rehearsal_kit.data.scan_tasks import regions, split_scan
+from rehearsal_kit.data.scans.acquisition import Acquisition
+from rehearsal_kit.data.scans.cxi_writing import write_cxi
+from rehearsal_kit.data.scans.opening import open_scan
+from rehearsal_kit.data.scans.scan import patch_corners
+from rehearsal_kit.data.simulated_beamline import Beamline, convert
+from rehearsal_kit.record.commands import Arrived
 
 SIZE = 32
 PREPARATION = Preparation(size=SIZE, scale=30.0)

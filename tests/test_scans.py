@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from real_data import real_data
 
-from rehearsal_kit.errors import NotYetError, ScanError, SettingsError
-from rehearsal_kit.scans.acquisition import Acquisition
-from rehearsal_kit.scans.cxi_writing import write_cxi
-from rehearsal_kit.scans.opening import open_scan
-from rehearsal_kit.scans.reconstructions import read_measured, read_reconstruction
-from rehearsal_kit.scans.scan import patch_corners
+from rehearsal_kit.base.errors import NotYetError, ScanError, SettingsError
+from rehearsal_kit.data.scans.acquisition import Acquisition
+from rehearsal_kit.data.scans.cxi_writing import write_cxi
+from rehearsal_kit.data.scans.opening import open_scan
+from rehearsal_kit.data.scans.reconstructions import read_measured, read_reconstruction
+from rehearsal_kit.data.scans.scan import patch_corners
 
 FRAMES, SIDE = 7, 16
 DATA = "/entry_1/instrument_1/detector_1/data"

@@ -17,16 +17,16 @@ import pytest
 from intruder import NOBODY, as_nobody, break_in, disguises, listening, pages, spill, web_ports
 from ranks import Tiny
 
-from rehearsal_kit.cluster import reach, start_cluster
-from rehearsal_kit.errors import ClusterError, RunFolderError
-from rehearsal_kit.preparation import Preparation
-from rehearsal_kit.processes import family, words
-from rehearsal_kit.run_folder import RunFolder
-from rehearsal_kit.session import Session
-from rehearsal_kit.settings import Rehearsal, Training
-from rehearsal_kit.strategies.replay import ER
-from rehearsal_kit.synthetic import Beamline
-from rehearsal_kit.telemetry import Steps
+from rehearsal_kit.base.errors import ClusterError, RunFolderError
+from rehearsal_kit.base.processes import family, words
+from rehearsal_kit.base.settings import Rehearsal, Training
+from rehearsal_kit.cluster.cluster import reach, start_cluster
+from rehearsal_kit.data.preparation import Preparation
+from rehearsal_kit.data.simulated_beamline import Beamline
+from rehearsal_kit.learning.strategies.replay import ER
+from rehearsal_kit.record.records import Steps
+from rehearsal_kit.record.run_folder import RunFolder
+from rehearsal_kit.session.session import Session
 
 pytestmark = pytest.mark.cluster
 DEADLINE_S = 60

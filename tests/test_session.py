@@ -15,9 +15,7 @@ from distributed import Client
 from intruder import listening
 from ranks import Tiny
 
-from rehearsal_kit.attaching import resume
-from rehearsal_kit.cluster import start_cluster
-from rehearsal_kit.errors import (
+from rehearsal_kit.base.errors import (
     ClusterError,
     RankError,
     RunFolderError,
@@ -26,15 +24,17 @@ from rehearsal_kit.errors import (
     SettingsError,
     TaskError,
 )
-from rehearsal_kit.following import train_to_the_end
-from rehearsal_kit.preparation import Preparation
-from rehearsal_kit.rank_records import Joined
-from rehearsal_kit.session import Session
-from rehearsal_kit.settings import Rehearsal, Training
-from rehearsal_kit.strategies.replay import ER
-from rehearsal_kit.strategies.strategy import Strategy
-from rehearsal_kit.synthetic import Beamline
-from rehearsal_kit.telemetry import StateChanged, Steps, TaskArrived, TaskSetAside
+from rehearsal_kit.base.settings import Rehearsal, Training
+from rehearsal_kit.cluster.cluster import start_cluster
+from rehearsal_kit.data.preparation import Preparation
+from rehearsal_kit.data.simulated_beamline import Beamline
+from rehearsal_kit.learning.strategies.replay import ER
+from rehearsal_kit.learning.strategies.strategy import Strategy
+from rehearsal_kit.record.rank_records import Joined
+from rehearsal_kit.record.records import StateChanged, Steps, TaskArrived, TaskSetAside
+from rehearsal_kit.session.attach import resume
+from rehearsal_kit.session.progress_bar import train_to_the_end
+from rehearsal_kit.session.session import Session
 
 pytestmark = pytest.mark.cluster
 DEADLINE_S = 60

@@ -6,9 +6,19 @@ import math
 
 import pytest
 
-from rehearsal_kit.commands import Arrived, FinishStream, Pause, Resume, SetAside, Steer, Stop, Watch, Wish
-from rehearsal_kit.errors import RehearsalKitError, SettingsError
-from rehearsal_kit.settings import Rehearsal, Training
+from rehearsal_kit.base.errors import RehearsalKitError, SettingsError
+from rehearsal_kit.base.settings import Rehearsal, Training
+from rehearsal_kit.record.commands import (
+    Arrived,
+    FinishStream,
+    Pause,
+    Resume,
+    SetAside,
+    Steer,
+    Stop,
+    Watch,
+    Wish,
+)
 
 COMMANDS = [
     Arrived(name="a", path="/a.cxi", region=(0.0, 4.0, 1.0, 5.0), held_out=None, digest="0"),

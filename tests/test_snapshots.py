@@ -16,13 +16,13 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from samples import assert_whole, batch_of, new_buffer
 
-from rehearsal_kit import tensor_files
-from rehearsal_kit.errors import SettingsError, SnapshotError
-from rehearsal_kit.groups import Groups
-from rehearsal_kit.rehearsal import DistributedBuffer
-from rehearsal_kit.rounds import Round
-from rehearsal_kit.settings import Rehearsal
-from rehearsal_kit.snapshots import read_shards, write_shard
+from rehearsal_kit.base import tensor_files
+from rehearsal_kit.base.errors import SettingsError, SnapshotError
+from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.base.settings import Rehearsal
+from rehearsal_kit.buffer.distributed_buffer import DistributedBuffer
+from rehearsal_kit.buffer.snapshots import read_shards, write_shard
+from rehearsal_kit.buffer.states import Round
 
 POLICIES = ["quotas", "reservoir", "fifo"]
 BREAK, END = 14, 26

@@ -18,18 +18,18 @@ from hypothesis import strategies as some
 from ranks import Tiny, on_ranks
 from torch.nn import functional
 
-from rehearsal_kit.commands import Steer
-from rehearsal_kit.errors import RankError, SettingsError
-from rehearsal_kit.groups import Groups
-from rehearsal_kit.layout import IDENTITY
-from rehearsal_kit.learner import Learner, MiniBatch
-from rehearsal_kit.settings import Training
-from rehearsal_kit.stored_outputs import NO_MODEL, VERSION, with_outputs
-from rehearsal_kit.strategies.choice import named_strategy, steer_to, switched
-from rehearsal_kit.strategies.dark import DER, DERpp
-from rehearsal_kit.strategies.losses import squared_distance, supervised_loss
-from rehearsal_kit.strategies.references import Cumulative, FromScratch, Incremental
-from rehearsal_kit.strategies.replay import AGEM, ER
+from rehearsal_kit.base.errors import RankError, SettingsError
+from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.base.settings import Training
+from rehearsal_kit.buffer.row_layout import IDENTITY
+from rehearsal_kit.learning.learner import Learner, MiniBatch
+from rehearsal_kit.learning.stored_outputs import NO_MODEL, VERSION, with_outputs
+from rehearsal_kit.learning.strategies.choice import named_strategy, steer_to, switched
+from rehearsal_kit.learning.strategies.dark import DER, DERpp
+from rehearsal_kit.learning.strategies.losses import squared_distance, supervised_loss
+from rehearsal_kit.learning.strategies.references import Cumulative, FromScratch, Incremental
+from rehearsal_kit.learning.strategies.replay import AGEM, ER
+from rehearsal_kit.record.commands import Steer
 
 ALPHA, BETA = 0.3, 0.7
 BY_ITSELF = Groups(0, 1)
@@ -273,8 +273,8 @@ def on_this_rank(groups, own):
 IN_A_NOTEBOOK = '''
 from dataclasses import dataclass
 
-from rehearsal_kit.strategies.losses import supervised_loss
-from rehearsal_kit.strategies.strategy import Strategy, Term
+from rehearsal_kit.learning.strategies.losses import supervised_loss
+from rehearsal_kit.learning.strategies.strategy import Strategy, Term
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from real_data import real_data
 
-from rehearsal_kit.errors import ScanError, SettingsError
-from rehearsal_kit.scans.opening import open_scan
-from rehearsal_kit.scans.reconstructions import Reconstruction
-from rehearsal_kit.scans.scan import patch_corners
-from rehearsal_kit.synthetic import Beamline, convert, simulate_counts, specimen
+from rehearsal_kit.base.errors import ScanError, SettingsError
+from rehearsal_kit.data.scans.opening import open_scan
+from rehearsal_kit.data.scans.reconstructions import Reconstruction
+from rehearsal_kit.data.scans.scan import patch_corners
+from rehearsal_kit.data.simulated_beamline import Beamline, convert, simulate_counts, specimen
 
 
 def small(modes: int = 1, side: int = 16) -> Reconstruction:

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from rehearsal_kit.commands import Arrived
-from rehearsal_kit.errors import SettingsError, TaskError
-from rehearsal_kit.tensor_tasks import (
+from rehearsal_kit.base.errors import SettingsError, TaskError
+from rehearsal_kit.data.tensor_tasks import (
     BLOCK,
     TensorTask,
     is_tensor_task,
@@ -20,6 +19,7 @@ from rehearsal_kit.tensor_tasks import (
     split_instances,
     write_task,
 )
+from rehearsal_kit.record.commands import Arrived
 
 CLASSES = 5
 

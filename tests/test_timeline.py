@@ -10,7 +10,12 @@ from ranks import small_job
 from runkit import arrived
 from tqdm import tqdm
 
-from rehearsal_kit.commands import (
+from rehearsal_kit.base.errors import SettingsError
+from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.base.settings import Recovery, Training
+from rehearsal_kit.data.simulated_beamline import Beamline
+from rehearsal_kit.rank.training_loop import Rank
+from rehearsal_kit.record.commands import (
     Arrived,
     FinishStream,
     Pause,
@@ -21,15 +26,7 @@ from rehearsal_kit.commands import (
     TakeCheckpoint,
     Wish,
 )
-from rehearsal_kit.comparison import Outcome
-from rehearsal_kit.errors import SettingsError
-from rehearsal_kit.following import Progress
-from rehearsal_kit.groups import Groups
-from rehearsal_kit.rank import Rank
-from rehearsal_kit.results import results_table
-from rehearsal_kit.settings import Recovery, Training
-from rehearsal_kit.synthetic import Beamline
-from rehearsal_kit.telemetry import (
+from rehearsal_kit.record.records import (
     Applied,
     BranchBegan,
     CheckpointKept,
@@ -42,8 +39,11 @@ from rehearsal_kit.telemetry import (
     TaskSetAside,
     TasksReordered,
 )
-from rehearsal_kit.timeline import Timeline
-from rehearsal_kit.told import Told
+from rehearsal_kit.record.seen import Told
+from rehearsal_kit.record.timeline import Timeline
+from rehearsal_kit.reports.comparison import Outcome
+from rehearsal_kit.session.progress_bar import Progress
+from rehearsal_kit.session.results import results_table
 
 
 def steps(first: int, *losses: float, branch: int = 0) -> Steps:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rehearsal_kit.snapshots import read_shards
+from rehearsal_kit.buffer.snapshots import read_shards
 
 README = Path(__file__).parents[1] / "README.md"
 

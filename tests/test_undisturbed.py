@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from rehearsal_kit import gallery
-from rehearsal_kit.bench import undisturbed_ranks
-from rehearsal_kit.bench.undisturbed import QUICK, Undisturbed
-from rehearsal_kit.bench.undisturbed_ranks import (
+from rehearsal_kit.base.errors import RehearsalKitError
+from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.bench.runs import undisturbed_ranks
+from rehearsal_kit.bench.runs.undisturbed import QUICK, Undisturbed
+from rehearsal_kit.bench.runs.undisturbed_ranks import (
     ARRIVAL,
     CHECKPOINT,
     NOTHING,
@@ -18,9 +19,8 @@ from rehearsal_kit.bench.undisturbed_ranks import (
     Block,
     Measurement,
 )
-from rehearsal_kit.errors import RehearsalKitError
-from rehearsal_kit.gallery import Gallery
-from rehearsal_kit.groups import Groups
+from rehearsal_kit.rank import previewer
+from rehearsal_kit.rank.previewer import Gallery
 
 
 def no_preview(monkeypatch):
@@ -28,7 +28,7 @@ def no_preview(monkeypatch):
 
 
 def a_preview_that_cannot_be_made(monkeypatch):
-    monkeypatch.setattr(gallery, "_preview", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(previewer, "_preview", lambda *_, **__: 1 / 0)
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,14 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from walks import MEANWHILE, SIZES, Generation, Walk, broken_promises, carry_out, walk_tasks
 
-from rehearsal_kit import experiences, reporter, resumption
-from rehearsal_kit.commands import (
+from rehearsal_kit.data import open_experience
+from rehearsal_kit.data.scans.files import facts_of
+from rehearsal_kit.rank import reporter, resumption
+from rehearsal_kit.rank.decisions import Control
+from rehearsal_kit.rank.evaluation import Evaluation
+from rehearsal_kit.rank.resumption import Resumption
+from rehearsal_kit.rank.run_state import Course
+from rehearsal_kit.record.commands import (
     Arrived,
     Command,
     Evaluate,
@@ -38,15 +44,11 @@ from rehearsal_kit.commands import (
     Steer,
     TakeCheckpoint,
 )
-from rehearsal_kit.control import Control
-from rehearsal_kit.course import Course
-from rehearsal_kit.evaluation import Evaluation
-from rehearsal_kit.resumption import Resumption
-from rehearsal_kit.run_folder import RunFolder, read_ledger
-from rehearsal_kit.scans.files import facts_of
-from rehearsal_kit.telemetry import TaskEnded
-from rehearsal_kit.timeline import Timeline
-from rehearsal_kit.told import Told
+from rehearsal_kit.record.ledger import read_ledger
+from rehearsal_kit.record.records import TaskEnded
+from rehearsal_kit.record.run_folder import RunFolder
+from rehearsal_kit.record.seen import Told
+from rehearsal_kit.record.timeline import Timeline
 
 ARRIVAL = Arrived(name="the next task", path="next")
 """Stands for the next of the tasks until they have been written."""
@@ -285,7 +287,7 @@ def _files_are_known_by_their_whole_path(plant):
 
 
 def _files_are_what_they_are_called(plant):
-    plant(experiences, "require_as_it_arrived", lambda arrived, known=None: facts_of(arrived.path))
+    plant(open_experience, "require_as_it_arrived", lambda arrived, known=None: facts_of(arrived.path))
     plant(resumption, "require_as_it_arrived", lambda arrived, known=None: facts_of(arrived.path))
 
 

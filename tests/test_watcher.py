@@ -13,10 +13,10 @@ from contextlib import contextmanager
 import h5py
 import pytest
 
-from rehearsal_kit.commands import Arrived, FinishStream, Note, SetAside, Skip, Watch, Wish
-from rehearsal_kit.errors import ScanError
-from rehearsal_kit.scans.files import BLOCK, digest_of
-from rehearsal_kit.watcher import Watcher
+from rehearsal_kit.base.errors import ScanError
+from rehearsal_kit.data.folder_watch import Watcher
+from rehearsal_kit.data.scans.files import BLOCK, digest_of
+from rehearsal_kit.record.commands import Arrived, FinishStream, Note, SetAside, Skip, Watch, Wish
 
 DEADLINE_S = 10
 

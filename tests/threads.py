@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from rehearsal_kit.groups import Groups
+from rehearsal_kit.base.process_groups import Groups
 
 COLLECTIVE_S = 30.0
 """Longer than anything that one rank does between two collectives."""

@@ -17,8 +17,15 @@ import torch
 from runkit import FEATURES, KERNEL
 from threads import ConnectionLostError, KilledError, ThreadGroups, World
 
-from rehearsal_kit.checkpoint import find_checkpoints
-from rehearsal_kit.commands import (
+from rehearsal_kit.base.errors import RankError
+from rehearsal_kit.base.settings import Recovery, Rehearsal, Training
+from rehearsal_kit.data.preparation import Preparation
+from rehearsal_kit.data.tensor_tasks import TensorTask, write_task
+from rehearsal_kit.learning.strategies.choice import named_strategy
+from rehearsal_kit.rank.checkpoint_files import find_checkpoints
+from rehearsal_kit.rank.run_spec import Job, keep_job
+from rehearsal_kit.rank.training_loop import Rank
+from rehearsal_kit.record.commands import (
     Arrived,
     Command,
     FinishStream,
@@ -28,21 +35,15 @@ from rehearsal_kit.commands import (
     Wish,
     to_plain,
 )
-from rehearsal_kit.effects import effects_of
-from rehearsal_kit.errors import RankError
-from rehearsal_kit.job import Job, keep_job
-from rehearsal_kit.preparation import Preparation
-from rehearsal_kit.rank import Rank
-from rehearsal_kit.rank_records import LeaseTaken
-from rehearsal_kit.replay import compare_runs, recorded_ranks
-from rehearsal_kit.run_folder import Ledger, RunFolder, read_ledger
-from rehearsal_kit.script import AGAIN
-from rehearsal_kit.settings import Recovery, Rehearsal, Training
-from rehearsal_kit.strategies.choice import named_strategy
-from rehearsal_kit.telemetry import TaskBegan, TaskEnded
-from rehearsal_kit.telemetry import to_plain as to_plain_record
-from rehearsal_kit.tensor_tasks import TensorTask, write_task
-from rehearsal_kit.timeline import Timeline
+from rehearsal_kit.record.effects import effects_of
+from rehearsal_kit.record.ledger import Ledger, read_ledger
+from rehearsal_kit.record.rank_records import LeaseTaken
+from rehearsal_kit.record.records import TaskBegan, TaskEnded
+from rehearsal_kit.record.records import to_plain as to_plain_record
+from rehearsal_kit.record.replay_queue import AGAIN
+from rehearsal_kit.record.run_folder import RunFolder
+from rehearsal_kit.record.timeline import Timeline
+from rehearsal_kit.session.replay import compare_runs, recorded_ranks
 
 SIZES = (9, 17, 5, 16, 12, 8, 10, 7)
 """Training samples of the tasks: fewer than ranks x batch, one more than whole mini-batches ..."""

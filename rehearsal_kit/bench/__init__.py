@@ -1,1 +1,5 @@
-"""What the rehearsal buffer costs: beside other libraries, between ranks, in whole training steps."""
+"""`rehearsal-kit bench`: ratios measured side by side in one run.
+
+Begin at command.py. store/ measures the buffer beside other libraries, ranks/ steps of real ranks, runs/
+whole runs: commands, checkpoints, disturbances, long histories.
+"""

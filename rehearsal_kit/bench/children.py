@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
-from rehearsal_kit.child_processes import imports_not_from_here
-from rehearsal_kit.errors import RehearsalKitError
-from rehearsal_kit.groups import Meeting, meet
+from rehearsal_kit.base.child_processes import imports_not_from_here
+from rehearsal_kit.base.errors import RehearsalKitError
+from rehearsal_kit.base.process_groups import Meeting, meet
 
 GRACE_S = 10.0
 """For a process that has answered to end by itself, and for others to answer after one has failed."""

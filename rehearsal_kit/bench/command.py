@@ -10,30 +10,30 @@ from pathlib import Path
 
 import torch
 
-from rehearsal_kit.bench import beside_others, growth
-from rehearsal_kit.bench.checkpoint_costs import Windows, checkpoint_table, measure_checkpoints
+from rehearsal_kit.base.errors import SettingsError
+from rehearsal_kit.base.settings import require_integer
 from rehearsal_kit.bench.children import in_children, on_ranks
-from rehearsal_kit.bench.command_latency import latency_table, measure_latency
-from rehearsal_kit.bench.exchange_costs import ExchangeCost, exchange_table
-from rehearsal_kit.bench.exchange_ranks import PUBLISHED, measure_exchange
-from rehearsal_kit.bench.growth_tables import growth_tables
-from rehearsal_kit.bench.history import history_table, measure_history, plain_cost
-from rehearsal_kit.bench.long_runs import LongRun
 from rehearsal_kit.bench.machine import Machine
-from rehearsal_kit.bench.plan_costs import measure_plans, plan_table
-from rehearsal_kit.bench.step_costs import StepCost, step_table
-from rehearsal_kit.bench.step_ranks import Trial, measure_steps
-from rehearsal_kit.bench.strategy_costs import StrategyCost, strategy_costs, strategy_table
-from rehearsal_kit.bench.strategy_ranks import Turns, measure_turns
-from rehearsal_kit.bench.subjects import ON_CPU, ON_CUDA, RESNET_ON_CUDA, Subject
+from rehearsal_kit.bench.ranks.exchange_costs import ExchangeCost, exchange_table
+from rehearsal_kit.bench.ranks.exchange_ranks import PUBLISHED, measure_exchange
+from rehearsal_kit.bench.ranks.plan_costs import measure_plans, plan_table
+from rehearsal_kit.bench.ranks.step_costs import StepCost, step_table
+from rehearsal_kit.bench.ranks.step_ranks import Trial, measure_steps
+from rehearsal_kit.bench.ranks.strategy_costs import StrategyCost, strategy_costs, strategy_table
+from rehearsal_kit.bench.ranks.strategy_ranks import Turns, measure_turns
+from rehearsal_kit.bench.ranks.subjects import ON_CPU, ON_CUDA, RESNET_ON_CUDA, Subject
+from rehearsal_kit.bench.runs.checkpoint_costs import Windows, checkpoint_table, measure_checkpoints
+from rehearsal_kit.bench.runs.command_latency import latency_table, measure_latency
+from rehearsal_kit.bench.runs.history import history_table, measure_history, plain_cost
+from rehearsal_kit.bench.runs.long_runs import LongRun
+from rehearsal_kit.bench.runs.undisturbed import FULL, QUICK, measure
+from rehearsal_kit.bench.store import beside_others, growth
+from rehearsal_kit.bench.store.growth_tables import growth_tables
+from rehearsal_kit.bench.store.workload import WIDE_FIELDS, Workload
 from rehearsal_kit.bench.table import Measured
-from rehearsal_kit.bench.undisturbed import FULL, QUICK, measure
-from rehearsal_kit.bench.workload import WIDE_FIELDS, Workload
 from rehearsal_kit.compare.streams import stream_named
-from rehearsal_kit.errors import SettingsError
-from rehearsal_kit.run_folder import RunFolder
-from rehearsal_kit.settings import require_integer
-from rehearsal_kit.synthetic import Beamline
+from rehearsal_kit.data.simulated_beamline import Beamline
+from rehearsal_kit.record.run_folder import RunFolder
 
 PAIRS = 40
 ROUNDS = 100

@@ -1,1 +1,4 @@
-"""`rehearsal-kit compare`: all strategies on the same stream, and what each of them costs."""
+"""`rehearsal-kit compare`: all strategies on the same stream, with their costs.
+
+Begin at command.py. Imports session and all below it.
+"""

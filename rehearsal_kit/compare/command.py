@@ -8,17 +8,18 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from rehearsal_kit.cluster import running_clusters, start_cluster, starter_of, stop_cluster
-from rehearsal_kit.commands import Arrived
+from rehearsal_kit.base.errors import RunFolderError
+from rehearsal_kit.base.files import write_private
+from rehearsal_kit.base.settings import require_integer
+from rehearsal_kit.cluster.cluster import running_clusters, start_cluster, starter_of, stop_cluster
 from rehearsal_kit.compare.streams import STREAMS, CompareStream, Place, stream_named
 from rehearsal_kit.compare.trial import PERCENT, Arm, Laid, run_trial
-from rehearsal_kit.comparison import INCOMPLETE, Comparison
-from rehearsal_kit.errors import RunFolderError
-from rehearsal_kit.experiences import open_experience
-from rehearsal_kit.report import ReportedRun, write_report
-from rehearsal_kit.run_folder import RunFolder, write_private
-from rehearsal_kit.settings import require_integer
-from rehearsal_kit.timeline import Timeline
+from rehearsal_kit.data.open_experience import open_experience
+from rehearsal_kit.record.commands import Arrived
+from rehearsal_kit.record.run_folder import RunFolder
+from rehearsal_kit.record.timeline import Timeline
+from rehearsal_kit.reports.comparison import INCOMPLETE, Comparison
+from rehearsal_kit.reports.html_report import ReportedRun, write_report
 
 DEFAULT_ARMS = (
     *("incremental", "fromscratch", "cumulative", "agem", "der"),

@@ -8,24 +8,24 @@ from pathlib import Path
 
 import torch
 
-from rehearsal_kit.commands import Arrived
-from rehearsal_kit.comparison import RECONSTRUCTION
-from rehearsal_kit.demo_scans import from_files
-from rehearsal_kit.errors import DatasetError, SettingsError
-from rehearsal_kit.labelled import (
+from rehearsal_kit.base.errors import DatasetError, SettingsError
+from rehearsal_kit.base.settings import Rehearsal, Training
+from rehearsal_kit.compare.demo_scans import from_files
+from rehearsal_kit.data.labelled_images import (
     FASHION_MNIST,
     LabelledImages,
     read_cifar10_subset,
     read_fashion_mnist,
     read_mnist_5k,
 )
-from rehearsal_kit.networks.convnet import ConvNet
-from rehearsal_kit.networks.ptychonn import PtychoNN
-from rehearsal_kit.networks.resnet import ResNet
-from rehearsal_kit.preparation import Preparation
-from rehearsal_kit.settings import Rehearsal, Training
-from rehearsal_kit.synthetic import Beamline
-from rehearsal_kit.tensor_tasks import split_classes, write_task
+from rehearsal_kit.data.preparation import Preparation
+from rehearsal_kit.data.simulated_beamline import Beamline
+from rehearsal_kit.data.tensor_tasks import split_classes, write_task
+from rehearsal_kit.learning.networks.convnet import ConvNet
+from rehearsal_kit.learning.networks.ptychonn import PtychoNN
+from rehearsal_kit.learning.networks.resnet import ResNet
+from rehearsal_kit.record.commands import Arrived
+from rehearsal_kit.reports.comparison import RECONSTRUCTION
 
 SCANS = 8
 OBJECTS = {

@@ -9,18 +9,18 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from rehearsal_kit.cluster import Cluster
-from rehearsal_kit.commands import Arrived
+from rehearsal_kit.base.errors import SettingsError
+from rehearsal_kit.base.files import written_whole
+from rehearsal_kit.base.peak_memory import peak_memory
+from rehearsal_kit.base.settings import require_number
+from rehearsal_kit.cluster.cluster import Cluster
 from rehearsal_kit.compare.streams import CompareStream
-from rehearsal_kit.comparison import Outcome
-from rehearsal_kit.errors import SettingsError
-from rehearsal_kit.following import train_to_the_end
-from rehearsal_kit.memory import peak_memory
-from rehearsal_kit.run_folder import written_whole
-from rehearsal_kit.session import Session
-from rehearsal_kit.settings import require_number
-from rehearsal_kit.strategies.choice import named_strategy
-from rehearsal_kit.strategies.strategy import Strategy
+from rehearsal_kit.learning.strategies.choice import named_strategy
+from rehearsal_kit.learning.strategies.strategy import Strategy
+from rehearsal_kit.record.commands import Arrived
+from rehearsal_kit.reports.comparison import Outcome
+from rehearsal_kit.session.progress_bar import train_to_the_end
+from rehearsal_kit.session.session import Session
 
 PERCENT = 30.0
 """Of the stream that buffers hold, unless said otherwise."""

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 
-from rehearsal_kit.preview import Preview
+from rehearsal_kit.record.preview_files import Preview
 
 Ask = Callable[["int | None"], "Preview | None"]
 Answer = Future["Preview | None"]

@@ -11,12 +11,12 @@ from html import escape
 
 import ipywidgets as widgets
 
-from rehearsal_kit.session import Session
-from rehearsal_kit.telemetry import Applied, StateChanged
-from rehearsal_kit.widgets.acts import Acts
-from rehearsal_kit.widgets.gestures import CSS, STEERABLE, Confirmed, allow, press, row, why_not
-from rehearsal_kit.widgets.knobs import Knobs
-from rehearsal_kit.widgets.wishes import Wishes, refused, spelt
+from rehearsal_kit.record.records import Applied, StateChanged
+from rehearsal_kit.session.session import Session
+from rehearsal_kit.widgets.buttons import CSS, STEERABLE, Confirmed, allow, press, row, why_not
+from rehearsal_kit.widgets.requests import Wishes, refused, spelt
+from rehearsal_kit.widgets.run_controls import Acts
+from rehearsal_kit.widgets.setting_controls import Knobs
 
 STOPPABLE = ("starting", "recovering", *STEERABLE)
 

@@ -11,13 +11,10 @@ from typing import Any
 import ipywidgets as widgets
 import plotly.graph_objects as go
 
-from rehearsal_kit.errors import said
-from rehearsal_kit.preview import Preview
-from rehearsal_kit.session import Session
-from rehearsal_kit.timeline import Timeline
-from rehearsal_kit.widgets.asked_preview import AskedPreview
-from rehearsal_kit.widgets.controls import Controls
-from rehearsal_kit.widgets.figures import (
+from rehearsal_kit.base.errors import said
+from rehearsal_kit.record.preview_files import Preview
+from rehearsal_kit.record.timeline import Timeline
+from rehearsal_kit.reports.figures import (
     CONFIG,
     Curve,
     left_curves,
@@ -26,9 +23,12 @@ from rehearsal_kit.widgets.figures import (
     loss_curves,
     watched_curves,
 )
-from rehearsal_kit.widgets.gestures import offer
-from rehearsal_kit.widgets.images import Tile, field_scale, input_tile
-from rehearsal_kit.widgets.live import Pacer, StateLine, Tiles
+from rehearsal_kit.reports.pictures import Tile, field_scale, input_tile
+from rehearsal_kit.session.session import Session
+from rehearsal_kit.widgets.asked_preview import AskedPreview
+from rehearsal_kit.widgets.buttons import offer
+from rehearsal_kit.widgets.controls import Controls
+from rehearsal_kit.widgets.live_widgets import Pacer, StateLine, Tiles
 from rehearsal_kit.widgets.status import banner, facts, tasks_html
 
 PERIOD_S = 0.5

@@ -6,11 +6,8 @@ import statistics
 from bisect import bisect_right
 from html import escape
 
-from rehearsal_kit.backlog import backlog
-from rehearsal_kit.rank_records import GenerationBegan, GenerationEnded, RunOver, Stalled
-from rehearsal_kit.results import left_open
-from rehearsal_kit.run_states import ENDED, INTERRUPTED
-from rehearsal_kit.telemetry import (
+from rehearsal_kit.record.rank_records import GenerationBegan, GenerationEnded, RunOver, Stalled
+from rehearsal_kit.record.records import (
     CheckpointFailed,
     CheckpointKept,
     NotKept,
@@ -21,8 +18,11 @@ from rehearsal_kit.telemetry import (
     TaskEnded,
     TaskSetAside,
 )
-from rehearsal_kit.timeline import Timeline
-from rehearsal_kit.widgets.figures import task_colour
+from rehearsal_kit.record.run_states import ENDED, INTERRUPTED
+from rehearsal_kit.record.timeline import Timeline
+from rehearsal_kit.reports.backlog import backlog
+from rehearsal_kit.reports.figures import task_colour
+from rehearsal_kit.session.results import left_open
 
 RECENT = 12
 """Records of steps over which speed and waiting are averaged."""

@@ -1,0 +1,176 @@
+"""The process groups of one generation of ranks, and the few collectives a run needs beside the exchange.
+
+World size 1 needs no process group at all: every collective is then the identity, so that a rank can run
+alone in the process of a test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.distributed import FileStore, PrefixStore  # type: ignore[attr-defined] # public, not in __all__
+
+from rehearsal_kit.base.errors import RankError
+from rehearsal_kit.base.network_interfaces import bound_to
+
+
+@dataclass(frozen=True)
+class Groups:
+    """This rank's number and its process groups; None where the rank is alone.
+
+    Three groups because three threads of control use them: gradients and control belong to the training
+    thread, the exchange to the background thread (gloo allows that; two NCCL groups would not). These five
+    collectives are all that ranks ask of each other, so ranks that are threads of one process can stand in
+    for processes by overriding them.
+    """
+
+    rank: int
+    ranks: int
+    gradients: dist.ProcessGroup | None = None
+    control: dist.ProcessGroup | None = None
+    exchange: dist.ProcessGroup | None = None
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum over all ranks, in place; the same bits on every rank."""
+        if self.gradients is not None:
+            dist.all_reduce(values, group=self.gradients)
+        return values
+
+    def broadcast(self, text: str) -> str:
+        """The text of rank 0, on every rank. An empty one costs a single message."""
+        if self.control is None:
+            return text
+        payload = torch.frombuffer(bytearray(_bytes(text)), dtype=torch.uint8) if text else torch.empty(0)
+        size = torch.tensor([payload.numel()])
+        dist.broadcast(size, src=0, group=self.control)
+        if not size.item():
+            return ""
+        received = payload if self.rank == 0 else torch.empty(int(size.item()), dtype=torch.uint8)
+        dist.broadcast(received, src=0, group=self.control)
+        return _text(received.numpy().tobytes())
+
+    def gather(self, text: str) -> list[str]:
+        """The texts of all ranks in order of rank, on every rank."""
+        if self.control is None:
+            return [text]
+        payload = _bytes(text)
+        size = torch.tensor([len(payload)])
+        sizes = [torch.empty_like(size) for _ in range(self.ranks)]
+        dist.all_gather(sizes, size, group=self.control)
+        width = max(int(s.item()) for s in sizes)
+        if not width:
+            return [""] * self.ranks
+        padded = torch.frombuffer(bytearray(payload.ljust(width, b" ")), dtype=torch.uint8)
+        rows = [torch.empty(width, dtype=torch.uint8) for _ in range(self.ranks)]
+        dist.all_gather(rows, padded, group=self.control)
+        return [_text(r.numpy().tobytes()[: int(s.item())]) for r, s in zip(rows, sizes, strict=True)]
+
+    def gather_numbers(self, numbers: Sequence[int]) -> list[list[int]]:
+        """The 64-bit integers of all ranks in order of rank, equally many on each; for the exchange."""
+        if self.exchange is None:
+            return [list(numbers)]
+        mine = torch.tensor(numbers, dtype=torch.int64)
+        everyone = [torch.empty_like(mine) for _ in range(self.ranks)]
+        dist.all_gather(everyone, mine, group=self.exchange)
+        return [row.tolist() for row in everyone]
+
+    def exchange_rows(
+        self, outgoing: torch.Tensor, incoming: torch.Tensor, *, sent: list[int], received: list[int]
+    ) -> None:
+        """Send rows to every rank and fill `incoming` with theirs, both (row, ...) in order of rank.
+
+        sent, received: rows for and from each rank. The caller sees to it that both sides agree: gloo leaves
+        garbage, without an error, where an owner sends fewer bytes than its partner expects. A rank that is
+        alone keeps its rows and has no need to call this.
+        """
+        dist.all_to_all_single(
+            incoming, outgoing, output_split_sizes=received, input_split_sizes=sent, group=self.exchange
+        )
+
+
+def _bytes(text: str) -> bytes:
+    # A file name may be any bytes; those that are no UTF-8 are surrogates, which must not end a vote.
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _text(content: bytes) -> str:
+    return content.decode("utf-8", "surrogatepass")
+
+
+def groups_of_world(timeout_s: float) -> Groups:
+    """Groups beside the process group that the caller has initialised already, as under torchrun.
+
+    Without one (a single process) every collective is the identity. All ranks must call it.
+    """
+    if not dist.is_initialized():
+        return Groups(rank=0, ranks=1)
+    timeout = datetime.timedelta(seconds=timeout_s)
+    return Groups(
+        rank=dist.get_rank(),
+        ranks=dist.get_world_size(),
+        gradients=dist.group.WORLD,
+        control=dist.new_group(backend="gloo", timeout=timeout),
+        exchange=dist.new_group(backend="gloo", timeout=timeout),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meeting:
+    """Where and how the ranks of one generation meet."""
+
+    rendezvous: Path
+    """A file in the private run folder: who cannot read the folder cannot join."""
+    nonce: str
+    """Known only to those whom the kernel told; every group is checked for it."""
+    rank: int
+    ranks: int
+    timeout_s: float = 60.0
+    device: str = "cpu"
+    address: str = "127.0.0.1"
+    """Of this machine, on the interface where this rank listens for the others."""
+
+
+@contextlib.contextmanager
+def meet(meeting: Meeting) -> Iterator[Groups]:
+    """Join the others; leave again at the end, also after an error."""
+    if meeting.ranks == 1:
+        yield Groups(rank=0, ranks=1)
+        return
+    try:
+        with bound_to(meeting.address):
+            groups = _join(meeting)
+        if set(groups.gather(meeting.nonce)) != {meeting.nonce}:
+            raise RankError(
+                "a process that the kernel did not start has joined the ranks; the run ends here."
+            )
+        yield groups
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _join(meeting: Meeting) -> Groups:
+    timeout = datetime.timedelta(seconds=meeting.timeout_s)
+    store = PrefixStore(meeting.nonce, FileStore(str(meeting.rendezvous), meeting.ranks))
+    on_cuda = meeting.device != "cpu"
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
+        store=store,
+        rank=meeting.rank,
+        world_size=meeting.ranks,
+        timeout=timeout,
+        device_id=torch.device(meeting.device) if on_cuda else None,
+    )
+    return Groups(
+        rank=meeting.rank,
+        ranks=meeting.ranks,
+        gradients=dist.group.WORLD,
+        control=dist.new_group(backend="gloo", timeout=timeout),
+        exchange=dist.new_group(backend="gloo", timeout=timeout),
+    )

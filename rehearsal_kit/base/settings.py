@@ -1,0 +1,206 @@
+"""What a person chooses before a run: frozen, typed, validated. History never lives here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rehearsal_kit.base.errors import SettingsError
+
+POLICIES = ("quotas", "reservoir", "fifo")
+
+
+def require_integer(name: str, value: object, *, low: int, high: int = 2**40) -> int:
+    """`value` as an int in [low, high], or a SettingsError that says what is allowed."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise SettingsError(f"{name} is {value!r}; it must be a whole number from {low} to {high}.")
+    return value
+
+
+def require_number(name: str, value: object, *, low: float, high: float) -> float:
+    """`value` as a finite float in [low, high], or a SettingsError that says what is allowed."""
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not math.isfinite(value)
+        or not low <= value <= high
+    ):
+        raise SettingsError(f"{name} is {value!r}; it must be a finite number from {low:g} to {high:g}.")
+    return float(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How every task is trained; the same for all strategies."""
+
+    batch: int = 16
+    """New samples per rank and step (b)."""
+    epochs: int = 3
+    """Passes over the data of a task."""
+    learning_rate: float = 1e-3
+    """The highest of the schedule; steerable while the run goes on. Not scaled with the number of ranks."""
+    schedule: str = "constant"
+    """What becomes of the learning rate within a task: "constant", "cosine" (down to zero) or "cyclic" (up
+    and down once an epoch between an eighth and the whole, as PtychoNN is trained)."""
+    warmup: float = 0.0
+    """Share of the steps of a task over which the learning rate first grows from zero."""
+    optimizer: str = "adam"
+    """"adam", "adamw" or "sgd" (momentum 0.9)."""
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+    """The gradient over all ranks is shortened to this norm where it is longer; None: never."""
+    precision: str = "auto"
+    """Of the forward pass: "float32", "bfloat16" (automatic mixed precision), or "auto": bfloat16 on GPUs
+    that know it."""
+    evaluated: int = 8
+    """Earlier tasks that are evaluated after every task, in turns, besides the newest; all are at the end. So
+    evaluation does not grow with the square of the number of tasks."""
+
+    def __post_init__(self) -> None:
+        require_integer("batch", self.batch, low=1)
+        require_integer("epochs", self.epochs, low=1)
+        require_number("learning_rate", self.learning_rate, low=1e-9, high=10.0)
+        require_one_of("schedule", self.schedule, ("constant", "cosine", "cyclic"))
+        require_number("warmup", self.warmup, low=0.0, high=1.0)
+        require_one_of("optimizer", self.optimizer, ("adam", "adamw", "sgd"))
+        require_number("weight_decay", self.weight_decay, low=0.0, high=1.0)
+        if self.clip_norm is not None:
+            require_number("clip_norm", self.clip_norm, low=1e-9, high=1e9)
+        require_one_of("precision", self.precision, ("auto", "float32", "bfloat16"))
+        require_integer("evaluated", self.evaluated, low=0)
+
+    def factor(self, step: int, *, steps: int, steps_per_epoch: int) -> float:
+        """By which the learning rate is multiplied at step `step` (from 0) of the `steps` of a task."""
+        rising = self.warmup * steps
+        warm = min(1.0, (step + 1) / rising) if rising else 1.0
+        match self.schedule:
+            case "cosine":
+                return warm * 0.5 * (1 + math.cos(math.pi * step / steps))
+            case "cyclic":
+                # Smith, "Cyclical learning rates for training neural networks", WACV 2017: a triangle.
+                phase = step % steps_per_epoch / steps_per_epoch
+                return warm * (0.125 + 0.875 * (1 - abs(2 * phase - 1)))
+        return warm
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rehearsal:
+    """How much is remembered and how much of it comes back."""
+
+    representatives: int = 24
+    """Stored samples added to every mini-batch, per rank (r); steerable while the run goes on."""
+    distillation: int = 0
+    """Stored samples drawn a second time, independently, for a distillation loss, per rank (r_d)."""
+    candidates: int = 8
+    """Samples of every mini-batch offered to the buffer once it is full, per rank (c)."""
+    capacity: int | str = 2000
+    """Held over all ranks together: a number of samples, or of bytes such as "512 MiB"."""
+    policy: str = "quotas"
+    """What stays: "quotas" (an equal share per group), "reservoir" (every sample ever seen equally likely) or
+    "fifo" (the newest)."""
+    draw: str = "samples"
+    """What is equally likely to come back: every one of the stored "samples", or of their "groups"."""
+    half: tuple[str, ...] = ()
+    """Fields stored as float16; "outputs" means all stored outputs."""
+    outputs: bool = False
+    """Whether outputs are stored even while the strategy does not ask for them, so that the run can be
+    switched to one that does; costs memory."""
+
+    def __post_init__(self) -> None:
+        require_integer("representatives", self.representatives, low=0)
+        require_integer("distillation", self.distillation, low=0)
+        require_integer("candidates", self.candidates, low=0)
+        require_one_of("policy", self.policy, POLICIES)
+        require_one_of("draw", self.draw, ("samples", "groups"))
+        object.__setattr__(self, "half", tuple(self.half))
+        if isinstance(self.capacity, str):
+            parse_bytes("capacity", self.capacity)
+        else:
+            require_integer("capacity", self.capacity, low=1)
+            require_drawable(self.representatives, self.distillation, self.capacity)
+
+    def samples(self, row_bytes: int) -> int:
+        """The capacity in samples of this size, over all ranks; SettingsError if less than is drawn."""
+        if not isinstance(self.capacity, str):
+            return self.capacity
+        samples = parse_bytes("capacity", self.capacity) // row_bytes
+        if not samples:
+            raise SettingsError(
+                f"capacity is {self.capacity!r}, but one sample takes {row_bytes} bytes; give more."
+            )
+        require_drawable(self.representatives, self.distillation, samples)
+        return samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recovery:
+    """What is kept against the loss of a worker, a kernel or a machine, and how hard is tried again."""
+
+    checkpoint_s: float = 60.0
+    """Seconds between two automatic checkpoints: the most that is trained twice after a failure. While
+    one is written, what changes of the buffer is held twice, one row in eight at most."""
+    keep_last: int = 3
+    """Checkpoints kept, the newest."""
+    keep_best: int = 1
+    """And those with the lowest watched error."""
+    restarts: int = 5
+    """Times in a row that ranks are started again before the run is given up; counted anew once a checkpoint
+    was written."""
+    stall_s: float = 120.0
+    """Seconds without progress after which a rank counts as stuck and its worker is restarted. Longer than
+    reading a task takes."""
+    wait_s: float = 120.0
+    """Seconds that are waited for a lost worker to come back, and for ranks to meet."""
+
+    def __post_init__(self) -> None:
+        require_number("checkpoint_s", self.checkpoint_s, low=0.0, high=1e9)
+        require_integer("keep_last", self.keep_last, low=1)
+        require_integer("keep_best", self.keep_best, low=0)
+        require_integer("restarts", self.restarts, low=0)
+        require_number("stall_s", self.stall_s, low=1.0, high=1e9)
+        require_number("wait_s", self.wait_s, low=1.0, high=1e9)
+
+
+def require_one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    """SettingsError unless `value` is one of the allowed words."""
+    if value not in allowed:
+        raise SettingsError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}.")
+
+
+def require_drawable(representatives: int, distillation: int, capacity: int) -> None:
+    """SettingsError if a draw asks for more samples than the buffers of all ranks can ever hold."""
+    if max(representatives, distillation) > capacity:
+        raise SettingsError(
+            f"representatives is {representatives} and distillation {distillation}, but the buffers of all "
+            f"ranks together hold at most {capacity} samples, and none is drawn twice in one draw; ask for "
+            "fewer, or raise capacity."
+        )
+
+
+def parse_bytes(name: str, text: str) -> int:
+    """Bytes that a text such as "512 MiB" or "4 GB" means; SettingsError if it means none."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKMGT]?i?B)\s*", text)
+    units = {"": 1, "k": 1000, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
+    units |= {"Ki": 1024, "ki": 1024, "Mi": 1024**2, "Gi": 1024**3, "Ti": 1024**4}
+    value = int(float(match[1]) * units.get(match[2][:-1], 0)) if match else 0
+    if value < 1:
+        raise SettingsError(
+            f'{name} is {text!r}; it must be a whole number of samples, or bytes such as "512 MiB" or "4 GB".'
+        )
+    return value
+
+
+def with_tuples(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values as they were before JSON made lists of their tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
+
+
+def digest(values: Mapping[str, object]) -> str:
+    """Short fingerprint of plain values; equal on two ranks exactly when the values are equal."""
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""Steps of real ranks: exchange, plan of the draw, training steps, strategies."""

@@ -1,0 +1,143 @@
+"""Training steps of several strategies in turns, on one of several real ranks."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+import torch
+
+from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.buffer.distributed_buffer import DistributedBuffer
+from rehearsal_kit.buffer.exchange import GroupExchange
+from rehearsal_kit.buffer.row_layout import IDENTITY, Samples
+from rehearsal_kit.buffer.states import Representatives, Round
+from rehearsal_kit.compare.streams import CLASSES, CompareStream, stream_named
+from rehearsal_kit.learning.forward_pass import MiniBatch
+from rehearsal_kit.learning.learner import Learner
+from rehearsal_kit.learning.stored_outputs import for_layout, without_outputs
+from rehearsal_kit.learning.strategies.choice import named_strategy
+from rehearsal_kit.learning.strategies.strategy import Strategy
+from rehearsal_kit.rank.live_settings import InForce
+
+SEED = 0
+POOL = 8
+"""Different mini-batches, used again and again."""
+STRATEGIES = ("Incremental", "ER", "AGEM", "DER", "DERpp")
+
+
+@dataclass(frozen=True)
+class Turns:
+    """What is measured; the same on all ranks."""
+
+    stream: str
+    rounds: int
+    """Steps of each strategy that count."""
+    warm_up: int
+    """Rounds before these."""
+    capacity: int
+    """Samples over all ranks."""
+    device: str = "cpu"
+
+
+def measure_turns(groups: Groups, turns: Turns) -> dict[str, list[float]]:
+    """Seconds of each step by strategy, round by round; all ranks call it together."""
+    torch.manual_seed(SEED + groups.rank)
+    stream = stream_named(turns.stream)
+    arms = {name: _Arm(named_strategy(name), stream, groups=groups, turns=turns) for name in STRATEGIES}
+    try:
+        times: dict[str, list[float]] = {name: [] for name in arms}
+        for number in range(turns.warm_up + turns.rounds):
+            # Who begins changes from round to round: the first step finds the caches cold.
+            order = [*arms][number % len(arms) :] + [*arms][: number % len(arms)]
+            for name in order:
+                seconds = arms[name].step()
+                if number >= turns.warm_up:
+                    times[name].append(seconds)
+        return times
+    finally:
+        for arm in arms.values():
+            arm.close()
+
+
+class _Arm:
+    # One strategy with a network, an optimizer and a full buffer of its own.
+
+    def __init__(self, strategy: Strategy, stream: CompareStream, *, groups: Groups, turns: Turns) -> None:
+        self._device = turns.device if turns.device == "cpu" else f"{turns.device}:{groups.rank}"
+        self._pool = [_samples(stream, number, groups.rank) for number in range(POOL)]
+        training = replace(stream.training, precision="float32")
+        self._learner = Learner(stream.small(SEED), training, device=self._device, groups=groups)
+        self._inputs = "image" if stream.measure == CLASSES else "diffraction"
+        self._learner.signature = self._learner.meet(self._pool[0], self._inputs)
+        self._in_force = InForce(
+            learning_rate=training.learning_rate,
+            batch=training.batch,
+            rehearsal=replace(stream.rehearsal, capacity=turns.capacity),
+            strategy=strategy,
+        )
+        self._steps = 0
+        self._buffer = None
+        if self._in_force.needs_buffer:
+            layout, rehearsal = self._in_force.stored(
+                self._pool[0], self._learner.signature.no_outputs("cpu")
+            )
+            exchange = GroupExchange(groups)
+            self._buffer = DistributedBuffer(
+                layout, rehearsal, seed=SEED, exchange=exchange, device=self._device
+            )
+            self._fill(self._buffer, -(-turns.capacity // groups.ranks // training.batch) + 2)
+
+    def step(self) -> float:
+        """Seconds of one step, the background work that it began included."""
+        self._steps += 1
+        new, strategy = self._pool[self._steps % POOL], self._in_force.strategy
+        began = self._now()
+        drawn = None if self._buffer is None else self._advance(self._buffer)
+        replayed = without_outputs(drawn.samples) if drawn is not None and strategy.replays else {}
+        distilled = drawn.distillation if drawn is not None and strategy.distils else {}
+        stepped = self._learner.step(MiniBatch(new, replayed, distilled), strategy=strategy)
+        if self._buffer is not None:
+            self._offer(self._buffer, new, stepped.outputs)
+            self._buffer.state()  # waits: what is under way would slow down the next strategy's step
+        return self._now() - began
+
+    def close(self) -> None:
+        if self._buffer is not None:
+            self._buffer.close()
+
+    def _advance(self, buffer: DistributedBuffer) -> Representatives | None:
+        return buffer.advance(
+            Round(
+                step=self._steps,
+                representatives=self._in_force.representatives,
+                distillation=self._in_force.distillation,
+            )
+        )
+
+    def _offer(self, buffer: DistributedBuffer, new: Samples, outputs: Samples) -> None:
+        stored = for_layout(new, outputs, layout=buffer.layout, version=self._steps)
+        buffer.offer(stored, group=self._steps % 2)
+
+    def _fill(self, buffer: DistributedBuffer, mini_batches: int) -> None:
+        for _ in range(mini_batches):
+            self._steps += 1
+            new = self._pool[self._steps % POOL]
+            self._advance(buffer)
+            self._offer(buffer, new, self._learner.predict(new[self._inputs]))
+        buffer.state()
+
+    def _now(self) -> float:
+        if self._device != "cpu":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+
+def _samples(stream: CompareStream, number: int, rank: int) -> dict[str, torch.Tensor]:
+    count = stream.training.batch
+    identity = torch.arange(count) + count * (number + POOL * rank)
+    values = torch.rand(count, *stream.shape)
+    if stream.measure == CLASSES:
+        return {"image": values, "label": torch.randint(10, (count,)), IDENTITY: identity}
+    fields = {name: torch.rand(count, *stream.shape) for name in ("amplitude", "phase")}
+    return {"diffraction": values, **fields, IDENTITY: identity}

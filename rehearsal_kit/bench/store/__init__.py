@@ -1,0 +1,1 @@
+"""The rehearsal buffer in one process, beside other libraries."""

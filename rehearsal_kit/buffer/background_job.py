@@ -1,0 +1,145 @@
+"""The background job of the distributed buffer: it alone touches the store."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+
+from rehearsal_kit.base.errors import RankError
+from rehearsal_kit.base.randomness import Rekeyed
+from rehearsal_kit.base.settings import Rehearsal
+from rehearsal_kit.buffer.draw_plan import DrawPlan, plan_draw, plan_group_draw
+from rehearsal_kit.buffer.exchange import Exchange, Header, gather_groups, gather_headers
+from rehearsal_kit.buffer.memory_limit import share_of
+from rehearsal_kit.buffer.policies import new_policy
+from rehearsal_kit.buffer.staging import Staging
+from rehearsal_kit.buffer.states import Drawn, Pending, Round, Staged, steered
+from rehearsal_kit.buffer.store import RehearsalBuffer
+
+
+class Upkeep:
+    """Keeps one rank's store: once a step it stores, agrees with the other ranks, draws and exchanges.
+
+    Runs in one background thread, in the same order of collectives on every rank.
+    """
+
+    def __init__(
+        self,
+        store: RehearsalBuffer,
+        rehearsal: Rehearsal,
+        *,
+        seed: int,
+        exchange: Exchange,
+        staging: Staging,
+    ) -> None:
+        self.capacity = rehearsal.samples(store.layout.row_bytes)
+        """Samples that the stores of all ranks may hold."""
+        self._seed = seed
+        self._store = store
+        self._settings = rehearsal
+        self._exchange = exchange
+        self._staging = staging
+        self._random, self._drawing = Rekeyed(seed, "store"), Rekeyed(seed, "draw")
+
+    def resize(self, capacity: int, *, step: int) -> None:
+        """Take another capacity, in samples over all ranks."""
+        if capacity != self.capacity:
+            share = share_of(capacity, self._exchange.rank, self._exchange.ranks)
+            self._store.resize(share, random=self._random.at(self._exchange.rank, step, 1))
+            self.capacity = capacity
+
+    def work(self, work: Round, pending: Pending | None) -> Staged:
+        """Store what is pending, then draw for the next step; RankError if ranks cannot go on together."""
+        began = time.perf_counter()
+        try:
+            headers = self._stored_everywhere(work, pending)
+            plan = self._plan(work, headers)
+            rows, exchange = self._staging.empty(0), self._exchange
+            if plan.drawn:
+                places = plan.sent_by(exchange.rank)[0]
+                wanted = self._store.index.rows_of(places) if self._by_group else places
+                outgoing = self._store.gather(wanted, out=self._staging.pinned(len(wanted)))
+                rows = exchange.rows(torch.from_numpy(outgoing), plan, self._staging.empty)
+        except RuntimeError as error:  # what torch.distributed raises
+            raise RankError(
+                f"rank {self._exchange.rank} could not exchange samples at step {work.step}: {error}. "
+                "Another rank has died, has failed, or takes longer than the time-out."
+            ) from error
+        drawn = Drawn(
+            rows=rows,
+            owners=plan.owners(exchange.rank),
+            second=np.zeros(plan.drawn, dtype=bool) if plan.second is None else plan.second[exchange.rank],
+            stored=sum(header.stored for header in headers),
+        )
+        return Staged(
+            drawn,
+            self._staging.deliver(rows),
+            seconds=time.perf_counter() - began,
+        )
+
+    def _stored_everywhere(self, work: Round, pending: Pending | None) -> list[Header]:
+        trouble = None
+        try:
+            self._apply(work, pending)
+        except Exception as error:  # the others must learn of it, not wait for this rank
+            trouble = error
+        try:
+            headers = gather_headers(self._header(work, error=int(trouble is not None)), self._exchange)
+        except RankError:
+            if trouble is not None:
+                raise trouble from None
+            raise
+        threshold = min(header.threshold for header in headers)
+        if any(header.threshold != threshold for header in headers):
+            self._store.trim(threshold)
+            headers = gather_headers(self._header(work), self._exchange)
+        return headers
+
+    def _apply(self, work: Round, pending: Pending | None) -> None:
+        if work.policy is not None and work.policy != self._settings.policy:
+            self._store.switch(new_policy(work.policy, self._seed))
+        self._settings = steered(self._settings, work)
+        if work.capacity is not None:
+            self.resize(work.capacity, step=work.step)
+        if pending is None:
+            return
+        random = self._random.at(self._exchange.rank, work.step)
+        rows, groups = pending.rows(), pending.groups
+        if self._settings.policy != "reservoir" and self._store.intake.full:
+            # It has filled up since this was handed over: then exactly c of the mini-batch are offered.
+            chosen = self._store.policy.candidates(
+                len(rows), count=self._settings.candidates, intake=self._store.intake, random=random
+            )
+            if len(chosen) < len(rows):
+                rows, groups = rows[chosen], [groups[i] for i in chosen.tolist()]
+        self._store.offer_packed(rows, groups, random=random)
+
+    def _header(self, work: Round, error: int = 0) -> Header:
+        return Header(
+            generation=work.generation,
+            branch=work.branch,
+            step=work.step,
+            settings=work.settings,
+            command=work.command,
+            representatives=work.representatives,
+            distillation=work.distillation,
+            capacity=self.capacity,
+            stored=len(self._store),
+            groups=self._store.index.groups,
+            threshold=self._store.policy.threshold,
+            error=error,
+        )
+
+    @property
+    def _by_group(self) -> bool:
+        return self._settings.draw == "groups"
+
+    def _plan(self, work: Round, headers: list[Header]) -> DrawPlan:
+        counts = [work.representatives, work.distillation] if work.distillation else [work.representatives]
+        random = self._drawing.at(work.branch, work.step)
+        if self._by_group:
+            sizes = gather_groups(self._store.group_sizes(), headers, self._exchange)
+            return plan_group_draw(sizes, counts, random)
+        return plan_draw([header.stored for header in headers], counts, random)

@@ -1,0 +1,273 @@
+"""The distributed rehearsal buffer: take what was drawn, hand over the offer, one background job per step.
+
+Method: Bouvier et al., "Efficient Distributed Continual Learning for Steering Experiments in Real-Time",
+Future Generation Computer Systems 162 (2025) 107438: while step t trains, the background thread stores what
+step t-1 offered and draws the representatives of step t+1 from the buffers of all ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rehearsal_kit.base.errors import RankError, SettingsError
+from rehearsal_kit.base.process_groups import groups_of_world
+from rehearsal_kit.base.randomness import Rekeyed
+from rehearsal_kit.base.settings import Rehearsal
+from rehearsal_kit.buffer.background_job import Upkeep
+from rehearsal_kit.buffer.exchange import Exchange, GroupExchange, require_agreement
+from rehearsal_kit.buffer.memory_limit import available_bytes, require_fitting, require_room, share_of
+from rehearsal_kit.buffer.policies import FirstInFirstOut, new_policy
+from rehearsal_kit.buffer.row_layout import RowLayout, Samples
+from rehearsal_kit.buffer.snapshots import read_shards, write_shard
+from rehearsal_kit.buffer.staging import Staging
+from rehearsal_kit.buffer.states import BufferState, Pending, Representatives, Round, Staged, steered
+from rehearsal_kit.buffer.store import RehearsalBuffer, require_identity
+
+Group = int | Sequence[int] | torch.Tensor
+"""One group for all samples of a mini-batch, or one for each: (sample,)."""
+
+
+class DistributedBuffer:
+    """The union of the buffers of all ranks, as one rank sees it. Used from one training thread.
+
+    Every step calls `advance`, then trains, then calls `offer`; or `augment` alone, where nothing that the
+    step computes is stored. All ranks take the same number of steps, also those with an empty mini-batch.
+    The draw depends on the seed, the step and what was offered, never on timing.
+
+    layout: of the samples, the same on all ranks. exchange: how the ranks meet. device: where
+    representatives are wanted. All ranks construct it at the same point; SettingsError on all of them if
+    they disagree about layout, settings or seed, or if the buffers do not fit into memory.
+    """
+
+    def __init__(
+        self,
+        layout: RowLayout,
+        rehearsal: Rehearsal,
+        *,
+        seed: int,
+        exchange: Exchange,
+        device: str = "cpu",
+    ) -> None:
+        self.waited = 0.0
+        """Seconds that `advance` has waited for the background thread, since the beginning."""
+        self.worked = 0.0
+        """Seconds that finished background jobs took: what was not waited for was hidden behind training."""
+        self.layout = layout
+        self._seed = seed
+        self._rehearsal = rehearsal
+        self._exchange = exchange
+        if {field.name for field in layout.fields if field.half} != set(rehearsal.half):
+            raise SettingsError(
+                f"the settings store {list(rehearsal.half)} as float16, but the layout is "
+                f"{', '.join(map(str, layout.fields))}; make it by RowLayout.of(samples, half=settings.half)."
+            )
+        require_agreement((layout, rehearsal, seed), exchange)
+        capacity = rehearsal.samples(layout.row_bytes)
+        share = share_of(capacity, exchange.rank, exchange.ranks)
+        self._ranks_here = require_room(share * layout.row_bytes, exchange)
+        self._store = RehearsalBuffer(layout, share, policy=new_policy(rehearsal.policy, seed))
+        self._policy = new_policy(rehearsal.policy, seed)
+        """Chooses candidates here while that of the store is with the background thread."""
+        self._staging = Staging(layout, device)
+        self._upkeep = Upkeep(self._store, rehearsal, seed=seed, exchange=exchange, staging=self._staging)
+        self._candidates = Rekeyed(seed, "candidates")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"rehearsal-r{exchange.rank}")
+        self._job: Future[Staged] | None = None
+        self._pending: Pending | None = None
+        self._intake = self._store.intake
+        self._step = -1
+
+    @staticmethod
+    def over_world(
+        samples: Samples, rehearsal: Rehearsal, *, seed: int, device: str = "cpu", timeout_s: float = 600.0
+    ) -> DistributedBuffer:
+        """For a plain loop under torchrun, or in one process: beside the process group that exists already.
+
+        samples: a mini-batch, for its names, shapes and dtypes; it may be empty. timeout_s: how long ranks
+        wait for each other at a step, so longer than what one of them does alone, such as evaluating.
+        """
+        exchange = GroupExchange(groups_of_world(timeout_s))
+        layout = RowLayout.of(samples, half=rehearsal.half)
+        return DistributedBuffer(layout, rehearsal, seed=seed, exchange=exchange, device=device)
+
+    def __enter__(self) -> DistributedBuffer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abandon()
+
+    def augment(self, samples: Samples, *, group: Group = 0) -> dict[str, torch.Tensor]:
+        """One step of experience replay: these samples, copied, and the representatives; offers them.
+
+        The first mini-batch comes back without any. group: task or class of the samples.
+        """
+        drawn = self.advance()
+        self.offer(samples, group=group)
+        if drawn is None:
+            return {name: tensor.clone() for name, tensor in samples.items()}
+        return {name: torch.cat([t, drawn.samples[name].to(t.device)]) for name, t in samples.items()}
+
+    def advance(self, work: Round | None = None) -> Representatives | None:
+        """Take the representatives of this step, and begin the work for the next one.
+
+        work: default is the next step with the numbers of the settings. None comes at the first step, which
+        is not augmented. Fewer than asked for come only while all ranks together hold fewer. RankError if
+        another rank failed or disagrees; raises what the background thread raised.
+        """
+        if work is None:
+            settings = self._rehearsal
+            work = Round(
+                step=self._step + 1,
+                representatives=settings.representatives,
+                distillation=settings.distillation,
+            )
+        staged = self._finished_job()
+        self._step = work.step
+        pending, self._pending = self._pending, None
+        if work.policy is not None and work.policy != self._rehearsal.policy:
+            self._policy = new_policy(work.policy, self._seed)
+        self._rehearsal = steered(self._rehearsal, work)
+        self._job = self._thread.submit(self._upkeep.work, work, pending)
+        return staged.take() if staged is not None else None
+
+    def offer(self, samples: Samples, *, group: Group) -> None:
+        """Hand over the mini-batch of this step; what may be stored of it is copied before this returns.
+
+        SettingsError, with nothing handed over, if names, shapes or dtypes are wrong or a value is not
+        finite; for samples on CUDA the values are looked at later, and the next `advance` raises.
+        """
+        count = self.layout.check(samples)
+        groups = _group_of_each(group, count)
+        identities = self.layout.identities(samples) if self._rehearsal.policy == "reservoir" else None
+        chosen = self._policy.candidates(
+            count if identities is None else identities,
+            count=self._rehearsal.candidates,
+            intake=self._intake,
+            random=self._candidates.at(self._exchange.rank, self._step),
+        )
+        rows = self._staging.hand_over(samples, chosen)
+        self._pending = Pending(rows, groups[chosen].tolist())
+
+    def require_possible(self, rehearsal: Rehearsal) -> None:
+        """SettingsError if the buffers could not take the policy and the capacity of these settings now."""
+        require_identity(new_policy(rehearsal.policy, self._seed), self.layout)
+        capacity = rehearsal.samples(self.layout.row_bytes)
+        share = share_of(capacity, self._exchange.rank, self._exchange.ranks)
+        if share > self._store.capacity:  # old and new rows exist side by side for a moment
+            require_fitting(share * self.layout.row_bytes * self._ranks_here, available_bytes())
+
+    def state(self) -> BufferState:
+        """Everything that decides what later steps draw, for a snapshot; valid until the next `advance`.
+
+        Waits for the job in flight. If that failed because another rank did, what it drew is left out.
+        """
+        staged = None
+        with contextlib.suppress(RankError):
+            staged = self._job.result() if self._job is not None else None
+        policy = self._store.policy
+        return BufferState(
+            layout=self.layout,
+            policy=self._rehearsal.policy,
+            seed=self._seed,
+            capacity=self._upkeep.capacity,
+            contents=self._store.contents,
+            oldest=policy.oldest if isinstance(policy, FirstInFirstOut) else 0,
+            threshold=policy.threshold,
+            step=self._step,
+            pending=self._pending,
+            drawn=staged.drawn if staged is not None else None,
+        )
+
+    def frozen(self) -> BufferState:
+        """As `state`, but to be written by another thread while later steps are taken; `release` it then.
+
+        The rows are not copied, except those that change before they were written.
+        """
+        return self.state().frozen(self._store.freeze())
+
+    def restore(self, state: BufferState) -> None:
+        """Go on where that state was taken; before the first `advance`, on all ranks at the same point.
+
+        SettingsError if it has another layout, or does not fit.
+        """
+        came = (state.policy, state.seed, state.layout)
+        if self._step >= 0 or came != (self._rehearsal.policy, self._seed, self.layout):
+            raise SettingsError(
+                f"a state of policy {state.policy}, seed {state.seed} and fields "
+                f"{', '.join(map(str, state.layout.fields))} cannot be restored into a buffer of policy "
+                f"{self._rehearsal.policy}, seed {self._seed} and fields "
+                f"{', '.join(map(str, self.layout.fields))} that has begun step {self._step}; they must be "
+                "the same, and the first step not begun."
+            )
+        self._upkeep.resize(state.capacity, step=state.step)
+        self._store.fill(state.contents)
+        self._store.trim(state.threshold)
+        if isinstance(self._store.policy, FirstInFirstOut):
+            self._store.policy.oldest = state.oldest
+        self._step, self._intake, self._pending = state.step, self._store.intake, state.pending
+        if state.drawn is not None:
+            drawn = replace(state.drawn, rows=state.drawn.rows.clone())
+            self._job = Future()
+            self._job.set_result(Staged(drawn, self._staging.deliver(drawn.rows)))
+
+    def save(self, folder: str | Path) -> None:
+        """Write this rank's part, and what is on its way, into a folder that all ranks share.
+
+        Between `offer` and `advance` of the same step on all ranks; the next `advance` goes on as ever.
+        """
+        write_shard(Path(folder), self.state(), rank=self._exchange.rank, ranks=self._exchange.ranks)
+
+    def load(self, folder: str | Path, *, partial: bool = False) -> None:
+        """Go on where `save` was called, on as many ranks or on another number; before the first `advance`.
+
+        partial: without the samples of shards that are missing, which a warning counts. SnapshotError if
+        the folder holds no whole snapshot.
+        """
+        rank, ranks = self._exchange.rank, self._exchange.ranks
+        self.restore(read_shards(Path(folder), rank=rank, ranks=ranks, partial=partial))
+
+    def close(self) -> None:
+        """Wait for the job in flight, which every other rank has begun too, and end the thread."""
+        try:
+            if self._job is not None:
+                self._job.result()
+        finally:
+            self._thread.shutdown()
+
+    def abandon(self) -> None:
+        """End the thread without asking what became of its job: for a rank that has failed already."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _finished_job(self) -> Staged | None:
+        if self._job is None:
+            return None
+        began = time.perf_counter()
+        staged = self._job.result()
+        self.waited += time.perf_counter() - began
+        self.worked += staged.seconds
+        self._intake = self._store.intake  # no job is under way: what is known here depends on no timing
+        return staged
+
+
+def _group_of_each(group: Group, count: int) -> NDArray[np.int64]:
+    if isinstance(group, int):
+        return np.full(count, group, dtype=np.int64)
+    groups = np.asarray(group.cpu() if isinstance(group, torch.Tensor) else group)
+    if groups.shape != (count,) or (count and groups.dtype.kind not in "iu"):
+        raise SettingsError(
+            f"group came as {groups.dtype} {groups.shape} for {count} samples; give one whole number, or one "
+            "for each sample."
+        )
+    return groups.astype(np.int64)

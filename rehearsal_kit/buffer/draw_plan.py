@@ -1,0 +1,164 @@
+"""The pure plan of a draw: from what all ranks hold to who sends which samples to whom."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rehearsal_kit.buffer.shares import equal_shares
+
+Positions = NDArray[np.int64]
+"""Places in the union of all stores, rank after rank: (destination, drawn)."""
+
+
+@dataclass(frozen=True)
+class DrawPlan:
+    """What every destination draws; the same on every rank."""
+
+    positions: Positions
+    """(destination, drawn), ascending in each line: which is the order in which an all-to-all delivers."""
+    ends: NDArray[np.int64]
+    """(rank,): where the store of each rank ends in the union."""
+    second: NDArray[np.bool_] | None = None
+    """(destination, drawn): which of them belong to the second draw; None where there is only one."""
+
+    @property
+    def drawn(self) -> int:
+        """Samples per destination, over both draws."""
+        return int(self.positions.shape[1])
+
+    def sent_by(self, owner: int) -> tuple[NDArray[np.int64], list[int]]:
+        """Places within its store that `owner` sends, by destination, and how many each one gets."""
+        if len(self.ends) == 1:
+            return self.positions[0], [self.drawn]
+        start = self.ends[owner - 1] if owner else 0
+        mine = (self.positions >= start) & (self.positions < self.ends[owner])
+        return self.positions[mine] - start, mine.sum(axis=1).tolist()
+
+    def owners(self, destination: int) -> NDArray[np.int64]:
+        """(drawn,): the rank that holds each sample that `destination` draws."""
+        found: NDArray[np.int64] = self.ends.searchsorted(self.positions[destination], side="right")
+        return found
+
+    def received_by(self, destination: int) -> list[int]:
+        """How many samples `destination` gets from each rank."""
+        counts: list[int] = np.bincount(self.owners(destination), minlength=len(self.ends)).tolist()
+        return counts
+
+
+def plan_draw(stored: Sequence[int], counts: Sequence[int], random: np.random.Generator) -> DrawPlan:
+    """Plan one draw for every rank, or two independent ones that travel together.
+
+    In each draw a destination gets min(count, total) distinct samples, uniform over all samples stored
+    anywhere, also when the ranks hold unequal numbers or nothing: distinct places in the union of all
+    stores, so that the numbers per owner follow the multivariate hypergeometric law.
+
+    stored: samples held by each rank; its length is the number of ranks. counts: of one draw or of two.
+    random: in the same state on every rank; then the plan is the same on every rank, without a message.
+    """
+    ends = np.fromiter(accumulate(stored), np.int64, len(stored))
+    total = int(ends[-1])
+    return _joined([_distinct(total, (len(ends), count), random) for count in counts], ends)
+
+
+def plan_group_draw(
+    sizes: Sequence[Mapping[int, int]], counts: Sequence[int], random: np.random.Generator
+) -> DrawPlan:
+    """As `plan_draw`, but every group has an equal share of each draw, and within it all samples are equal.
+
+    A group that holds less than its share gives all it has, and the others share the rest; what cannot be
+    divided goes to groups chosen uniformly for each destination. Places count through a rank's store group
+    by group, in order of the group's number.
+
+    sizes: for each rank, the samples it holds of each group.
+    """
+    groups = sorted(set().union(*sizes))
+    held = np.array([[size.get(group, 0) for group in groups] for size in sizes], dtype=np.int64)
+    held = held.reshape(len(sizes), len(groups))
+    ends = np.cumsum(held.sum(axis=1))
+    within = np.cumsum(held, axis=1) - held + (ends - held.sum(axis=1))[:, None]
+    tables = []
+    for count in counts:
+        group, place = _by_group(held.sum(axis=0), (len(sizes), count), random)
+        through = np.cumsum(held, axis=0)
+        owner = (place[None] >= through[:, group]).sum(axis=0)
+        tables.append(within[owner, group] + place - (through - held)[owner, group])
+    return _joined(tables, ends)
+
+
+def _joined(tables: Sequence[Positions], ends: NDArray[np.int64]) -> DrawPlan:
+    if len(tables) == 1 or not tables[1].size:
+        tables[0].sort(axis=1)
+        return DrawPlan(tables[0], ends)
+    both = np.concatenate(tables, axis=1)
+    order = np.argsort(both, axis=1, kind="stable")
+    return DrawPlan(np.take_along_axis(both, order, axis=1), ends, order >= tables[0].shape[1])
+
+
+def _distinct(total: int, shape: tuple[int, int], random: np.random.Generator) -> Positions:
+    # In every line min(count, total) distinct integers below total: every set of them is equally likely,
+    # but not every order, so that a part of a line is no smaller draw.
+    lines, count = shape[0], min(shape[1], total)
+    if count * count > total:
+        return _floyd(total, (lines, count), random)
+    if lines == 1 and count:
+        return np.array([_line(total, count, random)], dtype=np.int64)
+    table = random.integers(total, size=(lines, count)) if count else np.zeros((lines, 0), dtype=np.int64)
+    while (redo := _with_repeats(table)) is not None:  # whole lines are drawn again: what remains is uniform
+        table[redo] = random.integers(total, size=(len(redo), count))
+    return table
+
+
+def _line(total: int, count: int, random: np.random.Generator) -> list[int]:
+    # One short line, as in a run on one rank, is drawn faster without arrays.
+    limit = 2**64 - 2**64 % total
+    while True:
+        words = random.bit_generator.random_raw(count).tolist()
+        line = {word % total for word in words}
+        if len(line) == count and max(words) < limit:  # words beyond would favour small numbers
+            return list(line)
+
+
+def _with_repeats(table: Positions) -> NDArray[np.int64] | None:
+    # The lines in which a number occurs twice, or None.
+    ordered = np.sort(table, axis=1)
+    repeats = ordered[:, 1:] == ordered[:, :-1]
+    return np.flatnonzero(repeats.any(axis=1)) if repeats.any() else None
+
+
+def _floyd(total: int, shape: tuple[int, int], random: np.random.Generator) -> Positions:
+    # Bentley and Floyd, "A sample of brilliance", CACM 1987: exact, and never draws again.
+    table = np.empty(shape, dtype=np.int64)
+    for column, last in enumerate(range(total - shape[1], total)):
+        drawn = random.integers(last + 1, size=shape[0])
+        seen = (table[:, :column] == drawn[:, None]).any(axis=1)
+        table[:, column] = np.where(seen, last, drawn)
+    return table
+
+
+def _by_group(
+    held: NDArray[np.int64], shape: tuple[int, int], random: np.random.Generator
+) -> tuple[Positions, Positions]:
+    # Which group each drawn sample comes from, and its place among the samples of that group on all ranks.
+    lines = shape[0]
+    shares, rest = equal_shares(held, shape[1])
+    able = np.flatnonzero(held > shares)
+    extra = able[_distinct(len(able), (lines, rest), random)]
+    group = np.concatenate(
+        [np.repeat(np.arange(len(held)), shares)[None].repeat(lines, axis=0), extra], axis=1
+    )
+    if not shares.any():
+        return group, random.integers(held[group]) if group.size else group
+    place = np.empty_like(group)
+    for number in np.unique(group):
+        chosen = group == number
+        wanted = chosen.sum(axis=1)  # the share, or one more
+        for count in np.unique(wanted):
+            some = np.flatnonzero(wanted == count)
+            drawn = _distinct(int(held[number]), (len(some), int(count)), random)
+            place[some[:, None], np.nonzero(chosen[some])[1].reshape(drawn.shape)] = drawn
+    return group, place

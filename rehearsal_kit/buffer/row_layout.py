@@ -1,0 +1,317 @@
+"""How the named tensors of a sample lie side by side in one row of 64-bit words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rehearsal_kit.base.errors import SettingsError
+
+Samples = Mapping[str, torch.Tensor]
+"""Named tensors of equal length along their first axis: (sample, ...)."""
+
+Words = NDArray[np.int64]
+"""Packed samples in host memory: (sample, word)."""
+
+_SIGNED = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}
+
+Rows = NDArray[np.int64]
+"""Numbers of rows, or of samples within a batch: (n,)."""
+
+IDENTITY = "sample_id"
+"""The field, one int64 per sample, by which a sample is known again; optional but for the reservoir."""
+WORD = 8
+LONG_ROW = 1024
+"""Bytes from which copying row by row beats gathering all rows first and scattering them then."""
+
+
+def tensor_of(array: torch.Tensor | NDArray[Any], what: str) -> torch.Tensor:
+    """What somebody gave, as a tensor on the CPU: of the same numbers, perhaps in the same memory.
+
+    Arrays of numpy may be read only, and in any order of bytes and axes. Unsigned integers longer than 8
+    bits, with which torch can compute next to nothing, become signed ones that hold the same numbers.
+    SettingsError, beginning with `what`, for what holds no numbers, or longer ones than torch has.
+    """
+    if isinstance(array, torch.Tensor):
+        tensor = array.detach().cpu()
+    else:
+        given = np.asarray(array)
+        if given.dtype.kind not in "biufc" or given.dtype.itemsize > (16 if given.dtype.kind == "c" else 8):
+            raise SettingsError(
+                f"{what} is {type(array).__name__} of {given.dtype}; it must be a tensor or an array of "
+                "numbers: bool, integers, floating point of at most 8 bytes, or complex of at most 16."
+            )
+        # Not as torch.as_tensor does, which warns of what is read only, and refuses foreign byte orders.
+        tensor = torch.from_numpy(np.require(given, given.dtype.newbyteorder("="), ["C", "W"]))
+    if tensor.dtype not in _SIGNED:
+        return tensor
+    signed = tensor.to(_SIGNED[tensor.dtype])
+    if tensor.dtype == torch.uint64 and signed.numel() and int(signed.min()) < 0:
+        raise SettingsError(f"{what} is uint64 and exceeds int64; give numbers below 2^63.")
+    return signed
+
+
+@dataclass(frozen=True)
+class Field:
+    """One named tensor of a sample: its shape without the sample axis, and its dtype."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    half: bool = False
+    """Stored and sent as float16, given back in `dtype`."""
+    finite: bool = True
+    """Whether NaN and infinity are refused (they cannot occur where `dtype` is an integer)."""
+
+    @property
+    def stored(self) -> torch.dtype:
+        """The dtype in which it is stored and sent."""
+        return torch.float16 if self.half else self.dtype
+
+    @property
+    def values(self) -> int:
+        """Numbers per sample."""
+        return math.prod(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Bytes per sample."""
+        return self.values * self.stored.itemsize
+
+    def __str__(self) -> str:
+        half = " (as float16)" if self.half else ""
+        return f"{self.name} {self.shape} {str(self.dtype).removeprefix('torch.')}{half}"
+
+
+@dataclass(frozen=True)
+class RowLayout:
+    """How the named tensors of a sample lie side by side in one row of 64-bit words.
+
+    One row per sample means that storing, drawing and sending are one copy each, whatever the fields. The
+    widest numbers come first, so that every field of every row can be read in place.
+    """
+
+    fields: tuple[Field, ...]
+
+    @staticmethod
+    def of(samples: Samples, *, half: Sequence[str] = (), nan: Sequence[str] = ()) -> RowLayout:
+        """The layout of these samples; they may be empty along the sample axis.
+
+        half: fields stored as float16. nan: floating fields in which NaN and infinity are allowed.
+        SettingsError if there is no field, a name is unknown, or `half` names what is not floating.
+        """
+        unknown = [name for name in (*half, *nan) if name not in samples]
+        whole = [name for name in half if name in samples and not samples[name].is_floating_point()]
+        if not samples or unknown or whole or any(not tensor.dim() for tensor in samples.values()):
+            raise SettingsError(
+                f"samples have fields {', '.join(samples) or '(none)'}; half names {list(half)}, nan names "
+                f"{list(nan)}. Every field needs a first axis for the samples, every name must be one of "
+                "the fields, and half is for floating fields only."
+            )
+        return RowLayout(
+            tuple(
+                Field(name, tuple(t.shape[1:]), t.dtype, half=name in half, finite=name not in nan)
+                for name, t in samples.items()
+            )
+        )
+
+    @cached_property
+    def row_bytes(self) -> int:
+        """Bytes per sample."""
+        widest = max(WORD, *(field.stored.itemsize for field in self.fields))
+        return max(1, -(-sum(field.size for field in self.fields) // widest)) * widest
+
+    @property
+    def words(self) -> int:
+        """64-bit words per sample."""
+        return self.row_bytes // WORD
+
+    @cached_property
+    def offsets(self) -> dict[str, int]:
+        """Where each field begins in a row, in bytes."""
+        offsets, offset = {}, 0
+        for field in sorted(self.fields, key=lambda field: -field.stored.itemsize):
+            offsets[field.name] = offset
+            offset += field.size
+        return offsets
+
+    def check(self, samples: Samples) -> int:
+        """How many samples these are; SettingsError unless names, shapes and dtypes are this layout's."""
+        came = {name: (tuple(t.shape[1:]), t.dtype) for name, t in samples.items()}
+        lengths = {len(t) for t in samples.values()}
+        if came != {field.name: (field.shape, field.dtype) for field in self.fields} or len(lengths) != 1:
+            given = ", ".join(f"{name} {tuple(t.shape)} {t.dtype}" for name, t in samples.items())
+            raise SettingsError(
+                f"samples came as {given or 'nothing'}; this buffer holds "
+                f"{', '.join(map(str, self.fields))}, each with one more axis in front, equally long in all "
+                "fields. All tasks of a run need the same names, shapes and dtypes: convert them before they "
+                "are offered."
+            )
+        return lengths.pop()
+
+    def accept(self, samples: Samples, chosen: Rows | None = None) -> Accepted:
+        """These samples, or the chosen ones among them, checked and ready to be copied; not yet a copy.
+
+        SettingsError if names, shapes or dtypes are not this layout's, or if a value is not finite where it
+        must be or does not fit into float16.
+        """
+        count = self.check(samples)
+        wanted = np.arange(count) if chosen is None else chosen
+        offsets, columns = self.offsets, []
+        for field in self.fields:
+            values, picked = _as_stored(field, samples[field.name], wanted)
+            if field.finite and field.stored.is_floating_point:
+                _refuse_not_finite(field, values, picked=picked, wanted=wanted)
+            columns.append((offsets[field.name], _carried(values), picked))
+        identities = self.identities(samples)
+        return Accepted(tuple(columns), len(wanted), identities[wanted] if identities is not None else None)
+
+    def packed(self, rows: Words) -> Accepted:
+        """Samples that `pack` made rows of, ready to be copied: int64 (sample, word)."""
+        columns = ((0, rows, np.arange(len(rows))),)
+        return Accepted(columns, len(rows), self.packed_identities(rows))
+
+    def pack(self, samples: Samples, chosen: Rows | None = None) -> Words:
+        """int64 (sample, word): a copy of these samples, or of the chosen ones; errors as `accept`."""
+        accepted = self.accept(samples, chosen)
+        rows = np.zeros((accepted.count, self.words), dtype=np.int64)
+        everything = np.arange(accepted.count)
+        accepted.copy_into(rows, everything, everything)
+        return rows
+
+    def unpack(self, rows: Words) -> dict[str, torch.Tensor]:
+        """The samples that `pack` made rows of: views of `rows`, but for fields stored as float16."""
+        # numpy cuts views faster than torch does, most of all with cold caches.
+        count, samples = len(rows), {}
+        for dtype, columns in self._columns:
+            typed = rows.view(dtype)
+            for name, shape, begin, end in columns:
+                samples[name] = torch.from_numpy(typed[:, begin:end].reshape(count, *shape))
+        for field in self._converted:
+            samples[field.name] = samples[field.name].view(field.stored).to(field.dtype)
+        return samples
+
+    def unpack_there(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        """As `unpack`, of rows on any device."""
+        return {field.name: _part_of(rows, field, begin) for field, begin in self._places}
+
+    @cached_property
+    def _places(self) -> list[tuple[Field, int]]:
+        # Where each field begins in a row, counted in its numbers.
+        return [(field, self.offsets[field.name] // field.stored.itemsize) for field in self.fields]
+
+    @cached_property
+    def _columns(self) -> list[tuple[type[np.generic], list[tuple[str, tuple[int, ...], int, int]]]]:
+        # By numpy's dtype: name and shape of each field, where it begins and ends in a row in its numbers.
+        found: dict[type[np.generic], list[tuple[str, tuple[int, ...], int, int]]] = {}
+        for field, begin in self._places:
+            place = (field.name, field.shape, begin, begin + field.values)
+            found.setdefault(_numpy_dtype(field.stored), []).append(place)
+        return list(found.items())
+
+    @cached_property
+    def _converted(self) -> list[Field]:
+        # What numpy does not know, or what is given back in another dtype than stored.
+        return [field for field in self.fields if field.half or field.stored == torch.bfloat16]
+
+    @cached_property
+    def has_identity(self) -> bool:
+        """Whether samples have a field `sample_id` (one int64), by which they are known again."""
+        return any((f.name, f.shape, f.dtype) == (IDENTITY, (), torch.int64) for f in self.fields)
+
+    def identities(self, samples: Samples) -> NDArray[np.int64] | None:
+        """`sample_id` of each sample: (sample,); None where this layout has none."""
+        return samples[IDENTITY].cpu().numpy() if self.has_identity else None
+
+    def packed_identities(self, rows: Words) -> NDArray[np.int64] | None:
+        """`sample_id` of each packed row, as a view: (row,); None where this layout has none."""
+        if not self.has_identity:
+            return None
+        numbers: Words = rows[:, self.offsets[IDENTITY] // WORD]
+        return numbers
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """Samples that fit a layout, where they lie: nothing is copied before `copy_into`."""
+
+    columns: tuple[tuple[int, NDArray[np.generic], Rows], ...]
+    """For each field: offset in bytes, numbers (sample, number), and which of those rows are meant."""
+    count: int
+    identities: NDArray[np.int64] | None
+    """(sample,): `sample_id` of each, where there is one."""
+
+    def copy_into(self, rows: Words, slots: Rows, which: Rows) -> None:
+        """rows[slots] = these samples[which]; of equal slots the last wins. rows: int64 (row, word)."""
+        for offset, numbers, picked in self.columns:
+            width = numbers.itemsize
+            carrier = rows.view(numbers.dtype)
+            column = carrier[:, offset // width : offset // width + numbers.shape[1]]
+            _copy_rows(column, numbers, slots=slots, picked=picked[which])
+
+
+def _copy_rows(
+    target: NDArray[np.generic], source: NDArray[np.generic], *, slots: Rows, picked: Rows
+) -> None:
+    # target[slots] = source[picked], (row, number) both; long rows one by one, without gathering them first.
+    if target.shape[1] * target.itemsize < LONG_ROW:
+        target[slots] = source[picked]
+        return
+    for slot, row in zip(slots.tolist(), picked.tolist(), strict=True):
+        target[slot] = source[row]
+
+
+def _as_stored(field: Field, tensor: torch.Tensor, wanted: Rows) -> tuple[torch.Tensor, Rows]:
+    # (sample, number) on the CPU in the stored dtype, and which of its rows are wanted.
+    tensor = tensor.detach()
+    if field.half or tensor.device.type != "cpu" or not tensor.is_contiguous():
+        index = torch.from_numpy(wanted).to(tensor.device)
+        chosen = tensor.index_select(0, index).to(field.stored).cpu()
+        return chosen.reshape(len(wanted), field.values), np.arange(len(wanted))
+    return tensor.view(len(tensor), field.values), wanted
+
+
+def _refuse_not_finite(field: Field, values: torch.Tensor, *, picked: Rows, wanted: Rows) -> None:
+    if field.stored in (torch.float32, torch.float64):
+        # A finite sum of squares means finite numbers, and costs far less than asking each of them.
+        array = values.numpy()
+        with np.errstate(over="ignore", invalid="ignore"):
+            if all(math.isfinite(array[row] @ array[row]) for row in picked.tolist()):
+                return
+    for row, source in zip(picked.tolist(), wanted.tolist(), strict=True):
+        bad = ~torch.isfinite(values[row])
+        if bad.any():
+            raise SettingsError(
+                f"{int(bad.sum())} of {field.values} numbers of field {field.name}, sample {source} of the "
+                f"batch, are NaN, infinite{' or too large for float16' if field.half else ''}. Mask or skip "
+                "such samples, do not name the field in half, or allow them with RowLayout.of(nan=...)."
+            )
+
+
+def _carried(values: torch.Tensor) -> NDArray[np.generic]:
+    # Copying needs no arithmetic, and numpy has no bfloat16: numbers as integers of the same width.
+    return np.asarray(values.view(_CARRIERS[values.dtype.itemsize]).numpy())
+
+
+def _part_of(rows: torch.Tensor, field: Field, begin: int) -> torch.Tensor:
+    column = rows.view(field.stored)[:, begin : begin + field.values]
+    parted: torch.Tensor = column.unflatten(1, field.shape or (1,)).reshape(len(rows), *field.shape)
+    return parted.to(field.dtype)
+
+
+def _numpy_dtype(dtype: torch.dtype) -> type[np.generic]:
+    # Of the same width where numpy has no such numbers (bfloat16).
+    try:
+        return torch.empty(0, dtype=dtype).numpy().dtype.type
+    except TypeError:
+        return torch.empty(0, dtype=_CARRIERS[dtype.itemsize]).numpy().dtype.type
+
+
+_CARRIERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}

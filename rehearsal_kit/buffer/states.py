@@ -1,0 +1,142 @@
+"""What goes into one round of the distributed buffer, and what comes out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rehearsal_kit.base.settings import Rehearsal
+from rehearsal_kit.buffer.frozen_rows import release
+from rehearsal_kit.buffer.row_layout import RowLayout, Words
+from rehearsal_kit.buffer.staging import Delivered
+from rehearsal_kit.buffer.store import Contents
+
+
+@dataclass(frozen=True)
+class Representatives:
+    """What one rank drew for one step."""
+
+    samples: dict[str, torch.Tensor]
+    """Named tensors (drawn, ...), on the device of the buffer."""
+    owners: NDArray[np.int64]
+    """(drawn,): the rank that had stored each."""
+    stored: int
+    """Samples in the buffers of all ranks when they were drawn."""
+    distillation: dict[str, torch.Tensor]
+    """Named tensors (drawn again, ...): the second draw, independent of the first; empty if not asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """One background job: what is stored and what is drawn while step `step` trains."""
+
+    step: int
+    representatives: int
+    """Drawn for the next step, per rank."""
+    distillation: int = 0
+    """Drawn a second time for the next step, per rank."""
+    capacity: int | None = None
+    """Samples that the buffers of all ranks may hold from now on; None: as before."""
+    candidates: int | None = None
+    """Samples of every mini-batch offered from now on once the buffer is full, per rank; None: as before."""
+    policy: str | None = None
+    """What stays from now on; None: as before."""
+    settings: int = 0
+    """Digest of the settings in force."""
+    command: int = 0
+    """Number of the newest command applied."""
+    generation: int = 0
+    branch: int = 0
+
+
+def steered(settings: Rehearsal, work: Round) -> Rehearsal:
+    """The settings from this round on."""
+    return replace(
+        settings,
+        candidates=settings.candidates if work.candidates is None else work.candidates,
+        policy=settings.policy if work.policy is None else work.policy,
+    )
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A hand-over on its way to the store: what one mini-batch offered."""
+
+    rows: Callable[[], Words]
+    """Gives the packed rows: (sample, word)."""
+    groups: list[int]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What came to this rank in one exchange, in the order of the ranks that had stored it."""
+
+    rows: torch.Tensor
+    """int64 (drawn, word), in host memory."""
+    owners: NDArray[np.int64]
+    """(drawn,)."""
+    second: NDArray[np.bool_]
+    """(drawn,): which belong to the second draw."""
+    stored: int
+    """Samples in the buffers of all ranks when they were drawn."""
+
+
+@dataclass(frozen=True)
+class Staged:
+    """What a background job leaves for the next step."""
+
+    drawn: Drawn
+    delivered: Delivered
+    """The same samples on their way to the device."""
+    seconds: float = 0.0
+    """That the job took."""
+
+    def take(self) -> Representatives:
+        """The two draws apart, ready for the current stream."""
+        samples, drawn = self.delivered.take(), self.drawn
+        if not drawn.second.any():
+            nothing = {name: tensor[:0] for name, tensor in samples.items()}
+            return Representatives(samples, drawn.owners, drawn.stored, nothing)
+        parts = []
+        for wanted in (~drawn.second, drawn.second):
+            index = torch.from_numpy(np.flatnonzero(wanted))
+            parts.append({name: t.index_select(0, index.to(t.device)) for name, t in samples.items()})
+        return Representatives(parts[0], drawn.owners[~drawn.second], drawn.stored, parts[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class BufferState:
+    """All that one rank's part of the buffer is between two steps."""
+
+    layout: RowLayout
+    policy: str
+    seed: int
+    capacity: int
+    """Samples over all ranks."""
+    contents: Contents
+    oldest: int
+    threshold: int
+    step: int
+    """The last step that was begun."""
+    pending: Pending | None
+    """The hand-over that is not stored yet."""
+    drawn: Drawn | None
+    """For the next step; None before step 0, and after an exchange that failed."""
+
+    def frozen(self, contents: Contents) -> BufferState:
+        """The same with these contents, and all else in memory of its own, which no later step changes."""
+        pending, drawn = self.pending, self.drawn
+        if pending is not None:
+            rows = pending.rows().copy()
+            pending = Pending(lambda: rows, list(pending.groups))
+        if drawn is not None:
+            drawn = replace(drawn, rows=drawn.rows.clone())
+        return replace(self, contents=contents, pending=pending, drawn=drawn)
+
+    def release(self) -> None:
+        """Let go of the store, once what `frozen` gave was written or never will be."""
+        release(self.contents.rows)

@@ -1,0 +1,265 @@
+"""The part of the rehearsal buffer that one rank holds: bounded, and rows that stay whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rehearsal_kit.base.errors import SettingsError
+from rehearsal_kit.buffer.frozen_rows import FrozenRows
+from rehearsal_kit.buffer.group_index import GroupIndex
+from rehearsal_kit.buffer.policies import AbstractPolicy, Intake, Reservoir
+from rehearsal_kit.buffer.row_layout import Accepted, RowLayout, Rows, Samples, Words
+
+CHUNK = 4096
+SPARE = 8
+"""While a checkpoint is written, one row in so many may be held twice: those that change meanwhile. What
+`room` leaves free is counted with it."""
+LEAST_SPARE_BYTES = 16 * 2**20
+"""And so much in any case: small stores change as a whole while a disk answers."""
+
+
+class RowSource(Protocol):
+    """Rows that are not in memory as a whole: asked for in blocks, in order, and never held twice."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and words."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that it takes."""
+
+    def __getitem__(self, block: slice, /) -> Words:
+        """Some of the rows, (row, word)."""
+
+    def copy_into(self, out: Words) -> None:
+        """All of them, (row, word)."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a store holds, row by row, and all that later choices of victims depend on."""
+
+    rows: Words | RowSource
+    """(row, word)."""
+    groups: NDArray[np.int64]
+    """(row,): the group of each."""
+    places: NDArray[np.int64]
+    """(row,): the position of each within its group."""
+
+
+class RehearsalBuffer:
+    """Bounded memory of past samples on one rank. Rows 0 to len - 1 are taken.
+
+    Where samples have a field `sample_id`, a sample that is held already is renewed in its row instead of
+    being stored twice, so that several passes over a task do not fill the store with copies.
+
+    Memory: capacity x `RowLayout.row_bytes`, and up to about 200 bytes of bookkeeping per sample held.
+    """
+
+    def __init__(self, layout: RowLayout, capacity: int, *, policy: AbstractPolicy) -> None:
+        require_identity(policy, layout)
+        self.layout = layout
+        self.capacity = capacity
+        self.policy = policy
+        self.index = GroupIndex()
+        self._row_of: dict[int, int] = {}
+        self._rows = np.zeros((capacity, layout.words), dtype=np.int64)
+        self._identity = np.zeros(capacity, dtype=np.int64)
+        self._frozen: list[FrozenRows] = []
+
+    def __len__(self) -> int:
+        """Samples held."""
+        return len(self.index)
+
+    @property
+    def intake(self) -> Intake:
+        """What decides which samples of the next mini-batch are worth offering."""
+        return Intake(full=len(self) >= self.capacity, threshold=self.policy.threshold)
+
+    @property
+    def contents(self) -> Contents:
+        """Everything held; the rows are those of the store, not a copy."""
+        return Contents(self._rows[: len(self)], self.index.groups_of_rows(), self.index.places_of_rows())
+
+    def freeze(self) -> Contents:
+        """Everything held now, to be read by another thread while this store goes on; `release` it then."""
+        held = self.contents
+        rows = FrozenRows(self._rows[: len(self)], spare=spare_rows(self.capacity, self.layout.row_bytes))
+        self._frozen.append(rows)
+        return Contents(rows, held.groups, held.places)
+
+    def group_sizes(self) -> dict[int, int]:
+        """Samples held of each group, by number of the group."""
+        return self.index.sizes()
+
+    def offer(
+        self,
+        samples: Samples,
+        groups: Sequence[int],
+        *,
+        random: np.random.Generator,
+        chosen: Rows | None = None,
+    ) -> None:
+        """Store these samples, or the chosen ones among them, each in a free row or in place of another.
+
+        groups: the group of each sample to store. Where two of them meet in a row the later one stays.
+        SettingsError, and nothing is stored, if names, shapes or dtypes are not those of this store, or a
+        value is not finite where it must be.
+        """
+        accepted = self.layout.accept(samples, chosen)
+        self._store(accepted, groups, random)
+
+    def offer_packed(self, rows: Words, groups: Sequence[int], *, random: np.random.Generator) -> None:
+        """Store all of these samples, which `RowLayout.pack` made rows of: int64 (sample, word)."""
+        self._store(self.layout.packed(rows), groups, random)
+
+    def gather(self, rows: Rows, out: Words | None = None) -> Words:
+        """(row, word): copies of these rows, all of them below len(self); into `out` if given."""
+        if out is None:
+            return self._rows[rows]
+        # "clip" only spares numpy a buffer: the rows exist.
+        return np.take(self._rows, rows, axis=0, out=out, mode="clip")
+
+    def trim(self, threshold: int) -> None:
+        """Let go of every sample whose tag does not lie below the threshold that all ranks agreed on."""
+        if isinstance(self.policy, Reservoir) and threshold < self.policy.threshold:
+            self.policy.threshold = threshold
+            self._let_go(self.policy)
+
+    def resize(self, capacity: int, *, random: np.random.Generator) -> None:
+        """Take another capacity; where it is smaller the policy says who stays.
+
+        Old and new rows exist side by side for a moment.
+        """
+        if capacity == self.capacity:
+            return
+        if isinstance(self.policy, Reservoir):
+            self._fit(self.policy, np.empty(0, dtype=np.int64), capacity)
+        kept = self.policy.kept(self.index, capacity=capacity, random=random)
+        groups = [self.index.group(row) for row in kept]
+        rows = np.zeros((capacity, self.layout.words), dtype=np.int64)
+        for begin in range(0, len(kept), CHUNK):
+            part = np.array(kept[begin : begin + CHUNK], dtype=np.int64)
+            self.gather(part, out=rows[begin : begin + len(part)])
+        self.capacity = capacity
+        self._adopt(rows, len(kept), GroupIndex.of(groups))
+
+    def switch(self, policy: AbstractPolicy) -> None:
+        """Keep what is held, and let another policy decide from now on.
+
+        What is held becomes the past of the new policy: a reservoir is fair to all that come later and to
+        what is held now, not to what was let go before; for first-in-first-out rows are as old as their
+        numbers are low.
+        """
+        require_identity(policy, self.layout)
+        self.policy = policy
+
+    def fill(self, contents: Contents) -> None:
+        """Hold exactly this; for a store that is empty. SettingsError if it does not fit."""
+        count, words = contents.rows.shape
+        if len(self) or count > self.capacity or words != self.layout.words:
+            raise SettingsError(
+                f"{count} rows of {words} words cannot be restored into a store that holds {len(self)} "
+                f"of at most {self.capacity} rows of {self.layout.words} words; it must be empty, large "
+                "enough, and of the same layout."
+            )
+        if isinstance(contents.rows, np.ndarray):
+            self._rows[:count] = contents.rows
+        else:
+            contents.rows.copy_into(self._rows[:count])
+        self._adopt(self._rows, count, GroupIndex.of(contents.groups.tolist(), contents.places.tolist()))
+
+    # Placing --------------------------------------------------------------------------------------------
+
+    def _store(self, accepted: Accepted, groups: Sequence[int], random: np.random.Generator) -> None:
+        identities = accepted.identities
+        if not self.capacity or not accepted.count:
+            return
+        if isinstance(self.policy, Reservoir):
+            assert identities is not None  # noqa: S101 - for the type checker; the layout has the field
+            self._fit(self.policy, identities, self.capacity)
+            which = np.flatnonzero(self.policy.tags(identities) < self.policy.threshold)
+        else:
+            which = np.arange(accepted.count)
+        uniform = random.random(accepted.count).tolist()
+        known = None if identities is None else identities.tolist()
+        source_of = {
+            self._place(groups[i], None if known is None else known[i], uniform[i]): i for i in which.tolist()
+        }
+        rows, sources = (np.array(list(n), dtype=np.int64) for n in (source_of, source_of.values()))
+        self._before(rows)
+        accepted.copy_into(self._rows, rows, sources)
+
+    def _before(self, changing: Rows) -> None:
+        # Those who read what the store was some moments ago are told what is about to change.
+        self._frozen = [frozen for frozen in self._frozen if not frozen.over]
+        for frozen in self._frozen:
+            frozen.keep(changing)
+
+    def _place(self, group: int, identity: int | None, uniform: float) -> int:
+        row = None if identity is None else self._row_of.get(identity)
+        if row is not None:
+            self.index.assign(row, group)
+            return row
+        if len(self) < self.capacity:
+            row = self.index.append(group)
+        else:
+            row = self.policy.make_room(group, self.index, capacity=self.capacity, uniform=uniform)
+            self.index.assign(row, group)
+            self._row_of.pop(int(self._identity[row]), None)
+        if identity is not None:
+            self._identity[row] = identity
+            self._row_of[identity] = row
+        return row
+
+    def _fit(self, policy: Reservoir, arriving: Rows, capacity: int) -> None:
+        new = [i for i in dict.fromkeys(arriving.tolist()) if i not in self._row_of]
+        if len(self) + len(new) > capacity:
+            before = policy.threshold
+            policy.fit(np.concatenate([self._identity[: len(self)], np.array(new, dtype=np.int64)]), capacity)
+            if policy.threshold < before:
+                self._let_go(policy)
+
+    def _let_go(self, policy: Reservoir) -> None:
+        gone = np.flatnonzero(policy.tags(self._identity[: len(self)]) >= policy.threshold)
+        words = self._rows
+        self._before(gone)
+        for row in gone[::-1].tolist():
+            del self._row_of[int(self._identity[row])]
+            last = self.index.replace(row)
+            if last != row:  # rows stay dense: the last one moves into the gap
+                words[row] = words[last]
+                self._identity[row] = self._identity[last]
+                self._row_of[int(self._identity[row])] = row
+
+    def _adopt(self, rows: Words, count: int, index: GroupIndex) -> None:
+        if rows is not self._rows:  # nobody changes the old ones any more
+            self._frozen = []
+        self._rows, self.index = rows, index
+        self._identity = np.zeros(self.capacity, dtype=np.int64)
+        self._row_of = {}
+        identities = self.layout.packed_identities(rows[:count])
+        if identities is not None:
+            self._identity[:count] = identities
+            self._row_of = {identity: row for row, identity in enumerate(identities.tolist())}
+
+
+def spare_rows(rows: int, row_bytes: int) -> int:
+    """How many rows of a store of so many are held twice at most while a checkpoint of it is written."""
+    return min(rows, max(rows // SPARE, LEAST_SPARE_BYTES // row_bytes))
+
+
+def require_identity(policy: AbstractPolicy, layout: RowLayout) -> None:
+    """SettingsError if a policy has to know samples again and rows of this layout have no identity."""
+    if isinstance(policy, Reservoir) and not layout.has_identity:
+        raise SettingsError(
+            "the reservoir needs a field sample_id: one int64 per sample, different for every distinct "
+            f"sample of the whole stream. The fields are {', '.join(map(str, layout.fields))}. Add it, "
+            "or take the policy quotas."
+        )

@@ -1,0 +1,1 @@
+"""The commands of `rehearsal-kit`; begin at main.py."""

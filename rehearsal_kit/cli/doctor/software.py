@@ -1,0 +1,103 @@
+"""Whether what is installed is enough: one function per check, which returns one finding."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+import sys
+import webbrowser
+
+import torch
+import torch.distributed as dist
+
+from rehearsal_kit.cli.doctor.finding import Finding
+from rehearsal_kit.cluster.devices import find_gpus
+
+PYTHON = (3, 11)
+NOTEBOOK = ("jupyterlab", "ipywidgets", "anywidget", "plotly")
+
+
+def python() -> Finding:
+    """The interpreter, and whether it is new enough."""
+    found = f"{platform.python_version()}, {platform.system()} {platform.machine()}, {sys.executable}"
+    old = sys.version_info < PYTHON
+    fix = f"install Python {PYTHON[0]}.{PYTHON[1]} or newer" if old else ""
+    return Finding(what="Python", found=found, fix=fix, essential=True)
+
+
+def torch_build() -> Finding:
+    """The build of torch, and whether ranks can talk to each other with it."""
+    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
+    gloo = dist.is_available() and dist.is_gloo_available()
+    return Finding(
+        what="torch",
+        found=f"{torch.__version__}, a {build} build, {'with' if gloo else 'without'} gloo",
+        fix="" if gloo else "install a build of torch that has torch.distributed with gloo",
+        essential=True,
+    )
+
+
+def gpus() -> Finding:
+    """The GPUs that a worker each could have; whether dask-cuda works, or which extra is missing."""
+    found = find_gpus()
+    what = f"{len(found.names)}: {', '.join(found.names)}" if found.names else "none to use"
+    if not found.lack:
+        return Finding(what="GPUs", found=f"{what}; dask-cuda {_version('dask-cuda')}")
+    without = "" if found.cure else "; training goes on CPU processes, dask-cuda is not needed"
+    return Finding(what="GPUs", found=f"{what}: {found.lack}{without}", fix=found.cure)
+
+
+def dask() -> Finding:
+    """Dask and distributed; they go together only in the same version."""
+    versions = _version("dask"), _version("distributed")
+    same = versions[0] == versions[1]
+    return Finding(
+        what="Dask",
+        found=f"dask {versions[0]}, distributed {versions[1]}",
+        fix="" if same else "pip install --upgrade dask distributed, until both have the same version",
+        essential=True,
+    )
+
+
+def notebook() -> Finding:
+    """What the notebook needs."""
+    missing = [name for name in NOTEBOOK if not importlib.util.find_spec(name)]
+    return Finding(
+        what="notebook",
+        found=", ".join(f"{name} {_version(name)}" for name in NOTEBOOK),
+        fix=f"pip install {' '.join(missing)}" if missing else "",
+        essential=True,
+    )
+
+
+def filters() -> Finding:
+    """Whether compressed frames of detectors can be read."""
+    there = importlib.util.find_spec("hdf5plugin") is not None
+    return Finding(
+        what="HDF5 filters",
+        found=f"h5py {_version('h5py')}, hdf5plugin {_version('hdf5plugin')}",
+        fix=""
+        if there
+        else "pip install hdf5plugin, for scans that were written with bitshuffle, LZ4 or Blosc",
+    )
+
+
+def browser() -> Finding:
+    """Whether JupyterLab can open a browser here."""
+    try:
+        name = webbrowser.get().name
+    except webbrowser.Error:
+        return Finding(
+            what="browser",
+            found="none on this machine",
+            fix="rehearsal-kit lab --no-browser, and from your machine: ssh -L PORT:127.0.0.1:PORT this one",
+        )
+    return Finding(what="browser", found=str(name))
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"

@@ -1,0 +1,370 @@
+"""Starts a Dask cluster that outlives the kernel, or connects to one that somebody else started. TLS."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import socket
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+from distributed import Client
+
+from rehearsal_kit.base.errors import ClusterError, ClusterGoneError
+from rehearsal_kit.base.files import write_private
+from rehearsal_kit.base.network_interfaces import interface_named
+from rehearsal_kit.base.process_identity import ProcessIdentity
+from rehearsal_kit.base.settings import require_integer, require_number
+from rehearsal_kit.cluster.cluster_calls import ask_identity, ask_scheduler, ask_workers
+from rehearsal_kit.cluster.code_folders import offered
+from rehearsal_kit.cluster.devices import choose_devices, rank_device
+from rehearsal_kit.cluster.key_files import require_private_folder, write_key
+from rehearsal_kit.cluster.scheduler_connection import (
+    closed_quietly,
+    open_connection,
+    require_encrypted,
+    scheduler_in,
+)
+from rehearsal_kit.cluster.server import ClusterAddress, ClusterFiles, ClusterOrder, tell_to_stop
+from rehearsal_kit.cluster.server_process import ServerProcess, clusters_folder, start_server
+
+CONNECT_TIMEOUT_S = 30.0
+REACH_TIMEOUT_S = 10.0
+
+
+class Cluster:
+    """A running cluster and this process's connection to it: from start_cluster() or connect()."""
+
+    def __init__(
+        self,
+        client: Client,
+        *,
+        address: ClusterAddress,
+        reason: str,
+        place: Mapping[str, str],
+        server: ServerProcess | None = None,
+    ) -> None:
+        self.client = client
+        self.address = address
+        self.reason = reason
+        """Why these devices were chosen; or how this process came to the cluster."""
+        self.place = dict(place)
+        """How another process reaches it again, in values for JSON: see reach()."""
+        self._server = server
+        """None where somebody else started the cluster."""
+
+    def __repr__(self) -> str:
+        device = "GPU" if self.address.kind == "cuda" else "CPU process"
+        what = f"{self.address.workers} x {device} at {self.address.scheduler} ({self.reason})"
+        if self._server is None:
+            return f"Cluster: {what}; cluster.close() disconnects and leaves it running"
+        name, code = self.files.folder.name, str(self._server.record.code)
+        what += f"; {code}" if code else ""
+        return f"Cluster {name}: {what}; to end it: cluster.close() or rehearsal-kit stop {name}"
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def files(self) -> ClusterFiles:
+        """The private folder of a cluster of ours; ClusterError where somebody else started it."""
+        if self._server is None:
+            raise ClusterError(f"{self!r} was started by somebody else and has no folder of ours.")
+        return self._server.files
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is known to have ended: one of ours, on this machine, without its server."""
+        return self._server is not None and self._server.is_here and not self._server.family()
+
+    def processes(self) -> list[psutil.Process]:
+        """This process, and those of the cluster that are on this machine and can be seen from it."""
+        if self._server is not None:
+            return [psutil.Process(), *self._server.family()]
+        found = [psutil.Process()]
+        for host, process in ask_workers(self.client, tell_process).values():
+            if host == socket.gethostname():
+                with contextlib.suppress(psutil.Error):  # it may run inside a container
+                    found.append(psutil.Process(process))
+        return found
+
+    def disconnect(self) -> None:
+        """Close the connection of this process and leave the cluster running, whoever started it."""
+        with closed_quietly():
+            self.client.close()
+
+    def close(self) -> None:
+        """End a cluster of ours with everything that runs on it; from another one only disconnect."""
+        if self._server is not None and not self._server.is_here:
+            with contextlib.suppress(OSError, RuntimeError, ClusterGoneError):  # it may go while we ask
+                ask_scheduler(self.client, tell_to_stop)
+        self.disconnect()
+        if self._server is not None:
+            self._server.end()
+
+
+def start_cluster(
+    kind: str = "auto",
+    *,
+    workers: int | None = None,
+    interface: str | None = None,
+    idle_timeout_s: float = 3600.0,
+    code: str | Path | Sequence[str | Path] | None = None,
+) -> Cluster:
+    """Start a cluster on this machine: one worker per GPU, else CPU processes; says which and why.
+
+    It is detached from this process: it goes on training when a notebook kernel dies. It ends by `close`,
+    by `rehearsal-kit stop`, or after `idle_timeout_s` seconds in which nobody was connected and no rank
+    told anything. It also ends if one of its processes begins to listen beyond its interface.
+
+    Its processes get the environment of this one without what would change where they listen, what they run
+    or what they compute: DASK_*, GLOO_*, NCCL_*, OMP_*, PYTHON*, TORCH_* and their like have no effect there,
+    nor have Dask's configuration files. They do not run in the current folder.
+
+    kind: "auto", "cpu" or "cuda".
+    workers: how many; by default one per GPU, or 2 CPU processes.
+    interface: the one network interface it listens on, such as "ib0", for kernels on other machines; by
+        default loopback, which only this machine can reach. Ports are random; Dask speaks TLS with a key of
+        this cluster alone, the ranks among each other do not.
+    code: folders of modules that the workers are to find, such as the one where your network is defined;
+        `()` for none. By default those from which this process imports, so in a notebook the one it lies in,
+        except where others may write to them. The cluster says which. Installed packages come before them.
+
+    Warns where this process has started one before that still runs. Raises ClusterError with the server's
+    last words if it does not come up.
+    """
+    if already := _started_here():
+        warnings.warn(_words_of_another(already), stacklevel=2)
+    require_number("idle_timeout_s", idle_timeout_s, low=1.0, high=1e9)
+    chosen, reason, gpus = choose_devices(kind)
+    order = ClusterOrder(
+        kind=chosen,
+        reason=reason,
+        workers=require_integer("workers", workers or (gpus if chosen == "cuda" else 2), low=1, high=1024),
+        interface=interface_named(interface).name,
+        idle_timeout_s=idle_timeout_s,
+        code=offered(code),
+    )
+    files = ClusterFiles(folder=clusters_folder() / secrets.token_hex(4))
+    _lay_out(files, order)
+    server = start_server(files)
+    try:
+        return _connect_to(server, timeout_s=CONNECT_TIMEOUT_S)
+    except BaseException:
+        server.end()
+        raise
+
+
+def connect(
+    scheduler_file: str | Path,
+    *,
+    key: str | Path | None = None,
+    workers: int = 1,
+    timeout_s: float = 60.0,
+    insecure: bool = False,
+) -> Cluster:
+    r"""Connect to a cluster that somebody else started, a batch job for example; `close` only disconnects.
+
+    key: PEM file with certificate and private key, the same for all roles; it must be yours, mode 0600.
+    workers: how many to wait for.
+    timeout_s: how many seconds to wait, for an answer and for workers.
+    insecure: also go to a scheduler without TLS on another machine. Everybody on that network can then run
+        programs as you. On loopback that needs no asking: see to it that the machine is yours alone.
+
+    The ranks listen on the interface of their worker's address, whatever GLOO_SOCKET_IFNAME says there. On
+    the machines of the cluster (ADDRESS: theirs; the last command once per machine):
+
+        rehearsal-kit key KEY
+        export DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION=True
+        export DASK_DISTRIBUTED__SCHEDULER__HTTP__ROUTES="[]" DASK_DISTRIBUTED__WORKER__HTTP__ROUTES="[]"
+        export DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL="30 minutes"
+        dask scheduler --scheduler-file FILE --protocol tls --host ADDRESS --port 0 --no-dashboard \
+            --dashboard-address 127.0.0.1:0 --tls-ca-file KEY --tls-cert KEY --tls-key KEY
+        dask worker --scheduler-file FILE --protocol tls --host ADDRESS --no-dashboard \
+            --dashboard-address 127.0.0.1:0 --tls-ca-file KEY --tls-cert KEY --tls-key KEY \
+            --name "$(hostname)" --nworkers 2 --nthreads 1 --memory-limit 0 \\
+            --preload rehearsal_kit.cluster.rank_host
+
+    ClusterError where the files, the address or the key cannot be trusted, and where no workers come;
+    ClusterGoneError where nobody answers.
+    """
+    require_integer("workers", workers, low=1, high=100_000)
+    require_number("timeout_s", timeout_s, low=0.1, high=1e6)
+    file = Path(scheduler_file).expanduser().absolute()
+    key = None if key is None else Path(key).expanduser().absolute()
+    address = scheduler_in(file)
+    require_encrypted(address, key=key, insecure=insecure)
+    client = open_connection(address, key, timeout_s=timeout_s)
+    try:
+        count, kind = _wait_for_workers(client, workers, timeout_s=timeout_s)
+    except BaseException:
+        client.close()
+        raise
+    place = {"scheduler_file": str(file)}
+    place |= {} if key is None else {"key": str(key)}
+    place |= {"insecure": "yes"} if insecure else {}
+    return Cluster(
+        client,
+        address=ClusterAddress(scheduler=address, kind=kind, workers=count),
+        reason=f"connected through {file}",
+        place=place,
+    )
+
+
+def reach(place: Mapping[str, str]) -> Cluster:
+    """The cluster that has this `Cluster.place`, from any process of the same user.
+
+    One that was made by start_cluster() can be ended by `close` here too.
+
+    ClusterGoneError, which tells how the run can go on, where it does not answer or its files are gone;
+    ClusterError where these cannot be trusted.
+    """
+    try:
+        if "folder" in place:
+            return _reach_own(ClusterFiles(folder=Path(place["folder"])))
+        file = Path(place["scheduler_file"])
+        if not file.exists():
+            raise ClusterGoneError(f"its scheduler file {file} is not there any more")
+        return connect(file, key=place.get("key"), timeout_s=REACH_TIMEOUT_S, insecure="insecure" in place)
+    except KeyError as error:
+        raise ClusterError(f"{dict(place)} is no place of a cluster: {error} is missing.") from error
+    except ClusterGoneError as error:
+        raise ClusterGoneError(
+            f"the cluster of {place.get('folder') or place['scheduler_file']} is gone: {error}. "
+            "rk.resume(run, rk.start_cluster()) continues the run."
+        ) from error
+
+
+def running_clusters() -> list[ClusterFiles]:
+    """Clusters of this user that have not said goodbye."""
+    found = [ClusterFiles(folder=path) for path in sorted(clusters_folder().iterdir())]
+    return [files for files in found if files.address.exists()]
+
+
+def starter_of(files: ClusterFiles) -> ProcessIdentity | None:
+    """The process that has started a cluster; None where its folder does not tell, or is about to go."""
+    try:
+        return ProcessIdentity(**json.loads(files.starter.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def stop_cluster(files: ClusterFiles) -> str:
+    """End a cluster that this process did not start; says in words what was done."""
+    server = ServerProcess(files)
+    if not server.is_here:
+        try:
+            _connect_to(server, timeout_s=REACH_TIMEOUT_S).close()
+        except ClusterGoneError as error:
+            raise ClusterGoneError(
+                f"cluster {files.folder.name} cannot be told to end from here: {error}. On "
+                f"{server.record.host} type: rehearsal-kit stop {files.folder.name}. That also clears away "
+                "what a crash has left."
+            ) from error
+    elif not server.family():
+        server.end()
+        return f"{files.folder.name}: its process had ended already; removed what it left."
+    else:
+        server.end()
+    return f"{files.folder.name}: stopped."
+
+
+# Called through client.run, in the processes of a cluster.
+
+
+def tell_process() -> tuple[str, int]:
+    """On which host this worker is, and its process number there."""
+    return socket.gethostname(), os.getpid()
+
+
+def tell_device() -> str:
+    """What a rank on this worker would train on: "cuda" or "cpu"."""
+    return rank_device().partition(":")[0]
+
+
+def _started_here() -> list[str]:
+    """Names of the clusters that this process has started and that still run: a cell was run twice."""
+    found = []
+    for files in running_clusters():
+        starter = starter_of(files)
+        with contextlib.suppress(ClusterError):  # it is about to go
+            if starter is not None and starter.is_this and ServerProcess(files).family():
+                found.append(files.folder.name)
+    return found
+
+
+def _words_of_another(names: Sequence[str]) -> str:
+    return (
+        f"this process has started cluster {', '.join(names)} before, which still runs and takes memory and "
+        "cores; start_cluster() starts another one beside it. To use the one that is there, keep its object "
+        "(session.cluster, or rk.attach(run).cluster); to end it: cluster.close(), or rehearsal-kit stop "
+        + " ".join(names)
+    )
+
+
+def _lay_out(files: ClusterFiles, order: ClusterOrder) -> None:
+    """Write what the server of a new cluster reads."""
+    with contextlib.ExitStack() as undone:
+        # No key of a cluster that never was stays behind.
+        undone.callback(shutil.rmtree, files.folder, ignore_errors=True)
+        try:
+            files.folder.mkdir(mode=0o700)
+            write_key(files.key)
+            write_private(files.order, json.dumps(asdict(order)))
+            write_private(files.starter, json.dumps(asdict(ProcessIdentity.of_this())))
+        except OSError as error:
+            raise ClusterError(
+                f"the files of a cluster cannot be written to {files.folder}: {error}. Make room there, or "
+                "have REHEARSAL_KIT_HOME name another folder of yours."
+            ) from error
+        undone.pop_all()
+
+
+def _reach_own(files: ClusterFiles) -> Cluster:
+    if not files.address.exists():
+        raise ClusterGoneError("its folder is not there any more")
+    require_private_folder(files.folder)
+    server = ServerProcess(files)
+    server.require_going()
+    return _connect_to(server, timeout_s=REACH_TIMEOUT_S)
+
+
+def _connect_to(server: ServerProcess, *, timeout_s: float) -> Cluster:
+    return Cluster(
+        open_connection(server.record.address.scheduler, server.files.key, timeout_s=timeout_s),
+        address=server.record.address,
+        reason=server.record.reason,
+        place={"folder": str(server.files.folder)},
+        server=server,
+    )
+
+
+def _wait_for_workers(client: Client, workers: int, *, timeout_s: float) -> tuple[int, str]:
+    """How many there are, and what they train on."""
+    with contextlib.suppress(TimeoutError):
+        client.wait_for_workers(workers, timeout=timeout_s)
+    count = len(ask_identity(client)["workers"])
+    if count < workers:
+        raise ClusterError(
+            f"the scheduler has {count} of {workers} workers after {timeout_s:g} s; are `dask worker` "
+            "started, with the same scheduler file and key? Their output says why not."
+        )
+    try:
+        kinds = set(ask_workers(client, tell_device).values())
+    except ImportError as error:
+        raise ClusterError(
+            f"the workers cannot import rehearsal_kit ({error}); install it where they run."
+        ) from error
+    return count, "cuda" if kinds == {"cuda"} else "cpu"

@@ -1,0 +1,124 @@
+"""How the ranks of a generation get on: which one is lost, which failed first, which is stuck."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rehearsal_kit.cluster.protocol import HostStatus
+from rehearsal_kit.record.run_states import INTERRUPTED
+
+QUIET_S = 10.0
+"""Without progress for so long, people are told."""
+LOOK_S = 1.0
+"""Between two looks at the ranks, unless something happens."""
+PATIENCE_S = 3.0
+"""How long the rank that took the others with it is looked for once one of these has failed."""
+
+Statuses = Sequence[HostStatus | None]
+"""In order of rank; None: its worker does not answer."""
+
+
+class GenerationError(Exception):
+    """Why a generation has ended.
+
+    fatal: whether another one would end in the same way.
+    """
+
+    def __init__(self, reason: str, *, fatal: bool = False) -> None:
+        super().__init__(reason)
+        self.fatal = fatal
+
+
+class Progress:
+    """Judges one generation by what its hosts say; is told the time, so that it never waits."""
+
+    def __init__(self, generation: int, *, ranks: int, stall_s: float, wait_s: float, now: float) -> None:
+        self.searching = False
+        """Whether a rank has failed because of another that has not been found yet."""
+        self._generation = generation
+        self._stall_s = stall_s
+        self._meeting_s = max(wait_s, stall_s)
+        self._began = now
+        self._beats = [(-1, now)] * ranks
+        self._failed_at = math.inf
+        self._quiet = False
+
+    def outcome(self, statuses: Statuses, present: Sequence[bool], now: float) -> str:
+        """finished, stopped or interrupted, once all ranks have; GenerationError if the generation failed.
+
+        present: whether the scheduler knows the worker still.
+        """
+        self._require_well(statuses, present, now)
+        outcomes = {status.outcome if status is not None else "" for status in statuses}
+        if "" in outcomes:
+            return ""
+        if INTERRUPTED in outcomes:
+            return INTERRUPTED
+        return "finished" if outcomes == {"finished"} else "stopped"
+
+    def news(self, statuses: Statuses, now: float) -> tuple[int, float] | None:
+        """The rank that holds up the others, and for how many seconds, 0 when it goes on again.
+
+        None if that is not news. GenerationError if it has done so for too long.
+        """
+        waiting = [rank for rank, status in enumerate(statuses) if status is None or not status.training]
+        never_met = any(beats < 0 for beats, _ in self._beats)
+        # Who has passed a step boundary has met all others, also one that has been frozen since.
+        met = any(status is not None and status.beats > 1 for status in statuses)
+        if never_met and waiting and not met:  # they read their checkpoint, longer than any step may take
+            if now - self._began > self._meeting_s:
+                raise GenerationError(
+                    f"rank {waiting[0]} has not met the others in {self._meeting_s:.0f} s; raise "
+                    "Recovery(wait_s=...) if it takes so long to read a checkpoint."
+                )
+            return None
+        for rank, status in enumerate(statuses):
+            if never_met or (status is not None and status.beats != self._beats[rank][0]):
+                self._beats[rank] = (0 if status is None else status.beats, now)
+        return self._slowest(statuses, [now - at for _, at in self._beats])
+
+    def _slowest(self, statuses: Statuses, still_s: Sequence[float]) -> tuple[int, float] | None:
+        longest = max(still_s)
+        silent = [rank for rank, status in enumerate(statuses) if status is None]
+        culprit = silent[0] if silent else still_s.index(longest)
+        if longest > self._stall_s:
+            alike = not silent and min(still_s) > longest - 2 * LOOK_S
+            raise GenerationError(
+                ("no rank has made" if alike and len(still_s) > 1 else f"rank {culprit} has made no")
+                + f" progress for {longest:.0f} s"
+                + (" and its worker does not answer" if silent else "")
+                + "; raise Recovery(stall_s=...) if that is normal."
+            )
+        was, self._quiet = self._quiet, longest > QUIET_S
+        if self._quiet == was:
+            return None
+        return culprit, longest if self._quiet else 0.0
+
+    def _require_well(self, statuses: Statuses, present: Sequence[bool], now: float) -> None:
+        failed = sorted(
+            (_is_consequence(status.error), status.failed_at, rank, status.error)
+            for rank, status in enumerate(statuses)
+            if status is not None and status.outcome == "failed"
+        )
+        lost = [
+            rank
+            for rank, (status, there) in enumerate(zip(statuses, present, strict=True))
+            if not there or (status is not None and status.generation != self._generation)
+        ]
+        if failed and not failed[0][0]:
+            rank = failed[0][2]
+            status = statuses[rank]
+            raise GenerationError(f"rank {rank}: {failed[0][3]}", fatal=status is not None and status.fatal)
+        if lost:
+            raise GenerationError(f"the worker of rank {lost[0]} is gone: its process has ended.")
+        if failed:
+            # Ranks notice within milliseconds that another is gone, the scheduler often later.
+            self.searching, self._failed_at = True, min(self._failed_at, now)
+            if len(failed) == len(statuses) or now - self._failed_at > PATIENCE_S:
+                raise GenerationError(f"rank {failed[0][2]}: {failed[0][3]}")
+
+
+def _is_consequence(error: str) -> bool:
+    """Whether a rank failed only because another one had."""
+    return "gloo" in error or "Connection" in error or "could not exchange" in error

@@ -1,0 +1,53 @@
+"""What one worker finds of a run before it begins: whether it can import, see and compute what ranks need.
+
+Called through `client.run`, which passes the worker as `dask_worker`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from distributed import Worker
+
+from rehearsal_kit.base.errors import said
+from rehearsal_kit.cluster.devices import rank_device
+from rehearsal_kit.cluster.rank_host import PLUGIN, RankHost
+from rehearsal_kit.rank.run_check import dry_run
+from rehearsal_kit.rank.run_spec import Job
+from rehearsal_kit.record.commands import Arrived
+
+
+async def check_on_worker(job: bytes, tasks: Sequence[Arrived], dask_worker: Worker) -> str:
+    """Why the ranks could not run this job; empty if they could, or where this worker trains already.
+
+    job: as it would be sent to the ranks. A worker that trains is not asked: the dry step would take its
+    time, and the random numbers of a training process are its own.
+    """
+    host = dask_worker.plugins.get(PLUGIN)
+    if isinstance(host, RankHost) and (await host.status(""))["alive"]:
+        return ""
+    return await asyncio.to_thread(_checked, job, tasks)
+
+
+def _checked(packed: bytes, tasks: Sequence[Arrived]) -> str:
+    try:
+        job: Job = pickle.loads(packed)  # noqa: S301 - from the kernel that runs this cluster
+    except ModuleNotFoundError as error:
+        module = error.name or str(error)
+        return (
+            f"the workers cannot import the module {module}, which the network or the strategy needs. "
+            "Install it where the workers run, or send it along before Session(...): "
+            f"import cloudpickle, {module}; cloudpickle.register_pickle_by_value({module})"
+        )
+    except Exception as error:  # whatever its own code raises when it is read
+        return f"the workers cannot read the network or the strategy: {said(error)}"
+    if not Path(job.run.path).is_dir():
+        return (
+            f"the workers do not see the run folder {job.run.path}; choose one on a file system that kernel "
+            "and workers share."
+        )
+    return dry_run(replace(job, device=rank_device()), tasks)

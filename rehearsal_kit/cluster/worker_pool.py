@@ -1,0 +1,127 @@
+"""The workers of a cluster, as the coordinator reaches them: asked with deadlines, restarted if need be."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence, Set
+from dataclasses import asdict
+from typing import Any
+
+from distributed import Scheduler
+
+from rehearsal_kit.cluster.protocol import HostStatus, Order, RunOrder
+from rehearsal_kit.cluster.watchdog import GenerationError
+from rehearsal_kit.data.folder_order import natural_key
+
+LOG = logging.getLogger(__name__)
+ANSWER_TIMEOUT_S = 5.0
+STATUS_TIMEOUT_S = 2.0
+GRACE_S = 3.0
+"""What a rank has to end by itself once another has failed; then its worker is restarted."""
+RESTART_TIMEOUT_S = 30.0
+SLOW_BYTES_S = 10 * 2**20
+"""A worker takes what it is sent no slower than that."""
+
+
+class Crew:
+    """Knows workers by their addresses; a restarted one has another."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+
+    def name(self, address: str) -> str:
+        """Of a worker; it keeps that when it is restarted."""
+        return str(self._scheduler.workers[address].name)
+
+    def present(self, addresses: Sequence[str]) -> list[bool]:
+        """Which of these the scheduler knows."""
+        return [address in self._scheduler.workers for address in addresses]
+
+    async def assembled(self, order: RunOrder, *, known: Set[str]) -> list[str]:
+        """Workers in order of rank: those with a known name first, else others; none that is still busy.
+
+        GenerationError if there are not enough in time.
+        """
+        deadline = time.monotonic() + order.wait_s
+        while True:
+            ordered = sorted(self._scheduler.workers, key=self._place)
+            ordered.sort(key=lambda address: self.name(address) not in known)
+            statuses = await self.statuses(ordered, order.topic)
+            free = [
+                address
+                for address, status in zip(ordered, statuses, strict=True)
+                if status is not None and not status.alive and address in self._scheduler.workers
+            ]
+            if len(free) >= order.ranks:
+                return sorted(free[: order.ranks], key=self._place)
+            if time.monotonic() > deadline:
+                raise GenerationError(
+                    f"{len(free)} of {order.ranks} workers are there after {order.wait_s:.0f} s; "
+                    "start more, or go on with fewer by rk.resume(run, cluster)."
+                )
+            await asyncio.sleep(0.1)
+
+    async def settle(self, workers: Sequence[str], topic: str) -> None:
+        """Until no rank of the ended generation runs any more: those that do not end are restarted."""
+        left = [address for address in workers if address in self._scheduler.workers]
+        # A rank that was frozen may come to life again: those that hear this go no further with it.
+        asks = [
+            self.ask(address, "rehearsal_kit_give_up", timeout_s=STATUS_TIMEOUT_S, topic=topic)
+            for address in left
+        ]
+        answers = await asyncio.gather(*asks)
+        # Those that do not answer first: once their processes are gone, the ranks that wait for them end.
+        silent = [address for address, answer in zip(left, answers, strict=True) if answer is None]
+        await self._restart(silent)
+        left = [address for address in left if address not in silent]
+        deadline = time.monotonic() + GRACE_S
+        while left and time.monotonic() < deadline:
+            statuses = await self.statuses(left, topic)
+            left = [a for a, s in zip(left, statuses, strict=True) if s is not None and s.alive]
+            await asyncio.sleep(0.05)
+        await self._restart(left)
+
+    async def statuses(self, addresses: Sequence[str], topic: str) -> list[HostStatus | None]:
+        """How the ranks of a run are, all asked at once; None where a worker does not answer."""
+        asks = [
+            self.ask(address, "rehearsal_kit_status", timeout_s=STATUS_TIMEOUT_S, topic=topic)
+            for address in addresses
+        ]
+        answers = await asyncio.gather(*asks)
+        return [None if answer is None else HostStatus(**answer) for answer in answers]
+
+    async def ask(
+        self, address: str, what: str, *, timeout_s: float = ANSWER_TIMEOUT_S, **values: Any
+    ) -> Any:
+        """The answer of a host; None if there is none in time."""
+        try:
+            call = getattr(self._scheduler.rpc(address), what)
+            return await asyncio.wait_for(call(**values), timeout_s)
+        except Exception:  # gone, frozen, or so new that it has no host yet
+            return None
+
+    async def send(self, address: str, order: Order) -> Any:
+        """Have a host start a rank, with a job as large as its network; None if no answer comes in time."""
+        timeout_s = ANSWER_TIMEOUT_S + len(order.job) / SLOW_BYTES_S
+        return await self.ask(address, "rehearsal_kit_start", timeout_s=timeout_s, order=asdict(order))
+
+    def _place(self, address: str) -> tuple[str, list[int | str]]:
+        worker = self._scheduler.workers[address]
+        return worker.host, natural_key(str(worker.name))
+
+    async def _restart(self, addresses: Sequence[str]) -> None:
+        present = [address for address in addresses if address in self._scheduler.workers]
+        if not present:
+            return
+        try:
+            await self._scheduler.restart_workers(
+                present,
+                timeout=RESTART_TIMEOUT_S,
+                wait_for_workers=False,
+                on_error="return",
+                stimulus_id=f"rehearsal-kit-{time.time()}",
+            )
+        except Exception as error:  # its nanny may be gone too; others may be there to take its place
+            LOG.warning("workers %s could not be restarted: %s", present, error)

@@ -1,0 +1,25 @@
+"""The workers of a cluster, and which of them is which rank."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rehearsal_kit.cluster.cluster import Cluster
+from rehearsal_kit.cluster.cluster_calls import ask_identity
+from rehearsal_kit.data.folder_order import natural_key
+
+
+def workers_in_order(cluster: Cluster) -> list[str]:
+    """Addresses by (host, name): names survive a restart of a worker, addresses do not."""
+    known = known_workers(cluster)
+    return sorted(
+        known, key=lambda address: (known[address]["host"], natural_key(str(known[address]["name"])))
+    )
+
+
+def known_workers(cluster: Cluster) -> dict[str, Any]:
+    """All workers by address. Asked directly: what `scheduler_info` returns is a copy that a timer of the
+    client may have replaced, between the question and the answer, by one without the workers.
+    """
+    workers: dict[str, Any] = ask_identity(cluster.client)["workers"]
+    return workers

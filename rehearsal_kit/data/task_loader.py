@@ -1,0 +1,125 @@
+"""The mini-batches of one task on one rank, for all its epochs.
+
+A last sample that would be alone in its mini-batch joins the one before: batch norm has no variance of one
+sample. So the last mini-batch of a shard may have one more than the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from rehearsal_kit.base.randomness import generator
+from rehearsal_kit.buffer.row_layout import Samples
+
+
+@dataclass
+class Lesson:
+    """A rank's samples for a task, dealt into mini-batches; every epoch in another keyed order."""
+
+    task: int
+    tasks: Sequence[int]
+    """Whose samples it is made of: that task, or also those before it."""
+    samples: Samples
+    """Named tensors (sample, ...); may be empty where there are fewer samples than ranks."""
+    largest: int
+    """Samples of the largest shard: all ranks take as many steps as that one needs."""
+    epochs: int
+    batch: int
+    """New samples per step; may change between two mini-batches, on all ranks alike."""
+    key: tuple[int, int]
+    """Seed and rank."""
+    began: int = 0
+    """The step before its first mini-batch, or before it was begun again."""
+    group: str | None = None
+    """The field by which the buffer keeps quotas; None: the task."""
+    epoch: int = 0
+    """The epoch under way, from 0."""
+    place: int = 0
+    """Samples of every shard that were passed in this epoch."""
+    taken: int = 0
+    """Mini-batches taken so far."""
+    seconds: float = 0.0
+    """Spent in its training steps."""
+    rest: Samples | None = None
+    """What is left of the epoch under way where that was begun on another number of ranks; in its order."""
+    rest_begins: int = 0
+    """The place of the first of these."""
+    _order: tuple[int, torch.Tensor] | None = field(default=None, repr=False)
+    """Of the epoch under way, which is the first number."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Of a whole epoch: the same on all ranks, however many samples each has."""
+        return self._steps_from(0)
+
+    @property
+    def steps(self) -> int:
+        """Of all epochs together, those taken included."""
+        if self.done or not self.largest:
+            return self.taken
+        return (
+            self.taken + self._steps_from(self.place) + (self.epochs - self.epoch - 1) * self.steps_per_epoch
+        )
+
+    @property
+    def done(self) -> bool:
+        """Whether every mini-batch was taken, or enough of them."""
+        return self.epoch >= self.epochs
+
+    def finish(self) -> None:
+        """Take no more."""
+        self.epoch, self.place, self.rest = self.epochs, 0, None
+
+    def again(self, step: int) -> None:
+        """Back to the first mini-batch, at this step."""
+        self.taken = self.epoch = self.place = 0
+        self.began, self.rest = step, None
+
+    def next(self) -> Samples:
+        """The next mini-batch; shorter at the end of an epoch, empty where the shard is used up."""
+        if self.rest is None:
+            left, samples = self.left(), self.samples
+        else:
+            samples = self.rest
+            count, passed = len(next(iter(samples.values()))), self.place - self.rest_begins
+            left = torch.arange(count)[first_left(count, passed) :]
+        chosen = left if len(left) == self.batch + 1 else left[: self.batch]
+        self.taken += 1
+        self.place += self.batch
+        if self.ended_at(self.place):
+            self.epoch, self.place, self.rest = self.epoch + 1, 0, None
+        return {name: tensor[chosen] for name, tensor in samples.items()}
+
+    def ended_at(self, place: int) -> bool:
+        """Whether an epoch is over there on all ranks: the largest shard has none left, or a joined one."""
+        return self.largest - place <= 1
+
+    def left(self) -> torch.Tensor:
+        """Which of the samples are still to come in this epoch, in their order."""
+        if self._order is None or self._order[0] != self.epoch:
+            seed, rank = self.key
+            count = len(next(iter(self.samples.values())))
+            order = generator(seed, "epoch", rank, self.task, self.epoch).permutation(count)
+            self._order = (self.epoch, torch.from_numpy(order.astype(np.int64)))
+        return self._order[1][first_left(len(self._order[1]), self.place) :]
+
+    def _steps_from(self, place: int) -> int:
+        return max(1, -(-(self.largest - 1 - place) // self.batch))
+
+
+def first_left(count: int, passed: int) -> int:
+    """Place of the first of `count` samples that is left after so many were passed.
+
+    A last one that would be alone was joined to those before it, whatever the size of mini-batches was.
+    """
+    return count if passed and count - passed <= 1 else passed
+
+
+def dealt_out(count: int, *, ranks: int) -> list[torch.Tensor]:
+    """Places of what is left of an epoch, dealt out to so many ranks; no rank has a single one of several."""
+    having = max(1, min(ranks, count // 2))
+    return [torch.arange(count)[rank::having] if rank < having else torch.arange(0) for rank in range(ranks)]

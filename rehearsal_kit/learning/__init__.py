@@ -1,0 +1,5 @@
+"""One step and one evaluation: the learner, losses, metrics, strategies, networks, ONNX.
+
+Begin at learner.py, then joint_step.py: the loss of a step over the samples of all ranks. Imports data,
+buffer, record and base; knows no run.
+"""

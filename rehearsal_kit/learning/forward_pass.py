@@ -1,0 +1,158 @@
+"""The only place where a network is called: in the right mode and precision, and with memory of its own."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from rehearsal_kit.base.errors import SettingsError
+from rehearsal_kit.buffer.row_layout import Samples
+from rehearsal_kit.learning.module_state import Modes
+from rehearsal_kit.learning.signature import Signature, targets_of
+from rehearsal_kit.learning.stored_outputs import having_outputs, outputs_of, without_outputs
+from rehearsal_kit.learning.strategies.losses import Tensors
+from rehearsal_kit.learning.strategies.strategy import Part
+
+
+@dataclass(frozen=True)
+class MiniBatch:
+    """What one rank trains on in one step; each part is named tensors (sample, ...), or empty."""
+
+    new: Samples
+    replayed: Samples
+    distilled: Samples
+    """With their stored outputs."""
+
+    @property
+    def parts(self) -> tuple[Samples, Samples, Samples]:
+        """In the order in which strategies are given them."""
+        return (self.new, self.replayed, self.distilled)
+
+
+class ForwardPass:
+    """Calls one network. Neither it nor a strategy is given memory that belongs to a shard or to the buffer.
+
+    Many networks work in place on their input, and losses on their targets: what the buffer stores after the
+    step, and what comes again in the next epoch, must not change by that.
+
+    precision: of `Training`.
+    """
+
+    def __init__(self, network: torch.nn.Module, *, device: str, precision: str) -> None:
+        self._network = network
+        self._device = device
+        self._precision = precision
+        self._modes = Modes(network)
+
+    def predict(self, inputs: torch.Tensor, targets: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Outputs on the device for inputs (sample, ...), in evaluation mode, by name.
+
+        targets: what a bare tensor is named after, and what must be a tensor where it is returned.
+        """
+        self._modes.evaluate()
+        with torch.no_grad(), self._autocast():
+            return self._called([inputs], targets)
+
+    def parts(self, batch: MiniBatch, signature: Signature, *, apart: bool, seed: int) -> list[Part]:
+        """The parts of a mini-batch after a pass in training mode; each in a pass of its own if `apart`.
+
+        seed: of whatever is random in the network.
+        """
+        self._modes.train()
+        distilled = having_outputs(batch.distilled) if batch.distilled else batch.distilled
+        samples = [part or _none_of(batch.new) for part in (batch.new, batch.replayed, distilled)]
+        inputs = [part[signature.inputs] for part in samples]
+        with self._random(seed), self._autocast():
+            if apart:
+                outputs = [self._outputs([each], signature) for each in inputs]
+            else:
+                together = self._outputs(inputs, signature)
+                outputs = [
+                    dict(zip(together, each, strict=True))
+                    for each in zip(*(t.split([*map(len, inputs)]) for t in together.values()), strict=True)
+                ]
+        targets = [self._own(targets_of(without_outputs(part), signature.inputs)) for part in samples]
+        stored = self._own(outputs_of(samples[2])) or signature.no_outputs(self._device)
+        return [
+            Part(*each) for each in zip(outputs, targets, ({}, {}, stored), strict=True)
+        ]  # the order of `MiniBatch.parts`
+
+    def _outputs(self, inputs: Sequence[torch.Tensor], signature: Signature) -> dict[str, torch.Tensor]:
+        if not any(map(len, inputs)):  # many networks cannot be called without samples
+            return signature.no_outputs(self._device)
+        outputs = self._called(inputs, [*signature.kinds])
+        for name, shape in signature.outputs.items():
+            came = tuple(outputs[name].shape[1:]) if name in outputs else "none"
+            if came != shape:
+                raise SettingsError(
+                    f"the network's output {name!r} came as {came} in training; it was {shape} for the first "
+                    "samples, and must be so for any number of samples, in training as in evaluation."
+                )
+        return {name: tensor.float() for name, tensor in outputs.items()}
+
+    def _called(self, inputs: Sequence[torch.Tensor], targets: Sequence[str]) -> dict[str, torch.Tensor]:
+        together = torch.cat([each.to(self._device) for each in inputs])  # a copy, also of a single one
+        return named_outputs(self._network(together), targets, count=len(together))
+
+    def _own(self, samples: Samples) -> Tensors:
+        return {name: tensor.to(self._device, copy=True) for name, tensor in samples.items()}
+
+    @contextlib.contextmanager
+    def _random(self, seed: int) -> Iterator[None]:
+        devices = [self._device] if self._device != "cpu" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(seed)
+            yield
+
+    def _autocast(self) -> torch.autocast:
+        kind = self._device.partition(":")[0]
+        wanted = self._precision
+        if wanted == "auto":
+            wanted = "bfloat16" if kind == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+        return torch.autocast(kind, dtype=torch.bfloat16, enabled=wanted == "bfloat16")
+
+
+def named_outputs(outputs: object, targets: Sequence[str], *, count: int) -> dict[str, torch.Tensor]:
+    """What a network returned for `count` samples, by name: tensors of real numbers, (sample, ...).
+
+    A bare tensor is the output for the only target. What meets no target and is no such tensor is left out:
+    None, a scalar such as an auxiliary loss, a list. SettingsError, by name, for one that meets a target.
+    """
+    if isinstance(outputs, torch.Tensor) and len(targets) == 1:
+        outputs = {targets[0]: outputs}
+    if not isinstance(outputs, Mapping):
+        raise SettingsError(
+            f"the network returned {type(outputs).__name__} for the targets {', '.join(targets)}; it must "
+            "return a dictionary of tensors named like the targets they are compared with, or one tensor for "
+            "one target."
+        )
+    for name in targets:
+        if name in outputs and not _is_of(outputs[name], count):
+            raise SettingsError(
+                f"the network's output {name!r} is to meet the target of that name, but came as "
+                f"{_words(outputs[name])} for {count} samples; it must be a tensor of real numbers whose "
+                "first axis is the sample. Return that, or name the output otherwise."
+            )
+    return {name: output for name, output in outputs.items() if _is_of(output, count)}
+
+
+def _is_of(output: object, count: int) -> bool:
+    return (
+        isinstance(output, torch.Tensor)
+        and not output.is_complex()
+        and output.dim() > 0
+        and len(output) == count
+    )
+
+
+def _words(output: object) -> str:
+    if not isinstance(output, torch.Tensor):
+        return type(output).__name__
+    return f"{str(output.dtype).removeprefix('torch.')} {tuple(output.shape)}"
+
+
+def _none_of(samples: Samples) -> Samples:
+    return {name: tensor[:0] for name, tensor in samples.items()}

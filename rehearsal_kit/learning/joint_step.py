@@ -1,0 +1,253 @@
+"""Loss and gradient of one step over the samples of all ranks; an error on one of them is told to all."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from rehearsal_kit.base.errors import RankError, SettingsError, said_where
+from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.buffer.row_layout import Samples
+from rehearsal_kit.learning.forward_pass import ForwardPass, MiniBatch
+from rehearsal_kit.learning.module_state import ModuleBuffers, count_of, numbers_of, shaped_as
+from rehearsal_kit.learning.signature import Signature
+from rehearsal_kit.learning.strategies.strategy import Strategy, Term
+
+TERMS = 16
+"""Most terms that a strategy's loss may have: the ranks tell each other of so many, used or not."""
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """What a step came to."""
+
+    terms: Mapping[str, float]
+    """Each term of the loss over the samples of all ranks, weight included; empty where an error came."""
+    outputs: Samples
+    """What the network, before this step, made of the new samples of this rank: (sample, ...), detached."""
+    trouble: str
+    """Why no step was taken: an error, or a loss or gradient that is not finite; the same on all ranks."""
+    guilty: bool
+    """Whether it came from this rank's own samples."""
+    busy: tuple[float, ...]
+    """Seconds that each rank computed by itself, in order of rank; the rest of a step waits for others."""
+    failed: bool = False
+    """Whether the trouble is an error of network or strategy; the same on all ranks."""
+    error: str = ""
+    """What it said, on a rank on which it came."""
+
+    @property
+    def loss(self) -> float:
+        """Sum of the terms."""
+        return sum(self.terms.values())
+
+
+@dataclass
+class _Own:
+    """What this rank has computed by itself."""
+
+    terms: Sequence[Term]
+    outputs: Samples
+    samples: int
+    """That went through the network."""
+    changed: torch.Tensor
+    """Whether the network has changed each of its buffers: bool (buffer,)."""
+    seconds: float
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What the ranks have told each other after their forward passes; the same on all of them."""
+
+    failed: bool
+    counts: list[int]
+    """Samples of each term, over all ranks."""
+    having: list[int]
+    """The ranks that had samples, in order."""
+    changed: list[bool]
+    """Which buffers of the network any rank has changed."""
+
+
+class JointStep:
+    """Computes steps of one network. Every rank makes the same collectives, whatever goes wrong on it."""
+
+    def __init__(
+        self, network: torch.nn.Module, forward: ForwardPass, *, device: str, groups: Groups
+    ) -> None:
+        self._network = network
+        self._forward = forward
+        self._device = device
+        self._groups = groups
+        self._parameters = [p for p in network.parameters() if p.requires_grad]
+        self._persistent = frozenset(network.state_dict())
+
+    def of(
+        self, batch: MiniBatch, signature: Signature, *, strategy: Strategy, seed: int
+    ) -> tuple[Stepped, torch.Tensor | None]:
+        """What the step has come to, and the gradient to take it with, (number,); None after trouble.
+
+        Buffers of the network are then those of all ranks, or as they were before. RankError if no rank has
+        a sample.
+        """
+        buffers = ModuleBuffers(self._network, persistent=self._persistent)
+        own = self._computed(batch, signature, strategy=strategy, seed=seed, buffers=buffers)
+        told = self._meeting(own)
+        if not told.failed and not any(told.counts):
+            raise RankError("a step was taken in which no rank had a sample.")
+        stepped, gradient = _failed(own), None
+        if not told.failed:
+            stepped, gradient = self._summed(own, told, strategy=strategy, buffers=buffers)
+        if gradient is None:
+            buffers.put_back()
+        return stepped, gradient
+
+    # This rank ------------------------------------------------------------------------------------------
+
+    def _computed(
+        self,
+        batch: MiniBatch,
+        signature: Signature,
+        *,
+        strategy: Strategy,
+        seed: int,
+        buffers: ModuleBuffers,
+    ) -> _Own:
+        began = time.perf_counter()
+        unchanged = torch.zeros(len(buffers), dtype=torch.bool)
+        try:
+            parts = self._forward.parts(batch, signature, apart=strategy.separate, seed=seed)
+            # A copy: a loss may work in place on what it is given.
+            outputs = {
+                name: parts[0].outputs[name].detach().clone()
+                for name in signature.outputs
+                if name in parts[0].outputs
+            }
+            terms = strategy.terms(*parts)
+            if len(terms) > TERMS:
+                raise SettingsError(f"{strategy.name} has {len(terms)} terms; it may have {TERMS}.")
+            samples = sum(len(part[signature.inputs]) for part in batch.parts if part)
+            changed = buffers.look()
+        except Exception as error:  # the other ranks must learn of it, not wait for this one
+            seconds = time.perf_counter() - began
+            return _Own([], {}, samples=0, changed=unchanged, seconds=seconds, error=said_where(error))
+        return _Own(terms, outputs, samples, changed=changed, seconds=time.perf_counter() - began)
+
+    def _backward(
+        self, own: _Own, told: _Told, *, apart: bool, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The terms of the loss, (term,), and the gradients by all trained parameters, (value, number).
+
+        A value is a term, or, unless `apart`, their sum. Zeros after an error, which is then in `own`.
+        """
+        try:
+            scaled = self._scaled(own, told)
+            values = scaled if apart else [torch.stack(scaled).sum()]
+            gradients = torch.stack([self._gradient(value, dtype) for value in values])
+            return torch.stack(scaled).detach(), gradients
+        except Exception as error:  # the other ranks wait for a sum of this size
+            own.error = said_where(error)
+        rows = len(told.counts) if apart else 1
+        size = sum(count_of(parameter) for parameter in self._parameters)
+        nothing = torch.zeros(len(told.counts), device=self._device)
+        return nothing, torch.zeros(rows, size, dtype=dtype, device=self._device)
+
+    def _scaled(self, own: _Own, told: _Told) -> list[torch.Tensor]:
+        # Each term, divided by the number of its samples on all ranks before the backward pass: terms count
+        # different samples, and one sum over the ranks must do for all of them.
+        counts = torch.tensor(told.counts, dtype=torch.float32, device=self._device).clamp(min=1)
+        return [
+            term.weight * term.values.float().sum() / count
+            for term, count in zip(own.terms, counts, strict=True)
+        ]
+
+    def _gradient(self, value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        parts: Sequence[torch.Tensor | None] = [None] * len(self._parameters)
+        if value.requires_grad:  # not where this rank has no sample for it
+            parts = torch.autograd.grad(value, self._parameters, allow_unused=True)
+        found = zip(self._parameters, parts, strict=True)
+        return torch.cat([numbers_of(torch.zeros_like(p) if g is None else g).to(dtype) for p, g in found])
+
+    # All ranks ------------------------------------------------------------------------------------------
+
+    def _meeting(self, own: _Own) -> _Told:
+        ranks, counts = self._groups.ranks, [len(term.values) for term in own.terms]
+        having = [int(rank == self._groups.rank and own.samples > 0) for rank in range(ranks)]
+        unused = [0] * (TERMS - len(counts))
+        numbers = [bool(own.error), len(counts), len(counts) ** 2, *having, *counts, *unused]
+        mine = torch.tensor(numbers, dtype=torch.int64, device=self._device)
+        summed = self._groups.sum(torch.cat([mine, own.changed.to(self._device, torch.int64)]))
+        failed, terms, squares, *rest = summed.tolist()
+        if not failed and terms**2 != ranks * squares:  # equal exactly if all ranks have equally many
+            failed = ranks
+            own.error = (
+                f"the strategy gave {len(counts)} terms on rank {self._groups.rank} and another number "
+                "elsewhere; it must always give equally many, also for parts without samples."
+            )
+        return _Told(
+            failed=bool(failed),
+            counts=rest[ranks : ranks + len(counts)],
+            having=[rank for rank in range(ranks) if rest[rank]],
+            changed=[bool(count) for count in rest[ranks + TERMS :]],
+        )
+
+    def _summed(
+        self, own: _Own, told: _Told, *, strategy: Strategy, buffers: ModuleBuffers
+    ) -> tuple[Stepped, torch.Tensor | None]:
+        # One flat sum for gradients, buffers and loss. DistributedDataParallel would rebuild its buckets
+        # after the first step and add in another order after a restart; this adds in one order.
+        began = time.perf_counter()
+        ranks, means = self._groups.ranks, buffers.means(told.changed)
+        dtype = _widest([*self._parameters, *means])
+        losses, gradients = self._backward(own, told, apart=strategy.separate, dtype=dtype)
+        shares = [numbers_of(tensor).to(dtype) / len(told.having) for tensor in means]
+        if not own.samples:  # what this rank has is of the step before
+            shares = [torch.zeros_like(share) for share in shares]
+        spent = torch.zeros(1 + ranks, dtype=dtype, device=self._device)
+        spent[0] = bool(own.error)
+        spent[1 + self._groups.rank] = own.seconds + time.perf_counter() - began
+        packed = [gradients.flatten(), *shares, losses.to(dtype), spent]
+        sizes = [gradients.numel(), sum(share.numel() for share in shares), len(losses), len(spent)]
+        rows, averaged, losses_of_all, spent = self._groups.sum(torch.cat(packed)).split(sizes)
+        summed = rows.view(gradients.shape)
+        gradient = strategy.direction(summed) if strategy.separate else summed[0]
+        failed, *seconds = spent.tolist()
+        if failed:
+            return _failed(own), None
+        *values, norm = torch.cat([losses_of_all, gradient.norm()[None]]).tolist()
+        trouble = _trouble(values, norm)
+        names = [term.name for term in own.terms]
+        stepped = Stepped(
+            dict(zip(names, values, strict=True)),
+            own.outputs,
+            trouble,
+            guilty=bool(trouble) and not bool(losses.isfinite().all()),
+            busy=tuple(seconds),
+        )
+        if trouble:
+            return stepped, None
+        for tensor, part in zip(means, averaged.split([share.numel() for share in shares]), strict=True):
+            tensor.copy_(shaped_as(tensor, part))
+        buffers.share(told.changed, self._groups, source=told.having[0])
+        return stepped, gradient
+
+
+def _failed(own: _Own) -> Stepped:
+    trouble = "the network or the strategy failed"
+    return Stepped({}, {}, trouble, guilty=bool(own.error), busy=(), failed=True, error=own.error)
+
+
+def _trouble(values: Sequence[float], norm: float) -> str:
+    if not all(map(math.isfinite, values)):
+        return "the loss became " + ("NaN" if any(map(math.isnan, values)) else "infinite")
+    return "" if math.isfinite(norm) else "the gradient became infinite or NaN"
+
+
+def _widest(tensors: Sequence[torch.Tensor]) -> torch.dtype:
+    """In which numbers of all of these can be added up: single precision, or double where there is any."""
+    double = any(tensor.dtype in (torch.float64, torch.complex128) for tensor in tensors)
+    return torch.float64 if double else torch.float32

@@ -1,0 +1,168 @@
+"""What a network holds besides its parameters: modes, which are its owner's, and buffers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from rehearsal_kit.base.errors import SettingsError
+from rehearsal_kit.base.process_groups import Groups
+
+
+def still_modules(network: torch.nn.Module) -> list[str]:
+    """Names of the modules that their owner has put into evaluation mode, such as a frozen batch norm.
+
+    None where every module is in that mode: such a network comes from inference, and was not taken apart.
+    """
+    named = dict(network.named_modules())
+    still = [name for name, module in named.items() if not module.training]
+    return still if len(still) < len(named) else []
+
+
+def frozen_parameters(network: torch.nn.Module) -> list[str]:
+    """Names of the parameters that their owner does not want trained."""
+    return [name for name, parameter in network.named_parameters() if not parameter.requires_grad]
+
+
+def freeze(network: torch.nn.Module, *, frozen: Sequence[str], still: Sequence[str]) -> None:
+    """Make the parts of a network what `frozen_parameters` and `still_modules` said of another copy of it."""
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    network.train()
+    for name in still:
+        network.get_submodule(name).training = False
+
+
+class Modes:
+    """Switches a network between training and evaluation; what its owner has put into evaluation stays so."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        self._network = network
+        self._still = [network.get_submodule(name) for name in still_modules(network)]
+
+    def train(self) -> None:
+        """As its owner had it, for a step."""
+        self._network.train()  # as a whole: it may have a method of its own that keeps parts as they are
+        for module in self._still:
+            module.training = False
+
+    def evaluate(self) -> None:
+        """For predictions."""
+        self._network.eval()
+
+
+@dataclass(frozen=True)
+class _Buffer:
+    name: str
+    before: torch.Tensor
+    """A copy."""
+    now: torch.Tensor
+
+    @property
+    def changed(self) -> torch.Tensor:
+        return (self.before != self.now).any()
+
+
+class ModuleBuffers:
+    """The buffers of a network around the forward pass of one step.
+
+    What no rank has changed stays as it is, bit for bit. Floating and complex buffers become the mean over
+    the ranks that had samples, such as batch norm's running statistics. All others, such as its counter of
+    batches, become those of the first rank that had samples: a mean of counters would be none.
+    """
+
+    def __init__(self, network: torch.nn.Module, *, persistent: Container[str]) -> None:
+        """persistent: names of those that belong to the state of the network, and so to its checkpoints."""
+        self._network = network
+        self._persistent = persistent
+        # By name: in the order of the network they would not be alike on all ranks once one was put back.
+        named = sorted(network.named_buffers(), key=lambda item: item[0])
+        self._before = [(name, buffer.detach().clone()) for name, buffer in named]
+        self._now: list[_Buffer] = []
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._before)
+
+    def look(self) -> torch.Tensor:
+        """Whether the forward pass has changed each: bool (buffer,).
+
+        SettingsError where one is gone, or has another shape or dtype: the ranks could not exchange it.
+        """
+        now = dict(self._network.named_buffers())
+        for name, before in self._before:
+            came = now.get(name)
+            if came is None or (came.shape, came.dtype) != (before.shape, before.dtype):
+                raise SettingsError(
+                    f"the network's buffer {name} was {_words(before)} before a step and is "
+                    f"{'gone' if came is None else _words(came)} after it; it must keep its shape and dtype, "
+                    "because the ranks exchange it. Keep what changes its shape in a plain attribute."
+                )
+        self._now = [_Buffer(name, before, now[name].detach()) for name, before in self._before]
+        if not self._now:
+            return torch.zeros(0, dtype=torch.bool)
+        return torch.stack([each.changed.to(self._now[0].now.device) for each in self._now])
+
+    def means(self, changed: Sequence[bool]) -> list[torch.Tensor]:
+        """Those to be averaged, of those that any rank has changed."""
+        return [each.now for each in self._chosen(changed) if _has_mean(each.now)]
+
+    def share(self, changed: Sequence[bool], groups: Groups, *, source: int) -> None:
+        """Take those that have no mean from one rank: of those that any rank has changed."""
+        exact = [each.now for each in self._chosen(changed) if not _has_mean(each.now)]
+        if not exact:
+            return
+        own = torch.cat([tensor.flatten().to(torch.int64) for tensor in exact])
+        theirs = groups.sum(own if groups.rank == source else torch.zeros_like(own))
+        for tensor, part in zip(exact, theirs.split([t.numel() for t in exact]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    def put_back(self) -> None:
+        """As they were before the forward pass, also one that is gone since or has become another tensor."""
+        now = dict(self._network.named_buffers())
+        for name, before in self._before:
+            came = now.get(name)
+            if came is not None and (came.shape, came.dtype) == (before.shape, before.dtype):
+                with contextlib.suppress(RuntimeError):  # an expanded one cannot be written in place
+                    came.detach().copy_(before)  # others may hold it
+                    continue
+            with contextlib.suppress(AttributeError):  # its module is gone: every step to come will say so
+                self._register(name, before)
+
+    def _register(self, name: str, before: torch.Tensor) -> None:
+        module, _, own_name = name.rpartition(".")
+        owner = self._network.get_submodule(module)
+        if hasattr(owner, own_name):
+            delattr(owner, own_name)
+        owner.register_buffer(own_name, before, persistent=name in self._persistent)
+
+    def _chosen(self, changed: Sequence[bool]) -> list[_Buffer]:
+        return [each for each, is_changed in zip(self._now, changed, strict=True) if is_changed]
+
+
+def numbers_of(tensor: torch.Tensor) -> torch.Tensor:
+    """All real numbers of a floating or complex tensor in one row: a view where that can be."""
+    return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).flatten()
+
+
+def count_of(tensor: torch.Tensor) -> int:
+    """How many real numbers `numbers_of` gives."""
+    return tensor.numel() * (2 if tensor.is_complex() else 1)
+
+
+def shaped_as(tensor: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    """What `numbers_of` has made a row of: in the shape and dtype of a tensor."""
+    if tensor.is_complex():
+        return torch.complex(*numbers.to(tensor.real.dtype).view(*tensor.shape, 2).unbind(-1))
+    return numbers.view_as(tensor).to(tensor.dtype)
+
+
+def _has_mean(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _words(tensor: torch.Tensor) -> str:
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"

@@ -1,0 +1,99 @@
+"""Strategies by name and weights: how they cross a process boundary and are changed while a run goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+from rehearsal_kit.base.errors import SettingsError
+from rehearsal_kit.base.settings import Rehearsal
+from rehearsal_kit.buffer.row_layout import RowLayout
+from rehearsal_kit.learning.stored_outputs import stores_outputs
+from rehearsal_kit.learning.strategies.dark import DER, DERpp
+from rehearsal_kit.learning.strategies.references import Cumulative, FromScratch, Incremental
+from rehearsal_kit.learning.strategies.replay import AGEM, ER
+from rehearsal_kit.learning.strategies.strategy import Strategy
+from rehearsal_kit.record.commands import Steer
+
+OURS: tuple[type[Any], ...] = (Incremental, FromScratch, Cumulative, ER, AGEM, DER, DERpp)
+WEIGHTS = ("alpha", "beta")
+
+
+def named_strategy(name: str, **values: Any) -> Strategy:
+    """One of ours by its name, as on a command line; SettingsError names those there are."""
+    kinds = {kind.__name__.lower(): kind for kind in OURS}
+    aliases = {"der++": "derpp", "a-gem": "agem", "scratch": "fromscratch"}
+    kind = kinds.get(aliases.get(name.lower(), name.lower()))
+    if kind is None:
+        raise SettingsError(
+            f"strategy {name!r} is unknown; known are {', '.join(kind.__name__ for kind in OURS)}."
+        )
+    allowed = {field.name for field in fields(kind)}
+    if unknown := [value for value in values if value not in allowed]:
+        raise SettingsError(
+            f"{kind.__name__} has no {', '.join(unknown)}; it has {', '.join(sorted(allowed))}."
+        )
+    made: Strategy = kind(**values)
+    return made
+
+
+def plain_strategy(strategy: Strategy) -> dict[str, float | str]:
+    """Its name and weights as plain values."""
+    weights = {name: getattr(strategy, name) for name in WEIGHTS if hasattr(strategy, name)}
+    return {"strategy": strategy.name, **weights}
+
+
+def steer_to(strategy: Strategy) -> Mapping[str, Any]:
+    """What `Steer` is given to switch to one of ours; SettingsError for a strategy of somebody's own."""
+    if type(strategy) not in OURS:
+        raise SettingsError(
+            f"strategy is {strategy!r}; a run can be switched to "
+            f"{', '.join(kind.__name__ for kind in OURS)}. A strategy of your own has to be there "
+            "from the beginning: Session(strategy=...)."
+        )
+    return plain_strategy(strategy)
+
+
+def switched(current: Strategy, command: Steer) -> Strategy:
+    """The strategy in force after a command; an own loss stays. SettingsError for weights it has not."""
+    weights = {name: value for name in WEIGHTS if (value := getattr(command, name)) is not None}
+    if command.strategy is not None and command.strategy != current.name:
+        loss = {"loss": getattr(current, "loss")} if _has(current, "loss") else {}  # noqa: B009 - its base has none
+        return named_strategy(command.strategy, **weights, **loss)
+    missing = [name for name in weights if not _has(current, name)]
+    if missing:
+        raise SettingsError(f"{current.name} has no {', '.join(missing)}; give the strategy as well.")
+    return _with(current, **weights) if weights else current
+
+
+def require_suited(strategy: Strategy, rehearsal: Rehearsal) -> None:
+    """SettingsError where a strategy would draw nothing of what its loss is about."""
+    if strategy.distils and not rehearsal.distillation:
+        raise SettingsError(
+            f"{strategy.name} compares stored outputs, but distillation is 0; give "
+            "Rehearsal(distillation=...), samples drawn a second time per step and rank."
+        )
+
+
+def require_stored(strategy: Strategy, layout: RowLayout | None) -> None:
+    """SettingsError where the buffer of a run that goes on lacks what a strategy needs."""
+    if layout is None and (strategy.replays or strategy.distils):
+        raise SettingsError(
+            f"this run keeps no buffer, so it cannot be switched to {strategy.name}; start it with ER (with "
+            "representatives=0 if nothing is to be replayed at first)."
+        )
+    if layout is not None and strategy.distils and not stores_outputs(layout):
+        raise SettingsError(
+            f"the buffer of this run stores no outputs, which {strategy.name} needs; start a run that is to "
+            "be switched with Rehearsal(outputs=True)."
+        )
+
+
+def _has(strategy: Any, name: str) -> bool:
+    return is_dataclass(strategy) and any(field.name == name for field in fields(strategy))
+
+
+def _with(strategy: Any, **changes: Any) -> Strategy:
+    changed: Strategy = replace(strategy, **changes)
+    return changed

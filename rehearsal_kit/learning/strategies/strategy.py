@@ -1,0 +1,85 @@
+"""What the training loop asks of a strategy: which tasks, which samples again, which loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from rehearsal_kit.learning.strategies.losses import Loss, Tensors, supervised_loss
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of an augmented mini-batch after the forward pass; it may have no samples."""
+
+    outputs: Tensors
+    """Of the network as it is now, (sample, ...)."""
+    targets: Tensors
+    """(sample, ...), named like the outputs they are compared with."""
+    stored: Tensors
+    """Outputs that an earlier network made of the same samples, (sample, ...); empty unless distilled."""
+
+    def loss(self, of: Loss = supervised_loss) -> torch.Tensor:
+        """Of each sample: (sample,)."""
+        return of(self.outputs, self.targets)
+
+
+@dataclass(frozen=True)
+class Term:
+    """One term of the loss: `weight` times the mean of `values` over the samples of all ranks."""
+
+    name: str
+    weight: float
+    values: torch.Tensor
+    """Loss of each sample on this rank: (sample,)."""
+
+
+class Strategy:
+    """Base of all strategies: a small frozen object without state. An own one overrides what differs."""
+
+    restarts: ClassVar[bool] = False
+    """Whether every task begins with the initial weights again."""
+    replays: ClassVar[bool] = False
+    """Whether mini-batches are augmented with r representatives."""
+    distils: ClassVar[bool] = False
+    """Whether outputs are stored, and r_d samples drawn a second time to be compared with them."""
+    separate: ClassVar[bool] = False
+    """Whether `direction` is asked to combine the gradients of the terms."""
+
+    @property
+    def name(self) -> str:
+        """As it is called in tables."""
+        return type(self).__name__
+
+    def tasks(self, newest: int) -> range:
+        """Which tasks are trained on when task `newest` is the newest; default: that one only."""
+        return range(newest, newest + 1)
+
+    def terms(self, new: Part, replayed: Part, distilled: Part) -> Sequence[Term]:
+        """The loss, as terms that are added up; always as many, under the same names.
+
+        new: the b samples of the mini-batch. replayed: the r representatives. distilled: those of the r_d
+        samples of the second draw that have stored outputs.
+        """
+        raise NotImplementedError(f"{self.name} does not say what its loss is: override terms().")
+
+    def direction(self, gradients: torch.Tensor) -> torch.Tensor:
+        """What the optimizer is given: from the gradients of the terms over the samples of all ranks.
+
+        gradients: (term, parameter), all parameters of the network in one row, weights of the terms
+        included. Returns (parameter,). Called only where `separate` is true, with the same numbers on
+        all ranks.
+        """
+        return gradients.sum(dim=0)
+
+
+def joined(first: Part, second: Part) -> Part:
+    """The samples of two parts as one, without stored outputs."""
+    return Part(
+        {name: torch.cat([t, second.outputs[name]]) for name, t in first.outputs.items()},
+        {name: torch.cat([t, second.targets[name]]) for name, t in first.targets.items()},
+        {},
+    )

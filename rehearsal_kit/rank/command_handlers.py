@@ -1,0 +1,362 @@
+"""What each command does to a rank: checked and readied first, then carried out without fail."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+
+from rehearsal_kit.base.errors import NotYetError, RankError, SettingsError
+from rehearsal_kit.buffer.memory_limit import require_possible
+from rehearsal_kit.buffer.row_layout import WORD
+from rehearsal_kit.data.open_experience import ArrivedExperience
+from rehearsal_kit.data.task_stream import Stream
+from rehearsal_kit.learning.strategies.choice import require_stored
+from rehearsal_kit.rank.checkpoint_loader import Loaded, load_checkpoint
+from rehearsal_kit.rank.checkpoint_takeup import TakingUp, UnfinishedTask
+from rehearsal_kit.rank.checkpoint_writer import Copied
+from rehearsal_kit.rank.context import Equipment
+from rehearsal_kit.rank.decisions import Commit
+from rehearsal_kit.rank.live_settings import InForce
+from rehearsal_kit.rank.run_state import Course
+from rehearsal_kit.rank.task_lifecycle import Curriculum
+from rehearsal_kit.record.commands import (
+    Arrived,
+    BeginAgain,
+    Command,
+    Evaluate,
+    FinishStream,
+    FinishTask,
+    Note,
+    Pause,
+    Reopen,
+    Reorder,
+    Resume,
+    RollBack,
+    SetAside,
+    Skip,
+    Steer,
+    Stop,
+    TakeCheckpoint,
+)
+from rehearsal_kit.record.records import (
+    BranchBegan,
+    CheckpointTaken,
+    Noted,
+    TaskArrived,
+    TaskSetAside,
+    TasksReordered,
+)
+
+VISIBLE_S = 5.0
+"""How long a rank waits for a file to appear on its machine that rank 0 has read on another."""
+
+
+class Steering:
+    """One rank's answer to commands; the same on all ranks."""
+
+    def __init__(self, equipment: Equipment, curriculum: Curriculum, taking_up: TakingUp) -> None:
+        self._with = equipment
+        self._curriculum = curriculum
+        self._taking_up = taking_up
+        self._now = taking_up.now
+        self._remark = ""
+
+    def prepare(self, command: Command) -> Commit:  # noqa: C901, PLR0911, PLR0912 - one line per kind
+        """Check a command and ready it; SettingsError and others, with nothing changed, if it cannot be."""
+        course, now = self._with.course, self._now
+        match command:
+            case Arrived():
+                experience = self._opened(command)
+                return lambda: self._accept(command, experience)
+            case SetAside():
+                return lambda: self._tell_set_aside(command)
+            case Steer():
+                in_force = self._steered(command)
+                return lambda: self._steer(in_force)
+            case Pause() | Resume() | Stop():
+                return lambda: course.change(type(command).__name__)
+            case FinishStream():
+                return lambda: setattr(course, "finishing", True)
+            case Reopen():
+                return self._reopen
+            case FinishTask():
+                if now.lesson is None:
+                    raise SettingsError("no task is under way, so there is none to finish.")
+                return now.lesson.finish
+            case Skip():
+                self._require_waiting([command.task])
+                return lambda: self._skip(command.task)
+            case Reorder():
+                self._require_waiting(command.order)
+                return lambda: self._reorder(command)
+            case Evaluate():
+                return self._evaluate
+            case TakeCheckpoint():
+                return lambda: self._take_checkpoint(command)
+            case RollBack():
+                return self._rolled_back(command)
+            case BeginAgain():
+                return lambda: self._begin_again(command)
+            case Note():
+                return lambda: self._note(command)
+        return _nothing  # Watch: the control of rank 0 begins to look
+
+    def take_remark(self) -> str:
+        """What is to be said of the command carried out last, besides that it was; once."""
+        remark, self._remark = self._remark, ""
+        return remark
+
+    # The stream -----------------------------------------------------------------------------------------
+
+    def _opened(self, command: Arrived) -> ArrivedExperience:
+        arrived = self._taking_up.found(command)
+        self._with.stream.require_new(arrived)
+        deadline = time.monotonic() + VISIBLE_S
+        while True:
+            try:
+                return self._taking_up.shelf.opened(arrived, self._now.preparation)
+            except NotYetError:
+                # Rank 0 has just read it; on another machine a shared folder shows it a little later.
+                here = self._with.groups.rank == 0 or not self._with.control.just_read
+                if here or time.monotonic() > deadline:
+                    raise
+                time.sleep(VISIBLE_S / 20)
+
+    def _accept(self, command: Arrived, experience: ArrivedExperience) -> None:
+        its = self._with
+        self._now.preparation = experience.fitted
+        its.reporter.tell(
+            TaskArrived(
+                step=its.course.step,
+                task=its.stream.append(command, experience),
+                name=command.name,
+                path=command.path,
+                training=experience.count("training"),
+                watched=experience.count("watched"),
+                test=experience.count("test"),
+                skipped=experience.skipped,
+                simulated=experience.simulated,
+            )
+        )
+
+    def _tell_set_aside(self, command: SetAside) -> None:
+        its = self._with
+        its.reporter.tell(
+            TaskSetAside(
+                step=its.course.step,
+                name=command.name,
+                path=command.path,
+                reason=command.reason,
+                task=command.task,
+            )
+        )
+
+    def _require_waiting(self, tasks: tuple[int, ...] | list[int]) -> None:
+        its = self._with
+        waiting = [task for task in range(its.course.begun, len(its.stream)) if its.stream[task] is not None]
+        if wrong := [task for task in tasks if task not in waiting]:
+            raise SettingsError(
+                f"task {', '.join(map(str, wrong))} does not wait to be trained; those that wait are "
+                f"{', '.join(map(str, waiting)) or 'none'}. The task under way is ended by finish_task()."
+            )
+
+    def _skip(self, task: int) -> None:
+        its = self._with
+        arrived, _ = its.stream.arrivals[task]
+        self._tell_set_aside(
+            SetAside(name=arrived.name, path=arrived.path, reason="skipped by a person", task=task)
+        )
+        its.stream.set_aside(task)
+
+    def _reorder(self, command: Reorder) -> None:
+        its = self._with
+        first = its.stream.next_from(its.course.begun)
+        later = [task for task in range(first, len(its.stream)) if task not in command.order]
+        order = (*command.order, *later)
+        its.stream.reorder(first, order)
+        its.reporter.tell(TasksReordered(step=its.course.step, first=first, order=order))
+
+    # Settings and states --------------------------------------------------------------------------------
+
+    def _steered(self, command: Steer) -> InForce:
+        course, buffer, signature = self._with.course, self._now.buffer, self._with.learner.signature
+        steered = course.in_force.steered(command)
+        # What was recorded had room once. Where it has none now, making the buffer says so, and waits.
+        if not self._with.control.repeating:
+            self._require_room(steered)
+        changed = steered.strategy.name != course.in_force.strategy.name
+        if changed and signature is not None:
+            require_stored(steered.strategy, None if buffer is None else buffer.layout)
+        return steered
+
+    def _require_room(self, steered: InForce) -> None:
+        """SettingsError if the buffer that there is, or that will be made, could not be as large as this."""
+        lesson, buffer, signature = self._now.lesson, self._now.buffer, self._with.learner.signature
+        if buffer is not None:
+            buffer.require_possible(steered.rehearsal)
+        elif steered.needs_buffer:
+            row_bytes = WORD  # no row is shorter
+            if lesson is not None and signature is not None:
+                row_bytes = steered.stored(lesson.samples, signature.no_outputs("cpu"))[0].row_bytes
+            groups = self._with.groups
+            capacity = steered.rehearsal.samples(row_bytes)
+            require_possible(capacity, row_bytes, rank=groups.rank, ranks=groups.ranks)
+
+    def _steer(self, steered: InForce) -> None:
+        its = self._with
+        its.reporter.flush()  # its records are each of one strategy
+        its.course.in_force = steered
+        its.learner.learning_rate = steered.learning_rate
+        if self._now.lesson is not None:
+            self._now.lesson.batch = steered.batch
+
+    def _reopen(self) -> None:
+        course = self._with.course
+        if not course.outcome:  # nobody has ended it, so that it goes on anyhow
+            return
+        stream = self._with.stream
+        left = stream.next_from(course.begun) < len(stream) or self._now.lesson is not None
+        if course.outcome == "finished" or not left:  # now more may come
+            course.finishing = False
+        course.change("Reopen")
+
+    def _note(self, command: Note) -> None:
+        its = self._with
+        its.reporter.tell(Noted(step=its.course.step, text=command.text, time=time.time()))
+
+    def _evaluate(self) -> None:
+        its, lesson = self._with, self._now.lesson
+        its.reporter.flush()
+        its.evaluation.now(its.evaluation.newest if lesson is None else lesson.task, step=its.course.step)
+
+    # Checkpoints ----------------------------------------------------------------------------------------
+
+    def _take_checkpoint(self, command: TakeCheckpoint) -> None:
+        its, course = self._with, self._with.course
+        if command.spare is not None:
+            its.keeper.pinned.add(command.spare)
+        its.reporter.flush()
+        weights = its.learner.fingerprint()
+        its.keeper.ready(course.checkpoints + 1)
+        everyone = its.groups.gather(weights)
+        if len(set(everyone)) > 1:
+            raise RankError(
+                f"the ranks hold different weights before step {course.step} ({', '.join(everyone)}), so "
+                "this generation ends; does the network or the strategy depend on the rank?"
+            )
+        course.checkpoints += 1
+        course.kept = course.outcome
+        buffer = self._now.buffer
+        copied = Copied(
+            number=course.checkpoints,
+            state=self._state(),
+            tensors=its.learner.tensors() if its.groups.rank == 0 else {},
+            buffer=None if buffer is None else buffer.frozen(),
+            error=its.evaluation.error,
+        )
+        its.reporter.tell(
+            CheckpointTaken(step=course.step, checkpoint=copied.number, weights=weights, time=time.time())
+        )
+        its.keeper.take(copied, step=course.step)
+
+    def _state(self) -> dict[str, object]:
+        its = self._with
+        arrivals = [[asdict(arrived), gone] for arrived, gone in its.stream.arrivals]
+        return {
+            "course": its.course.to_plain(),
+            "stream": arrivals,
+            "order": its.stream.order,
+            "lesson": self._curriculum.to_plain(self._now.lesson),
+            "signature": None if its.learner.signature is None else its.learner.signature.to_plain(),
+            "evaluation": its.evaluation.to_plain(),
+            "preparation": asdict(self._now.preparation),
+            "seed": its.job.seed,
+        }
+
+    def _rolled_back(self, command: RollBack) -> Commit:
+        its = self._with
+        its.keeper.settle()
+        its.groups.gather("")  # all parts are written, and rank 0 has put them together
+        loaded = load_checkpoint(its.job.run, command.checkpoint, its.groups, identity=its.identity)
+        there = Course.from_plain(loaded.state["course"], InForce.of(its.job))
+        if there.begun > len(its.stream):
+            raise SettingsError(f"checkpoint {command.checkpoint} knows tasks that this run does not have.")
+        stream = its.stream.ordered(loaded.state["order"])
+        same = stream.order == its.stream.order
+        under_way = self._taking_up.under_way(loaded, stream, now=self._now.lesson if same else None)
+        return lambda: self._roll_back(loaded, there, (stream, under_way))
+
+    def _roll_back(self, loaded: Loaded, there: Course, to: tuple[Stream, UnfinishedTask]) -> None:
+        its, course = self._with, self._with.course
+        stream, under_way = to
+        its.reporter.flush()
+        parent, left = course.position
+        if self._now.buffer is not None:
+            self._now.buffer.close()
+            self._now.buffer = None
+        course.back_to(there)
+        its.stream.take_order_of(stream)
+        its.keeper.pinned.add(loaded.number)
+        self._tell_branch(
+            BranchBegan(
+                branch=course.branch,
+                step=course.step,
+                checkpoint=loaded.number,
+                parent=parent,
+                left=left,
+                time=time.time(),
+            )
+        )
+        self._taking_up.adopt(loaded, under_way)
+        self._taking_up.settle()
+        self._remark = self._not_taken_back(loaded)
+
+    def _begin_again(self, command: BeginAgain) -> None:
+        its, course = self._with, self._with.course
+        course.begin_again(command)
+        its.keeper.pinned.add(command.checkpoint)
+        stream = its.stream
+        aside = tuple(task for task in range(len(stream)) if stream[task] is None)
+        self._tell_branch(
+            BranchBegan(
+                branch=course.branch,
+                step=course.step,
+                checkpoint=command.checkpoint,
+                parent=command.parent,
+                left=command.left,
+                time=time.time(),
+                tasks=len(stream),
+                aside=aside,
+            )
+        )
+        for task, reason in command.lost:
+            self._curriculum.tell_lost(task, reason)
+
+    def _tell_branch(self, began: BranchBegan) -> None:
+        self._with.reporter.branch = began.branch
+        self._with.reporter.tell(began)
+
+    def _not_taken_back(self, loaded: Loaded) -> str:
+        """What a roll back leaves as it is, and the way back from there; empty where that is nothing."""
+        its = self._with
+        then = {number: aside for number, (_, aside) in enumerate(loaded.state["stream"])}
+        arrived = [task for task in range(len(its.stream)) if task not in then]
+        gone = [
+            task
+            for task, aside in then.items()
+            if not aside and task < len(its.stream) and its.stream[task] is None
+        ]
+        said_of = []
+        if arrived:
+            said_of.append(f"task {', '.join(map(str, arrived))} arrived since then and will be trained")
+        if gone:
+            names = ", ".join(f"{task} ({its.stream.arrivals[task][0].path})" for task in gone)
+            said_of.append(
+                f"task {names} was skipped or set aside since then and stays so; to have it trained after "
+                "all, submit its file again"
+            )
+        return "; ".join(said_of)
+
+
+def _nothing() -> None:
+    """The commit of what changes nothing on a rank."""

@@ -1,0 +1,397 @@
+"""Decisions at a step boundary: rank 0 decides, all ranks vote, all of them apply a command or none does."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from rehearsal_kit.base.errors import AlreadyTaskError, RankError, ReplayError, SettingsError, said
+from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.data.folder_watch import Watcher
+from rehearsal_kit.record.commands import (
+    OF_RANKS,
+    Arrived,
+    Command,
+    Finished,
+    FinishStream,
+    Note,
+    Reopen,
+    Reorder,
+    SetAside,
+    Skip,
+    TakeCheckpoint,
+    TaskDone,
+    Watch,
+    Wish,
+    to_plain,
+    wish_of,
+)
+from rehearsal_kit.record.ledger import Ledger, read_ledger
+from rehearsal_kit.record.replay_queue import AGAIN, Entry, Outstanding, Position, Script, renumbers
+from rehearsal_kit.record.run_folder import RunFolder
+
+IN_ORDER = (Arrived, Watch, FinishStream, Skip, Reorder)
+"""Wishes that go through the reader: those whose files it reads, and those that count or name tasks, which
+must not overtake them. All others take effect meanwhile."""
+
+
+class Mailbox(Protocol):
+    """Where wishes for rank 0 arrive, as JSON; looked into at every step boundary."""
+
+    def empty(self) -> bool:
+        """Whether nothing lies there now."""
+
+    def get(self) -> str:
+        """Take out the next."""
+
+
+Commit = Callable[[], None]
+Prepare = Callable[[Command], Commit]
+"""Checks a command and readies it, may raise, changes nothing; what it returns cannot fail."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A wish after the vote of all ranks."""
+
+    wish: Wish
+    refused: str = ""
+    """Why no rank applied it; empty when all did."""
+    again: bool = False
+    """Whether it had taken effect before, on a branch that was left when ranks began again."""
+
+
+class Control:
+    """This rank's end of the control loop. Rank 0 has the mailbox, the watcher, the ledger and the script."""
+
+    def __init__(self, run: RunFolder, groups: Groups, mailbox: Mailbox) -> None:
+        self._run = run
+        self._groups = groups
+        self._mailbox = mailbox
+        self._watcher = Watcher()
+        self._script = Script()
+        self._outstanding = Outstanding()
+        self._otherwise: Entry | None = None
+        self._waiting: deque[Wish] = deque()
+        self._received: set[tuple[str, int]] = set()
+        """Holders and numbers of wishes; not all before the newest are answered, as some wait for files."""
+        self.decided = 0
+        """Step boundaries that were passed, waiting included."""
+        self.given_up = False
+        """Whether another generation of ranks takes the place of this one; set by another thread."""
+        self.closing = False
+        """Whether the process of rank 0 is about to end; set by another thread."""
+        self.interrupted = False
+        """Whether all ranks end here, because a process of theirs is about to end; the same on every rank."""
+        self.follows = False
+        """Whether recorded effects are still to come, as of the last decision; the same on every rank."""
+        self.repeating = False
+        """Whether what is being prepared took effect before, when it was recorded."""
+        self.just_read = False
+        """Whether rank 0 has read the file of the arrival that is being prepared a moment ago."""
+        self._effects: Ledger | None = None
+        if groups.rank == 0:
+            self._catch_up(run)
+            self._effects = Ledger(run.effects, durable=True)
+
+    def follow(self, script: Script, outstanding: Outstanding, *, otherwise: Entry | None = None) -> None:
+        """Recorded effects come before anything new; to be called before the first decision.
+
+        outstanding: decisions of a branch that was left, to be made again once the script is at its end.
+        otherwise: what is recorded where the script of this run cannot come about, so that the next
+        generation of ranks goes another way. All are empty on ranks other than 0.
+        """
+        self._script, self._outstanding, self._otherwise = script, outstanding, otherwise
+
+    def decide(
+        self, position: Position, prepare: Prepare, *, due: bool = False, idle: bool = False
+    ) -> Iterator[Decision]:
+        """What takes effect at this position, one after the other, the same on every rank.
+
+        Each decision is on disk before rank 0 carries it out, and carried out before the next is prepared.
+        due: whether rank 0 finds that it is time for a checkpoint. idle: whether no step comes next.
+        """
+        self.decided += 1
+        found = self._collect(position, due=due, idle=idle) if self._groups.rank == 0 else {}
+        text = self._groups.broadcast(json.dumps(found) if found else "")
+        if self.given_up:  # after the broadcast: what a revived rank 0 has just decided must not pass
+            raise RankError("this generation of ranks was given up; another one takes its place.")
+        found = json.loads(text) if text else {}
+        self.interrupted, self.follows = found.get("interrupted", False), found.get("follows", False)
+        for plain in found.get("decided", []):
+            recorded, refused = plain.pop("recorded", False), plain.pop("refused", "")
+            again = plain.pop(AGAIN, False)
+            decision = Decision(wish_of(plain), refused, again)
+            if recorded:
+                yield self._as_before(position, decision, prepare)
+            else:
+                yield self._vote(position, decision, prepare)
+
+    def own(self, position: Position, wish: Wish, prepare: Prepare) -> Decision:
+        """Apply what all ranks have decided by themselves, each of them calling this at the same position."""
+        return self._vote(position, Decision(wish), prepare)
+
+    def set_aside(self, position: Position, command: SetAside) -> None:
+        """Record a task that the ranks have agreed to set aside on their own."""
+        self._fact(position, command)
+
+    def task_done(self, position: Position, command: TaskDone) -> None:
+        """Record the end of a task; ReplayError on rank 0 if another was recorded at this position."""
+        self._fact(position, command)
+
+    def finished(self, position: Position) -> None:
+        """Record that all tasks are trained and no more will come."""
+        self._fact(position, Finished())
+
+    def recorded_set_aside(self, position: Position, task: int) -> str:
+        """Why this task was given up at this position before; empty if it was not. The same on every rank."""
+        if not self.follows:
+            return ""
+        entry = self._script.fact(position, "SetAside", task) if self._groups.rank == 0 else None
+        if entry is not None:
+            self._again(entry)
+        return self._groups.broadcast("" if entry is None else entry["reason"])
+
+    def recorded_set_asides(self, position: Position) -> dict[int, str]:
+        """Tasks that were set aside between two decisions here before, and why; the same on every rank."""
+        if not self.follows:
+            return {}
+        entries = self._script.set_asides(position)
+        for entry in entries:
+            self._again(entry)
+        text = self._groups.broadcast(json.dumps([[e["task"], e["reason"]] for e in entries]))
+        return dict(json.loads(text))
+
+    def require_end(self, position: Position) -> None:
+        """ReplayError on rank 0 if something is recorded after the end of the run that nothing leads to."""
+        self._script.require_no_more(position)
+
+    def exhausted(self) -> bool:
+        """Whether no recorded effect is left to come; the same on every rank."""
+        return not self._groups.broadcast("more" if self._script else "")
+
+    def agree(self, trouble: str) -> str:
+        """The first trouble of any rank, told to all; empty when none has any."""
+        return next((text for text in self._groups.gather(trouble) if text), "")
+
+    def close(self) -> None:
+        """End the reader and close the ledger."""
+        self._watcher.close()
+        if self._effects is not None:
+            self._effects.close()
+
+    # Rank 0 ---------------------------------------------------------------------------------------------
+
+    def _catch_up(self, run: RunFolder) -> None:
+        """What this run's ledgers say: wishes not answered yet, files that have arrived, patterns watched."""
+        for entry in read_ledger(run.effects):
+            self._received.add((entry.get("holder", ""), entry["number"]))
+            if entry["kind"] == "SetAside" and entry.get("task") is None:
+                path, digest = run.find(entry["path"]), entry.get("digest", "")
+                self._watcher.set_aside(Arrived(name=entry["name"], path=path, digest=digest))
+            elif entry["kind"] in ("Arrived", "SetAside"):
+                self._watcher.know(run.find(entry["path"]))
+            elif entry["kind"] == "Watch" and "refused" not in entry:
+                self._watcher.watch(entry["pattern"], known=entry["known"])
+        # Nobody else's: whoever never steered this run has nothing to say in it, whatever the file holds.
+        held = {entry.get("holder") for entry in read_ledger(run.generations)}
+        for entry in read_ledger(run.wishes):
+            entry.pop("time", None)
+            if entry.get("holder") and entry["holder"] in held:
+                self._receive(_wish(json.dumps(entry)))
+
+    def _receive(self, wish: Wish) -> None:
+        # A wish may come twice, from the ledger and from the mailbox, after ranks were started anew.
+        if not wish.number or (wish.holder, wish.number) not in self._received:
+            self._received.add((wish.holder, wish.number))
+            self._waiting.append(wish)
+
+    def _collect(self, position: Position, *, due: bool, idle: bool) -> dict[str, Any]:
+        while not self._mailbox.empty():
+            self._receive(_wish(self._mailbox.get()))
+        if self.closing:  # whatever waits stands in the ledger of wishes
+            return {"interrupted": True, "follows": bool(self._script)}
+        if self._script:
+            try:
+                again = [_without_position(entry, recorded=True) for entry in self._script.due(position)]
+            except ReplayError as error:
+                raise self._cannot_be(str(error)) from error
+            return {"decided": again, "follows": bool(self._script)}
+        decided = [to_plain(Wish(0, TakeCheckpoint()))] if due else []
+        for plain in self._next(position, idle=idle):
+            if plain["kind"] == "RollBack" and not plain.get("refused"):
+                # Whatever the run is now stays within reach, and what comes after belongs to another branch.
+                spare = TakeCheckpoint(spare=plain["checkpoint"])
+                decided += [to_plain(Wish(0, spare)), plain]
+                break
+            decided.append(plain)
+        return {"decided": decided} if decided else {}
+
+    def _next(self, position: Position, *, idle: bool) -> Iterator[dict[str, Any]]:
+        """What is to be decided now: decisions of a branch that was left, wishes of people, arrivals."""
+        new = any(not isinstance(wish.command, Reopen) for wish in self._waiting)
+        for entry in self._outstanding.due(position[1], all_of_them=new, next_one=idle):
+            yield _without_position(entry)
+        if self._outstanding:
+            return
+        while self._waiting:
+            wish = self._waiting.popleft()
+            if isinstance(wish.command, IN_ORDER):
+                self._ask(wish)
+                continue
+            yield from map(to_plain, self._came(position))
+            yield to_plain(wish)
+        yield from map(to_plain, self._came(position))
+
+    def _ask(self, wish: Wish) -> None:
+        """Have the reader complete a wish; it is given whole paths."""
+        command = wish.command
+        if isinstance(command, Arrived):
+            command = replace(command, path=self._run.find(command.path))
+        self._watcher.ask(replace(wish, command=command))
+
+    def _came(self, position: Position) -> Iterator[Wish]:
+        """What the reader has ready; files in the run folder are written down by their place in there."""
+        for wish in self._watcher.poll():
+            command = _placed(wish, position).command
+            if isinstance(command, Arrived | SetAside):
+                command = replace(command, path=self._run.inside(command.path))
+            yield replace(wish, command=command)
+
+    # Votes ----------------------------------------------------------------------------------------------
+
+    def _vote(self, position: Position, decision: Decision, prepare: Prepare) -> Decision:
+        wish, refused, commit, twice = decision.wish, decision.refused, _nothing, False
+        command = wish.command
+        if not refused:
+            self.just_read = not decision.again
+            commit, refused, twice = self._prepared(position, command, prepare, again=decision.again)
+            self.just_read = False
+        if refused and isinstance(command, Arrived) and not twice:
+            aside = SetAside(name=command.name, path=command.path, reason=refused, digest=command.digest)
+            wish, refused, commit = replace(wish, command=aside), "", prepare(aside)
+            if self._groups.rank == 0:
+                self._watcher.set_aside(replace(command, path=self._run.find(command.path)))
+        decision = Decision(wish, refused, decision.again)
+        entry = self._entry(position, decision)
+        if decision.again:
+            self._outstanding.renumbered |= renumbers(type(command).__name__, entry)
+        if self._effects is not None:
+            self._effects.append(entry)
+        if not refused:
+            commit()
+        return decision
+
+    def _as_before(self, position: Position, before: Decision, prepare: Prepare) -> Decision:
+        """Apply what was applied and refuse what was refused; ReplayError where that cannot be."""
+        command = before.wish.command
+        commit: Commit = _nothing
+        if not before.refused:
+            self.repeating = True
+            commit, trouble, _ = self._prepared(position, command, prepare)
+            self.repeating = False
+            if trouble:
+                raise self._cannot_be(
+                    f"{type(command).__name__} took effect at step {position[1]} of branch {position[0]} "
+                    f"when it was recorded, but now: {trouble}"
+                )
+        self._again(self._entry(position, before))
+        commit()
+        return before
+
+    def _prepared(
+        self, position: Position, command: Command, prepare: Prepare, *, again: bool = False
+    ) -> tuple[Commit, str, bool]:
+        """How to carry out a command, why it cannot be, and whether that is because it is a task already."""
+        trouble: str = ""
+        commit: Commit = _nothing
+        twice = False
+        try:
+            if again:
+                self._outstanding.require_sure(command)
+            commit = prepare(command)
+        except Exception as error:  # whatever one rank cannot do, none does, and the run goes on
+            trouble = said_before(error, rank=self._groups.rank, step=position[1])
+            twice = isinstance(error, AlreadyTaskError)
+        reason = self.agree(trouble)
+        return commit, reason, bool(reason) and bool(self.agree("twice" if twice else ""))
+
+    def _fact(self, position: Position, command: SetAside | TaskDone | Finished) -> None:
+        if self._effects is None:
+            return
+        entry = self._entry(position, Decision(Wish(0, command)))
+        if not self._script:
+            self._effects.append(entry)
+            return
+        recorded = self._script.fact(position, entry["kind"], entry.get("task"))
+        if recorded is None or (not self._script.ours and recorded != entry):
+            raise self._cannot_be(
+                f"at step {position[1]} of branch {position[0]} the run has {entry}, the ledger "
+                f"{recorded or 'nothing of the kind'}; code, data or settings are not those of the recorded "
+                "run."
+            )
+        self._again(entry)
+
+    def _cannot_be(self, reason: str) -> Exception:
+        """What is raised where a script cannot come about: a replay ends, a run goes another way."""
+        if not self._script.ours:
+            return ReplayError(reason)
+        if self._effects is not None and self._otherwise is not None:
+            self._effects.append(self._otherwise)
+        return RankError(f"{reason} The run goes on from its checkpoint as another branch.")
+
+    def _again(self, entry: Entry) -> None:
+        """Write down what took effect again, unless it stands in this ledger already."""
+        if self._effects is not None and not self._script.ours:
+            self._effects.append(entry)
+
+    def _entry(self, position: Position, decision: Decision) -> Entry:
+        entry = {
+            "branch": position[0],
+            "step": position[1],
+            "world_size": self._groups.ranks,
+            **to_plain(decision.wish),
+        }
+        if decision.again:
+            entry[AGAIN] = True
+        return {**entry, "refused": decision.refused} if decision.refused else entry
+
+
+def _wish(text: str) -> Wish:
+    """A wish that was written down or sent; a note in its place if a kernel has let a wrong one pass."""
+    try:
+        wish = Wish.from_json(text)
+        if isinstance(wish.command, OF_RANKS):
+            kind = type(wish.command).__name__
+            raise SettingsError(f"{kind} is found by the ranks themselves; nobody can wish for it.")
+        return wish
+    except (SettingsError, ValueError) as error:
+        plain = json.loads(text)
+        number = plain.get("number") if isinstance(plain.get("number"), int) else 0
+        return Wish(number, Note(text=f"refused by rank 0: {error}"), str(plain.get("holder", "")))
+
+
+def _placed(wish: Wish, position: Position) -> Wish:
+    """A file that the reader sets aside is so at this position, as far as rank 0 can see."""
+    command = wish.command
+    if not isinstance(command, SetAside):
+        return wish
+    reason = f"{command.reason} (rank 0, before step {position[1]})"
+    return replace(wish, command=replace(command, reason=reason))
+
+
+def said_before(error: Exception, *, rank: int, step: int) -> str:
+    """What an error says, on which rank, and before which step."""
+    return f"{said(error)} (rank {rank}, before step {step})"
+
+
+def _without_position(entry: Mapping[str, Any], *, recorded: bool = False) -> dict[str, Any]:
+    kept = {name: value for name, value in entry.items() if name not in ("branch", "step", "world_size")}
+    return {**kept, "recorded": True} if recorded else kept
+
+
+def _nothing() -> None:
+    """The commit of what could not be prepared."""

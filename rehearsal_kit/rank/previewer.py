@@ -1,0 +1,183 @@
+"""Previews of tasks: made for whoever looks, and kept after every task. Nothing here ends a run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+
+import torch
+
+from rehearsal_kit.base.errors import said
+from rehearsal_kit.base.thread_priority import step_back
+from rehearsal_kit.buffer.row_layout import Samples
+from rehearsal_kit.data.task_stream import Stream
+from rehearsal_kit.learning.learner import Learner
+from rehearsal_kit.record.preview_files import Image, Preview, append_previews
+
+INTERVAL_S = 1.0
+ASKED_S = 5.0
+"""For so long after somebody asked, the preview is kept fresh."""
+REMEMBERED = 4
+"""Previews that stay in memory; others are made anew when somebody asks."""
+TOGETHER = 32
+"""In one file, and in memory until it is written."""
+MOST_WRITES = 16
+"""Files that wait for the disk; of further ones nothing is kept once it has not answered in time."""
+LAST_S = 10.0
+"""What the disk has to write one."""
+MOMENT_S = 0.5
+"""What it still has where ranks end early."""
+LIKELIEST = 3
+"""Classes that are named."""
+
+
+class Gallery:
+    """Belongs to rank 0's training thread; other threads may `ask` and read the `newest`.
+
+    folder: where the previews of the run are kept. Whatever goes wrong here is told by `news`.
+    """
+
+    def __init__(self, learner: Learner, stream: Stream, folder: Path) -> None:
+        self._learner = learner
+        self._stream = stream
+        self._folder = folder
+        self._remembered: dict[int, Preview] = {}
+        """By task, the newest last. Replaced as a whole, so any thread may read."""
+        self._asked: tuple[int | None, float] = (None, -ASKED_S)
+        """For which task, None for the newest that has begun, and when."""
+        self._made = 0.0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="previews", initializer=step_back)
+        self._writes: list[Future[None]] = []
+        self._news: str | None = None
+        self._troubled = False
+
+    def ask(self, task: int | None) -> None:
+        """Somebody looks at this task, or None, at the newest: its preview is kept fresh for some seconds."""
+        self._asked = (task, time.monotonic())
+
+    def newest(self, task: int | None) -> Preview | None:
+        """The newest preview of a task, or None, of the newest; there soon is one if it was asked for."""
+        remembered = self._remembered
+        return remembered.get(max(remembered, default=-1) if task is None else task)
+
+    def refresh(self, newest: int, *, step: int) -> None:
+        """Make the preview that was asked for anew if the last one is a second old."""
+        now = time.monotonic()
+        wanted, asked = self._asked
+        if now - asked > ASKED_S or now - self._made < INTERVAL_S:
+            return
+        self._made = now
+        task = newest if wanted is None else wanted
+        if 0 <= task <= newest:
+            self._make(task, step)
+
+    def keep(self, tasks: Iterable[int], *, after: int, step: int) -> None:
+        """Write previews of these tasks, as they are after one was trained, beside what comes next."""
+        for part, some in enumerate(_portions(tasks)):
+            if (
+                len(self._writes) >= MOST_WRITES and not self._troubled
+            ):  # tasks end faster than the disk writes
+                wait(self._writes[:1], LAST_S)
+            made = [preview for task in some if (preview := self._make(task, step)) is not None]
+            self._look()
+            if len(self._writes) >= MOST_WRITES:
+                self._went_wrong(f"the disk is slow, so those after task {after} are not all kept")
+            elif made:
+                self._writes.append(self._thread.submit(self._write, made, after, part))
+
+    def news(self) -> str | None:
+        """Why previews are missing, said once; empty when none is any more; None where that is no news."""
+        self._look()
+        words, self._news = self._news, None
+        return words
+
+    def close(self) -> None:
+        """Let the last ones be written, if the disk still answers."""
+        while self._writes and wait(self._writes[:1], LAST_S).done:
+            self._look()
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def abandon(self) -> None:
+        """Write none of those that wait; the one under way may end, so that it leaves no half of a file."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        wait([write for write in self._writes if not write.cancelled()], MOMENT_S)
+
+    def _write(self, previews: Sequence[Preview], after: int, part: int) -> None:
+        append_previews(self._folder, previews, after=after, part=part)
+
+    def _look(self) -> None:
+        done = [write for write in self._writes if write.done()]
+        self._writes = [write for write in self._writes if write not in done]
+        for write in done:
+            error = write.exception()
+            if error is None and self._troubled:
+                self._news, self._troubled = "", False
+            elif error is not None:
+                words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+                self._went_wrong(f"{self._folder} cannot be written: {words}")
+
+    def _went_wrong(self, words: str) -> None:
+        if not self._troubled:
+            self._news, self._troubled = words, True
+
+    def _make(self, task: int, step: int) -> Preview | None:
+        if self._learner.signature is None:
+            return None
+        try:
+            sample = self._stream.shown(task)
+            if sample is None:
+                return None
+            preview = _preview(sample, self._learner, task=task, step=step)
+        except (
+            Exception
+        ) as error:  # only pictures need it: what training needs is read by all ranks, and voted on
+            self._went_wrong(f"that of task {task} cannot be made: {said(error)}")
+            return None
+        others = {number: each for number, each in self._remembered.items() if number != task}
+        everything = {**others, task: preview}
+        newest, latest = max(everything), list(everything)[-REMEMBERED:]
+        self._remembered = {number: everything[number] for number in dict.fromkeys((newest, *latest))}
+        return preview
+
+
+def _portions(tasks: Iterable[int]) -> list[list[int]]:
+    each = list(tasks)
+    return [each[begin : begin + TOGETHER] for begin in range(0, len(each), TOGETHER)]
+
+
+def _preview(sample: Samples, learner: Learner, *, task: int, step: int) -> Preview:
+    signature = learner.signature
+    assert signature is not None  # noqa: S101 - for the type checker; the caller has looked
+    outputs = learner.predict(sample[signature.inputs].clone())  # a network may work in place
+    images = [name for name, kind in signature.kinds.items() if kind != "class" and outputs[name].dim() == 4]
+    classes = [name for name, kind in signature.kinds.items() if kind == "class"]
+    return Preview(
+        task=task,
+        step=step,
+        name=signature.inputs,
+        input=_image(sample[signature.inputs]),
+        truth={name: _image(sample[name]) for name in images},
+        predicted={name: _image(outputs[name]) for name in images},
+        words="; ".join(_said(name, sample[name], outputs[name]) for name in classes),
+    )
+
+
+def _image(tensor: torch.Tensor) -> Image:
+    """The first sample as a picture of its own; a vector becomes one row of it."""
+    values = tensor[0].float()
+    flat = (
+        values.mean(dim=0)
+        if values.dim() == 3
+        else values.reshape(-1, values.shape[-1] if values.dim() else 1)
+    )
+    image: Image = flat.clone().numpy()
+    return image
+
+
+def _said(name: str, truth: torch.Tensor, logits: torch.Tensor) -> str:
+    shares = logits[0].softmax(dim=0)
+    best = shares.argsort(descending=True)[:LIKELIEST].tolist()
+    guesses = ", ".join(f"{number} ({float(shares[number]):.2f})" for number in best)
+    return f"true {name} {int(truth[0])}; predicted {guesses}"

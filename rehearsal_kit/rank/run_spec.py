@@ -1,0 +1,231 @@
+"""What a run is: everything that is settled before its first step."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import inspect
+import json
+import pickle
+import secrets
+import sys
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from rehearsal_kit.base.errors import RunFolderError, SettingsError, said
+from rehearsal_kit.base.files import write_private
+from rehearsal_kit.base.settings import Recovery, Rehearsal, Training, with_tuples
+from rehearsal_kit.data.experience import Experience
+from rehearsal_kit.data.preparation import Preparation
+from rehearsal_kit.learning.module_state import freeze, frozen_parameters, still_modules
+from rehearsal_kit.learning.networks.convnet import ConvNet
+from rehearsal_kit.learning.networks.ptychonn import PtychoNN
+from rehearsal_kit.learning.networks.resnet import ResNet
+from rehearsal_kit.learning.signature import Signature
+from rehearsal_kit.learning.strategies.choice import WEIGHTS, named_strategy, plain_strategy
+from rehearsal_kit.learning.strategies.strategy import Strategy
+from rehearsal_kit.record.run_folder import RunFolder
+
+OURS: dict[str, type[torch.nn.Module]] = {kind.__name__: kind for kind in (ConvNet, PtychoNN, ResNet)}
+"""Networks that a run folder can make again by their name and arguments."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """All that is settled before the first step of a run, but for its network."""
+
+    run: RunFolder
+    seed: int
+    strategy: Strategy
+    preparation: Preparation
+    training: Training
+    rehearsal: Rehearsal
+    recovery: Recovery = field(default_factory=Recovery)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(RunSettings):
+    """What every rank of a run is told."""
+
+    network: torch.nn.Module
+    """With its initial weights."""
+    replays: RunFolder | None = None
+    """Another run whose effects this one follows; None: it is steered."""
+    device: str = "cpu"
+
+
+def packed_job(settings: RunSettings) -> bytes:
+    """As it is sent to the ranks; SettingsError where something of it cannot be.
+
+    By cloudpickle at once: Dask's own way would send classes of modules that were registered by
+    `cloudpickle.register_pickle_by_value` as names, which the workers cannot import.
+    """
+    try:
+        packed: bytes = cloudpickle.dumps(settings, protocol=pickle.HIGHEST_PROTOCOL)
+    except Exception as error:  # whatever the parts of a network raise
+        raise SettingsError(
+            f"the network or the strategy cannot be sent to the workers: {said(error)}. "
+            "Open files, locks and generators must not be attributes of them."
+        ) from error
+    return packed
+
+
+def keep_inputs(job: Job, experience: Experience, signature: Signature) -> None:
+    """Write what the network takes and gives, and how it is prepared from what is measured (JSON)."""
+    (taken,) = [field for field in signature.layout.fields if field.name == signature.inputs]
+    inputs = {
+        "field": experience.inputs,
+        "shape": list(experience.raw_shape),
+        "dtype": str(taken.dtype).removeprefix("torch."),
+        "outputs": list(signature.outputs),
+        "preparation": None if experience.preparation is None else asdict(experience.preparation),
+    }
+    write_private(job.run.inputs, json.dumps(inputs, indent=2))
+
+
+def keep_job(job: Job, *, ranks: int) -> None:
+    """Write the settings (JSON) and the initial weights (safetensors) into the run folder."""
+    network = type(job.network)
+    settings = {
+        "identity": secrets.token_hex(8),
+        **plain_strategy(job.strategy),
+        "network": {
+            "class": f"{network.__module__}:{network.__qualname__}",
+            "arguments": getattr(job.network, "arguments", None),
+            "source": _source(network),
+            "frozen": frozen_parameters(job.network),
+            "still": still_modules(job.network),
+        },
+        "seed": job.seed,
+        "ranks": ranks,
+        "preparation": asdict(job.preparation),
+        "training": asdict(job.training),
+        "rehearsal": asdict(job.rehearsal),
+        "recovery": asdict(job.recovery),
+        "versions": versions(),
+    }
+    write_private(job.run.settings, json.dumps(settings, indent=2))
+    weights = {
+        name: tensor.detach().clone().contiguous() for name, tensor in job.network.state_dict().items()
+    }
+    write_private(job.run.initial_weights, save(weights))
+
+
+def versions() -> dict[str, str]:
+    """Of everything that decides about the bits of a run."""
+    package = Path(str(files("rehearsal_kit")))  # all of it, wherever this file lies
+    code = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        code.update(str(path.relative_to(package)).encode() + path.read_bytes())
+    return {
+        "python": sys.version.split()[0],
+        **{name: version(name) for name in ("rehearsal-kit", "torch", "numpy", "distributed", "h5py")},
+        "code of rehearsal-kit": code.hexdigest()[:16],
+        "CPU capability": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def stored_versions(run: RunFolder) -> dict[str, str]:
+    """What `versions` said when the run was begun."""
+    stored: dict[str, str] = _stored(run)["versions"]
+    return stored
+
+
+def read_settings(run: RunFolder, strategy: Strategy | None = None) -> RunSettings:
+    """What `keep_job` wrote. strategy: needed where it is not one of ours, else RunFolderError."""
+    plain = _stored(run)
+    if strategy is None:
+        weights = {name: plain[name] for name in WEIGHTS if name in plain}
+        try:
+            strategy = named_strategy(plain["strategy"], **weights)
+        except SettingsError as error:
+            raise RunFolderError(
+                f"run {run.path} was made with the strategy {plain['strategy']}, which is not one of ours; "
+                "give it again: strategy=..."
+            ) from error
+    elif strategy.name != plain["strategy"]:
+        raise RunFolderError(
+            f"strategy is {strategy.name}, but run {run.path} was made with {plain['strategy']}; give it."
+        )
+    return RunSettings(
+        run=run,
+        seed=plain["seed"],
+        strategy=strategy,
+        preparation=Preparation(**with_tuples(plain["preparation"])),
+        training=Training(**plain["training"]),
+        rehearsal=Rehearsal(**with_tuples(plain["rehearsal"])),
+        recovery=Recovery(**plain["recovery"]),
+    )
+
+
+def stored_ranks(run: RunFolder) -> int:
+    """How many ranks the run was begun with."""
+    return int(_stored(run)["ranks"])
+
+
+def stored_identity(run: RunFolder) -> str:
+    """A random number that stands in the settings of a run and in all its checkpoints.
+
+    Empty where no settings were written, as for ranks that are started without a session.
+    """
+    return str(_stored(run).get("identity", "")) if run.settings.exists() else ""
+
+
+def read_network(run: RunFolder, network: torch.nn.Module | None = None) -> torch.nn.Module:
+    """The network of a run with its initial weights.
+
+    network: needed where it is not one of ours, with any weights. RunFolderError if it is missing or has
+    other parameters than the one that the run was made with.
+    """
+    kept = _stored(run)["network"]
+    if network is None:
+        # By its name alone: runs of earlier versions say another module of this package.
+        module, _, name = kept["class"].partition(":")
+        kind = OURS.get(name) if module.partition(".")[0] == "rehearsal_kit" else None
+        if kind is None or kept["arguments"] is None:
+            raise RunFolderError(
+                f"run {run.path} was made with the network {kept['class']}, which is not one of ours and is "
+                "not stored with it; give it again: network=..."
+            )
+        network = kind(**kept["arguments"])
+    source = _source(type(network))
+    if kept.get("source") and source and source != kept["source"]:
+        raise RunFolderError(
+            f"the source of {type(network).__name__} is not what it was when run {run.path} was made; give "
+            "the network that it was made with."
+        )
+    network = copy.deepcopy(network).cpu()
+    try:
+        network.load_state_dict(load_file(run.initial_weights))
+        if "frozen" in kept:  # runs of earlier versions do not say it
+            freeze(network, frozen=kept["frozen"], still=kept["still"])
+    except (RuntimeError, AttributeError, OSError, SafetensorError) as error:
+        raise RunFolderError(
+            f"the initial weights of run {run.path} do not fit the network {type(network).__name__}; give "
+            f"the one that the run was made with. {error}"
+        ) from error
+    return network
+
+
+def _source(kind: type) -> str:
+    """Fingerprint of the source of a class; empty where it cannot be found."""
+    try:
+        return hashlib.sha256(inspect.getsource(kind).encode()).hexdigest()[:16]
+    except (OSError, TypeError):
+        return ""
+
+
+def _stored(run: RunFolder) -> dict[str, Any]:
+    try:
+        stored: dict[str, Any] = json.loads(run.settings.read_text())
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{run.path} is not the folder of a run: {error}.") from error
+    return stored

@@ -1,0 +1,95 @@
+"""Where a run is: what all ranks hold alike besides weights and samples, and what a checkpoint says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rehearsal_kit.rank.live_settings import InForce
+from rehearsal_kit.record.commands import BeginAgain, Steer
+from rehearsal_kit.record.replay_queue import Position
+from rehearsal_kit.record.run_states import CHANGES, FATES, Event, Fate
+
+
+@dataclass
+class Course:
+    """Changed by commands and steps only, so it is the same on every rank."""
+
+    in_force: InForce
+    branch: int = 0
+    branches: int = 1
+    """How many there have been."""
+    step: int = 0
+    """Number of the next step."""
+    checkpoints: int = 0
+    """How many were taken."""
+    command: int = 0
+    """Number of the newest command applied."""
+    begun: int = 0
+    """Tasks that were begun, or set aside instead."""
+    paused: bool = False
+    finishing: bool = False
+    """Whether no more tasks will come."""
+    trouble: str = ""
+    """Why the ranks have paused on their own."""
+    outcome: str = ""
+    """"finished" or "stopped", from the end of the run until it is reopened."""
+    kept: str = ""
+    """The outcome that the newest checkpoint says: whether the end of the run is kept already."""
+    spoilt: list[range] = field(default_factory=list)
+    """Steps that were taken back: outputs made in them are not to be held to."""
+
+    @property
+    def position(self) -> Position:
+        """Branch and number of the next step."""
+        return self.branch, self.step
+
+    def to_plain(self) -> dict[str, Any]:
+        """All of it as plain values."""
+        plain = {name: getattr(self, name) for name in FATES}
+        return {
+            **plain,
+            "spoilt": [[steps.start, steps.stop] for steps in self.spoilt],
+            "in_force": dict(self.in_force.plain),
+        }
+
+    @staticmethod
+    def from_plain(plain: Mapping[str, Any], first: InForce) -> Course:
+        """What `to_plain` made; first: the settings that the run began with."""
+        values = {name: plain[name] for name in FATES}
+        spoilt = [range(*steps) for steps in values.pop("spoilt")]
+        in_force = first.steered(Steer(**values.pop("in_force")))
+        return Course(in_force=in_force, spoilt=spoilt, **values)
+
+    def change(self, kind: str) -> None:
+        """What a command of this kind makes of the state of the run."""
+        change = CHANGES[kind]
+        if change.paused is not None:
+            self.paused, self.trouble = change.paused, ""
+        if change.outcome is not None:
+            self.outcome, self.kept = change.outcome, ""
+
+    def restart(self, there: Course) -> None:
+        """Go on where a checkpoint was taken."""
+        self._become(there, Event.RESTART)
+
+    def begin_again(self, command: BeginAgain) -> None:
+        """Go on as another branch, after `restart`."""
+        self.branch, self.branches = command.begins, command.begins + 1
+        self.checkpoints = command.checkpoints
+
+    def back_to(self, there: Course) -> None:
+        """Become what was learned there, as a new branch; what the world has brought since stays."""
+        branch = self.branches
+        self._become(there, Event.ROLL_BACK)
+        self.branch, self.branches = branch, branch + 1
+
+    def _become(self, there: Course, event: Event) -> None:
+        for name, fates in FATES.items():
+            match fates[event]:
+                case Fate.THERE:
+                    value = getattr(there, name)
+                    setattr(self, name, list(value) if isinstance(value, list) else value)
+                case Fate.CLEARED:
+                    setattr(self, name, "")

@@ -1,0 +1,367 @@
+"""What ranks tell: records, immutable and made of plain values. A timeline is a list of them.
+
+They travel as Dask events (msgpack) and lie as JSON lines in the run folder, so every number is a Python
+int or float. Arrays never travel as records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rehearsal_kit.base.checked_values import record_of
+from rehearsal_kit.base.errors import SettingsError
+from rehearsal_kit.base.printable import printable
+from rehearsal_kit.base.settings import with_tuples
+from rehearsal_kit.record.rank_records import (
+    Ended,
+    GenerationBegan,
+    GenerationEnded,
+    Joined,
+    LeaseTaken,
+    RunOver,
+    Stalled,
+)
+
+UNTRAINED = -1
+"""Stands for a task in `Evaluated.after`: evaluated with the initial weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateChanged:
+    """What the run is doing from this step on: waiting, running or paused."""
+
+    step: int
+    state: str
+    reason: str = ""
+    """Why the ranks paused on their own; empty when a person asked for it."""
+    branch: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Applied:
+    """A rank applied a command (or all refused it) before this step."""
+
+    rank: int
+    step: int
+    number: int
+    """The number the kernel gave the wish; 0 for a decision of rank 0."""
+    kind: str
+    settings: Mapping[str, float | str]
+    """The settings in force from this step on."""
+    digest: str
+    """Of these settings."""
+    refused: str = ""
+    """Why all ranks refused it; empty when it was applied."""
+    remark: str = ""
+    """What it leaves as it is, and what can be done about that; empty where nothing is to be said."""
+    holder: str = ""
+    """The kernel whose wish it was; empty for a decision of rank 0."""
+    branch: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskArrived:
+    """A scan was accepted as task number `task` (counted from 0)."""
+
+    step: int
+    task: int
+    name: str
+    path: str
+    """Of its file; of one in the run folder its place in there."""
+    training: int
+    """Samples over all ranks."""
+    watched: int
+    test: int
+    skipped: int
+    """Frames that belong to no split: without beam, or their patch leaves the object or a split."""
+    simulated: bool
+    """Whether the counts of this scan are simulated."""
+    branch: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSetAside:
+    """A scan that will not be trained on, and why."""
+
+    step: int
+    name: str
+    path: str
+    reason: str
+    task: int | None = None
+    """Its number where it had one; None: it was refused before it became a task."""
+    in_vain: bool = False
+    """Whether the step before `step` was begun for it, and came to nothing."""
+    branch: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskBegan:
+    """Training on a task begins and will take this many steps."""
+
+    step: int
+    task: int
+    steps: int
+    time: float
+    branch: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """Consecutive training steps, a few records per second; the sums are over these steps."""
+
+    first: int
+    """Number of the first of these steps, over the whole run."""
+    task: int
+    losses: tuple[float, ...]
+    """Mean loss over the augmented mini-batches of all ranks, one per step."""
+    seconds: float
+    waited: float
+    """Seconds of these that rank 0 waited for representatives."""
+    hidden: float
+    """Seconds that rank 0 stored, drew and exchanged behind these steps without being waited for."""
+    representatives: int
+    """Representatives that rank 0 trained on in these steps."""
+    remote: int
+    """How many of them another rank had stored."""
+    stored: int
+    """Samples in the buffers of all ranks."""
+    time: float
+    terms: Mapping[str, float] = field(default_factory=dict)
+    """Each term of the loss, weight included, on average over these steps."""
+    distilled: int = 0
+    """Samples of the second draw that rank 0 compared with their stored outputs in these steps."""
+    busy: tuple[float, ...] = ()
+    """Seconds that each rank computed by itself in these steps, in order of rank."""
+    outputs_age: float | None = None
+    """Steps since these outputs were made, on average."""
+    branch: int = 0
+
+    @property
+    def count(self) -> int:
+        """How many steps these are."""
+        return len(self.losses)
+
+    @property
+    def at(self) -> Sequence[int]:
+        """Numbers of the steps that `losses` are of."""
+        return range(self.first, self.first + len(self.losses))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluated:
+    """How good the network is on the watched or test samples of one task, after another was trained."""
+
+    step: int
+    after: int
+    """The last task that was trained; UNTRAINED: none, these are the initial weights."""
+    task: int
+    split: str
+    """"watched" or "test"."""
+    errors: Mapping[str, float]
+    """By field: the share of wrong classes, or the mean absolute error; phase in rad, wrapped, its free
+    constant fitted per scan."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """By field and metric: "label top-1", "phase SSIM" ..."""
+
+    @property
+    def error(self) -> float:
+        """Sum over the fields."""
+        return sum(self.errors.values())
+
+    branch: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unevaluated:
+    """Why there is no error of a task that was to be evaluated; told once, until it can be again."""
+
+    step: int
+    after: int
+    """The last task that was trained; UNTRAINED: none."""
+    task: int
+    split: str
+    """"watched" or "test"."""
+    reason: str
+    branch: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskEnded:
+    """All steps of a task are done."""
+
+    step: int
+    task: int
+    seconds: float
+    """Spent in its training steps, evaluation and reading left out."""
+    time: float
+    weights: str = ""
+    """Fingerprint of the weights."""
+    branch: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TasksReordered:
+    """The tasks from `first` on were numbered anew: these, in this order."""
+
+    step: int
+    first: int
+    order: tuple[int, ...]
+    branch: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noted:
+    """A person, or the run itself, wanted this to be remembered."""
+
+    step: int
+    text: str
+    time: float
+    branch: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointTaken:
+    """All that the run is before this step was copied, to be written."""
+
+    step: int
+    checkpoint: int
+    weights: str
+    """Fingerprint of the weights, the same on all ranks."""
+    time: float
+    branch: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointKept:
+    """A checkpoint is whole on disk."""
+
+    checkpoint: int
+    bytes: int
+    seconds: float
+    """From the copy to the last byte on disk, beside training."""
+    error: float | None
+    """Mean watched error of the tasks that had been evaluated last; None: none had."""
+    removed: tuple[int, ...] = ()
+    """Older checkpoints that made room."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointFailed:
+    """A checkpoint could not be written, or not be used; the run goes on without it."""
+
+    checkpoint: int
+    """0: none can be used, and the run begins from its very beginning."""
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotKept:
+    """What only plots need could not be written or made; the run goes on without it."""
+
+    what: str
+    """"timeline" or "previews"."""
+    reason: str
+    """Empty: it can be written again; what came in between is missing."""
+    time: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restored:
+    """All ranks begin at this position again."""
+
+    step: int
+    checkpoint: int
+    """0: none, from the very beginning."""
+    generation: int
+    time: float
+    branch: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BranchBegan:
+    """The run goes on from a checkpoint as another branch.
+
+    A person rolled back; or ranks began again that are of another number, or that miss some data.
+    """
+
+    branch: int
+    """The new one."""
+    step: int
+    checkpoint: int
+    parent: int
+    """The branch that was left, before step `left`."""
+    left: int
+    time: float
+    tasks: int | None = None
+    """How many tasks there are, where those beyond arrive again; None where all that arrived stay."""
+    aside: tuple[int, ...] = ()
+    """Of these: those that are set aside."""
+
+
+Record = (
+    Joined
+    | StateChanged
+    | Applied
+    | TaskArrived
+    | TaskSetAside
+    | TaskBegan
+    | Steps
+    | Evaluated
+    | Unevaluated
+    | TaskEnded
+    | TasksReordered
+    | Noted
+    | CheckpointTaken
+    | CheckpointKept
+    | CheckpointFailed
+    | NotKept
+    | Restored
+    | BranchBegan
+    | GenerationBegan
+    | GenerationEnded
+    | Stalled
+    | LeaseTaken
+    | RunOver
+    | Ended
+)
+IN_A_BRANCH = (
+    StateChanged,
+    Applied,
+    TaskArrived,
+    TaskSetAside,
+    TaskBegan,
+    Steps,
+    Evaluated,
+    Unevaluated,
+    TaskEnded,
+    TasksReordered,
+    Noted,
+    CheckpointTaken,
+    Restored,
+)
+"""Records of a position in a run: the branch, 0 at first, and the step."""
+_KINDS: Mapping[str, type[Any]] = {kind.__name__: kind for kind in Record.__args__}
+
+
+def to_plain(record: Record) -> dict[str, Any]:
+    """The record as a dictionary of plain values, with its type as `record`; all text in it can be printed.
+
+    Everything that people read comes through here: names of files may be any bytes, which neither Dask's
+    messages nor a terminal take.
+    """
+    values = {name: printable(value) for name, value in asdict(record).items()}
+    return {"record": type(record).__name__, **values}
+
+
+def from_plain(plain: Mapping[str, Any]) -> Record:
+    """The record that a dictionary of plain values describes; ValueError or TypeError if that is none."""
+    if not isinstance(plain, Mapping):
+        raise SettingsError(f"a record is {plain!r}; it must be a dictionary of its values by name.")
+    values = with_tuples(plain)
+    kind = _KINDS.get(values.pop("record", ""))
+    if kind is None:
+        raise SettingsError(f"record type {plain.get('record')!r} is unknown; known are {', '.join(_KINDS)}.")
+    record: Record = record_of(kind, values)
+    return record

@@ -1,0 +1,388 @@
+"""The kernel's end of the line to a run: hands it to the coordinator, sends wishes, hears what is told."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rehearsal_kit.base.errors import ClusterGoneError, SessionError, said
+from rehearsal_kit.base.patience import Patience
+from rehearsal_kit.cluster.acceptance import named, refusal, too_late
+from rehearsal_kit.cluster.cluster import Cluster
+from rehearsal_kit.cluster.cluster_calls import ask_scheduler, ask_workers, within
+from rehearsal_kit.cluster.coordinator import Coordinator
+from rehearsal_kit.cluster.protocol import TOPIC_PREFIX, RunOrder
+from rehearsal_kit.cluster.rank_host import RankHost, get_preview
+from rehearsal_kit.cluster.scheduler_calls import ask_lease, begin_run, look_for, post_wishes, release_lease
+from rehearsal_kit.record.commands import Wish, to_plain
+from rehearsal_kit.record.lease import require_free
+from rehearsal_kit.record.preview_files import Preview
+from rehearsal_kit.record.rank_records import GenerationBegan, GenerationEnded, LeaseTaken, RunOver, Stalled
+from rehearsal_kit.record.records import Applied, StateChanged, from_plain
+from rehearsal_kit.record.run_folder import RunFolder
+from rehearsal_kit.record.run_states import ENDED
+from rehearsal_kit.record.tail import History
+
+LOG = logging.getLogger(__name__)
+LOOK_S = 1.0
+ANSWER_S = 60.0
+"""A scheduler that has not answered for so long is frozen, or cannot be reached."""
+BROKEN_S = 8.0
+"""A kernel that cannot reach the scheduler for so long says so; the run may go on without it."""
+SLOW_BYTES_S = 2**20
+"""A kernel far away sends a network no slower than that; its way to the scheduler is not broken meanwhile."""
+CLOSE_TIMEOUT_S = 60.0
+OF_LATE = 100
+"""Acknowledgements among which that of a stop is looked for."""
+PREVIEW_TIMEOUT_S = 5.0
+LAST_WORDS_S = 12.0
+"""What ranks and coordinator have to write how a run ended whose cluster ends."""
+SUBSCRIBE_TIMEOUT_S = 60.0
+OF_THE_COORDINATOR = (GenerationBegan, GenerationEnded, Stalled, LeaseTaken, RunOver)
+
+
+class Driver:
+    """One run's thread in the kernel. What the run is doing is known here and nowhere else in the kernel."""
+
+    def __init__(self, cluster: Cluster, run: RunFolder) -> None:
+        self.history = History(run)
+        self.timeline = self.history.timeline
+        self.error = ""
+        """Why the run failed, or what to do after its cluster ended; else empty."""
+        self.over = threading.Event()
+        self.leads = True
+        """Whether this kernel may steer, as the coordinator has said last."""
+        self.refused = ""
+        """Which wishes were not accepted last, and why; empty if all were."""
+        self.holder = f"{cluster.client.id}/{secrets.token_hex(4)}"
+        """The name of this kernel among those that steer the run."""
+        self._cluster = cluster
+        self._run = run
+        self._topic = ""
+        self._outbox: queue.SimpleQueue[Wish | None] = queue.SimpleQueue()
+        self._unanswered: list[Wish] = []
+        """Sent, and nobody has said yet whether they were accepted."""
+        self._unaccepted: frozenset[int] = frozenset()
+        """Numbers of the wishes that `refused` is about."""
+        self._heard = threading.Event()
+        self._closing = threading.Event()
+        self._last_taken = False
+        """Whether no wish will come any more."""
+        self._sending = threading.Lock()
+        self._sends = True
+        """Whether wishes in the outbox are still passed on."""
+        self._first = 0
+        """Record of the run from which on they tell of this start of it: others tell of earlier ones."""
+        self._state = "created"
+        self._thread: threading.Thread | None = None
+
+    @property
+    def state(self) -> str:
+        """created, starting, waiting, running, paused, recovering, or one of those in ENDED."""
+        if self._state != "live":
+            return self._state
+        newest = self._newest(StateChanged, GenerationBegan, GenerationEnded)
+        if isinstance(newest, StateChanged):
+            return newest.state
+        began = self.timeline.records(GenerationBegan, since=self._first)
+        return "starting" if len(began) <= 1 and not isinstance(newest, GenerationEnded) else "recovering"
+
+    def _newest(self, *kinds: type[Any]) -> Any:
+        """The newest record of these kinds since the run was started; None before there is one."""
+        return self.timeline.newest(kinds, since=self._first)
+
+    @property
+    def trouble(self) -> str:
+        """Why the ranks have paused on their own; empty if they have not."""
+        changed = self._newest(StateChanged)
+        return changed.reason if changed is not None and self.state == "paused" else ""
+
+    def start(self, order: RunOrder) -> None:
+        """Have the coordinator start one rank on every worker; returns at once."""
+        if self._state != "created":
+            raise SessionError(f"start() was called, but this session is {self.state}; make a new Session.")
+        self._state = "starting"
+        self._first = len(self.timeline)
+        self._topic = order.topic
+        self._launch(order)
+
+    def attach(self, *, take: bool) -> None:
+        """Join a run that the cluster knows already; SessionError if it knows none in this folder.
+
+        take: steer from here, even if another kernel does; else only if nobody does. ClusterGoneError where
+        the scheduler does not answer.
+        """
+        client = self._cluster.client
+        found = ask_scheduler(client, look_for, str(self._run.path), timeout_s=ANSWER_S)
+        if found is None:
+            require_free(self._run)
+            raise SessionError(
+                f"no run of {self._run.path} is under way on this cluster; "
+                f"rk.resume({str(self._run.path)!r}, cluster) goes on from its last checkpoint."
+            )
+        self._topic = found["topic"]
+        self.history.catch_up()
+        self.leads = ask_scheduler(client, ask_lease, self._topic, self.holder, take=take, timeout_s=ANSWER_S)
+        self._state = "live"
+        if found["outcome"]:  # known at once: nobody is told that another kernel steers what is over
+            self._end_as(found["outcome"])
+        else:
+            self._launch(None)
+
+    def send(self, wish: Wish) -> None:
+        """Pass a wish on to rank 0, as soon as there is one; after the end of the run it is refused."""
+        with self._sending:
+            if self._sends:
+                self._outbox.put(wish)
+                return
+        self._refuse_late([wish])
+
+    def close(self, stop: Wish | None) -> None:
+        """Let go of the run; `stop` has been sent if this kernel was to end it."""
+        if self._thread is not None:
+            if stop is not None and not self._stopped(stop):
+                self._end("failed", f"the ranks did not stop in {CLOSE_TIMEOUT_S:.0f} s; close the cluster.")
+            self._closing.set()
+            self._outbox.put(None)
+            self._thread.join(CLOSE_TIMEOUT_S)
+            self._thread = None
+        if self._state not in ENDED:
+            stopped = self._state == "created" or (stop is not None and not self._is_refused(stop))
+            self._state = "stopped" if stopped else "left"
+        self.over.set()
+
+    def _stopped(self, stop: Wish) -> bool:
+        """Whether the run has ended in time, or another kernel steers it, so that it does not end."""
+        patience = Patience(CLOSE_TIMEOUT_S)
+        while not self.over.wait(0.05) and not self._is_refused(stop):
+            if not patience.lasts(time.monotonic() if self._is_obeyed(stop) else None):
+                return False
+        return True
+
+    def _is_obeyed(self, stop: Wish) -> bool:
+        """Whether the ranks end by this wish and get on with that: a last checkpoint may be of any size."""
+        newest = self._newest(GenerationBegan, Stalled)
+        stalled = isinstance(newest, Stalled) and newest.seconds > 0
+        applied = [record for record in self.timeline.latest(Applied, OF_LATE) if not record.refused]
+        return not stalled and any((r.number, r.holder) == (stop.number, self.holder) for r in applied)
+
+    def _is_refused(self, wish: Wish) -> bool:
+        return wish.number in self._unaccepted
+
+    def preview(self, task: int | None) -> Preview | None:
+        """What rank 0 has of a task; None before there is one, and where there is no rank 0 that answers."""
+        began, newest = self._newest(GenerationBegan), self._newest(GenerationBegan, Stalled)
+        if self._state != "live" or began is None or (isinstance(newest, Stalled) and newest.seconds > 0):
+            return None
+        address = began.workers[0]
+        # Its worker may be gone by now, or frozen.
+        with contextlib.suppress(OSError, ValueError, KeyError, ClusterGoneError):
+            answers = ask_workers(
+                self._cluster.client,
+                get_preview,
+                self._topic,
+                task,
+                workers=[address],
+                timeout_s=PREVIEW_TIMEOUT_S,
+            )
+            preview: Preview | None = answers[address]
+            return preview
+        return None
+
+    def _launch(self, order: RunOrder | None) -> None:
+        self._thread = threading.Thread(target=self._drive, args=(order,), name="session", daemon=True)
+        self._thread.start()
+
+    def _drive(self, order: RunOrder | None) -> None:
+        """The session's one thread: begins the run, sends wishes, notices if the cluster is gone."""
+        client: Any = self._cluster.client
+        try:
+            self._listen()
+            if order is not None:
+                self._begin(order)
+            while not self.over.is_set() and self._send_wishes():
+                self._look()
+        except OSError as error:
+            self._lose(
+                f"the cluster cannot be reached any more ({error}); the run may go on without this kernel: "
+                f"rk.attach({str(self._run.path)!r}) joins it, or says what to do where it is gone."
+            )
+        except Exception as error:
+            self._lose(said(error))
+        finally:
+            self._end_sending()
+            with contextlib.suppress(Exception):  # the cluster may be gone, or its client closed
+                client.unsubscribe_topic(self._topic)
+                self._within(BROKEN_S, client._run_on_scheduler, release_lease, self._topic, self.holder)
+
+    def _begin(self, order: RunOrder) -> None:
+        client: Any = self._cluster.client
+        # What client.register_plugin does, but with a deadline: a frozen worker would not answer.
+        host, coordinator = RankHost(), Coordinator()
+        for register, plugin in (
+            (client._register_worker_plugin, host),
+            (client._register_scheduler_plugin, coordinator),
+        ):
+            self._within(ANSWER_S, register, plugin=plugin, name=plugin.name, idempotent=True)
+        # Together with the run, so that what was asked before is accepted with it, or not at all.
+        first = self._taken_out(wait_s=0.0)
+        wishes = [wish.to_json() for wish in first]
+        patience_s = BROKEN_S + len(order.job) / SLOW_BYTES_S
+        refused = self._ask(begin_run, asdict(order), wishes, holder=self.holder, patience_s=patience_s)
+        if refused:  # nothing was begun, so there are no last words of it to look for
+            again = (
+                f"rk.resume({str(self._run.path)!r}, cluster) starts it, and what was asked is asked again"
+            )
+            self._end("failed", f"{refused} Once that is mended, {again}.")
+        else:
+            self._state = "live"
+
+    def _listen(self) -> None:
+        client: Any = self._cluster.client
+        client.subscribe_topic(self._topic, self._hear)
+        deadline = time.monotonic() + SUBSCRIBE_TIMEOUT_S
+        # A subscription takes effect at some later moment; what was told before that would be missed.
+        while not self._heard.wait(0.05):
+            self._within(BROKEN_S, client.scheduler.log_event, topic=self._topic, msg="hello")
+            if time.monotonic() > deadline:
+                raise SessionError("the scheduler does not pass on events; is the cluster still there?")
+
+    def _hear(self, event: tuple[float, Any]) -> None:
+        """Runs on the client's event loop: takes note and nothing else."""
+        if event[1] == "hello":
+            self._heard.set()
+            return
+        try:
+            told = from_plain(event[1]["told"])
+            of_generations = isinstance(told, OF_THE_COORDINATOR)
+            self.history.hear(told, event[1]["line"], of_generations=of_generations)
+        except (KeyError, TypeError, ValueError) as error:  # Dask would log it and go on without us
+            self._end("failed", f"a worker told something unknown, is its version another? {error}")
+            return
+        if isinstance(told, LeaseTaken):
+            self.leads = told.holder == self.holder
+        if isinstance(told, RunOver):
+            self._end(told.outcome, told.error)
+
+    def _end_as(self, outcome: str) -> None:
+        """The coordinator has said that the run is over; its files say why."""
+        over = self._newest(RunOver)
+        self._end(outcome, "" if over is None else over.error)
+
+    def _end(self, outcome: str, error: str) -> None:
+        if not self.over.is_set():
+            self.error = error
+            self._state = outcome
+            self.over.set()
+
+    def _lose(self, words: str) -> None:
+        """The cluster cannot be asked any more: perhaps its last words stand in the folder of the run."""
+        deadline, gone = time.monotonic() + LAST_WORDS_S, False
+        while not self.over.is_set() and time.monotonic() < deadline and not gone:
+            gone = self._cluster.has_ended  # looked at first: what it wrote until then is read below
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                self.history.catch_up()
+            newest = self._newest(GenerationBegan, RunOver)
+            if newest is None:  # it never began
+                break
+            if isinstance(newest, RunOver):
+                self._end(newest.outcome, newest.error)
+            self.over.wait(0.1)
+        if gone:
+            again = f"rk.resume({str(self._run.path)!r}, rk.start_cluster()) goes on with the run"
+            words = f"the cluster has ended; {again}."
+        self._end("failed", words)
+
+    def _send_wishes(self) -> bool:
+        """Wait a moment for a wish, then send all there are in one message; False once there will be none."""
+        wishes = self._taken_out(wait_s=LOOK_S)
+        if wishes:
+            self._unanswered = wishes
+            refused = self._ask(
+                post_wishes, self._topic, [wish.to_json() for wish in wishes], holder=self.holder
+            )
+            self._unanswered = []
+            if refused:
+                self._unaccepted = frozenset(wish.number for wish in wishes)
+                self.refused = refused
+        return not self._last_taken
+
+    def _end_sending(self) -> None:
+        """Say of the wishes that are left that they came too late: nobody takes them out any more."""
+        with self._sending:
+            self._sends = False
+        if left := self._taken_out(wait_s=0.0):
+            self._refuse_late(left)
+        if self._unanswered:
+            names = named([to_plain(wish) for wish in self._unanswered])
+            again = f"rk.attach({str(self._run.path)!r}) shows what took effect"
+            self.refused = f"not answered: {names}. The cluster may have accepted it, or not; {again}."
+
+    def _refuse_late(self, wishes: Sequence[Wish]) -> None:
+        self._unaccepted = frozenset(wish.number for wish in wishes)
+        self.refused = refusal([to_plain(wish) for wish in wishes], too_late(self.state))
+
+    def _taken_out(self, *, wait_s: float) -> list[Wish]:
+        """All wishes of the outbox, in order."""
+        wishes: list[Wish] = []
+        with contextlib.suppress(queue.Empty):
+            wish = self._outbox.get(block=wait_s > 0, timeout=wait_s or None)
+            while wish is not None:
+                wishes.append(wish)
+                wish = self._outbox.get_nowait()
+            self._last_taken = True
+        return wishes
+
+    def _ask(
+        self, function: Callable[..., Any], *arguments: Any, patience_s: float = BROKEN_S, **named: Any
+    ) -> Any:
+        """Have the scheduler run this; TimeoutError where the connection to it is broken for long.
+
+        patience_s: how long one answer may take; then it is asked once more.
+        It may have run twice then, if it is slow: wishes are known by their numbers, a run by its topic.
+        """
+        client = self._cluster.client
+        deadline = time.monotonic() + ANSWER_S
+        while True:
+            try:
+                return self._within(patience_s, client._run_on_scheduler, function, *arguments, **named)
+            except TimeoutError:
+                late = time.monotonic() > deadline or self._closing.is_set()
+                if late or client.status != "running" or self._has_gone():
+                    raise
+
+    def _within(self, timeout_s: float, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        return within(self._cluster.client, timeout_s, call, *arguments, gone=self._has_gone, **named)
+
+    def _has_gone(self) -> bool:
+        return self._cluster.has_ended
+
+    def _look(self) -> None:
+        """Whether the coordinator still knows the run, and has told us all."""
+        found = self._ask(look_for, str(self._run.path), holder=self.holder)
+        try:
+            self.history.catch_up()
+        except OSError as error:  # a network file system may be away for a while: what is told is heard
+            LOG.warning("the files of %s cannot be read now: %s", self._run.path, error)
+        if found is None or found["topic"] != self._topic:
+            self._end(
+                "failed",
+                f"the cluster does not know this run any more; rk.attach({str(self._run.path)!r}) joins it "
+                "where it goes on, or says what to do.",
+            )
+            return
+        self.leads = found["holder"] == self.holder
+        if found["outcome"]:
+            self._end_as(found["outcome"])
+
+
+def new_topic() -> str:
+    """A name for a run on a cluster."""
+    return f"{TOPIC_PREFIX}{secrets.token_hex(8)}"
