@@ -6,8 +6,8 @@ import gc
 
 import psutil
 
-from rehearsal_kit.bench.runs.history import Reading
-from rehearsal_kit.bench.runs.long_runs import EACH, LongRun
+from rehearsal_kit.bench.run.history import Reading
+from rehearsal_kit.bench.run.long_runs import EACH, LongRun
 from rehearsal_kit.rank.reporter import Reporter
 from rehearsal_kit.record.records import Evaluated, Steps, TaskEnded
 from rehearsal_kit.record.run_folder import RunFolder

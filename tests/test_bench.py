@@ -25,8 +25,8 @@ from rehearsal_kit.bench.ranks.step_ranks import RankSteps, Trial, measure_steps
 from rehearsal_kit.bench.ranks.strategy_costs import strategy_costs
 from rehearsal_kit.bench.ranks.strategy_ranks import Turns, measure_turns
 from rehearsal_kit.bench.ranks.subjects import Ptychography, ResNet18
-from rehearsal_kit.bench.runs.undisturbed import QUICK
-from rehearsal_kit.bench.runs.undisturbed_ranks import (
+from rehearsal_kit.bench.run.undisturbed import QUICK
+from rehearsal_kit.bench.run.undisturbed_ranks import (
     ARRIVAL,
     CHECKPOINT,
     NOTHING,

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from runkit import arrived, written
 
-from rehearsal_kit.bench.runs.long_runs import LongRun
+from rehearsal_kit.bench.run.long_runs import LongRun
 from rehearsal_kit.record.rank_records import GenerationBegan, Joined
 from rehearsal_kit.record.record_store import NEWEST
 from rehearsal_kit.record.records import (

@@ -121,6 +121,8 @@ def test_the_wheel_carries_notebooks_types_and_licence(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     assert "rehearsal_kit/notebooks/01_quickstart.ipynb" in names
+    # A folder whose name .gitignore knows would be left out of it.
+    assert {str(path.relative_to(ROOT)) for path in (ROOT / "rehearsal_kit").rglob("*.py")} <= set(names)
     assert "rehearsal_kit/py.typed" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not [name for name in names if name.startswith("tests/")]

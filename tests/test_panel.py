@@ -14,7 +14,7 @@ from runkit import arrived
 
 from rehearsal_kit.base.errors import SessionError
 from rehearsal_kit.base.settings import Rehearsal, Training
-from rehearsal_kit.bench.runs.long_runs import LongRun
+from rehearsal_kit.bench.run.long_runs import LongRun
 from rehearsal_kit.learning.strategies.dark import DERpp
 from rehearsal_kit.learning.strategies.replay import ER
 from rehearsal_kit.record.preview_files import Preview

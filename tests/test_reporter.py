@@ -11,7 +11,7 @@ from runkit import Net, carry_out, class_tasks, job_in, written
 
 from rehearsal_kit.base.process_groups import Groups
 from rehearsal_kit.base.settings import Recovery
-from rehearsal_kit.bench.runs.long_runs import LongRun
+from rehearsal_kit.bench.run.long_runs import LongRun
 from rehearsal_kit.rank.reporter import Reporter
 from rehearsal_kit.record.commands import FinishStream
 from rehearsal_kit.record.ledger import Ledger, read_ledger

@@ -8,9 +8,9 @@ import pytest
 
 from rehearsal_kit.base.errors import RehearsalKitError
 from rehearsal_kit.base.process_groups import Groups
-from rehearsal_kit.bench.runs import undisturbed_ranks
-from rehearsal_kit.bench.runs.undisturbed import QUICK, Undisturbed
-from rehearsal_kit.bench.runs.undisturbed_ranks import (
+from rehearsal_kit.bench.run import undisturbed_ranks
+from rehearsal_kit.bench.run.undisturbed import QUICK, Undisturbed
+from rehearsal_kit.bench.run.undisturbed_ranks import (
     ARRIVAL,
     CHECKPOINT,
     NOTHING,

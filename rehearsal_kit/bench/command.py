@@ -22,11 +22,11 @@ from rehearsal_kit.bench.ranks.step_ranks import Trial, measure_steps
 from rehearsal_kit.bench.ranks.strategy_costs import StrategyCost, strategy_costs, strategy_table
 from rehearsal_kit.bench.ranks.strategy_ranks import Turns, measure_turns
 from rehearsal_kit.bench.ranks.subjects import ON_CPU, ON_CUDA, RESNET_ON_CUDA, Subject
-from rehearsal_kit.bench.runs.checkpoint_costs import Windows, checkpoint_table, measure_checkpoints
-from rehearsal_kit.bench.runs.command_latency import latency_table, measure_latency
-from rehearsal_kit.bench.runs.history import history_table, measure_history, plain_cost
-from rehearsal_kit.bench.runs.long_runs import LongRun
-from rehearsal_kit.bench.runs.undisturbed import FULL, QUICK, measure
+from rehearsal_kit.bench.run.checkpoint_costs import Windows, checkpoint_table, measure_checkpoints
+from rehearsal_kit.bench.run.command_latency import latency_table, measure_latency
+from rehearsal_kit.bench.run.history import history_table, measure_history, plain_cost
+from rehearsal_kit.bench.run.long_runs import LongRun
+from rehearsal_kit.bench.run.undisturbed import FULL, QUICK, measure
 from rehearsal_kit.bench.store import beside_others, growth
 from rehearsal_kit.bench.store.growth_tables import growth_tables
 from rehearsal_kit.bench.store.workload import WIDE_FIELDS, Workload

@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rehearsal_kit.bench.children import on_ranks
-from rehearsal_kit.bench.spread import Interval
-from rehearsal_kit.bench.table import Table
-from rehearsal_kit.bench.runs.undisturbed_ranks import (
+from rehearsal_kit.bench.run.undisturbed_ranks import (
     ARRIVAL,
     CHECKPOINT,
     NOTHING,
@@ -22,6 +20,8 @@ from rehearsal_kit.bench.runs.undisturbed_ranks import (
     lay_out,
     measure_undisturbed,
 )
+from rehearsal_kit.bench.spread import Interval
+from rehearsal_kit.bench.table import Table
 
 LIMIT = 0.98
 """Of the steps per second without disturbance."""

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rehearsal_kit.record.timeline_cache import condense
 from rehearsal_kit.record.records import (
     UNTRAINED,
     Applied,
@@ -22,6 +21,7 @@ from rehearsal_kit.record.records import (
     TaskEnded,
     to_plain,
 )
+from rehearsal_kit.record.timeline_cache import condense
 from rehearsal_kit.record.timeline_file import EVERY
 
 EACH = 20

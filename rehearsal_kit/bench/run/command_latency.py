@@ -11,17 +11,17 @@ from typing import Any
 
 import numpy as np
 
+from rehearsal_kit.base.errors import RehearsalKitError
+from rehearsal_kit.base.settings import Recovery, Rehearsal, Training
 from rehearsal_kit.bench.table import Table
 from rehearsal_kit.cluster.cluster import start_cluster
-from rehearsal_kit.record.commands import Arrived
-from rehearsal_kit.base.errors import RehearsalKitError
-from rehearsal_kit.learning.networks.ptychonn import PtychoNN
 from rehearsal_kit.data.preparation import Preparation
-from rehearsal_kit.session.session import Session
-from rehearsal_kit.base.settings import Recovery, Rehearsal, Training
-from rehearsal_kit.learning.strategies.replay import ER
 from rehearsal_kit.data.simulated_beamline import Beamline
+from rehearsal_kit.learning.networks.ptychonn import PtychoNN
+from rehearsal_kit.learning.strategies.replay import ER
+from rehearsal_kit.record.commands import Arrived
 from rehearsal_kit.record.records import Steps
+from rehearsal_kit.session.session import Session
 
 LIMIT_S = 0.25
 LIMIT_STEPS = 2

@@ -13,20 +13,20 @@ from typing import Any
 import numpy as np
 import psutil
 
+from rehearsal_kit.base.settings import Rehearsal, Training
 from rehearsal_kit.bench.children import in_child
-from rehearsal_kit.bench.runs.long_runs import LongRun
+from rehearsal_kit.bench.run.long_runs import LongRun
 from rehearsal_kit.bench.table import Table
+from rehearsal_kit.learning.strategies.replay import ER
+from rehearsal_kit.rank.reporter import Reporter
+from rehearsal_kit.record.preview_files import Preview
+from rehearsal_kit.record.records import CheckpointKept, Noted, Steps
+from rehearsal_kit.record.run_folder import RunFolder
+from rehearsal_kit.record.tail import History
+from rehearsal_kit.record.timeline import Timeline
 from rehearsal_kit.record.timeline_cache import condense
 from rehearsal_kit.session.run_connection import Driver
-from rehearsal_kit.record.tail import History
-from rehearsal_kit.record.preview_files import Preview
-from rehearsal_kit.rank.reporter import Reporter
-from rehearsal_kit.record.run_folder import RunFolder
 from rehearsal_kit.session.session import Session
-from rehearsal_kit.base.settings import Rehearsal, Training
-from rehearsal_kit.learning.strategies.replay import ER
-from rehearsal_kit.record.records import CheckpointKept, Noted, Steps
-from rehearsal_kit.record.timeline import Timeline
 from rehearsal_kit.widgets.panel import Panel
 
 PUSHES = 40

@@ -9,19 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from rehearsal_kit.bench.runs.boundaries import Boundaries
+from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.base.settings import Recovery, Rehearsal, Training
+from rehearsal_kit.bench.run.boundaries import Boundaries
 from rehearsal_kit.bench.spread import Spread
 from rehearsal_kit.bench.table import Table
-from rehearsal_kit.record.commands import Stop, TakeCheckpoint, Wish
-from rehearsal_kit.base.process_groups import Groups
-from rehearsal_kit.rank.run_spec import Job
-from rehearsal_kit.learning.networks.ptychonn import PtychoNN
 from rehearsal_kit.data.preparation import Preparation
-from rehearsal_kit.rank.training_loop import Rank
-from rehearsal_kit.record.run_folder import RunFolder
-from rehearsal_kit.base.settings import Recovery, Rehearsal, Training
+from rehearsal_kit.learning.networks.ptychonn import PtychoNN
 from rehearsal_kit.learning.strategies.replay import ER
+from rehearsal_kit.rank.run_spec import Job
+from rehearsal_kit.rank.training_loop import Rank
+from rehearsal_kit.record.commands import Stop, TakeCheckpoint, Wish
 from rehearsal_kit.record.records import CheckpointKept, Record
+from rehearsal_kit.record.run_folder import RunFolder
 
 LIMIT = 0.03
 EVERY_S = 60.0

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import torch
 
-from rehearsal_kit.bench.runs.boundaries import Boundaries
-from rehearsal_kit.record.commands import Arrived, Stop, TakeCheckpoint, Wish
 from rehearsal_kit.base.errors import RehearsalKitError
-from rehearsal_kit.rank.previewer import ASKED_S, Gallery
 from rehearsal_kit.base.process_groups import Groups
-from rehearsal_kit.rank.run_spec import Job
-from rehearsal_kit.data.preparation import Preparation
-from rehearsal_kit.rank.training_loop import Rank
-from rehearsal_kit.record.run_folder import RunFolder
 from rehearsal_kit.base.settings import Recovery, Rehearsal, Training
+from rehearsal_kit.bench.run.boundaries import Boundaries
+from rehearsal_kit.data.preparation import Preparation
+from rehearsal_kit.data.tensor_tasks import TensorTask, write_task
 from rehearsal_kit.learning.strategies.replay import ER
+from rehearsal_kit.rank.previewer import ASKED_S, Gallery
+from rehearsal_kit.rank.run_spec import Job
+from rehearsal_kit.rank.training_loop import Rank
+from rehearsal_kit.record.commands import Arrived, Stop, TakeCheckpoint, Wish
 from rehearsal_kit.record.records import (
     CheckpointFailed,
     CheckpointKept,
@@ -28,7 +28,7 @@ from rehearsal_kit.record.records import (
     TaskArrived,
     TaskSetAside,
 )
-from rehearsal_kit.data.tensor_tasks import TensorTask, write_task
+from rehearsal_kit.record.run_folder import RunFolder
 
 NOTHING, ARRIVAL, PREVIEWS, CHECKPOINT = "nothing", "an arrival", "previews", "a checkpoint"
 ROUND = (NOTHING, ARRIVAL, NOTHING, PREVIEWS, NOTHING, CHECKPOINT)

@@ -1,0 +1,1 @@
+"""Whole runs: commands, checkpoints, what disturbs training, long histories."""
