@@ -11,14 +11,14 @@ from rehearsal_kit.bench.run.long_runs import EACH, LongRun
 from rehearsal_kit.rank.reporter import Reporter
 from rehearsal_kit.record.records import Evaluated, Steps, TaskEnded
 from rehearsal_kit.record.run_folder import RunFolder
-from rehearsal_kit.record.tail import History
+from rehearsal_kit.record.tail import TimelineTail
 from rehearsal_kit.session.results import checkpoints_table, results_table
 from rehearsal_kit.widgets.panel import Panel
 
 
 def live_through(run: RunFolder, story: LongRun, *, looks: int) -> tuple[float, float]:
     """Tell it, look at the panel now and then; MiB of this process in the middle and at the end."""
-    history, lines = History(run), []
+    history, lines = TimelineTail(run), []
     panel = Panel(Reading(run, history.timeline), pump=False)
 
     def publish(record, line):
@@ -44,7 +44,7 @@ def live_through(run: RunFolder, story: LongRun, *, looks: int) -> tuple[float, 
     assert dict(panel.line.facts)["step"] == str(EACH * story.steps)
     assert sum(record.count for record in history.timeline.records(Steps)) == EACH * story.steps
     panel.close()
-    later = History(run)
+    later = TimelineTail(run)
     later.catch_up()
     for now in (history.timeline, later.timeline):
         assert len(now.records(TaskEnded)) == story.tasks

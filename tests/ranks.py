@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from rehearsal_kit.base.process_groups import Groups, Meeting, meet
+from rehearsal_kit.base.process_groups import Meeting, ProcessGroups, meet
 from rehearsal_kit.base.settings import Rehearsal, Training
 from rehearsal_kit.data.preparation import Preparation
 from rehearsal_kit.learning.strategies.replay import ER
-from rehearsal_kit.rank.run_spec import Job
+from rehearsal_kit.rank.run_spec import RunSpec
 from rehearsal_kit.rank.training_loop import Rank
 from rehearsal_kit.record.commands import Command, Wish
 from rehearsal_kit.record.run_folder import RunFolder
@@ -151,7 +151,7 @@ class Tiny(torch.nn.Module):
         return {"amplitude": amplitude, "phase": phase}
 
 
-def small_job(folder: Path, **changes: Any) -> Job:
+def small_job(folder: Path, **changes: Any) -> RunSpec:
     """A run that takes seconds: 16 x 16 images, one epoch, a tiny network."""
     values = {
         "run": RunFolder(folder).create(),
@@ -162,14 +162,16 @@ def small_job(folder: Path, **changes: Any) -> Job:
         "training": Training(batch=16, epochs=1, learning_rate=1e-3),
         "rehearsal": Rehearsal(representatives=8, candidates=4, capacity=64),
     }
-    return Job(**{**values, **changes})
+    return RunSpec(**{**values, **changes})
 
 
-def alone(job: Job, *commands: Command) -> tuple[str, Timeline, Rank]:
+def alone(spec: RunSpec, *commands: Command) -> tuple[str, Timeline, Rank]:
     """Run one rank in this process, with all commands in its mailbox from the beginning."""
     mailbox: queue.SimpleQueue[str] = queue.SimpleQueue()
     for number, command in enumerate(commands, 1):
         mailbox.put(Wish(number, command).to_json())
     timeline = Timeline()
-    rank = Rank(job, Groups(0, 1), mailbox=mailbox, publish=lambda record, line: timeline.append(record))
+    rank = Rank(
+        spec, ProcessGroups(0, 1), mailbox=mailbox, publish=lambda record, line: timeline.append(record)
+    )
     return rank.run(), timeline, rank

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.base.settings import Recovery, Rehearsal, Training
 from rehearsal_kit.data.preparation import Preparation
 from rehearsal_kit.data.tensor_tasks import split_classes, write_task
 from rehearsal_kit.learning.strategies.dark import DERpp
 from rehearsal_kit.rank.checkpoint_files import find_checkpoints
-from rehearsal_kit.rank.run_spec import Job
+from rehearsal_kit.rank.run_spec import RunSpec
 from rehearsal_kit.rank.training_loop import Rank
 from rehearsal_kit.record.commands import Command, Wish, to_plain
 from rehearsal_kit.record.ledger import Ledger, read_ledger
@@ -34,7 +34,7 @@ REHEARSAL = Rehearsal(representatives=6, distillation=4, candidates=3, capacity=
 
 
 IDLE_LOOKS = 10
-ALONE = Groups(0, 1)
+ALONE = ProcessGroups(0, 1)
 KERNEL = "a kernel/1"
 """Whose wishes those of a plan are."""
 
@@ -136,13 +136,13 @@ class Planned:
         self._ledger.close()
 
 
-def job_in(folder: Path, **changes: Any) -> Job:
+def job_in(folder: Path, **changes: Any) -> RunSpec:
     """A run whose steps take a millisecond or two, in a new folder."""
     RunFolder(folder).create()
     return job_in_existing(folder, **changes)
 
 
-def job_in_existing(folder: Path, **changes: Any) -> Job:
+def job_in_existing(folder: Path, **changes: Any) -> RunSpec:
     """The same in a folder that is there."""
     values: dict[str, Any] = {
         "run": RunFolder(folder),
@@ -154,7 +154,7 @@ def job_in_existing(folder: Path, **changes: Any) -> Job:
         "rehearsal": REHEARSAL,
         "recovery": Recovery(checkpoint_s=1e9, keep_last=1000),
     }
-    return Job(**{**values, **changes})
+    return RunSpec(**{**values, **changes})
 
 
 def class_tasks(folder: Path, tasks: int = 5, each: int = 24) -> list[Command]:
@@ -170,8 +170,8 @@ def class_tasks(folder: Path, tasks: int = 5, each: int = 24) -> list[Command]:
 
 
 def carry_out(
-    groups: Groups,
-    job: Job,
+    groups: ProcessGroups,
+    spec: RunSpec,
     plan: list[tuple[int, Command]],
     *,
     cut: int | None = None,
@@ -187,11 +187,11 @@ def carry_out(
     A later generation goes on from what the run folder holds.
     """
     planned = plan if groups.rank == 0 else []
-    mailbox = Planned(planned, cut=cut, ledger=job.run.wishes, checkpoints=checkpoints)
+    mailbox = Planned(planned, cut=cut, ledger=spec.run.wishes, checkpoints=checkpoints)
     timeline = Timeline()
     try:
         rank = Rank(
-            replace(job, network=network or Net()),
+            replace(spec, network=network or Net()),
             groups,
             mailbox=mailbox,
             publish=lambda record, line: timeline.append(record),
@@ -220,8 +220,8 @@ def written(run: RunFolder, records: Iterable[Record]) -> None:
     ledger.close()
 
 
-def weights_of(job: Job) -> dict[str, torch.Tensor]:
-    return load_file(job.run.weights)
+def weights_of(spec: RunSpec) -> dict[str, torch.Tensor]:
+    return load_file(spec.run.weights)
 
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import torch
 
-from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.base.settings import Rehearsal
 from rehearsal_kit.buffer.distributed_buffer import DistributedBuffer
 from rehearsal_kit.buffer.draw_plan import DrawPlan
@@ -56,10 +56,10 @@ def batch_of(rank, step, size):
     return samples(identity_of(rank, step, place) for place in range(size))
 
 
-class Watched:
+class WatchedRun:
     """An exchange that counts, fills what is to be received with a sentinel, and may be slow."""
 
-    def __init__(self, groups: Groups, *, delay_s: float = 0.0) -> None:
+    def __init__(self, groups: ProcessGroups, *, delay_s: float = 0.0) -> None:
         self._real = GroupExchange(groups)
         self._random = np.random.default_rng(groups.rank)
         self._delay_s = delay_s
@@ -77,9 +77,9 @@ class Watched:
         return self._real.rows(outgoing, plan, lambda count: empty(count).fill_(SENTINEL))
 
 
-def alone_in_its_store(groups: Groups) -> GroupExchange:
+def alone_in_its_store(groups: ProcessGroups) -> GroupExchange:
     """What a local draw is: a rank that knows of no other."""
-    return GroupExchange(Groups(rank=0, ranks=1))
+    return GroupExchange(ProcessGroups(rank=0, ranks=1))
 
 
 def new_buffer(groups, *, exchange=None, seed=9, outputs=torch.float32, device="cpu", **settings):

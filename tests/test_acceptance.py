@@ -14,7 +14,7 @@ from runkit import ALONE, KERNEL, CutOffError, carry_out, class_tasks, job_in, s
 from rehearsal_kit.cluster.acceptance import Acceptance
 from rehearsal_kit.cluster.coordinator import Coordinator
 from rehearsal_kit.cluster.protocol import RunOrder
-from rehearsal_kit.cluster.worker_pool import Crew
+from rehearsal_kit.cluster.worker_pool import WorkerPool
 from rehearsal_kit.record.commands import Arrived, FinishStream, Note, Stop, TakeCheckpoint, Wish, to_plain
 from rehearsal_kit.record.lease import BEAT_S, LeaseWatch, RunLease, require_free
 from rehearsal_kit.record.ledger import Ledger, read_ledger
@@ -94,39 +94,39 @@ def test_rank_0_ignores_wishes_of_nobody_and_of_those_who_never_steered(tmp_path
     """Whatever the file holds: written by an earlier version, or by a kernel that was refused."""
     tasks = class_tasks(tmp_path / "tasks", tasks=2)
     plan = [*[(0, task) for task in tasks], (0, FinishStream()), (3, TakeCheckpoint())]
-    whole, job = job_in(tmp_path / "whole"), job_in(tmp_path / "run")
+    whole, spec = job_in(tmp_path / "whole"), job_in(tmp_path / "run")
     carry_out(ALONE, whole, plan)
     with pytest.raises(CutOffError):
-        carry_out(ALONE, job, plan, cut=8)
-    ledger = Ledger(job.run.wishes, durable=True)
+        carry_out(ALONE, spec, plan, cut=8)
+    ledger = Ledger(spec.run.wishes, durable=True)
     for foreign in (Wish(9, Stop()), Wish(5, Stop(), B), Wish(6, Note(text="mine"), KERNEL)):
         ledger.append({"time": 0.0, **to_plain(foreign)})
     ledger.close()
-    outcome, timeline = carry_out(ALONE, job, plan, generation=2)
+    outcome, timeline = carry_out(ALONE, spec, plan, generation=2)
     assert outcome == "finished"
     assert [record.text for record in timeline.records(Noted)] == ["mine"]
-    assert same(weights_of(job), weights_of(whole))
+    assert same(weights_of(spec), weights_of(whole))
 
 
 def test_wishes_of_two_kernels_with_equal_numbers_both_take_effect_after_a_restart(tmp_path):
     tasks = class_tasks(tmp_path / "tasks", tasks=2)
     plan = [*[(0, task) for task in tasks], (0, FinishStream()), (3, TakeCheckpoint())]
-    job = job_in(tmp_path / "run")
+    spec = job_in(tmp_path / "run")
     with pytest.raises(CutOffError):
-        carry_out(ALONE, job, plan, cut=8)
+        carry_out(ALONE, spec, plan, cut=8)
     for path, entry in (
-        (job.run.generations, to_plain_record(LeaseTaken(holder=B, time=0.0))),
-        (job.run.wishes, to_plain(Wish(5, Note(text="of A"), KERNEL))),
-        (job.run.wishes, to_plain(Wish(5, Note(text="of B"), B))),
+        (spec.run.generations, to_plain_record(LeaseTaken(holder=B, time=0.0))),
+        (spec.run.wishes, to_plain(Wish(5, Note(text="of A"), KERNEL))),
+        (spec.run.wishes, to_plain(Wish(5, Note(text="of B"), B))),
     ):
         ledger = Ledger(path, durable=True)
         ledger.append(entry)
         ledger.close()
-    _, timeline = carry_out(ALONE, job, plan, generation=2)
+    _, timeline = carry_out(ALONE, spec, plan, generation=2)
     assert [record.text for record in timeline.records(Noted)] == ["of A", "of B"]
     applied = [(r.holder, r.number) for r in timeline.records(Applied) if r.kind == "Note"]
     assert applied == [(KERNEL, 5), (B, 5)]
-    assert len({(e.get("holder"), e["number"]) for e in read_ledger(job.run.effects) if e["number"]}) == 6
+    assert len({(e.get("holder"), e["number"]) for e in read_ledger(spec.run.effects) if e["number"]}) == 6
 
 
 # The coordinator -----------------------------------------------------------------------------------------
@@ -174,7 +174,7 @@ class Hosts:
 
 def order_for(run, topic="rehearsal-kit/1", **place):
     made = RunOrder(
-        topic=topic, run=str(run.path), job=b"", ranks=1, place=place, restarts=0, stall_s=60, wait_s=60
+        topic=topic, run=str(run.path), spec=b"", ranks=1, place=place, restarts=0, stall_s=60, wait_s=60
     )
     return vars(made)
 
@@ -191,7 +191,7 @@ async def coordinated(hosts):
 
 def test_a_large_network_reaches_its_rank_however_long_that_takes(run, monkeypatch):
     monkeypatch.setattr("rehearsal_kit.cluster.worker_pool.ANSWER_TIMEOUT_S", 0.05)
-    monkeypatch.setitem(Crew.ask.__kwdefaults__, "timeout_s", 0.05)
+    monkeypatch.setitem(WorkerPool.ask.__kwdefaults__, "timeout_s", 0.05)
 
     class Slow(Hosts):
         async def rehearsal_kit_start(self, order):
@@ -363,13 +363,13 @@ def test_a_coordinator_whose_lease_was_taken_over_gives_up_and_writes_no_more(ru
 
 
 def test_a_path_of_the_run_folder_is_written_down_by_its_place_in_there(tmp_path):
-    job = job_in(tmp_path / "run")
-    (task,) = class_tasks(job.run.path / "tasks", tasks=1)
+    spec = job_in(tmp_path / "run")
+    (task,) = class_tasks(spec.run.path / "tasks", tasks=1)
     assert isinstance(task, Arrived)
-    carry_out(ALONE, job, [(0, task), (0, FinishStream())])
-    effects = [entry["path"] for entry in read_ledger(job.run.effects) if "path" in entry]
+    carry_out(ALONE, spec, [(0, task), (0, FinishStream())])
+    effects = [entry["path"] for entry in read_ledger(spec.run.effects) if "path" in entry]
     assert effects == ["tasks/0.h5"]
-    state = json.loads(next(job.run.checkpoints.rglob("state.json")).read_text())
+    state = json.loads(next(spec.run.checkpoints.rglob("state.json")).read_text())
     assert state["stream"][0][0]["path"] == "tasks/0.h5"
 
 

@@ -16,7 +16,7 @@ import psutil
 import pytest
 import torch
 
-from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.base.processes import words
 from rehearsal_kit.bench.ranks.exchange_ranks import Rows, measure_exchange
 from rehearsal_kit.bench.ranks.plan_costs import RANKS, REPRESENTATIVES
@@ -36,8 +36,8 @@ from rehearsal_kit.bench.run.undisturbed_ranks import (
 from rehearsal_kit.bench.spread import Interval, Spread
 from rehearsal_kit.bench.store import beside_others, growth
 from rehearsal_kit.bench.store.floor import Floor
-from rehearsal_kit.bench.store.ours import LocalStore
-from rehearsal_kit.bench.store.workload import Stream, Workload
+from rehearsal_kit.bench.store.ours import OurStore
+from rehearsal_kit.bench.store.workload import TaskStream, Workload
 from rehearsal_kit.bench.table import Table
 from rehearsal_kit.cli.main import main
 
@@ -236,7 +236,7 @@ def test_the_floor_accepts_with_the_probability_of_a_reservoir():
 
 @pytest.mark.parametrize("policy", growth.POLICIES)
 def test_a_local_store_is_full_and_draws_what_was_offered(policy):
-    store = LocalStore(SMALL, policy).fill()
+    store = OurStore(SMALL, policy).fill()
     assert store.held == SMALL.capacity
     drawn = store.see(500).draw()
     assert drawn["values"].shape == (SMALL.representatives, 4)
@@ -244,7 +244,7 @@ def test_a_local_store_is_full_and_draws_what_was_offered(policy):
 
 
 def test_a_reservoir_goes_back_to_full():
-    store = LocalStore(SMALL, "reservoir").fill().keep()
+    store = OurStore(SMALL, "reservoir").fill().keep()
     store.see(2000)
     assert store._store.policy.threshold < 2**63 - 1
     store.go_back()
@@ -254,7 +254,7 @@ def test_a_reservoir_goes_back_to_full():
 
 
 def test_a_stream_never_repeats_a_sample_id():
-    stream = Stream(SMALL, identified=True)
+    stream = TaskStream(SMALL, identified=True)
     seen = torch.cat([stream.next()["sample_id"], stream.next(3)["sample_id"], stream.next()["sample_id"]])
     assert seen.tolist() == list(range(2 * SMALL.batch + 3))
 
@@ -273,7 +273,7 @@ def test_a_peer_that_cannot_be_imported_is_missing_and_ours_is_an_error():
 
 def test_a_rank_alone_receives_nothing_from_others():
     rows = Rows(name="tiny", image=(1, 4, 4), batch=8, candidates=4, representatives=3, capacity=20)
-    times = measure_exchange(Groups(0, 1), rows, 5)
+    times = measure_exchange(ProcessGroups(0, 1), rows, 5)
     assert times.from_others == [0] * 5
     assert len(times.job_s) == 5
     assert positive(*times.job_s)
@@ -296,13 +296,13 @@ def trial(**changes) -> Trial:
 
 def test_the_last_subject_is_trained_when_none_is_slow_enough():
     subjects = (Ptychography("small", 8), Ptychography("small", 12))
-    found = measure_steps(Groups(0, 1), trial(subjects=subjects, least_s=1e9))
+    found = measure_steps(ProcessGroups(0, 1), trial(subjects=subjects, least_s=1e9))
     assert found.subject == "PtychoNN small, 12 x 12"
-    assert measure_steps(Groups(0, 1), trial(subjects=subjects)).subject == "PtychoNN small, 8 x 8"
+    assert measure_steps(ProcessGroups(0, 1), trial(subjects=subjects)).subject == "PtychoNN small, 8 x 8"
 
 
 def test_resnet_is_trained_on_labelled_images():
-    found = measure_steps(Groups(0, 1), trial(subjects=(ResNet18(32),)))
+    found = measure_steps(ProcessGroups(0, 1), trial(subjects=(ResNet18(32),)))
     assert found.subject == "ResNet-18, 3 x 32 x 32"
     assert positive(*found.with_s, *found.without_s)
 
@@ -326,7 +326,7 @@ def test_the_verdict_looks_at_the_whole_interval(with_s, verdict):
 
 def test_steps_of_all_strategies_in_turns():
     turns = Turns("fashion", rounds=3, warm_up=1, capacity=200)
-    (cost, *others) = strategy_costs(turns, [measure_turns(Groups(0, 1), turns)])
+    (cost, *others) = strategy_costs(turns, [measure_turns(ProcessGroups(0, 1), turns)])
     assert (cost.strategy, cost.ratio.median, cost.rows) == ("Incremental", 1.0, 1.0)
     assert {other.strategy: other.rows for other in others} == {
         "ER": 1.5,

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from rehearsal_kit.base.errors import RehearsalKitError
-from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.bench import children
 
 pytestmark = pytest.mark.timeout(120)  # one that is waited for without end is a fault, and is known by then
 
 
-def refuse(groups: Groups) -> int:
+def refuse(groups: ProcessGroups) -> int:
     if groups.rank:
         raise ValueError("this rank will not")
     return groups.sum(torch.ones(1)).item()

@@ -28,7 +28,7 @@ from rehearsal_kit.record.records import (
     TasksReordered,
 )
 from rehearsal_kit.record.run_folder import RunFolder
-from rehearsal_kit.record.tail import History
+from rehearsal_kit.record.tail import TimelineTail
 from rehearsal_kit.record.thinning import POINTS, WHOLE, merged, steps_before
 from rehearsal_kit.record.timeline import Timeline
 from rehearsal_kit.record.timeline_cache import begin, condense, condensed_path
@@ -107,8 +107,8 @@ def says_what_scanning_says(timeline: Timeline, records: list) -> None:
     for split in ("test", "watched"):
         assert timeline.error_matrix(split) == scanned.matrix(records, split)
     assert timeline.untaught() == scanned.untaught(records)
-    course, expected = timeline.course(), scanned.left_of_the_task(records)
-    assert (None if course is None else tuple(vars(course).values())) == expected
+    run_state, expected = timeline.run_state(), scanned.left_of_the_task(records)
+    assert (None if run_state is None else tuple(vars(run_state).values())) == expected
     assert timeline.grows(0.5) == scanned.grows(records, 0.5)
     assert timeline.records() == records
     for kind in (Steps, Applied, StateChanged):
@@ -163,7 +163,7 @@ def test_a_cache_and_the_lines_after_it_say_the_same(tmp_path_factory, records, 
     written(run, records[:place])
     condense(run.timeline)
     written(run, records[place:])
-    history = History(run)
+    history = TimelineTail(run)
     history.catch_up()
     says_what_scanning_says(history.timeline, scanned.without_what_was_left(records))
     assert len(history.timeline) == len(records)
@@ -205,7 +205,7 @@ def test_old_steps_are_thinned_and_what_is_asked_of_them_stays():
     for one, other in ((whole, bounded), (whole.lineage(), bounded.lineage())):
         assert len(other.losses()[0]) <= POINTS
         assert scanned.sums(other.records()) == scanned.sums(one.records())
-        assert other.course() == one.course()
+        assert other.run_state() == one.run_state()
         assert other.latest(Steps, 12) == one.latest(Steps, 12)
         curve, newest = dict(zip(*one.losses(), strict=True)), [*zip(*other.losses(), strict=True)]
         assert all(curve[step] == loss for step, loss in newest)  # real points, none made up
@@ -277,7 +277,7 @@ def run(run):
 
 
 def test_a_kernel_that_begins_with_the_cache_sees_the_same_run(run, caplog):
-    whole, history = Timeline.load(run.timeline), History(run)
+    whole, history = Timeline.load(run.timeline), TimelineTail(run)
     run.timeline.write_bytes(b"")  # nothing of it is read again
     assert begin(run.timeline, Timeline()).trouble  # but then the cache is not trusted either
     written(run, whole.records())
@@ -286,7 +286,7 @@ def test_a_kernel_that_begins_with_the_cache_sees_the_same_run(run, caplog):
     assert results_table(history.timeline).equals(results_table(whole))
     assert checkpoints_table(history.timeline).equals(checkpoints_table(whole))
     assert scanned.sums(history.timeline.records()) == scanned.sums(whole.records())
-    assert history.timeline.course() == whole.course()
+    assert history.timeline.run_state() == whole.run_state()
     history.hear(Noted(step=0, text="next", time=0.0), len(whole))
     assert history.timeline.last(Noted) is not None
 
@@ -325,7 +325,7 @@ def other_version(path) -> None:
 )
 def test_a_cache_that_is_not_as_it_was_written_is_ignored_and_said(run, spoil, caplog):
     spoil(condensed_path(run.timeline))
-    history = History(run)
+    history = TimelineTail(run)
     history.catch_up()
     assert "timeline-condensed.json cannot be used" in caplog.text
     assert results_table(history.timeline).equals(results_table(Timeline.load(run.timeline)))
@@ -335,7 +335,7 @@ def test_the_cache_of_another_run_is_ignored_and_said(run, tmp_path, caplog):
     other = RunFolder(tmp_path / "other").create()
     written(other, [Joined(rank=0, ranks=1, device="cpu", process=1, time=0.0), *LongRun(3_000, 8).records()])
     condensed_path(run.timeline).rename(condensed_path(other.timeline))
-    history = History(other)
+    history = TimelineTail(other)
     history.catch_up()
     assert "it is not of this timeline.jsonl" in caplog.text
     assert len(history.timeline) == len(Timeline.load(other.timeline))

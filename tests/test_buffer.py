@@ -20,7 +20,7 @@ from rehearsal_kit.buffer.policies import FirstInFirstOut, Quotas, Reservoir, ne
 from rehearsal_kit.buffer.row_layout import RowLayout
 from rehearsal_kit.buffer.snapshots import read_shards, write_shard
 from rehearsal_kit.buffer.states import BufferState
-from rehearsal_kit.buffer.store import RehearsalBuffer
+from rehearsal_kit.buffer.store import LocalStore
 
 LAYOUT = RowLayout.of(samples([]))
 POLICIES = ("quotas", "reservoir", "fifo")
@@ -39,7 +39,7 @@ def names(buffer):
 
 
 def full(capacity, policy=None):
-    buffer = RehearsalBuffer(LAYOUT, capacity, policy=policy or Quotas())
+    buffer = LocalStore(LAYOUT, capacity, policy=policy or Quotas())
     buffer.offer(samples(range(capacity)), [0] * capacity, random=rng())
     return buffer
 
@@ -50,7 +50,7 @@ class Store(RuleBasedStateMachine):
     @initialize(policy=st.sampled_from(POLICIES), capacity=st.integers(0, 12))
     def begin(self, policy, capacity):
         self.policy = policy
-        self.buffer = RehearsalBuffer(LAYOUT, capacity, policy=new_policy(policy, 3))
+        self.buffer = LocalStore(LAYOUT, capacity, policy=new_policy(policy, 3))
         self.group_of, self.last_seen, self.clock = {}, {}, 0
         self.twin = None
 
@@ -90,7 +90,7 @@ class Store(RuleBasedStateMachine):
         """A second store goes on from a file of the first; from now on they must stay equal."""
         buffer, twin = (
             self.buffer,
-            RehearsalBuffer(LAYOUT, self.buffer.capacity, policy=new_policy(self.policy, 3)),
+            LocalStore(LAYOUT, self.buffer.capacity, policy=new_policy(self.policy, 3)),
         )
         state = BufferState(
             layout=LAYOUT,
@@ -163,7 +163,7 @@ TestStore = Store.TestCase
 
 
 def test_check_4_without_candidates_it_fills_and_then_never_changes():
-    buffer = RehearsalBuffer(LAYOUT, 20, policy=Quotas())
+    buffer = LocalStore(LAYOUT, 20, policy=Quotas())
     for step in range(10):
         batch = samples(range(8 * step, 8 * step + 8))
         chosen = buffer.policy.candidates(8, count=0, intake=buffer.intake, random=rng(step))
@@ -197,7 +197,7 @@ def test_check_5_exactly_c_are_offered_and_who_comes_and_who_goes_is_uniform():
 
 
 def test_check_6_a_group_with_its_share_evicts_only_its_own():
-    buffer = RehearsalBuffer(LAYOUT, 30, policy=Quotas())
+    buffer = LocalStore(LAYOUT, 30, policy=Quotas())
     buffer.offer(samples(range(100)), [0] * 100, random=rng())
     buffer.offer(samples(range(100, 300)), [1] * 200, random=rng(1))
     assert buffer.group_sizes() == {0: 15, 1: 15}
@@ -207,7 +207,7 @@ def test_check_6_a_group_with_its_share_evicts_only_its_own():
 
 
 def test_check_6_a_sample_that_comes_back_after_its_eviction_is_a_new_one():
-    buffer = RehearsalBuffer(LAYOUT, 30, policy=Quotas())
+    buffer = LocalStore(LAYOUT, 30, policy=Quotas())
     buffer.offer(samples(range(100)), [0] * 100, random=rng())
     buffer.offer(samples(range(100, 300)), [1] * 200, random=rng(1))
     before = sorted(identity for identity in names(buffer) if identity >= 100)
@@ -217,21 +217,21 @@ def test_check_6_a_sample_that_comes_back_after_its_eviction_is_a_new_one():
 
 
 def test_groups_appear_as_they_come_and_share_the_room():
-    buffer = RehearsalBuffer(LAYOUT, 12, policy=Quotas())
+    buffer = LocalStore(LAYOUT, 12, policy=Quotas())
     for group in range(4):
         buffer.offer(samples(range(100 * group, 100 * group + 50)), [group] * 50, random=rng(group))
     assert buffer.group_sizes() == {0: 3, 1: 3, 2: 3, 3: 3}
 
 
 def test_more_groups_than_rows_still_fit():
-    buffer = RehearsalBuffer(LAYOUT, 3, policy=Quotas())
+    buffer = LocalStore(LAYOUT, 3, policy=Quotas())
     for group in range(8):
         buffer.offer(samples([group]), [group], random=rng(group))
     assert len(buffer) == sum(buffer.group_sizes().values()) == 3
 
 
 def test_first_in_first_out_holds_the_newest_in_spite_of_changes_of_capacity():
-    buffer = RehearsalBuffer(LAYOUT, 10, policy=FirstInFirstOut())
+    buffer = LocalStore(LAYOUT, 10, policy=FirstInFirstOut())
     for first in range(0, 26, 2):
         buffer.offer(samples([first, first + 1]), [0, 0], random=rng())
     assert sorted(names(buffer)) == list(range(16, 26))
@@ -255,14 +255,14 @@ def test_a_sample_that_is_held_is_renewed_and_not_stored_twice():
 
 def test_without_an_identity_several_passes_are_several_samples():
     batch = {"image": torch.ones(2, 3)}
-    buffer = RehearsalBuffer(RowLayout.of(batch), 6, policy=Quotas())
+    buffer = LocalStore(RowLayout.of(batch), 6, policy=Quotas())
     for _ in range(2):
         buffer.offer(batch, [0, 0], random=rng())
     assert len(buffer) == 4
 
 
 def test_quotas_lose_the_largest_group_first_when_capacity_falls():
-    buffer = RehearsalBuffer(LAYOUT, 30, policy=Quotas())
+    buffer = LocalStore(LAYOUT, 30, policy=Quotas())
     buffer.offer(samples(range(30)), [0] * 20 + [1] * 7 + [2] * 3, random=rng())
     buffer.resize(16, random=rng())
     assert buffer.group_sizes() == {0: 7, 1: 6, 2: 3}
@@ -271,7 +271,7 @@ def test_quotas_lose_the_largest_group_first_when_capacity_falls():
 def test_the_reservoir_needs_an_identity():
     layout = RowLayout.of({"image": torch.zeros(0, 2)})
     with pytest.raises(SettingsError, match=r"sample_id.*image \(2,\) float32.*quotas"):
-        RehearsalBuffer(layout, 3, policy=Reservoir(0))
+        LocalStore(layout, 3, policy=Reservoir(0))
 
 
 BAD = {
@@ -301,4 +301,4 @@ def test_bad_samples_are_refused_and_the_store_is_as_it_was(bad, said, policy):
 
 def test_what_does_not_fit_is_not_restored():
     with pytest.raises(SettingsError, match=r"5 rows.*at most 3"):
-        RehearsalBuffer(LAYOUT, 3, policy=Quotas()).fill(full(5).contents)
+        LocalStore(LAYOUT, 3, policy=Quotas()).fill(full(5).contents)

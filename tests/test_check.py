@@ -132,11 +132,11 @@ def test_a_dry_step_finds_what_cannot_be_trained(tmp_path, tasks, changes, says)
 
 @pytest.mark.parametrize("strategy", [Incremental(), ER(), AGEM(), None])
 def test_a_dry_step_of_what_can_be_trained_says_nothing_and_changes_nothing(tmp_path, tasks, strategy):
-    job = job_in(tmp_path / "run", **({} if strategy is None else {"strategy": strategy}))
-    before, random = sorted(job.run.path.iterdir()), torch.get_rng_state()
-    assert dry_run(copy.deepcopy(job), tasks) == ""
+    spec = job_in(tmp_path / "run", **({} if strategy is None else {"strategy": strategy}))
+    before, random = sorted(spec.run.path.iterdir()), torch.get_rng_state()
+    assert dry_run(copy.deepcopy(spec), tasks) == ""
     assert torch.equal(torch.get_rng_state(), random)
-    assert sorted(job.run.path.iterdir()) == before
+    assert sorted(spec.run.path.iterdir()) == before
 
 
 def test_one_task_that_can_be_trained_is_enough_and_one_that_cannot_be_read_says_nothing(tmp_path, tasks):
@@ -144,10 +144,10 @@ def test_one_task_that_can_be_trained_is_enough_and_one_that_cannot_be_read_says
     split = {"image": torch.zeros(3, 9), "label": torch.zeros(3, dtype=torch.int64)}
     wide = TensorTask(name="wide", inputs="image", training=split, watched=split, test=split)
     odd = write_task(wide, tmp_path / "wide.h5")
-    job = job_in(tmp_path / "run")
-    assert dry_run(copy.deepcopy(job), [gone]) == ""
-    assert "mat1 and mat2" in dry_run(copy.deepcopy(job), [gone, odd])
-    assert dry_run(copy.deepcopy(job), [odd, tasks[0]]) == ""
+    spec = job_in(tmp_path / "run")
+    assert dry_run(copy.deepcopy(spec), [gone]) == ""
+    assert "mat1 and mat2" in dry_run(copy.deepcopy(spec), [gone, odd])
+    assert dry_run(copy.deepcopy(spec), [odd, tasks[0]]) == ""
 
 
 def test_tasks_known_are_those_submitted_and_files_of_watched_folders_in_natural_order(tmp_path):
@@ -194,9 +194,9 @@ def with_nothing(tasks, folder):
 
 
 def test_an_error_of_one_task_sets_it_aside_and_the_run_goes_on_as_without_it(tmp_path, tasks):
-    job = job_in(tmp_path / "run")
+    spec = job_in(tmp_path / "run")
     plan = [(0, command) for command in (*with_nothing(tasks, tmp_path), FinishStream())]
-    outcome, timeline = carry_out(ALONE, job, plan, network=Stumbling())
+    outcome, timeline = carry_out(ALONE, spec, plan, network=Stumbling())
     assert outcome == "finished"
     (aside,) = timeline.records(TaskSetAside)
     assert (aside.task, aside.name) == (1, "nothing")
@@ -212,43 +212,43 @@ def test_a_task_that_was_set_aside_stays_so_where_a_run_goes_on_from_a_checkpoin
     plan = [(0, command) for command in (*with_nothing(tasks, tmp_path), FinishStream())]
     whole = job_in(tmp_path / "whole")
     carry_out(ALONE, whole, plan, network=Stumbling())
-    job, checkpoints = job_in(tmp_path / "run"), [] if taken is None else [(taken, TakeCheckpoint())]
+    spec, checkpoints = job_in(tmp_path / "run"), [] if taken is None else [(taken, TakeCheckpoint())]
     with pytest.raises(CutOffError):
         carry_out(
             ALONE,
-            job,
+            spec,
             [*plan, *checkpoints],
             network=Stumbling(),
             cut=ASIDE + 6,
             checkpoints=len(checkpoints),
         )
-    assert len(find_checkpoints(job.run.checkpoints)) == len(checkpoints)
-    (before,) = asides(job)
+    assert len(find_checkpoints(spec.run.checkpoints)) == len(checkpoints)
+    (before,) = asides(spec)
     assert (before["task"], before["step"]) == (1, ASIDE)
-    assert carry_out(ALONE, job, [*plan, *checkpoints], network=Stumbling(), generation=2)[0] == "finished"
-    assert asides(job) == [before]
-    timeline = Timeline.load(job.run.timeline)
+    assert carry_out(ALONE, spec, [*plan, *checkpoints], network=Stumbling(), generation=2)[0] == "finished"
+    assert asides(spec) == [before]
+    timeline = Timeline.load(spec.run.timeline)
     (begun,) = timeline.records(Restored)
     assert begun.step == (taken or 0)
     assert [record.task for record in timeline.records(TaskSetAside)] == [1]
     assert [record.task for record in timeline.records(TaskEnded)] == [0, 2]
-    assert job.run.weights.read_bytes() == whole.run.weights.read_bytes()
+    assert spec.run.weights.read_bytes() == whole.run.weights.read_bytes()
 
 
-def asides(job):
-    return [entry for entry in read_ledger(job.run.effects) if entry["kind"] == "SetAside"]
+def asides(spec):
+    return [entry for entry in read_ledger(spec.run.effects) if entry["kind"] == "SetAside"]
 
 
 def test_an_error_that_does_not_come_again_costs_nothing(tmp_path, tasks):
     weights = []
     for times in (0, 1):
-        job = job_in(tmp_path / f"run-{times}")
+        spec = job_in(tmp_path / f"run-{times}")
         plan = [(0, command) for command in (*with_nothing(tasks, tmp_path), FinishStream())]
-        outcome, timeline = carry_out(ALONE, job, plan, network=Stumbling(times))
+        outcome, timeline = carry_out(ALONE, spec, plan, network=Stumbling(times))
         assert outcome == "finished"
         assert not timeline.records(TaskSetAside)
         assert ["a vector of nothing" in note.text for note in timeline.records(Noted)] == [True] * times
-        weights.append(job.run.weights.read_bytes())
+        weights.append(spec.run.weights.read_bytes())
     assert weights[0] == weights[1]
 
 
@@ -257,9 +257,9 @@ def test_numbers_beyond_float16_set_a_task_aside_and_no_run_ends_for_them(tmp_pa
     image[3, 2] = 7e4
     split = {"image": image, "label": label}
     task = TensorTask(name="large", inputs="image", group="label", training=split, watched=split, test=split)
-    job = job_in(tmp_path / "run", strategy=ER(), rehearsal=Rehearsal(capacity=64, half=("image",)))
+    spec = job_in(tmp_path / "run", strategy=ER(), rehearsal=Rehearsal(capacity=64, half=("image",)))
     plan = [tasks[0], write_task(task, tmp_path / "large.h5"), tasks[1], FinishStream()]
-    outcome, timeline = carry_out(ALONE, job, [(0, command) for command in plan])
+    outcome, timeline = carry_out(ALONE, spec, [(0, command) for command in plan])
     assert outcome == "finished"
     (aside,) = timeline.records(TaskSetAside)
     assert "its image reaches 70000, but half stores it as float16" in aside.reason
@@ -267,9 +267,9 @@ def test_numbers_beyond_float16_set_a_task_aside_and_no_run_ends_for_them(tmp_pa
 
 
 def test_a_capacity_that_no_machine_has_is_refused_before_there_is_a_buffer(tmp_path, tasks):
-    job = job_in(tmp_path / "run")
+    spec = job_in(tmp_path / "run")
     plan = [(0, Steer(capacity=2**40)), *[(0, task) for task in tasks], (0, FinishStream())]
-    outcome, timeline = carry_out(ALONE, job, plan)
+    outcome, timeline = carry_out(ALONE, spec, plan)
     assert outcome == "finished"
     (steer,) = [record for record in timeline.records(Applied) if record.kind == "Steer"]
     assert "GiB are free there" in steer.refused
@@ -277,12 +277,12 @@ def test_a_capacity_that_no_machine_has_is_refused_before_there_is_a_buffer(tmp_
 
 def test_a_buffer_without_room_waits_for_a_person(tmp_path, tasks):
     # Where no task is known a row has eight bytes at least: so much has room then, and not with real rows.
-    job = job_in(tmp_path / "run")
+    spec = job_in(tmp_path / "run")
     plan = [
         *[(0, command) for command in (Steer(capacity=available_bytes() // 16), *tasks, FinishStream())],
         *[(1, command) for command in (Steer(capacity=40), Resume())],
     ]
-    outcome, timeline = carry_out(ALONE, job, plan)
+    outcome, timeline = carry_out(ALONE, spec, plan)
     assert outcome == "finished"
     (reason,) = [record.reason for record in timeline.records(StateChanged) if record.state == "paused"]
     assert "the rehearsal buffer cannot be made: the buffers on one machine would take" in reason

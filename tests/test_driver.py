@@ -24,7 +24,7 @@ from rehearsal_kit.record.rank_records import GenerationBegan, GenerationEnded, 
 from rehearsal_kit.record.records import Applied, StateChanged, to_plain
 from rehearsal_kit.record.run_folder import RunFolder
 from rehearsal_kit.session import attach
-from rehearsal_kit.session.run_connection import Driver
+from rehearsal_kit.session.run_connection import RunConnection
 
 TOPIC = "rehearsal-kit/1"
 
@@ -95,14 +95,14 @@ def driver_on(run):
     made = []
 
     def make(line):
-        driver = Driver(SimpleNamespace(client=line, has_ended=False), run)
-        driver.history.catch_up()
-        made.append(driver)
-        return driver
+        run_connection = RunConnection(SimpleNamespace(client=line, has_ended=False), run)
+        run_connection.history.catch_up()
+        made.append(run_connection)
+        return run_connection
 
     yield make
-    for driver in made:
-        driver.close(None)
+    for run_connection in made:
+        run_connection.close(None)
         assert not [thread for thread in threading.enumerate() if thread.name == "session"]
 
 
@@ -123,12 +123,12 @@ STOPPED = RunOver(outcome="stopped", error="", time=1.0)
 def test_a_start_that_is_refused_is_told_at_once_whatever_the_run_came_to_before(driver_on, run):
     """It was said that the run had stopped, as it had before, and the refusal was told nobody."""
     ran_before(run, FIRST, STOPPED)
-    driver = driver_on(Line(refused="this cluster trains for another run already."))
+    run_connection = driver_on(Line(refused="this cluster trains for another run already."))
     began = time.monotonic()
-    driver.start(order(run))
-    assert driver.over.wait(10)
-    assert driver.state == "failed"
-    assert driver.error.startswith(
+    run_connection.start(order(run))
+    assert run_connection.over.wait(10)
+    assert run_connection.state == "failed"
+    assert run_connection.error.startswith(
         "this cluster trains for another run already. Once that is mended, rk.resume("
     )
     assert time.monotonic() - began < 5
@@ -138,11 +138,11 @@ def test_a_cluster_that_is_lost_while_a_run_is_started_again_has_not_told_how_th
     ran_before(run, FIRST, STOPPED)
     line = Line()
     line.begin_run = None  # not callable: whatever goes wrong here is no news of the run
-    driver = driver_on(line)
-    driver.start(order(run))
-    assert driver.over.wait(10)
-    assert driver.state == "failed"
-    assert driver.error.startswith("TypeError: ")
+    run_connection = driver_on(line)
+    run_connection.start(order(run))
+    assert run_connection.over.wait(10)
+    assert run_connection.state == "failed"
+    assert run_connection.error.startswith("TypeError: ")
 
 
 def test_what_is_told_of_a_run_that_was_started_again_is_not_what_was_told_before(driver_on, run):
@@ -150,21 +150,21 @@ def test_what_is_told_of_a_run_that_was_started_again_is_not_what_was_told_befor
     paused = StateChanged(step=3, state="paused", reason="the loss is not finite")
     ran_before(run, FIRST, states=[paused])
     line = Line()
-    driver = driver_on(line)
-    driver.start(order(run))
-    until(lambda: driver._state == "live")
-    assert (driver.state, driver.trouble) == ("starting", "")
+    run_connection = driver_on(line)
+    run_connection.start(order(run))
+    until(lambda: run_connection._state == "live")
+    assert (run_connection.state, run_connection.trouble) == ("starting", "")
     told = [FIRST, GenerationEnded(generation=1, reason="x", time=1.0), paused]
     for record, state in zip(told, ("starting", "recovering", "paused"), strict=True):
         line.tell({"told": to_plain(record), "line": None})
-        assert driver.state == state
-    assert driver.trouble == "the loss is not finite"
+        assert run_connection.state == state
+    assert run_connection.trouble == "the loss is not finite"
 
 
 def test_a_large_network_has_the_time_that_it_takes_to_send_it(driver_on, run):
     line = Line()
-    driver = driver_on(line)
-    driver.start(replace(order(run), job=bytes(100 * 2**20)))
+    run_connection = driver_on(line)
+    run_connection.start(replace(order(run), spec=bytes(100 * 2**20)))
     until(lambda: "look_for" in line.deadlines)
     assert line.deadlines["begin_run"] > 100
     assert line.deadlines["look_for"] < 10
@@ -172,19 +172,19 @@ def test_a_large_network_has_the_time_that_it_takes_to_send_it(driver_on, run):
 
 def test_a_wish_that_comes_too_late_is_refused_in_words(driver_on, run):
     line = Line()
-    driver = driver_on(line)
-    driver.start(order(run))
-    until(lambda: driver._state == "live")
+    run_connection = driver_on(line)
+    run_connection.start(order(run))
+    until(lambda: run_connection._state == "live")
     line.found["outcome"] = "finished"
     line.tell({"told": to_plain(RunOver(outcome="finished", error="", time=1.0)), "line": None})
-    driver.send(Wish(7, Note(text="x")))  # before its thread has noticed, or after
-    until(lambda: driver.refused)
-    assert "Note (no. 7)" in driver.refused
-    assert "this run is finished" in driver.refused
-    assert "rk.resume(" in driver.refused
-    driver._thread.join(10)
-    driver.send(Wish(8, Note(text="x")))
-    assert "Note (no. 8)" in driver.refused
+    run_connection.send(Wish(7, Note(text="x")))  # before its thread has noticed, or after
+    until(lambda: run_connection.refused)
+    assert "Note (no. 7)" in run_connection.refused
+    assert "this run is finished" in run_connection.refused
+    assert "rk.resume(" in run_connection.refused
+    run_connection._thread.join(10)
+    run_connection.send(Wish(8, Note(text="x")))
+    assert "Note (no. 8)" in run_connection.refused
     assert not line.posted
 
 
@@ -193,24 +193,24 @@ def test_a_run_that_is_over_is_so_as_soon_as_somebody_attaches_to_it(driver_on, 
     ran_before(run, FIRST, RunOver(outcome="failed", error="rank 1: it broke", time=1.0))
     line = Line()
     line.found["outcome"], line.ask_lease = "failed", lambda topic, holder, *, take: False
-    driver = driver_on(line)
-    driver.attach(take=True)
-    assert driver.over.is_set()
-    assert (driver.state, driver.error) == ("failed", "rank 1: it broke")
+    run_connection = driver_on(line)
+    run_connection.attach(take=True)
+    assert run_connection.over.is_set()
+    assert (run_connection.state, run_connection.error) == ("failed", "rank 1: it broke")
 
 
 def test_a_wish_that_nobody_answers_is_said_to_be_in_doubt(driver_on, run):
     line = Line()
     line.post_wishes = broken
-    driver = driver_on(line)
-    driver.start(order(run))
-    until(lambda: driver._state == "live")
-    driver.send(Wish(7, Note(text="x")))
-    assert driver.over.wait(20)
-    until(lambda: driver.refused)
-    assert "not answered: Note (no. 7)" in driver.refused
-    assert "rk.attach(" in driver.refused
-    assert "cannot be reached" in driver.error
+    run_connection = driver_on(line)
+    run_connection.start(order(run))
+    until(lambda: run_connection._state == "live")
+    run_connection.send(Wish(7, Note(text="x")))
+    assert run_connection.over.wait(20)
+    until(lambda: run_connection.refused)
+    assert "not answered: Note (no. 7)" in run_connection.refused
+    assert "rk.attach(" in run_connection.refused
+    assert "cannot be reached" in run_connection.error
 
 
 def test_a_last_checkpoint_may_take_longer_than_ranks_that_do_not_stop(driver_on, run, monkeypatch):
@@ -218,16 +218,16 @@ def test_a_last_checkpoint_may_take_longer_than_ranks_that_do_not_stop(driver_on
     stop = Wish(1, Stop())
     for obeyed, outcome in ((True, "stopped"), (False, "failed")):
         line = Line()
-        driver = driver_on(line)
-        driver.start(order(run))
-        until(lambda driver=driver: driver._state == "live")
-        driver.send(stop)
+        run_connection = driver_on(line)
+        run_connection.start(order(run))
+        until(lambda run_connection=run_connection: run_connection._state == "live")
+        run_connection.send(stop)
         if obeyed:
-            line.tell({"told": to_plain(applied(stop, driver.holder)), "line": None})
+            line.tell({"told": to_plain(applied(stop, run_connection.holder)), "line": None})
         over = {"told": to_plain(STOPPED), "line": None}
         threading.Timer(1.5, line.tell, [over]).start()
-        driver.close(stop)
-        assert driver.state == outcome
+        run_connection.close(stop)
+        assert run_connection.state == outcome
         until(lambda line=line: not [t for t in threading.enumerate() if isinstance(t, threading.Timer)])
 
 
@@ -236,13 +236,13 @@ def test_files_that_cannot_be_read_for_a_moment_end_no_session(driver_on, run, m
         raise OSError(116, "Stale file handle")
 
     line = Line()
-    driver = driver_on(line)
-    monkeypatch.setattr(driver.history, "catch_up", away)
-    driver.start(order(run))
+    run_connection = driver_on(line)
+    monkeypatch.setattr(run_connection.history, "catch_up", away)
+    run_connection.start(order(run))
     until(lambda: "Stale file handle" in caplog.text)
     line.tell({"told": to_plain(FIRST), "line": None})
-    assert driver.timeline.last(GenerationBegan) == FIRST
-    assert not driver.over.is_set()
+    assert run_connection.timeline.last(GenerationBegan) == FIRST
+    assert not run_connection.over.is_set()
 
 
 def applied(wish, holder):
@@ -252,20 +252,20 @@ def applied(wish, holder):
 
 
 def test_an_attach_that_fails_half_way_leaves_no_connection_behind(tmp_path, monkeypatch):
-    job = job_in(tmp_path / "run")
-    keep_job(job, ranks=1)
-    write_private(job.run.cluster, json.dumps({"folder": str(tmp_path / "cluster")}))
+    spec = job_in(tmp_path / "run")
+    keep_job(spec, ranks=1)
+    write_private(spec.run.cluster, json.dumps({"folder": str(tmp_path / "cluster")}))
     ends, line = [], Line()
     cluster = SimpleNamespace(client=line, disconnect=lambda: ends.append(line))
     monkeypatch.setattr(attach, "reach", lambda place: cluster)
     line.found = None
     with pytest.raises(SessionError, match=r"no run of .* is under way on this cluster; rk\.resume\("):
-        attach.attach(job.run.path)
+        attach.attach(spec.run.path)
     assert ends == [line]
     line.look_for = silent
-    lease = RunLease.take(job.run, place={"folder": "/clusters/ab12cd34"})
+    lease = RunLease.take(spec.run, place={"folder": "/clusters/ab12cd34"})
     with pytest.raises(LeaseError, match="under way on cluster ab12cd34"):
-        attach.attach(job.run.path, take=True)
+        attach.attach(spec.run.path, take=True)
     assert ends == [line, line]
     lease.release()
 

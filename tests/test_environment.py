@@ -180,8 +180,8 @@ def test_modules_beside_the_kernel_are_found_last_of_all_and_it_is_said(told):
 
 @pytest.mark.cluster
 def test_of_a_run_that_is_over_the_scheduler_keeps_next_to_nothing(told):
-    job, events = told["kept"]
-    assert job == 0  # it had the size of the network
+    spec, events = told["kept"]
+    assert spec == 0  # it had the size of the network
     assert events < 10
 
 

@@ -338,7 +338,7 @@ def test_the_same_cell_twice_and_two_notebooks(cluster, expected, tmp_path):
             wait_for(lambda: not first.leads)
             with pytest.raises(SessionError, match="take=True"):
                 first.pause()
-            first._driver.send(Wish(99, Stop()))  # on its way when the other took over
+            first._run_connection.send(Wish(99, Stop()))  # on its way when the other took over
             wait_for(lambda: first.refused)
             with pytest.raises(SessionError, match=r"not accepted: Stop \(no\. 99\)"):
                 first.wait(DEADLINE_S)

@@ -100,10 +100,10 @@ def test_a_file_whose_times_have_changed_but_not_its_bytes_is_still_the_same(tmp
 
 
 def moved_away(groups, folder, tasks):
-    job = job_in_existing(folder, strategy=ER())
+    spec = job_in_existing(folder, strategy=ER())
     network = Meanwhile(20, lambda: Path(tasks[0].path).unlink(missing_ok=True))
     plan = [*[(0, task) for task in tasks], (0, FinishStream())]
-    outcome, timeline = carry_out(groups, job, plan, network=network)
+    outcome, timeline = carry_out(groups, spec, plan, network=network)
     return (
         outcome,
         ended(timeline),
@@ -114,8 +114,8 @@ def moved_away(groups, folder, tasks):
 
 def test_a_trained_task_that_is_moved_away_is_left_unevaluated_on_all_ranks_alike(tmp_path):
     tasks = class_tasks(tmp_path / "tasks", tasks=3)
-    job = job_in(tmp_path / "run")
-    first, second = on_ranks(2, tmp_path, moved_away, job.run.path, tasks)
+    spec = job_in(tmp_path / "run")
+    first, second = on_ranks(2, tmp_path, moved_away, spec.run.path, tasks)
     assert first[:2] == ("finished", [0, 1, 2])
     assert second[0] == "finished"
     assert [task for task, _ in first[2]] == [0, 0]  # watched and test, each told once
@@ -125,17 +125,17 @@ def test_a_trained_task_that_is_moved_away_is_left_unevaluated_on_all_ranks_alik
 
 def test_a_run_is_gone_on_with_though_what_it_was_trained_on_is_gone(tmp_path):
     tasks = class_tasks(tmp_path / "tasks", tasks=3)
-    job = job_in(tmp_path / "run")
+    spec = job_in(tmp_path / "run")
     plan = [*[(0, task) for task in tasks], (0, FinishStream()), (22, TakeCheckpoint())]
     with pytest.raises(CutOffError):
-        carry_out(ALONE, job, plan, cut=26)
-    until(lambda: find_checkpoints(job.run.checkpoints))
+        carry_out(ALONE, spec, plan, cut=26)
+    until(lambda: find_checkpoints(spec.run.checkpoints))
     Path(tasks[0].path).unlink()
-    outcome, timeline = carry_out(ALONE, job, plan, generation=2)
+    outcome, timeline = carry_out(ALONE, spec, plan, generation=2)
     assert outcome == "finished"
     assert ended(timeline)[-1] == 2
     assert {record.task for record in timeline.records(Unevaluated)} == {0}
-    told = Timeline.load(job.run.timeline)
+    told = Timeline.load(spec.run.timeline)
     assert "0.h5: there is no such file" in results_table(told)["not evaluated"][0]
     assert list(results_table(told)["not evaluated"][1:]) == ["", ""]
     assert "cannot be evaluated any more: " in tasks_html(told)
@@ -180,11 +180,11 @@ def test_a_file_name_may_be_any_bytes(tmp_path):
     bad = os.fsdecode(os.fsencode(tmp_path) + b"/bad_\xff.h5")
     Path(bad).write_text("no scan")
     plan = [(0, Arrived(name=Path(path).stem, path=path)) for path in (bad, odd)] + [(0, FinishStream())]
-    job = job_in(tmp_path / "run")
-    first, second = on_ranks(2, tmp_path, odd_name, job.run.path, plan)
+    spec = job_in(tmp_path / "run")
+    first, second = on_ranks(2, tmp_path, odd_name, spec.run.path, plan)
     assert first == ("finished", [0], [f"{tmp_path}/bad_\\udcff.h5"])
     assert second[0] == "finished"
-    assert [entry.get("path") for entry in read_ledger(job.run.effects)[:2]] == [bad, odd]
+    assert [entry.get("path") for entry in read_ledger(spec.run.effects)[:2]] == [bad, odd]
 
 
 def test_a_pipe_that_matches_is_said_and_the_run_goes_on(tmp_path):
@@ -202,11 +202,11 @@ def test_commands_pass_by_a_file_that_is_waited_for_and_the_stream_does_not_end_
     writer = open(tasks[1].path, "r+b")
     fcntl.flock(writer, fcntl.LOCK_EX)
     plan = [*[(0, task) for task in tasks], (0, FinishStream()), (5, Steer(learning_rate=0.01))]
-    job = job_in(tmp_path / "run")
-    outcome, timeline = carry_out(ALONE, job, plan, network=Meanwhile(15, writer.close))
+    spec = job_in(tmp_path / "run")
+    outcome, timeline = carry_out(ALONE, spec, plan, network=Meanwhile(15, writer.close))
     assert outcome == "finished"
     assert ended(timeline) == [0, 1]
-    kinds = [entry["kind"] for entry in read_ledger(job.run.effects)]
+    kinds = [entry["kind"] for entry in read_ledger(spec.run.effects)]
     assert kinds.index("Steer") < kinds.index("Arrived", 1) < kinds.index("FinishStream")
 
 

@@ -15,11 +15,11 @@ from rehearsal_kit.base.errors import TaskError
 from rehearsal_kit.base.settings import Training
 from rehearsal_kit.buffer.row_layout import IDENTITY
 from rehearsal_kit.data.experience import NUMBER
-from rehearsal_kit.data.task_stream import Stream
+from rehearsal_kit.data.task_stream import TaskStream
 from rehearsal_kit.data.tensor_tasks import open_tensor_task
 from rehearsal_kit.learning.learner import Learner
 from rehearsal_kit.rank import previewer as gallery_module
-from rehearsal_kit.rank.previewer import Gallery
+from rehearsal_kit.rank.previewer import Previewer
 from rehearsal_kit.record.commands import Arrived, FinishStream
 from rehearsal_kit.record.preview_files import append_previews, read_previews
 from rehearsal_kit.record.records import NotKept, TaskEnded
@@ -66,56 +66,56 @@ class Looked(Net):
         return super().forward(image.mul_(1.5))
 
 
-def hung(folder, *experiences) -> tuple[Gallery, Looked]:
+def hung(folder, *experiences) -> tuple[Previewer, Looked]:
     network = Looked()
     learner = Learner(network, Training(), device="cpu", groups=ALONE)
-    stream = Stream(ALONE, seed=1)
+    stream = TaskStream(ALONE, seed=1)
     for number, experience in enumerate(experiences):
         stream.append(Arrived(name=f"{number}", path="/nowhere"), experience)
     samples = {**experiences[0].inside.load("training", np.arange(4)), IDENTITY: torch.arange(4)}
     del samples[NUMBER]
     learner.signature = learner.meet(samples, "image")
     network.predictions = 0
-    return Gallery(learner, stream, folder / "previews"), network
+    return Previewer(learner, stream, folder / "previews"), network
 
 
 def test_nobody_looking_nothing_is_done(tmp_path, tasks, monkeypatch):
     monkeypatch.setattr(gallery_module, "INTERVAL_S", 0.0)
     experience = Counted(tasks[0])
-    gallery, network = hung(tmp_path, experience)
+    previewer, network = hung(tmp_path, experience)
     for step in range(5):
-        gallery.refresh(0, step=step)
+        previewer.refresh(0, step=step)
     assert network.predictions == 0
     assert experience.asked == []
-    gallery.ask(None)
+    previewer.ask(None)
     for step in range(5):
-        gallery.refresh(0, step=step)
+        previewer.refresh(0, step=step)
     assert network.predictions == 5
-    assert gallery.newest(None).step == 4
+    assert previewer.newest(None).step == 4
     monkeypatch.setattr(gallery_module, "ASKED_S", 0.0)  # it was long ago
-    gallery.refresh(0, step=5)
+    previewer.refresh(0, step=5)
     assert network.predictions == 5
-    gallery.close()
+    previewer.close()
 
 
 def test_the_sample_that_is_shown_is_read_once_and_stays_as_it_is(tmp_path, tasks, monkeypatch):
     monkeypatch.setattr(gallery_module, "INTERVAL_S", 0.0)
     experience = Counted(tasks[0])
-    gallery, _ = hung(tmp_path, experience)
-    gallery.ask(0)
-    gallery.refresh(0, step=1)
-    first = gallery.newest(0)
-    gallery.refresh(0, step=2)
-    second = gallery.newest(0)
+    previewer, _ = hung(tmp_path, experience)
+    previewer.ask(0)
+    previewer.refresh(0, step=1)
+    first = previewer.newest(0)
+    previewer.refresh(0, step=2)
+    second = previewer.newest(0)
     assert experience.asked == [[20]]  # the middle one, and no other
     assert (first.step, second.step) == (1, 2)
     assert np.array_equal(first.input, second.input)  # although the network works in place
-    gallery.close()
+    previewer.close()
 
 
 def test_where_frames_have_no_beam_a_few_are_looked_at_together_and_that_is_remembered(tasks):
     for watched, dark, found in [(40, range(30), 30), (40, range(40), None), (5000, range(5000), None)]:
-        stream, experience = Stream(ALONE, seed=1), Counted(tasks[0], dark=dark, watched=watched)
+        stream, experience = TaskStream(ALONE, seed=1), Counted(tasks[0], dark=dark, watched=watched)
         stream.append(tasks[0], experience)
         for _ in range(3):
             sample = stream.shown(0)
@@ -126,10 +126,10 @@ def test_where_frames_have_no_beam_a_few_are_looked_at_together_and_that_is_reme
 
 
 def test_what_is_kept_can_be_seen_long_after(tmp_path, tasks):
-    gallery, _ = hung(tmp_path, *[Counted(task) for task in tasks])
+    previewer, _ = hung(tmp_path, *[Counted(task) for task in tasks])
     for after in range(TASKS):
-        gallery.keep(range(after + 1), after=after, step=10 * after)
-    gallery.close()
+        previewer.keep(range(after + 1), after=after, step=10 * after)
+    previewer.close()
     kept = {(after, preview.task): preview for after, preview in read_previews(tmp_path / "previews")}
     assert set(kept) == {(after, task) for after in range(TASKS) for task in range(after + 1)}
     assert [path.name for path in sorted((tmp_path / "previews").iterdir())] == [
@@ -142,31 +142,31 @@ def test_memory_holds_the_newest_and_those_seen_last_others_are_made_when_asked_
     tmp_path, tasks, monkeypatch
 ):
     monkeypatch.setattr(gallery_module, "INTERVAL_S", 0.0)
-    gallery, _ = hung(tmp_path, *[Counted(task) for task in tasks])
-    gallery.keep([5, 0, 1, 2, 3, 4], after=5, step=10)
-    assert [task for task in range(TASKS) if gallery.newest(task) is not None] == [1, 2, 3, 4, 5]
-    assert gallery.newest(None).task == 5
-    gallery.ask(0)
-    gallery.refresh(5, step=11)
-    assert gallery.newest(0).step == 11
-    assert gallery.newest(1) is None
-    gallery.close()
+    previewer, _ = hung(tmp_path, *[Counted(task) for task in tasks])
+    previewer.keep([5, 0, 1, 2, 3, 4], after=5, step=10)
+    assert [task for task in range(TASKS) if previewer.newest(task) is not None] == [1, 2, 3, 4, 5]
+    assert previewer.newest(None).task == 5
+    previewer.ask(0)
+    previewer.refresh(5, step=11)
+    assert previewer.newest(0).step == 11
+    assert previewer.newest(1) is None
+    previewer.close()
 
 
 def test_very_many_at_once_lie_in_several_files(tmp_path, tasks, monkeypatch):
     monkeypatch.setattr(gallery_module, "TOGETHER", 4)
-    gallery, _ = hung(tmp_path, *[Counted(task) for task in tasks])
-    gallery.keep(range(TASKS), after=5, step=1)
-    gallery.close()
+    previewer, _ = hung(tmp_path, *[Counted(task) for task in tasks])
+    previewer.keep(range(TASKS), after=5, step=1)
+    previewer.close()
     assert len(list((tmp_path / "previews").iterdir())) == 2
     assert sorted(preview.task for _, preview in read_previews(tmp_path / "previews")) == list(range(TASKS))
 
 
 def test_a_file_of_previews_that_is_damaged_costs_a_warning(tmp_path, tasks):
-    gallery, _ = hung(tmp_path, Counted(tasks[0]))
+    previewer, _ = hung(tmp_path, Counted(tasks[0]))
     for after in (0, 1):
-        gallery.keep([0], after=after, step=after)
-    gallery.close()
+        previewer.keep([0], after=after, step=after)
+    previewer.close()
     (tmp_path / "previews" / "after_000001.h5").write_bytes(b"no HDF5")
     with pytest.warns(UserWarning, match=r"after_000001\.h5 cannot be read"):
         assert [after for after, _ in read_previews(tmp_path / "previews")] == [0]
@@ -174,44 +174,44 @@ def test_a_file_of_previews_that_is_damaged_costs_a_warning(tmp_path, tasks):
 
 def test_what_went_wrong_is_said_once_and_when_it_is_over(tmp_path, tasks):
     lost = Counted(tasks[1])
-    gallery, _ = hung(tmp_path, Counted(tasks[0]), lost)
+    previewer, _ = hung(tmp_path, Counted(tasks[0]), lost)
     said: list[str] = []
 
     def hear() -> list[str]:
-        news = gallery.news()
+        news = previewer.news()
         return said if news is None else [said.append(news), said][1]
 
     blocked = tmp_path / "previews"
     blocked.write_text("no folder")
-    gallery.keep([0], after=0, step=0)
-    gallery.keep([0], after=1, step=1)
+    previewer.keep([0], after=0, step=0)
+    previewer.keep([0], after=1, step=1)
     until(lambda: len(hear()) == 1)
     assert "previews cannot be written: File exists" in said[0]
     blocked.unlink()
-    gallery.keep([0], after=2, step=2)
+    previewer.keep([0], after=2, step=2)
     until(lambda: len(hear()) == 2)
     assert said[1] == ""
     lost.error = TaskError("the file was moved away")
-    gallery.keep([1], after=3, step=3)  # evaluation says what became of its file
+    previewer.keep([1], after=3, step=3)  # evaluation says what became of its file
     assert len(hear()) == 2
-    gallery.close()
+    previewer.close()
 
 
 @pytest.mark.parametrize("how", ["no folder can be made", "a damaged file"])
 def test_a_run_whose_previews_cannot_be_written_ends_like_any_other(tmp_path, tasks, how):
     plan = [*[(0, task) for task in tasks[:2]], (0, FinishStream())]
-    whole, job = job_in(tmp_path / "whole"), job_in(tmp_path / "run")
+    whole, spec = job_in(tmp_path / "whole"), job_in(tmp_path / "run")
     carry_out(ALONE, whole, plan)
     if how == "no folder can be made":
-        job.run.previews.write_text("in the way")
+        spec.run.previews.write_text("in the way")
     else:
-        job.run.previews.mkdir()
-        (job.run.previews / "after_000000.h5").write_bytes(b"no HDF5")
-    outcome, timeline = carry_out(ALONE, job, plan)
+        spec.run.previews.mkdir()
+        (spec.run.previews / "after_000000.h5").write_bytes(b"no HDF5")
+    outcome, timeline = carry_out(ALONE, spec, plan)
     assert outcome == "finished"
     assert len(timeline.records(TaskEnded)) == 2
     assert timeline.records(NotKept)[0].reason
-    assert same(weights_of(job), weights_of(whole))
+    assert same(weights_of(spec), weights_of(whole))
 
 
 def test_ranks_that_end_early_leave_no_half_of_a_file_and_write_none_that_wait(tmp_path, tasks, monkeypatch):
@@ -224,13 +224,13 @@ def test_ranks_that_end_early_leave_no_half_of_a_file_and_write_none_that_wait(t
 
     monkeypatch.setattr(gallery_module, "append_previews", slowly)
     monkeypatch.setattr(gallery_module, "MOMENT_S", 60.0)
-    gallery, _ = hung(tmp_path, Counted(tasks[0]))
+    previewer, _ = hung(tmp_path, Counted(tasks[0]))
     for after in range(4):
-        gallery.keep([0], after=after, step=after)
+        previewer.keep([0], after=after, step=after)
     assert begun.wait(60)
     threading.Timer(0.2, goes_on.set).start()
     began = time.monotonic()
-    gallery.abandon()
+    previewer.abandon()
     assert time.monotonic() - began < 30
     assert [path.name for path in (tmp_path / "previews").iterdir()] == ["after_000000.h5"]
 
@@ -238,18 +238,18 @@ def test_ranks_that_end_early_leave_no_half_of_a_file_and_write_none_that_wait(t
 def test_a_disk_that_does_not_answer_holds_nobody_up_who_ends_early(tmp_path, tasks, monkeypatch):
     goes_on = threading.Event()
     monkeypatch.setattr(gallery_module, "append_previews", lambda *_, **__: goes_on.wait(60))
-    gallery, _ = hung(tmp_path, Counted(tasks[0]))
-    gallery.keep([0], after=0, step=0)
+    previewer, _ = hung(tmp_path, Counted(tasks[0]))
+    previewer.keep([0], after=0, step=0)
     began = time.monotonic()
-    gallery.abandon()
+    previewer.abandon()
     assert time.monotonic() - began < 20 * gallery_module.MOMENT_S < 60
     goes_on.set()
 
 
 def test_an_append_copies_nothing_of_the_tasks_before(tmp_path, tasks):
-    gallery, _ = hung(tmp_path, Counted(tasks[0]))
-    gallery.keep([0], after=0, step=0)
-    gallery.close()
+    previewer, _ = hung(tmp_path, Counted(tasks[0]))
+    previewer.keep([0], after=0, step=0)
+    previewer.close()
     ((_, preview),) = read_previews(tmp_path / "previews")
     for after in range(1, 30):
         append_previews(tmp_path / "previews", [preview], after=after)

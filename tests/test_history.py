@@ -13,21 +13,21 @@ from rehearsal_kit.record.ledger import Ledger
 from rehearsal_kit.record.rank_records import GenerationBegan, Joined
 from rehearsal_kit.record.record_lines import BLOCK, lines_backwards
 from rehearsal_kit.record.records import Noted, StateChanged, to_plain
-from rehearsal_kit.record.tail import EARLY, History
+from rehearsal_kit.record.tail import EARLY, TimelineTail
 from rehearsal_kit.record.timeline import Timeline
 
 NOTES = [Noted(step=number, text=f"note {number}", time=float(number)) for number in range(6)]
 
 
 def test_what_is_told_in_order_needs_no_file(run):
-    history = History(run)
+    history = TimelineTail(run)
     for line, record in enumerate(NOTES):
         history.hear(record, line)
     assert history.timeline.records() == NOTES
 
 
 def test_what_was_missed_is_read_from_the_file(run):
-    history = History(run)
+    history = TimelineTail(run)
     history.hear(NOTES[0], 0)
     written(run, NOTES[:5])
     history.hear(NOTES[4], 4)  # 1 to 3 were not told
@@ -40,7 +40,7 @@ def test_what_was_missed_is_read_from_the_file(run):
 
 
 def test_a_file_that_lags_is_waited_for(run):
-    history = History(run)
+    history = TimelineTail(run)
     history.hear(NOTES[2], 2)
     assert len(history.timeline) == 0  # nobody knows what comes before it
     written(run, NOTES[:2])
@@ -53,7 +53,7 @@ def test_a_torn_last_line_is_left_until_it_is_whole(run):
     line = json.dumps(to_plain(NOTES[2])) + "\n"
     with run.timeline.open("a") as stream:
         stream.write(line[:20])
-    history = History(run)
+    history = TimelineTail(run)
     history.catch_up()
     assert history.timeline.records() == NOTES[:2]
     with run.timeline.open("a") as stream:
@@ -63,7 +63,7 @@ def test_a_torn_last_line_is_left_until_it_is_whole(run):
 
 
 def test_ranks_and_the_coordinator_are_told_apart(run):
-    history = History(run)
+    history = TimelineTail(run)
     began = GenerationBegan(generation=1, workers=("a", "b"), time=0.0)
     history.hear(began, 0, of_generations=True)
     history.hear(NOTES[0], 0)
@@ -79,7 +79,7 @@ def test_a_ledger_cuts_off_a_torn_line_before_it_goes_on(run):
     ledger = Ledger(run.timeline, durable=False)
     assert ledger.append(to_plain(replace(NOTES[2], text="after"))) == 2
     ledger.close()
-    history = History(run)
+    history = TimelineTail(run)
     history.catch_up()
     assert [record.text for record in history.timeline.records()] == ["note 0", "note 1", "after"]
 
@@ -104,7 +104,7 @@ def test_a_damaged_line_is_said_once_and_the_others_are_there(run, line, caplog)
     with run.timeline.open("ab") as stream:
         stream.write(line + b"\n" + line + b"\n")
     written(run, NOTES[2:4])
-    history = History(run)
+    history = TimelineTail(run)
     history.catch_up()
     history.hear(NOTES[4], 6)  # the next one: damaged lines count
     assert history.timeline.records() == NOTES[:5]
@@ -116,14 +116,14 @@ def test_a_damaged_line_is_said_once_and_the_others_are_there(run, line, caplog)
 def test_a_damaged_line_of_the_coordinator_is_left_out_as_well(run, caplog):
     run.generations.write_text('{"record": "Gener\n')
     written(run, NOTES)
-    history = History(run)
+    history = TimelineTail(run)
     history.catch_up()
     assert history.timeline.records() == NOTES
     assert "generations.jsonl is damaged" in caplog.text
 
 
 def test_what_is_told_beyond_what_is_held_is_read_from_the_file(run):
-    history = History(run)
+    history = TimelineTail(run)
     told = [StateChanged(step=step, state="running") for step in range(EARLY + 50)]
     for line, record in enumerate(told[1:], 1):  # the first one was missed, and the file lags
         history.hear(record, line)

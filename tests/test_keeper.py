@@ -15,7 +15,7 @@ from ranks import PROCESSES
 from runkit import until
 
 from rehearsal_kit.base.patience import Patience
-from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.base.settings import Recovery
 from rehearsal_kit.buffer.row_layout import RowLayout
 from rehearsal_kit.buffer.snapshots import read_shards
@@ -23,7 +23,7 @@ from rehearsal_kit.buffer.states import BufferState
 from rehearsal_kit.buffer.store import Contents
 from rehearsal_kit.rank import checkpoint_writer
 from rehearsal_kit.rank.checkpoint_files import STATE, find_checkpoints
-from rehearsal_kit.rank.checkpoint_writer import Copied, Keeper
+from rehearsal_kit.rank.checkpoint_writer import CheckpointCopy, CheckpointWriter
 from rehearsal_kit.record.lease import LeaseWatch
 from rehearsal_kit.record.records import CheckpointFailed, CheckpointKept
 from rehearsal_kit.record.run_folder import RunFolder
@@ -57,14 +57,14 @@ class Rows:
 SMALL = RowLayout.of({"x": torch.zeros(0, 64)})
 
 
-def copied(number: int, rank: int, *, rows=None, layout=LAYOUT) -> Copied:
+def copied(number: int, rank: int, *, rows=None, layout=LAYOUT) -> CheckpointCopy:
     rows = np.full((ROWS, layout.words), 7, np.int64) if rows is None else rows
     state = BufferState(
         layout=layout, policy="quotas", seed=1, capacity=2 * ROWS, oldest=0, threshold=2**63 - 1, step=number,
         contents=Contents(rows, np.zeros(ROWS, np.int64), np.arange(ROWS)), pending=None, drawn=None,
     )  # fmt: skip
     tensors = {"now.weights.w": torch.full((3,), float(number))} if rank == 0 else {}
-    return Copied(number=number, state={"number": number}, tensors=tensors, buffer=state, error=None)
+    return CheckpointCopy(number=number, state={"number": number}, tensors=tensors, buffer=state, error=None)
 
 
 class Pair:
@@ -73,10 +73,10 @@ class Pair:
     def __init__(self, root, generation: int = 1, *, layout=LAYOUT) -> None:
         self.root, self.layout = root, layout
         self.ranks = [
-            Keeper(
+            CheckpointWriter(
                 root,
                 Recovery(keep_last=9),
-                Groups(rank, 2),
+                ProcessGroups(rank, 2),
                 generation=generation,
                 run="ours",
                 lease=LeaseWatch(RunFolder(root.parent), ""),

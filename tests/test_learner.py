@@ -11,7 +11,7 @@ import torch
 from ranks import on_ranks
 
 from rehearsal_kit.base.errors import SettingsError, TaskError
-from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.base.settings import Training
 from rehearsal_kit.buffer.row_layout import IDENTITY
 from rehearsal_kit.learning.learner import Learner, MiniBatch
@@ -22,7 +22,7 @@ from rehearsal_kit.learning.strategies.references import Incremental
 from rehearsal_kit.learning.strategies.replay import ER
 
 CLASSES = 3
-BY_ITSELF = Groups(0, 1)
+BY_ITSELF = ProcessGroups(0, 1)
 
 
 class Net(torch.nn.Module):
@@ -135,7 +135,7 @@ def test_predictions_and_scores_change_no_state():
     before, random = state_of(learner), torch.get_rng_state()
     inputs = samples(20, seed=7)["x"]
     first = learner.predict(inputs)["label"]
-    scores = learner.quality(iter([samples(20, seed=7), samples(3, seed=8)]))
+    scores = learner.metrics(iter([samples(20, seed=7), samples(3, seed=8)]))
     meeting = learner.meet(samples(2), "x")
     assert torch.equal(learner.predict(inputs)["label"], first)
     assert meeting == learner.signature
@@ -408,7 +408,7 @@ def on_this_rank(groups):
     found["never bad"] = plain(train(other, 2, seed=100 * groups.rank).weights())
 
     parts = [samples(9, seed=groups.rank), samples(4 * groups.rank, seed=8)]
-    scores = learner.quality(iter(parts))
+    scores = learner.metrics(iter(parts))
     found["quality"] = (
         dict(scores.errors),
         learner.predict(torch.cat([part["x"] for part in parts]))["label"].numpy(),

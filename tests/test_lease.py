@@ -238,28 +238,28 @@ def test_of_many_sessions_in_a_new_folder_one_is_made(tmp_path):
 
 
 def test_a_rank_without_the_lease_writes_nothing_at_all(tmp_path):
-    job = job_in(tmp_path / "run")
-    lease = RunLease.take(job.run, place=PLACE)
+    spec = job_in(tmp_path / "run")
+    lease = RunLease.take(spec.run, place=PLACE)
     with pytest.raises(LeaseError, match="ab12cd34"):
-        carry_out(ALONE, job, [], lease="that of an earlier cluster")
-    left = {path.name for path in job.run.path.iterdir()}
+        carry_out(ALONE, spec, [], lease="that of an earlier cluster")
+    left = {path.name for path in spec.run.path.iterdir()}
     assert left == {"lease.lock", "lease.json", "wishes.jsonl", "generations.jsonl"}  # none of a rank
     lease.release()
     with pytest.raises(LeaseError, match="nobody holds it"):
-        carry_out(ALONE, job, [], lease=lease.token)
+        carry_out(ALONE, spec, [], lease=lease.token)
 
 
 def test_a_rank_that_loses_the_lease_ends_and_completes_no_checkpoint(tmp_path):
     tasks = class_tasks(tmp_path / "tasks", tasks=2, each=2000)
-    job = job_in(tmp_path / "run")
-    lease = RunLease.take(job.run, place=PLACE)
-    network = Meanwhile(19, (job.run.path / "lease.json").unlink)  # another cluster takes the folder over
+    spec = job_in(tmp_path / "run")
+    lease = RunLease.take(spec.run, place=PLACE)
+    network = Meanwhile(19, (spec.run.path / "lease.json").unlink)  # another cluster takes the folder over
     # The checkpoint comes before the ranks look again, so that it is its own look that counts.
     plan = [*[(0, task) for task in tasks], (0, FinishStream()), (20, TakeCheckpoint())]
     with pytest.raises(LeaseError, match="lost to somebody else"):
-        carry_out(ALONE, job, plan, network=network, lease=lease.token)
+        carry_out(ALONE, spec, plan, network=network, lease=lease.token)
     assert 20 <= network.steps < 1500  # half a second later, not at the end
-    assert not find_checkpoints(job.run.checkpoints)
+    assert not find_checkpoints(spec.run.checkpoints)
     lease.release()
 
 
@@ -277,10 +277,10 @@ def test_who_looks_now_and_then_looks_at_once_where_it_matters(run):
 
 
 def stored_run(folder):
-    job = job_in(folder)
-    keep_job(job, ranks=1)
-    write_private(job.run.cluster, json.dumps({"folder": str(folder / "cluster-that-is-gone")}))
-    return job.run
+    spec = job_in(folder)
+    keep_job(spec, ranks=1)
+    write_private(spec.run.cluster, json.dumps({"folder": str(folder / "cluster-that-is-gone")}))
+    return spec.run
 
 
 def test_resume_refuses_before_it_asks_any_cluster(tmp_path):
@@ -349,8 +349,8 @@ def test_what_a_dead_process_has_left_half_written_blocks_nobody(run):
 
 @pytest.mark.parametrize("copied", [False, True], ids=["moved", "copied, original gone"])
 def test_a_run_goes_on_where_its_folder_was_moved_to(tmp_path, copied):
-    whole, job = job_in(tmp_path / "whole"), job_in(tmp_path / "run")
-    for each in (whole, job):
+    whole, spec = job_in(tmp_path / "whole"), job_in(tmp_path / "run")
+    for each in (whole, spec):
         plan = [*[(0, task) for task in class_tasks(each.run.path / "tasks", tasks=2)], (0, FinishStream())]
         plan.append((5, TakeCheckpoint()))
         if each is whole:
@@ -358,25 +358,25 @@ def test_a_run_goes_on_where_its_folder_was_moved_to(tmp_path, copied):
             continue
         with pytest.raises(CutOffError):
             carry_out(ALONE, each, plan, cut=8)
-    arrived = [entry["path"] for entry in read_ledger(job.run.effects) if entry["kind"] == "Arrived"]
+    arrived = [entry["path"] for entry in read_ledger(spec.run.effects) if entry["kind"] == "Arrived"]
     assert arrived == ["tasks/0.h5", "tasks/1.h5"]
     moved = tmp_path / "elsewhere" / "moved"
     moved.parent.mkdir()
     if copied:
-        shutil.copytree(job.run.path, moved)
-        shutil.rmtree(job.run.path)
+        shutil.copytree(spec.run.path, moved)
+        shutil.rmtree(spec.run.path)
     else:
-        job.run.path.rename(moved)
+        spec.run.path.rename(moved)
     again = job_in_existing(moved)
     assert carry_out(ALONE, again, plan, generation=2)[0] == "finished"
     assert same(weights_of(again), weights_of(whole))
 
 
 def test_a_replay_finds_the_files_of_the_run_that_it_follows_also_where_that_was_moved(tmp_path):
-    job = job_in(tmp_path / "run")
-    tasks = class_tasks(job.run.path / "tasks", tasks=2)
-    carry_out(ALONE, job, [*[(0, task) for task in tasks], (0, FinishStream())])
-    job.run.path.rename(tmp_path / "moved")
+    spec = job_in(tmp_path / "run")
+    tasks = class_tasks(spec.run.path / "tasks", tasks=2)
+    carry_out(ALONE, spec, [*[(0, task) for task in tasks], (0, FinishStream())])
+    spec.run.path.rename(tmp_path / "moved")
     moved = job_in_existing(tmp_path / "moved")
     replay = job_in(tmp_path / "replay", replays=moved.run)
     assert carry_out(ALONE, replay, [])[0] == "finished"

@@ -7,13 +7,13 @@ import itertools
 import pytest
 import torch
 
-from rehearsal_kit.data.task_loader import Lesson, dealt_out
+from rehearsal_kit.data.task_loader import TaskLoader, dealt_out
 
 EPOCHS = 2
 
 
 def lesson_of(size, largest, batch):
-    return Lesson(
+    return TaskLoader(
         task=0,
         tasks=[0],
         samples={"sample_id": torch.arange(size)},
@@ -24,13 +24,13 @@ def lesson_of(size, largest, batch):
     )
 
 
-def taken(lesson):
+def taken(loader):
     """The mini-batches up to the end."""
     batches = []
-    while not lesson.done:
-        assert lesson.steps > lesson.taken
-        batches.append(lesson.next()["sample_id"].tolist())
-    assert lesson.steps == lesson.taken == len(batches)
+    while not loader.done:
+        assert loader.steps > loader.taken
+        batches.append(loader.next()["sample_id"].tolist())
+    assert loader.steps == loader.taken == len(batches)
     return batches
 
 
@@ -48,22 +48,22 @@ def test_every_sample_comes_once_an_epoch_none_alone_and_all_ranks_take_equally_
 
 @pytest.mark.parametrize(("largest", "batch"), [(32, 16), (40, 16), (35, 16), (96, 8)])
 def test_where_no_sample_is_alone_the_dealing_is_that_of_even_slices(largest, batch):
-    lesson = lesson_of(largest, largest, batch)
-    order = lesson.left()
+    loader = lesson_of(largest, largest, batch)
+    order = loader.left()
     slices = [part.tolist() for part in order.split(batch)]
-    assert taken(lesson)[: len(slices)] == slices
+    assert taken(loader)[: len(slices)] == slices
 
 
 def test_another_size_of_mini_batches_in_the_middle_loses_and_repeats_nothing():
     for size, first, then, when in itertools.product((17, 18, 33), (1, 4, 16), (1, 3, 16), (1, 2, 3)):
-        lesson = lesson_of(size, 33, first)
+        loader = lesson_of(size, 33, first)
         batches = []
         for number in itertools.count():
-            if lesson.epoch:
+            if loader.epoch:
                 break
             if number == when:
-                lesson.batch = then
-            batches += lesson.next()["sample_id"].tolist()
+                loader.batch = then
+            batches += loader.next()["sample_id"].tolist()
         assert sorted(batches) == [*range(size)]
 
 

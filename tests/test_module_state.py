@@ -10,7 +10,7 @@ import torch
 from ranks import on_ranks
 
 from rehearsal_kit.base.errors import SettingsError
-from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.base.settings import Training
 from rehearsal_kit.learning.forward_pass import MiniBatch, named_outputs
 from rehearsal_kit.learning.learner import Learner
@@ -56,7 +56,7 @@ def samples(count, *, seed=0):
     }
 
 
-def learner_of(network, groups=Groups(0, 1), **training):  # noqa: B008 - it is frozen
+def learner_of(network, groups=ProcessGroups(0, 1), **training):  # noqa: B008 - it is frozen
     settings = Training(**{"precision": "float32", "optimizer": "sgd", **training})
     learner = Learner(network, settings, device="cpu", groups=groups)
     learner.signature = learner.meet(samples(2), "x")
@@ -94,9 +94,9 @@ def test_a_run_knows_frozen_parts_and_modes_of_its_network_when_it_goes_on(tmp_p
     network = ResNet(classes=4, width=4, stem="small")
     network.bn1.eval()
     network.conv1.requires_grad_(False)
-    job = job_in(tmp_path / "run", network=network)
-    keep_job(job, ranks=1)
-    again = read_network(job.run)
+    spec = job_in(tmp_path / "run", network=network)
+    keep_job(spec, ranks=1)
+    again = read_network(spec.run)
     assert frozen_parameters(again) == frozen_parameters(network) == ["conv1.weight"]
     assert still_modules(again) == ["bn1"]
 
@@ -281,7 +281,7 @@ def on_this_rank(groups):
         found[name, "goes on"] = learner.step(MiniBatch(own, {}, {}), strategy=Incremental()).trouble
     found["uneven"] = learner.step(lonely, strategy=Uneven()).error
     try:
-        learner.quality(iter([bad if groups.rank else own, own]))
+        learner.metrics(iter([bad if groups.rank else own, own]))
     except ValueError as error:
         found["quality"] = str(error)
     return found

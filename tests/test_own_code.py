@@ -70,9 +70,9 @@ def test_what_cannot_be_made_says_what_to_type(file, text, said, monkeypatch):
 
 
 def test_a_replay_says_which_option_names_the_network(tmp_path, capsys):
-    job = job_in(tmp_path / "run", network=Net(), strategy=ER())
-    keep_job(job, ranks=1)
-    assert main(["replay", str(job.run.path)]) == 1
+    spec = job_in(tmp_path / "run", network=Net(), strategy=ER())
+    keep_job(spec, ranks=1)
+    assert main(["replay", str(spec.run.path)]) == 1
     said = capsys.readouterr().err
     assert "--network FILE.py:NAME" in said
     assert "runkit:Net" in said

@@ -194,12 +194,12 @@ def test_stop_forgets_after_five_seconds_and_ignores_a_double_click(session, clo
 
 def test_sliders_steer_once(session):
     controls = Controls(session)
-    controls.knobs["learning_rate"].value = 2e-4
-    controls.knobs["representatives"].value = 12
-    controls.knobs["capacity"].value = 3000
+    controls.setting_controls["learning_rate"].value = 2e-4
+    controls.setting_controls["representatives"].value = 12
+    controls.setting_controls["capacity"].value = 3000
     assert session.asked == [{"learning_rate": 2e-4}, {"representatives": 12}, {"capacity": 3000}]
-    assert not controls.knobs["learning_rate"].continuous_update
-    assert not controls.knobs["representatives"].continuous_update
+    assert not controls.setting_controls["learning_rate"].continuous_update
+    assert not controls.setting_controls["representatives"].continuous_update
 
 
 def test_slider_follows_what_is_in_force_without_asking_again(session):
@@ -207,8 +207,11 @@ def test_slider_follows_what_is_in_force_without_asking_again(session):
     settings = {"learning_rate": 5e-4, "representatives": 200, "capacity": 9000}
     session.timeline.append(applied(0, settings=settings))
     controls.refresh()
-    assert (controls.knobs["learning_rate"].value, controls.knobs["representatives"].value) == (5e-4, 200)
-    assert controls.knobs["capacity"].value == 9000
+    assert (
+        controls.setting_controls["learning_rate"].value,
+        controls.setting_controls["representatives"].value,
+    ) == (5e-4, 200)
+    assert controls.setting_controls["capacity"].value == 9000
     assert session.asked == []
 
 
@@ -218,7 +221,10 @@ def test_settings_may_be_text(session):
     )
     controls = Controls(session)
     assert "strategy &lt;DERpp&gt;, alpha 0.5, representatives 8, capacity 1 GiB" in controls.said.value
-    assert (controls.knobs["representatives"].value, controls.knobs["capacity"].value) == (
+    assert (
+        controls.setting_controls["representatives"].value,
+        controls.setting_controls["capacity"].value,
+    ) == (
         8,
         session.rehearsal.capacity,
     )
@@ -246,20 +252,20 @@ def test_a_pause_that_a_person_asked_for_needs_no_reason(session):
 def test_a_capacity_in_bytes_has_no_slider(session):
     session.rehearsal = Rehearsal(capacity="1 GiB")
     controls = Controls(session)
-    assert "capacity" not in controls.knobs.widgets
+    assert "capacity" not in controls.setting_controls.widgets
     assert "capacity" not in controls.said.value
 
 
 def test_slider_waits_for_the_answer_to_its_own_wish(session):
     controls = Controls(session)
-    controls.knobs["representatives"].value = 12
+    controls.setting_controls["representatives"].value = 12
     session.timeline.append(applied(0, settings={"representatives": 24}))
     controls.refresh()
-    assert controls.knobs["representatives"].value == 12
+    assert controls.setting_controls["representatives"].value == 12
     assert "not yet in force" in controls.said.value
     session.timeline.append(applied(1, settings={"representatives": 24}, refused="too <many>"))
     controls.refresh()
-    assert controls.knobs["representatives"].value == 24
+    assert controls.setting_controls["representatives"].value == 24
     assert "too &lt;many&gt;" in controls.said.value
 
 
@@ -558,26 +564,33 @@ def test_every_setting_has_a_knob_and_each_change_is_one_wish(session):
     controls = Controls(session)
     wanted = {"policy": "reservoir", "batch": 8, "candidates": 3, "distillation": 16}
     for name, value in wanted.items():
-        controls.knobs[name].value = value
+        controls.setting_controls[name].value = value
     assert session.asked == [{name: value} for name, value in wanted.items()]
 
 
 def test_weights_appear_with_the_strategies_that_have_them_and_a_refusal_is_said(session):
     controls = Controls(session)
-    assert controls.knobs["alpha"].layout.display == controls.knobs["beta"].layout.display == "none"
-    controls.knobs["strategy"].value = "DERpp"
+    assert (
+        controls.setting_controls["alpha"].layout.display
+        == controls.setting_controls["beta"].layout.display
+        == "none"
+    )
+    controls.setting_controls["strategy"].value = "DERpp"
     assert session.asked == [{"strategy": DERpp()}]
-    assert controls.knobs["alpha"].layout.display is None
+    assert controls.setting_controls["alpha"].layout.display is None
     assert "strategy DERpp, alpha 0.5, beta 1</b> &rarr; not yet in force" in controls.said.value
     tell(session, applied(1, settings={"strategy": "ER"}, refused="distillation is <0>"))
     controls.refresh()
-    assert controls.knobs["strategy"].value == "ER"
-    assert controls.knobs["beta"].layout.display == "none"
+    assert controls.setting_controls["strategy"].value == "ER"
+    assert controls.setting_controls["beta"].layout.display == "none"
     assert "refused by all ranks: distillation is &lt;0&gt;" in controls.said.value
     tell(session, applied(0, settings={"strategy": "DER", "alpha": 0.25}))
     controls.refresh()
-    assert (controls.knobs["strategy"].value, controls.knobs["alpha"].value) == ("DER", 0.25)
-    controls.knobs["alpha"].value = 0.75
+    assert (controls.setting_controls["strategy"].value, controls.setting_controls["alpha"].value) == (
+        "DER",
+        0.25,
+    )
+    controls.setting_controls["alpha"].value = 0.75
     assert session.asked[1:] == [{"alpha": 0.75}]
 
 
@@ -586,20 +599,24 @@ def test_an_own_strategy_is_shown_by_its_name(session):
         pass
 
     session.strategy = Mine()
-    assert Controls(session).knobs["strategy"].value == "Mine"
+    assert Controls(session).setting_controls["strategy"].value == "Mine"
 
 
 def test_buttons_for_tasks_evaluations_and_checkpoints(session):
     controls = Controls(session)
-    assert controls.acts.finish.disabled
-    assert controls.acts.finish.tooltip == "no task is under way"
+    assert controls.run_controls.finish.disabled
+    assert controls.run_controls.finish.tooltip == "no task is under way"
     tell(session, arrived(0), TaskBegan(step=0, task=0, steps=9, time=0.0))
     controls.refresh()
-    assert not controls.acts.finish.disabled
-    for button in (controls.acts.finish, controls.acts.evaluate, controls.acts.checkpoint):
+    assert not controls.run_controls.finish.disabled
+    for button in (
+        controls.run_controls.finish,
+        controls.run_controls.evaluate,
+        controls.run_controls.checkpoint,
+    ):
         click(button)
-    controls.acts.note.value = "the <beam> is weak"
-    assert controls.acts.note.value == ""
+    controls.run_controls.note.value = "the <beam> is weak"
+    assert controls.run_controls.note.value == ""
     assert session.asked == ["finish task", "evaluate", "checkpoint", ("note", "the <beam> is weak")]
     tell(session, applied(2, kind="Evaluate"))
     controls.refresh()
@@ -609,50 +626,50 @@ def test_buttons_for_tasks_evaluations_and_checkpoints(session):
 
 def test_waiting_tasks_are_skipped_and_trained_next(session):
     controls = Controls(session)
-    assert controls.acts.skip.disabled
+    assert controls.run_controls.skip.disabled
     tell(session, *(arrived(number, f"<{number}>") for number in range(3)))
     tell(session, TaskBegan(step=0, task=0, steps=9, time=0.0))
     controls.refresh()
-    assert controls.acts.waiting.options == (("1 <1>", 1), ("2 <2>", 2))
-    controls.acts.waiting.value = 2
-    click(controls.acts.next)
-    click(controls.acts.skip)
+    assert controls.run_controls.waiting.options == (("1 <1>", 1), ("2 <2>", 2))
+    controls.run_controls.waiting.value = 2
+    click(controls.run_controls.next)
+    click(controls.run_controls.skip)
     assert session.asked == [("reorder", 2), ("skip", 2)]
     assert "task 2 &lt;2&gt; next" in controls.said.value
     tell(session, TaskSetAside(step=1, name="<2>", path="/p", reason="skipped"))
     controls.refresh()
-    assert controls.acts.waiting.options == (("1 <1>", 1),)
+    assert controls.run_controls.waiting.options == (("1 <1>", 1),)
 
 
 def test_rolling_back_asks_again_and_for_the_same_checkpoint(session, clock):
     controls = Controls(session, clock=clock)
-    acts = controls.acts
-    assert acts.roll_back.disabled
-    assert acts.checkpoints.value == NONE
+    run_controls = controls.run_controls
+    assert run_controls.roll_back.disabled
+    assert run_controls.checkpoints.value == NONE
     tell(session, *taken(6, step=90), *taken(7, step=120, error=0.2149))
     controls.refresh()
-    assert acts.checkpoints.options == (("#7 step 120, error 0.21", 7), ("#6 step 90", 6))
-    assert acts.checkpoints.value == 7
-    click(acts.roll_back)
-    assert acts.roll_back.description == "Confirm: back to #7"
+    assert run_controls.checkpoints.options == (("#7 step 120, error 0.21", 7), ("#6 step 90", 6))
+    assert run_controls.checkpoints.value == 7
+    click(run_controls.roll_back)
+    assert run_controls.roll_back.description == "Confirm: back to #7"
     clock.now += 1
-    acts.checkpoints.value = 6
-    assert acts.roll_back.description == "Roll back"
-    click(acts.roll_back)
-    assert acts.roll_back.description == "Confirm: back to #6"
+    run_controls.checkpoints.value = 6
+    assert run_controls.roll_back.description == "Roll back"
+    click(run_controls.roll_back)
+    assert run_controls.roll_back.description == "Confirm: back to #6"
     assert session.asked == []
     clock.now += 6
     controls.refresh()
-    assert acts.roll_back.description == "Roll back"
-    click(acts.roll_back)
+    assert run_controls.roll_back.description == "Roll back"
+    click(run_controls.roll_back)
     clock.now += 1
-    click(acts.roll_back)
+    click(run_controls.roll_back)
     assert session.asked == [("roll back", 6)]
     tell(session, BranchBegan(branch=1, step=90, checkpoint=6, parent=0, left=121, time=0.0))
     tell(session, *taken(8, step=95, branch=1))
     controls.refresh()
-    assert acts.checkpoints.options[0] == ("#8 branch 1 step 95", 8)
-    assert acts.checkpoints.value == 6
+    assert run_controls.checkpoints.options[0] == ("#8 branch 1 step 95", 8)
+    assert run_controls.checkpoints.value == 6
 
 
 def test_who_watches_can_touch_nothing_and_is_told_how_to_take_over(session):
@@ -665,8 +682,8 @@ def test_who_watches_can_touch_nothing_and_is_told_how_to_take_over(session):
         controls.start,
         controls.pause,
         controls.stop,
-        *controls.knobs.widgets.values(),
-        *controls.acts.all,
+        *controls.setting_controls.widgets.values(),
+        *controls.run_controls.all,
     )
     assert all(widget.disabled for widget in used)
     assert {widget.tooltip for widget in used} == {"another kernel steers this run"}
@@ -682,7 +699,7 @@ def test_who_watches_can_touch_nothing_and_is_told_how_to_take_over(session):
 def test_a_wish_that_was_not_accepted_is_said_and_answers_to_other_kernels_are_not_ours(session):
     """The ranks never hear of it, so no answer of theirs will come."""
     controls = Controls(session)
-    controls.knobs.widgets["representatives"].value = 12
+    controls.setting_controls.widgets["representatives"].value = 12
     tell(session, applied(1, holder="another kernel"))
     controls.refresh()
     assert "not yet in force" in controls.said.value
@@ -690,7 +707,7 @@ def test_a_wish_that_was_not_accepted_is_said_and_answers_to_other_kernels_are_n
     tell(session, applied(2, holder="another kernel", settings={"representatives": 20}))
     controls.refresh()
     assert "not accepted: Steer (no. 1)" in controls.said.value
-    assert controls.knobs.widgets["representatives"].value == 20  # it follows again
+    assert controls.setting_controls.widgets["representatives"].value == 20  # it follows again
 
 
 def test_the_banner_tells_what_is_wrong_as_long_as_it_is():

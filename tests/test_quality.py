@@ -11,10 +11,10 @@ from ranks import on_ranks
 from scipy.ndimage import gaussian_filter
 
 from rehearsal_kit.base.errors import SettingsError
-from rehearsal_kit.base.process_groups import Groups
-from rehearsal_kit.learning.metrics import Quality, Scores, kinds_of
+from rehearsal_kit.base.process_groups import ProcessGroups
+from rehearsal_kit.learning.metrics import Scores, TaskMetrics, kinds_of
 
-ALONE = Groups(0, 1)
+ALONE = ProcessGroups(0, 1)
 KINDS = {"amplitude": "values", "phase": "phase", "label": "class"}
 SAMPLES = 70
 
@@ -46,10 +46,10 @@ def part(fields: dict[str, torch.Tensor], share: slice) -> dict[str, torch.Tenso
 
 
 def scored(outputs, targets, *, kinds=None, groups=ALONE, shares=(slice(None),)) -> Scores:
-    quality = Quality(kinds or kinds_of(targets))
+    metrics = TaskMetrics(kinds or kinds_of(targets))
     for share in shares:
-        quality.add(part(outputs, share), part(targets, share))
-    return quality.over_all(groups)
+        metrics.add(part(outputs, share), part(targets, share))
+    return metrics.over_all(groups)
 
 
 def ssim_in_numpy(output: np.ndarray, truth: np.ndarray, data_range: float) -> float:
@@ -169,12 +169,12 @@ def test_outputs_of_half_precision_are_scored_in_full_precision(dtype):
 def test_other_fields_are_ignored_and_a_missing_one_is_named():
     outputs, targets = samples()
     assert set(scored(outputs, targets, kinds={"phase": "phase"}).errors) == {"phase"}
-    quality = Quality(KINDS)
+    metrics = TaskMetrics(KINDS)
     renamed = {"amplitudes": outputs["amplitude"], "phase": outputs["phase"]}
     with pytest.raises(SettingsError, match="no output 'amplitude', only amplitudes, phase"):
-        quality.add(renamed, targets)
+        metrics.add(renamed, targets)
     with pytest.raises(SettingsError, match="no target 'label'"):
-        quality.add(outputs, {name: targets[name] for name in ("amplitude", "phase")})
+        metrics.add(outputs, {name: targets[name] for name in ("amplitude", "phase")})
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_other_fields_are_ignored_and_a_missing_one_is_named():
 )
 def test_shapes_that_do_not_fit_are_refused(kind, output, target):
     with pytest.raises(SettingsError, match="do not fit"):
-        Quality({"x": kind}).add({"x": torch.zeros(output)}, {"x": torch.zeros(target)})
+        TaskMetrics({"x": kind}).add({"x": torch.zeros(output)}, {"x": torch.zeros(target)})
 
 
 def test_kinds_follow_dtype_and_name():
@@ -201,10 +201,10 @@ def test_kinds_follow_dtype_and_name():
         with pytest.raises(SettingsError, match="allowed are integers"):
             kinds_of({"phase": torch.zeros(2, dtype=dtype)})
     with pytest.raises(SettingsError, match="allowed are class, phase, values"):
-        Quality({"label": "classes"})
+        TaskMetrics({"label": "classes"})
 
 
-def on_one_of_two(groups: Groups) -> list[Scores]:
+def on_one_of_two(groups: ProcessGroups) -> list[Scores]:
     """Unequal parts, all on rank 0, all on rank 1, and nothing on either."""
     outputs, targets = samples()
     splits = [(slice(0, 50), slice(50, None)), (slice(None), None), (None, slice(None)), (None, None)]

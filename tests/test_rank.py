@@ -11,7 +11,7 @@ import torch
 from ranks import alone, on_ranks, small_job
 from safetensors.torch import load_file
 
-from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.base.settings import Rehearsal, Training
 from rehearsal_kit.data.simulated_beamline import Beamline
 from rehearsal_kit.learning.strategies.references import FromScratch, Incremental
@@ -43,8 +43,8 @@ def drawn(timeline: Timeline) -> int:
 
 
 def test_a_stream_is_trained_task_by_task_and_every_task_evaluated_after_every_task(tmp_path, scans):
-    job = small_job(tmp_path / "run")
-    outcome, timeline, rank = alone(job, *scans, FinishStream())
+    spec = small_job(tmp_path / "run")
+    outcome, timeline, rank = alone(spec, *scans, FinishStream())
     assert outcome == "finished"
     assert [record.task for record in timeline.records(TaskEnded)] == [0, 1, 2]
     assert rank.step == sum(record.steps for record in timeline.records(TaskBegan))
@@ -59,31 +59,31 @@ def test_a_stream_is_trained_task_by_task_and_every_task_evaluated_after_every_t
         "phase",
     }
     # Every step but the first two draws in full: the first is not augmented, at the second nothing is stored.
-    assert drawn(timeline) == (rank.step - 2) * job.rehearsal.representatives
+    assert drawn(timeline) == (rank.step - 2) * spec.rehearsal.representatives
 
 
 def test_what_remains_of_a_run(tmp_path, scans):
-    job = small_job(tmp_path / "run")
-    _, timeline, _ = alone(job, *scans[:2], FinishStream())
-    assert Timeline.load(job.run.timeline).records() == timeline.records()
-    weights = load_file(job.run.weights)
-    assert all(torch.equal(weights[name], value) for name, value in job.network.state_dict().items())
-    kept = {(after, preview.task): preview for after, preview in read_previews(job.run.previews)}
+    spec = small_job(tmp_path / "run")
+    _, timeline, _ = alone(spec, *scans[:2], FinishStream())
+    assert Timeline.load(spec.run.timeline).records() == timeline.records()
+    weights = load_file(spec.run.weights)
+    assert all(torch.equal(weights[name], value) for name, value in spec.network.state_dict().items())
+    kept = {(after, preview.task): preview for after, preview in read_previews(spec.run.previews)}
     assert sorted(kept) == [(0, 0), (1, 0), (1, 1)]
     assert kept[1, 0].predicted["phase"].shape == kept[1, 0].truth["phase"].shape == (16, 16)
-    assert all(path.stat().st_mode & 0o077 == 0 for path in job.run.previews.iterdir())
-    effects = read_ledger(job.run.effects)
+    assert all(path.stat().st_mode & 0o077 == 0 for path in spec.run.previews.iterdir())
+    effects = read_ledger(spec.run.effects)
     done = [("TaskDone", 18), ("TaskDone", 36), ("Finished", 36), ("TakeCheckpoint", 36)]
     arrived = [("Arrived", 0), ("Arrived", 0), ("FinishStream", 0)]
     assert [(e["kind"], e["step"]) for e in effects] == arrived + done
     assert all(len(e["digest"]) == 64 for e in effects[:2])
-    assert all(path.stat().st_mode & 0o077 == 0 for path in job.run.path.iterdir())
+    assert all(path.stat().st_mode & 0o077 == 0 for path in spec.run.path.iterdir())
 
 
 def weights_of(tmp_path, name, scans, **changes):
-    job = small_job(tmp_path / name, **changes)
-    alone(job, *scans[:2], FinishStream())
-    return job.network.state_dict()
+    spec = small_job(tmp_path / name, **changes)
+    alone(spec, *scans[:2], FinishStream())
+    return spec.network.state_dict()
 
 
 def equal(first, second) -> bool:
@@ -114,9 +114,9 @@ def test_from_scratch_trains_on_everything_so_far_from_the_initial_weights(tmp_p
 
 
 def test_commands_take_effect_at_one_step_and_are_written_down(tmp_path, scans):
-    job = small_job(tmp_path / "run", training=Training(epochs=2))
+    spec = small_job(tmp_path / "run", training=Training(epochs=2))
     _, timeline, rank = alone(
-        job, scans[0], Steer(representatives=3, learning_rate=5e-4), Pause(), Resume(), FinishStream()
+        spec, scans[0], Steer(representatives=3, learning_rate=5e-4), Pause(), Resume(), FinishStream()
     )
     applied = timeline.records(Applied)
     kinds = ["Arrived", "Steer", "Pause", "Resume", "FinishStream", "TakeCheckpoint"]
@@ -133,13 +133,13 @@ def test_commands_take_effect_at_one_step_and_are_written_down(tmp_path, scans):
     }
     assert applied[0].digest != applied[1].digest == applied[2].digest
     assert drawn(timeline) == (rank.step - 2) * 3
-    assert [e["number"] for e in read_ledger(job.run.effects)] == [1, 2, 3, 4, 5, 0, 0, 0]
+    assert [e["number"] for e in read_ledger(spec.run.effects)] == [1, 2, 3, 4, 5, 0, 0, 0]
 
 
 def test_a_capacity_below_what_is_drawn_is_refused_and_another_taken(tmp_path, scans):
-    job = small_job(tmp_path / "run")
+    spec = small_job(tmp_path / "run")
     commands = (scans[0], Steer(capacity=7), scans[1], Steer(capacity=100, representatives=9), FinishStream())
-    _, timeline, _ = alone(job, *commands)
+    _, timeline, _ = alone(spec, *commands)
     in_force = [(record.refused, record.settings["capacity"]) for record in timeline.records(Applied)]
     assert "at most 7 samples" in in_force[1][0]  # fewer than the 8 representatives in force
     assert in_force[1][1] == 64
@@ -148,11 +148,11 @@ def test_a_capacity_below_what_is_drawn_is_refused_and_another_taken(tmp_path, s
 
 
 def test_stop_ends_before_the_next_step_and_saves_what_was_learned(tmp_path, scans):
-    job = small_job(tmp_path / "run")
-    outcome, _, rank = alone(job, scans[0], Stop(), FinishStream())
+    spec = small_job(tmp_path / "run")
+    outcome, _, rank = alone(spec, scans[0], Stop(), FinishStream())
     assert (outcome, rank.step) == ("stopped", 0)
-    weights = load_file(job.run.weights)
-    assert all(torch.equal(weights[name], value) for name, value in job.network.state_dict().items())
+    weights = load_file(spec.run.weights)
+    assert all(torch.equal(weights[name], value) for name, value in spec.network.state_dict().items())
 
 
 def spoilt(scan: Arrived, folder, spoil) -> Arrived:
@@ -174,14 +174,14 @@ def test_a_bad_file_among_good_ones_is_set_aside_with_its_reason_and_the_run_goe
     tmp_path, scans, spoil, said
 ):
     bad = spoilt(scans[1], tmp_path, spoil)
-    job = small_job(tmp_path / "run")
-    outcome, timeline, _ = alone(job, scans[0], bad, scans[2], FinishStream())
+    spec = small_job(tmp_path / "run")
+    outcome, timeline, _ = alone(spec, scans[0], bad, scans[2], FinishStream())
     (aside,) = timeline.records(TaskSetAside)
     assert outcome == "finished"
     assert said in aside.reason
     assert bad.path in aside.reason
     assert [record.name for record in timeline.records(TaskArrived)] == ["scan 0", "scan 2"]
-    assert [e["kind"] for e in read_ledger(job.run.effects)] == [
+    assert [e["kind"] for e in read_ledger(spec.run.effects)] == [
         "Arrived",
         "SetAside",
         "Arrived",
@@ -248,20 +248,20 @@ def test_frames_without_beam_are_left_out_and_a_scan_of_nothing_else_is_set_asid
     assert first == pytest.approx(last / 2, abs=2)
 
 
-def on_this_rank(groups: Groups, folder: str, wishes: list[str]):
+def on_this_rank(groups: ProcessGroups, folder: str, wishes: list[str]):
     import queue
     from pathlib import Path
 
     from rehearsal_kit.record.run_folder import RunFolder
 
-    job = small_job(Path(folder) / f"unused-{groups.rank}")
-    job = type(job)(**{**vars(job), "run": RunFolder(Path(folder))})
+    spec = small_job(Path(folder) / f"unused-{groups.rank}")
+    spec = type(spec)(**{**vars(spec), "run": RunFolder(Path(folder))})
     mailbox: queue.SimpleQueue[str] = queue.SimpleQueue()
     for wish in wishes if groups.rank == 0 else []:
         mailbox.put(wish)
     timeline = Timeline()
-    outcome = Rank(job, groups, mailbox=mailbox, publish=lambda record, line: timeline.append(record)).run()
-    weights = json.dumps([float(p.double().sum()) for p in job.network.parameters()])
+    outcome = Rank(spec, groups, mailbox=mailbox, publish=lambda record, line: timeline.append(record)).run()
+    weights = json.dumps([float(p.double().sum()) for p in spec.network.parameters()])
     applied = [(record.number, record.step, record.digest) for record in timeline.records(Applied)]
     return outcome, weights, applied
 

@@ -35,14 +35,14 @@ def arrivals(folder):
 
 def test_a_strategy_of_ones_own_crosses_to_the_workers_and_trains(tmp_path):
     strategy = loads(dumps(own_strategy()))
-    job = small_job(
+    spec = small_job(
         tmp_path / "run",
         strategy=strategy,
         network=ConvNet(classes=4, width=4),
         training=Training(batch=8, epochs=1),
         rehearsal=Rehearsal(representatives=4, candidates=4, capacity=20),
     )
-    outcome, timeline, _ = alone(job, *arrivals(tmp_path), FinishStream())
+    outcome, timeline, _ = alone(spec, *arrivals(tmp_path), FinishStream())
     assert outcome == "finished"
     assert len(timeline.records(TaskEnded)) == 2
     terms = timeline.records(Steps)[-1].terms

@@ -23,7 +23,7 @@ import pytest
 import torch
 from ranks import on_ranks
 from samples import (
-    Watched,
+    WatchedRun,
     alone_in_its_store,
     assert_whole,
     batch_of,
@@ -36,7 +36,7 @@ from samples import (
 from scipy.stats import chisquare
 
 from rehearsal_kit.base.errors import RankError, SettingsError
-from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.buffer.row_layout import RowLayout
 from rehearsal_kit.buffer.states import Pending, Round
 
@@ -48,7 +48,7 @@ def train(
     groups, *, sizes=(8, 8, 8, 8), steps=STEPS, delay_s=0.0, outputs=torch.float32, device="cpu", **settings
 ):
     """A loop as a rank runs it; rank r hands over sizes[r] samples at every step."""
-    exchange = Watched(groups, delay_s=delay_s)
+    exchange = WatchedRun(groups, delay_s=delay_s)
     buffer = new_buffer(groups, exchange=exchange, outputs=outputs, device=device, **settings)
     random, seen = np.random.default_rng(groups.rank), []
     for step in range(steps):
@@ -200,7 +200,7 @@ def hold_the_gate(groups):
     """Check 10: the rows of step t travel while step t trains, however slow they are."""
     entered, gate, last = threading.Semaphore(0), threading.Semaphore(0), 11
 
-    class Gated(Watched):
+    class Gated(WatchedRun):
         def rows(self, outgoing, plan, empty):
             entered.release()
             assert gate.acquire(timeout=60)
@@ -414,7 +414,7 @@ def test_a_rank_that_cannot_store_ends_all_ranks_at_once(pool):
 
 
 def test_alone_it_works_without_any_process_group():
-    seen = train(Groups(0, 1))
+    seen = train(ProcessGroups(0, 1))
     assert len(seen) == STEPS - 1
     assert set(seen[-1][3]) == {0}
 
@@ -454,7 +454,7 @@ def lose_a_rank(groups):
     state = buffer.state()
     buffer.abandon()
     with new_buffer(
-        Groups(0, 1), capacity=20
+        ProcessGroups(0, 1), capacity=20
     ) as survivor:  # with the rows that are left, and what was pending
         survivor.restore(replace(state, capacity=20))
         assert survivor.advance(Round(step=lost_at + 1, representatives=6)) is None

@@ -68,9 +68,9 @@ def on(groups, folder, plan, cut, generation, replays):
     if groups.rank == 0 and not folder.exists():
         job_in(folder)
     groups.gather("")
-    job = replace(job_in_existing(folder), replays=None if replays is None else RunFolder(replays))
+    spec = replace(job_in_existing(folder), replays=None if replays is None else RunFolder(replays))
     try:
-        return carry_out(groups, job, plan, generation=generation, network=Net(cut=cut))[0]
+        return carry_out(groups, spec, plan, generation=generation, network=Net(cut=cut))[0]
     except CutOffError:
         return "cut"
 
@@ -154,36 +154,36 @@ def test_a_run_whose_ranks_died_twice_is_replayed_bit_for_bit(tmp_path, two, tas
 
 def test_a_run_that_never_ended_is_replayed_as_far_as_it_came(tmp_path, tasks):
     plan = [(0, tasks[0]), (3, TakeCheckpoint()), (9, TakeCheckpoint())]
-    job = job_in(tmp_path / "run")
+    spec = job_in(tmp_path / "run")
     with pytest.raises(CutOffError):
-        carry_out(ALONE, job, plan, cut=10, checkpoints=2)
+        carry_out(ALONE, spec, plan, cut=10, checkpoints=2)
     again = job_in(tmp_path / "again")
-    assert carry_out(ALONE, replace(again, replays=job.run), [])[0] == "stopped"
-    compared = {each.where: each.same for each in compare_runs(job.run, again.run)}
+    assert carry_out(ALONE, replace(again, replays=spec.run), [])[0] == "stopped"
+    compared = {each.where: each.same for each in compare_runs(spec.run, again.run)}
     assert compared == {"checkpoint 1, branch 0, step 3": True, "checkpoint 2, branch 0, step 9": True}
 
 
 def recorded(folder, tasks, *more):
-    job = job_in(folder)
-    carry_out(ALONE, job, [*[(0, task) for task in tasks[:2]], *more, (0, FinishStream())])
-    return job
+    spec = job_in(folder)
+    carry_out(ALONE, spec, [*[(0, task) for task in tasks[:2]], *more, (0, FinishStream())])
+    return spec
 
 
 def test_a_replay_refuses_data_that_have_changed(tmp_path):
     tasks = class_tasks(tmp_path / "tasks", tasks=2)
-    job = recorded(tmp_path / "run", tasks)
+    spec = recorded(tmp_path / "run", tasks)
     class_tasks(tmp_path / "other", tasks=2, each=30)
     shutil.copyfile(tmp_path / "other" / "1.h5", tasks[1].path)
     with pytest.raises(ReplayError, match=r"1\.h5 is not the file that it was: SHA-256"):
-        carry_out(ALONE, replace(job_in(tmp_path / "again"), replays=job.run), [])
+        carry_out(ALONE, replace(job_in(tmp_path / "again"), replays=spec.run), [])
     Path(tasks[1].path).unlink()
     with pytest.raises(ReplayError, match=r"1\.h5: there is no such file"):
-        carry_out(ALONE, replace(job_in(tmp_path / "gone"), replays=job.run), [])
+        carry_out(ALONE, replace(job_in(tmp_path / "gone"), replays=spec.run), [])
 
 
 def test_a_replay_that_comes_to_other_weights_says_where(tmp_path, tasks):
-    job = recorded(tmp_path / "run", tasks)
-    other = replace(job_in(tmp_path / "again"), replays=job.run, seed=12)
+    spec = recorded(tmp_path / "run", tasks)
+    other = replace(job_in(tmp_path / "again"), replays=spec.run, seed=12)
     with pytest.raises(ReplayError, match="code, data or settings are not those of the recorded run"):
         carry_out(ALONE, other, [])
 
@@ -193,13 +193,13 @@ def test_a_task_set_aside_is_set_aside_again_though_its_file_can_be_read_now(tmp
     some = class_tasks(folder, tasks=3)
     content = Path(some[1].path).read_bytes()
     Path(some[1].path).write_bytes(content[: len(content) // 2])
-    job = job_in(tmp_path / "run")
-    carry_out(ALONE, job, [*[(0, task) for task in some], (0, FinishStream())])
+    spec = job_in(tmp_path / "run")
+    carry_out(ALONE, spec, [*[(0, task) for task in some], (0, FinishStream())])
     Path(some[1].path).write_bytes(content)
     again = job_in(tmp_path / "again")
-    carry_out(ALONE, replace(again, replays=job.run), [])
-    assert [each for each in compare_runs(job.run, again.run) if not each.same] == []
-    assert read_ledger(again.run.effects) == read_ledger(job.run.effects)
+    carry_out(ALONE, replace(again, replays=spec.run), [])
+    assert [each for each in compare_runs(spec.run, again.run) if not each.same] == []
+    assert read_ledger(again.run.effects) == read_ledger(spec.run.effects)
 
 
 # Another number of ranks ---------------------------------------------------------------------------------
@@ -220,14 +220,14 @@ class Looking(Net):
 
 
 def looked_at(groups, folder, plan, cut, generation, log):
-    job = replace(
+    spec = replace(
         job_in_existing(folder),
         training=replace(TRAINING, batch=4, epochs=2),
         strategy=Incremental(),
     )
     network = Looking(log / f"{generation}-{groups.rank}", cut=cut)
     try:
-        return carry_out(groups, job, plan, generation=generation, network=network)[0]
+        return carry_out(groups, spec, plan, generation=generation, network=network)[0]
     except CutOffError:
         return "cut"
 
@@ -241,13 +241,13 @@ def test_on_another_number_of_ranks_every_sample_is_still_trained_once_an_epoch(
     plan = [(0, write_task(task, tmp_path / "task.h5")), (0, FinishStream()), (3, TakeCheckpoint())]
     log = tmp_path / "log"
     log.mkdir()
-    job = job_in(tmp_path / "run")
-    assert on_ranks(2, tmp_path, looked_at, job.run.path, plan, 5, 1, log) == ["cut"] * 2
-    assert 1 in find_checkpoints(job.run.checkpoints)
+    spec = job_in(tmp_path / "run")
+    assert on_ranks(2, tmp_path, looked_at, spec.run.path, plan, 5, 1, log) == ["cut"] * 2
+    assert 1 in find_checkpoints(spec.run.checkpoints)
     if ranks == 1:
-        looked_at(ALONE, job.run.path, plan, None, 2, log)
+        looked_at(ALONE, spec.run.path, plan, None, 2, log)
     else:
-        assert on_ranks(3, log, looked_at, job.run.path, plan, None, 2, log) == ["finished"] * 3
+        assert on_ranks(3, log, looked_at, spec.run.path, plan, None, 2, log) == ["finished"] * 3
 
     def shown(generation):
         return [

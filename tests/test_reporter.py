@@ -9,7 +9,7 @@ import signal
 import pytest
 from runkit import Net, carry_out, class_tasks, job_in, written
 
-from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.base.settings import Recovery
 from rehearsal_kit.bench.run.long_runs import LongRun
 from rehearsal_kit.rank.reporter import Reporter
@@ -23,8 +23,8 @@ from rehearsal_kit.record.records import (
     Steps,
     TaskEnded,
 )
-from rehearsal_kit.record.seen import Told
-from rehearsal_kit.record.tail import History
+from rehearsal_kit.record.seen import SeenRecords
+from rehearsal_kit.record.tail import TimelineTail
 from rehearsal_kit.record.timeline import Timeline
 from rehearsal_kit.record.timeline_cache import condensed_path
 from rehearsal_kit.record.timeline_file import EVERY
@@ -62,7 +62,7 @@ def test_what_cannot_be_appended_leaves_nothing_behind(tmp_path):
 
 
 def test_a_full_disk_is_told_once_and_the_rank_goes_on(run):
-    history, lines = History(run), []
+    history, lines = TimelineTail(run), []
 
     def publish(record, line):
         lines.append(line)
@@ -89,10 +89,10 @@ def test_a_full_disk_is_told_once_and_the_rank_goes_on(run):
 
 
 def test_a_run_does_not_end_for_what_only_plots_need(tmp_path):
-    job = job_in(tmp_path / "run")
-    job.run.timeline.mkdir()  # whoever opens it gets an OSError
+    spec = job_in(tmp_path / "run")
+    spec.run.timeline.mkdir()  # whoever opens it gets an OSError
     plan = [(0, task) for task in class_tasks(tmp_path / "tasks", tasks=2)]
-    outcome, timeline = carry_out(Groups(0, 1), job, [*plan, (0, FinishStream())])
+    outcome, timeline = carry_out(ProcessGroups(0, 1), spec, [*plan, (0, FinishStream())])
     assert outcome == "finished"
     (told,) = timeline.records(NotKept)
     assert told.what == "timeline"
@@ -101,13 +101,13 @@ def test_a_run_does_not_end_for_what_only_plots_need(tmp_path):
 
 
 def test_damaged_lines_do_not_end_a_generation_that_begins_with_them(tmp_path):
-    job = job_in(tmp_path / "run", recovery=Recovery(checkpoint_s=0.0, keep_last=1000))
+    spec = job_in(tmp_path / "run", recovery=Recovery(checkpoint_s=0.0, keep_last=1000))
     plan = [(0, task) for task in class_tasks(tmp_path / "tasks", tasks=2)]
-    carry_out(Groups(0, 1), job, [*plan, (0, FinishStream())])
-    content = bytearray(job.run.timeline.read_bytes())
+    carry_out(ProcessGroups(0, 1), spec, [*plan, (0, FinishStream())])
+    content = bytearray(spec.run.timeline.read_bytes())
     content[len(content) // 2 : len(content) // 2 + 900] = b"\0" * 900
-    job.run.timeline.write_bytes(content)
-    outcome, _ = carry_out(Groups(0, 1), job, [], generation=2, network=Net())
+    spec.run.timeline.write_bytes(content)
+    outcome, _ = carry_out(ProcessGroups(0, 1), spec, [], generation=2, network=Net())
     assert outcome == "finished"
 
 
@@ -127,18 +127,18 @@ def steps(first: int, count: int) -> Steps:
 
 def test_only_what_can_come_again_is_remembered_after_a_restart(run):
     written(run, [note(1), taken(1), note(11), steps(10, 5), taken(2), note(21), steps(20, 7), note(22)])
-    told = Told.since(run.timeline, 2)
+    told = SeenRecords.since(run.timeline, 2)
     assert [told.has(note(number)) for number in (1, 11, 21, 22, 23)] == [False, True, True, True, False]
     assert [told.has_step(0, step) for step in (20, 26, 27)] == [True, True, False]
-    assert Told.since(run.timeline, 1).has(note(11))
-    assert Told.since(run.timeline, 0).has(note(1))
-    assert Told.since(run.timeline, 9).has(note(21))  # it is not said where that was taken
+    assert SeenRecords.since(run.timeline, 1).has(note(11))
+    assert SeenRecords.since(run.timeline, 0).has(note(1))
+    assert SeenRecords.since(run.timeline, 9).has(note(21))  # it is not said where that was taken
 
 
 def test_what_was_told_before_a_checkpoint_was_taken_again_is_remembered(run):
     back = Restored(step=10, checkpoint=1, generation=2, time=0.0)
     written(run, [taken(1), taken(2), note(21), steps(20, 9), back, taken(2), note(24)])
-    told = Told.since(run.timeline, 2)
+    told = SeenRecords.since(run.timeline, 2)
     assert told.has(note(21))
     assert told.has(note(24))
     assert told.has_step(0, 28)
@@ -150,7 +150,7 @@ def test_the_cache_for_kernels_is_made_on_the_way(run):
         reporter.tell(note(number))
     reporter.close()
     assert condensed_path(run.timeline).exists()
-    history = History(run)
+    history = TimelineTail(run)
     history.catch_up()
     assert len(history.timeline) == EVERY + 5
 

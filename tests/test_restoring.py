@@ -76,12 +76,12 @@ def plan(tasks):
 
 @pytest.fixture
 def whole(tmp_path, plan):
-    job = job_in(tmp_path / "whole")
-    return job, *carry_out(ALONE, job, plan)
+    spec = job_in(tmp_path / "whole")
+    return spec, *carry_out(ALONE, spec, plan)
 
 
-def told(job):
-    return Timeline.load(job.run.timeline)
+def told(spec):
+    return Timeline.load(spec.run.timeline)
 
 
 def test_commands_do_what_they_say(whole, tasks):
@@ -108,19 +108,19 @@ def test_commands_do_what_they_say(whole, tasks):
 
 @pytest.mark.parametrize("cut", [1, 4, 10, 13, 21, 23, 26, 28, 32, 36, 45, 52])
 def test_a_run_cut_off_at_a_step_ends_as_if_it_had_not_been(tmp_path, plan, whole, cut):
-    job = job_in(tmp_path / "cut")
+    spec = job_in(tmp_path / "cut")
     with pytest.raises(CutOffError):
-        carry_out(ALONE, job, plan, cut=cut)
-    outcome, timeline = carry_out(ALONE, job, plan, generation=2)
+        carry_out(ALONE, spec, plan, cut=cut)
+    outcome, timeline = carry_out(ALONE, spec, plan, generation=2)
     assert outcome == "finished"
-    assert same(weights_of(job), weights_of(whole[0]))
+    assert same(weights_of(spec), weights_of(whole[0]))
     (restored,) = timeline.records(Restored)
     assert restored.generation == 2
-    assert _plain(read_ledger(job.run.effects)) == _plain(read_ledger(whole[0].run.effects))
+    assert _plain(read_ledger(spec.run.effects)) == _plain(read_ledger(whole[0].run.effects))
     # Nothing is told twice, and nothing is missing.
-    assert told(job).losses() == told(whole[0]).losses()
+    assert told(spec).losses() == told(whole[0]).losses()
     for kind in (TaskArrived, TaskEnded, Evaluated, Noted, BranchBegan):
-        assert _timeless(told(job).records(kind)) == _timeless(told(whole[0]).records(kind))
+        assert _timeless(told(spec).records(kind)) == _timeless(told(whole[0]).records(kind))
 
 
 def _plain(entries):
@@ -135,12 +135,12 @@ def _timeless(records):
 
 
 def test_a_run_is_cut_off_again_and_again(tmp_path, plan, whole):
-    job = job_in(tmp_path / "cut")
+    spec = job_in(tmp_path / "cut")
     for generation, cut in enumerate((8, 6, 25, 19, 34, 40), 1):
         with pytest.raises(CutOffError):
-            carry_out(ALONE, job, plan, cut=cut, generation=generation)
-    carry_out(ALONE, job, plan, generation=9)
-    assert same(weights_of(job), weights_of(whole[0]))
+            carry_out(ALONE, spec, plan, cut=cut, generation=generation)
+    carry_out(ALONE, spec, plan, generation=9)
+    assert same(weights_of(spec), weights_of(whole[0]))
 
 
 # Checkpoints -------------------------------------------------------------------------------------------
@@ -187,56 +187,56 @@ class Trap:
     ],
 )
 def test_a_damaged_checkpoint_is_refused_and_the_one_before_used(tmp_path, plan, whole, how, said):
-    job = job_in(tmp_path / "cut")
+    spec = job_in(tmp_path / "cut")
     with pytest.raises(CutOffError):
-        carry_out(ALONE, job, plan, cut=23)
-    until(lambda: 3 in find_checkpoints(job.run.checkpoints))
-    damaged(job.run.checkpoints / "000003", how)
-    _, timeline = carry_out(ALONE, job, plan, generation=2)
+        carry_out(ALONE, spec, plan, cut=23)
+    until(lambda: 3 in find_checkpoints(spec.run.checkpoints))
+    damaged(spec.run.checkpoints / "000003", how)
+    _, timeline = carry_out(ALONE, spec, plan, generation=2)
     (restored,) = timeline.records(Restored)
     assert restored.checkpoint == 2
     refused = timeline.records(CheckpointFailed)
     assert refused[0].checkpoint == 3
     assert said in refused[0].reason
-    assert same(weights_of(job), weights_of(whole[0]))
+    assert same(weights_of(spec), weights_of(whole[0]))
     import pathlib
 
     assert not pathlib.Path("/tmp/rehearsal-kit-was-unpickled").exists()
 
 
 def test_with_no_checkpoint_left_the_run_begins_anew_and_ends_the_same(tmp_path, plan, whole):
-    job = job_in(tmp_path / "cut")
+    spec = job_in(tmp_path / "cut")
     with pytest.raises(CutOffError):
-        carry_out(ALONE, job, plan, cut=30)
-    shutil.rmtree(job.run.checkpoints)
-    carry_out(ALONE, job, plan, generation=2)
-    assert same(weights_of(job), weights_of(whole[0]))
+        carry_out(ALONE, spec, plan, cut=30)
+    shutil.rmtree(spec.run.checkpoints)
+    carry_out(ALONE, spec, plan, generation=2)
+    assert same(weights_of(spec), weights_of(whole[0]))
 
 
 def test_what_is_kept_are_the_last_the_best_and_those_gone_back_to(tmp_path, plan):
     plan = [*plan, *[(step, TakeCheckpoint()) for step in range(52, 62, 2)]]
-    job = job_in(tmp_path / "run", recovery=Recovery(checkpoint_s=1e9, keep_last=2, keep_best=1))
-    _, timeline = carry_out(ALONE, job, plan)
-    found = find_checkpoints(job.run.checkpoints)
+    spec = job_in(tmp_path / "run", recovery=Recovery(checkpoint_s=1e9, keep_last=2, keep_best=1))
+    _, timeline = carry_out(ALONE, spec, plan)
+    found = find_checkpoints(spec.run.checkpoints)
     kept = {record.checkpoint: record for record in timeline.records(CheckpointKept)}
     assert {max(kept), max(kept) - 1, 2} <= set(found)
     best = min((record.error, number) for number, record in kept.items() if record.error is not None)[1]
     assert set(found) == {max(kept), max(kept) - 1, 2, best}
     removed = {number for record in kept.values() for number in record.removed}
     assert removed | set(found) == set(kept)
-    assert all(path.stat().st_mode & 0o077 == 0 for path in job.run.checkpoints.rglob("*"))
+    assert all(path.stat().st_mode & 0o077 == 0 for path in spec.run.checkpoints.rglob("*"))
 
 
 def test_a_checkpoint_that_cannot_be_written_costs_a_warning_and_nothing_else(tmp_path, plan, whole):
-    job = job_in(tmp_path / "run")
-    job.run.checkpoints.mkdir()
-    (job.run.checkpoints / "000001.g1.partial").write_text("in the way")
+    spec = job_in(tmp_path / "run")
+    spec.run.checkpoints.mkdir()
+    (spec.run.checkpoints / "000001.g1.partial").write_text("in the way")
     later = [*plan]
-    _, timeline = carry_out(ALONE, job, later)
+    _, timeline = carry_out(ALONE, spec, later)
     failed = timeline.records(CheckpointFailed)
     assert [record.checkpoint for record in failed] == [1]
     assert "FileExistsError" in failed[0].reason
-    assert same(weights_of(job), weights_of(whole[0]))
+    assert same(weights_of(spec), weights_of(whole[0]))
 
 
 def test_rolling_back_takes_the_order_of_the_tasks_back_too(tmp_path, tasks):
@@ -245,8 +245,8 @@ def test_rolling_back_takes_the_order_of_the_tasks_back_too(tmp_path, tasks):
     plan = [(0, a), (0, b), (0, c), (10, TakeCheckpoint()), (19, TakeCheckpoint())]
     plan += [(21, RollBack(checkpoint=1)), (21, Reorder(order=(2, 1))), (24, RollBack(checkpoint=2))]
     plan += [(26, tasks[3]), (26, FinishStream())]
-    job = job_in(tmp_path / "run")
-    _, timeline = carry_out(ALONE, job, plan)
+    spec = job_in(tmp_path / "run")
+    _, timeline = carry_out(ALONE, spec, plan)
     assert not [record for record in timeline.records(Applied) if record.refused]
     assert [record.step for record in timeline.records(BranchBegan)] == [10, 19]
     names = {task: record.name for task, record in timeline.lineage().tasks().items()}
@@ -257,11 +257,11 @@ def test_rolling_back_takes_the_order_of_the_tasks_back_too(tmp_path, tasks):
 
 def test_rolling_back_to_what_is_not_there_changes_nothing(tmp_path, tasks):
     plan = [*[(0, task) for task in tasks[:2]], (0, FinishStream()), (4, RollBack(checkpoint=7))]
-    job = job_in(tmp_path / "run")
-    outcome, timeline = carry_out(ALONE, job, plan)
+    spec = job_in(tmp_path / "run")
+    outcome, timeline = carry_out(ALONE, spec, plan)
     assert outcome == "finished"
     (refused,) = [record for record in timeline.records(Applied) if record.refused]
     assert "has no checkpoint 7; it has 1" in refused.refused
     assert {record.branch for record in timeline.records(TaskEnded)} == {0}
     with pytest.raises(CheckpointError, match="has no checkpoint 9"):
-        load_checkpoint(job.run, 9, ALONE, identity="")
+        load_checkpoint(spec.run, 9, ALONE, identity="")

@@ -6,14 +6,14 @@ import psutil
 import pytest
 
 from rehearsal_kit.base.errors import SettingsError
-from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.buffer.exchange import GroupExchange
 from rehearsal_kit.buffer.memory_limit import available_bytes, require_room, share_of
 
-ALONE = GroupExchange(Groups(0, 1))
+ALONE = GroupExchange(ProcessGroups(0, 1))
 
 
-def job(folder, *, limit, used, cache):
+def spec(folder, *, limit, used, cache):
     folder.mkdir(parents=True)
     (folder / "memory.max").write_text(f"{limit}\n")
     (folder / "memory.current").write_text(f"{used}\n")
@@ -22,8 +22,8 @@ def job(folder, *, limit, used, cache):
 
 def test_the_tightest_limit_counts_and_file_cache_does_not(tmp_path):
     cgroups = tmp_path / "cgroup"
-    job(cgroups / "job", limit=5000, used=4500, cache=300)
-    job(cgroups / "job" / "step", limit="max", used=4500, cache=300)
+    spec(cgroups / "job", limit=5000, used=4500, cache=300)
+    spec(cgroups / "job" / "step", limit="max", used=4500, cache=300)
     (tmp_path / "membership").write_text("0::/job/step\n")
     assert available_bytes(tmp_path / "membership", cgroups) == 800
 

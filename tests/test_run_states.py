@@ -29,8 +29,8 @@ from runkit import (
 from rehearsal_kit.base.errors import RunFolderError
 from rehearsal_kit.learning.strategies.references import FromScratch, Incremental
 from rehearsal_kit.rank.checkpoint_files import STATE, find_checkpoints
-from rehearsal_kit.rank.live_settings import InForce
-from rehearsal_kit.rank.run_state import Course
+from rehearsal_kit.rank.live_settings import LiveSettings
+from rehearsal_kit.rank.run_state import RunState
 from rehearsal_kit.rank.training_loop import Rank
 from rehearsal_kit.record.commands import (
     BeginAgain,
@@ -72,14 +72,14 @@ def tasks(tmp_path_factory):
     return class_tasks(tmp_path_factory.mktemp("tasks") / "tasks", tasks=4)
 
 
-def cut_off_at(step, job, plan, *, checkpoints=1, **named):
+def cut_off_at(step, spec, plan, *, checkpoints=1, **named):
     """Ranks that die at a step, with so many checkpoints whole on disk."""
     with pytest.raises(CutOffError):
-        carry_out(ALONE, job, plan, cut=step, checkpoints=checkpoints, **named)
+        carry_out(ALONE, spec, plan, cut=step, checkpoints=checkpoints, **named)
 
 
-def kinds(job):
-    return [(entry["kind"], entry["step"]) for entry in read_ledger(job.run.effects)]
+def kinds(spec):
+    return [(entry["kind"], entry["step"]) for entry in read_ledger(spec.run.effects)]
 
 
 def timeless(records):
@@ -87,15 +87,15 @@ def timeless(records):
     return [{name: value for name, value in asdict(each).items() if name not in clock} for each in records]
 
 
-def is_replayed(job, folder):
+def is_replayed(spec, folder):
     """Every part of a run on one rank once more: the same weights, effects and evaluations."""
     again = job_in(folder)
-    for _ in segments(read_ledger(job.run.effects)):
-        carry_out(ALONE, replace(again, replays=job.run), [])
-    assert [each for each in compare_runs(job.run, again.run) if not each.same] == []
-    assert read_ledger(again.run.effects) == read_ledger(job.run.effects)
+    for _ in segments(read_ledger(spec.run.effects)):
+        carry_out(ALONE, replace(again, replays=spec.run), [])
+    assert [each for each in compare_runs(spec.run, again.run) if not each.same] == []
+    assert read_ledger(again.run.effects) == read_ledger(spec.run.effects)
     for kind in (Evaluated, BranchBegan, TaskArrived, TaskBegan, TaskEnded):
-        recorded, replayed = (Timeline.load(each.run.timeline).records(kind) for each in (job, again))
+        recorded, replayed = (Timeline.load(each.run.timeline).records(kind) for each in (spec, again))
         assert timeless(replayed) == timeless(recorded)
     return again
 
@@ -105,59 +105,59 @@ def is_replayed(job, folder):
 
 def test_a_run_that_was_stopped_stays_so_until_it_is_reopened(tmp_path, tasks):
     plan = [(0, tasks[0]), (0, tasks[1]), (0, FinishStream()), (10, Stop())]
-    job = job_in(tmp_path / "run")
-    assert carry_out(ALONE, job, plan)[0] == "stopped"
-    recorded = kinds(job)
+    spec = job_in(tmp_path / "run")
+    assert carry_out(ALONE, spec, plan)[0] == "stopped"
+    recorded = kinds(spec)
     assert recorded[-2:] == [("Stop", 10), ("TakeCheckpoint", 10)]
-    assert has_ended(job.run)
-    outcome, timeline = carry_out(ALONE, job, plan, generation=2)
+    assert has_ended(spec.run)
+    outcome, timeline = carry_out(ALONE, spec, plan, generation=2)
     assert (outcome, timeline.last(Restored).step) == ("stopped", 10)
-    assert kinds(job) == recorded
-    outcome, _ = carry_out(ALONE, job, [*plan, (10, Reopen())], generation=3)
+    assert kinds(spec) == recorded
+    outcome, _ = carry_out(ALONE, spec, [*plan, (10, Reopen())], generation=3)
     assert outcome == "finished"
-    assert kinds(job)[len(recorded)] == ("Reopen", 10)
+    assert kinds(spec)[len(recorded)] == ("Reopen", 10)
     whole = job_in(tmp_path / "whole")
     carry_out(ALONE, whole, plan[:-1])
-    assert same(weights_of(job), weights_of(whole))
-    is_replayed(job, tmp_path / "again")
+    assert same(weights_of(spec), weights_of(whole))
+    is_replayed(spec, tmp_path / "again")
 
 
 @pytest.mark.parametrize("lost", [1, 2])
 def test_a_stop_is_not_carried_out_twice_where_its_checkpoint_is_lost(tmp_path, tasks, lost):
     """The Stop stands in what is followed then; the Reopen that waits comes at the same step."""
     plan = [(0, tasks[0]), (0, tasks[1]), (0, FinishStream()), (5, TakeCheckpoint()), (10, Stop())]
-    job = job_in(tmp_path / "run")
-    carry_out(ALONE, job, plan)
+    spec = job_in(tmp_path / "run")
+    carry_out(ALONE, spec, plan)
     for number in (2, 1)[:lost]:
-        shutil.rmtree(job.run.checkpoints / f"{number:06d}")
-    outcome, _ = carry_out(ALONE, job, [*plan, (10, Reopen())], generation=2)
+        shutil.rmtree(spec.run.checkpoints / f"{number:06d}")
+    outcome, _ = carry_out(ALONE, spec, [*plan, (10, Reopen())], generation=2)
     assert outcome == "finished"
-    assert [kind for kind, _ in kinds(job)].count("Stop") == 1
-    assert ("Reopen", 10) in kinds(job)
-    is_replayed(job, tmp_path / "again")
+    assert [kind for kind, _ in kinds(spec)].count("Stop") == 1
+    assert ("Reopen", 10) in kinds(spec)
+    is_replayed(spec, tmp_path / "again")
 
 
 def test_a_run_that_finished_waits_for_more_and_its_replay_evaluates_what_it_did(tmp_path, tasks):
     plan = [(0, tasks[0]), (0, FinishStream())]
-    job = job_in(tmp_path / "run", training=replace(TRAINING, evaluated=0))
-    assert carry_out(ALONE, job, plan)[0] == "finished"
-    assert carry_out(ALONE, job, plan, generation=2)[0] == "finished"
+    spec = job_in(tmp_path / "run", training=replace(TRAINING, evaluated=0))
+    assert carry_out(ALONE, spec, plan)[0] == "finished"
+    assert carry_out(ALONE, spec, plan, generation=2)[0] == "finished"
     plan += [(STEPS, Reopen()), (STEPS, tasks[1]), (STEPS, tasks[2]), (STEPS, FinishStream())]
-    assert carry_out(ALONE, job, plan, generation=3)[0] == "finished"
-    assert [kind for kind, _ in kinds(job)].count("Finished") == 2
-    assert [record.task for record in Timeline.load(job.run.timeline).records(TaskEnded)] == [0, 1, 2]
-    again = job_in(tmp_path / "again", training=job.training)
-    carry_out(ALONE, replace(again, replays=job.run), [])
-    assert read_ledger(again.run.effects) == read_ledger(job.run.effects)
-    told = [timeless(Timeline.load(each.run.timeline).records(Evaluated)) for each in (job, again)]
+    assert carry_out(ALONE, spec, plan, generation=3)[0] == "finished"
+    assert [kind for kind, _ in kinds(spec)].count("Finished") == 2
+    assert [record.task for record in Timeline.load(spec.run.timeline).records(TaskEnded)] == [0, 1, 2]
+    again = job_in(tmp_path / "again", training=spec.training)
+    carry_out(ALONE, replace(again, replays=spec.run), [])
+    assert read_ledger(again.run.effects) == read_ledger(spec.run.effects)
+    told = [timeless(Timeline.load(each.run.timeline).records(Evaluated)) for each in (spec, again)]
     assert told[0] == told[1]
 
 
 def test_rolling_back_from_the_end_of_a_run_goes_on(tmp_path, tasks):
     plan = [(0, tasks[0]), (0, FinishStream()), (5, TakeCheckpoint())]
     plan += [(9, Stop()), (9, RollBack(checkpoint=1))]
-    job = job_in(tmp_path / "run")
-    outcome, timeline = carry_out(ALONE, job, plan)
+    spec = job_in(tmp_path / "run")
+    outcome, timeline = carry_out(ALONE, spec, plan)
     assert outcome == "finished"
     assert [(record.branch, record.step) for record in timeline.records(TaskEnded)] == [(1, STEPS)]
 
@@ -175,11 +175,11 @@ class Closing(Planned):
         return super().empty()
 
 
-def interrupted(job, plan, *, at):
+def interrupted(spec, plan, *, at):
     timeline = Timeline()
-    mailbox = Closing(plan, cut=None, ledger=job.run.wishes, at=at)
+    mailbox = Closing(plan, cut=None, ledger=spec.run.wishes, at=at)
     rank = Rank(
-        replace(job, network=Net()),
+        replace(spec, network=Net()),
         ALONE,
         mailbox=mailbox,
         publish=lambda record, line: timeline.append(record),
@@ -193,46 +193,46 @@ def interrupted(job, plan, *, at):
 
 def test_the_end_of_a_process_is_no_wish(tmp_path, tasks):
     plan = [(0, tasks[0]), (0, tasks[1]), (0, FinishStream())]
-    job = job_in(tmp_path / "run")
-    assert interrupted(job, plan, at=7) == "interrupted"
-    assert kinds(job)[-1] == ("TakeCheckpoint", 7)
-    assert "Stop" not in [kind for kind, _ in kinds(job)]
-    assert not has_ended(job.run)
-    outcome, timeline = carry_out(ALONE, job, plan, generation=2)
+    spec = job_in(tmp_path / "run")
+    assert interrupted(spec, plan, at=7) == "interrupted"
+    assert kinds(spec)[-1] == ("TakeCheckpoint", 7)
+    assert "Stop" not in [kind for kind, _ in kinds(spec)]
+    assert not has_ended(spec.run)
+    outcome, timeline = carry_out(ALONE, spec, plan, generation=2)
     assert (outcome, timeline.last(Restored).step) == ("finished", 7)
     whole = job_in(tmp_path / "whole")
     carry_out(ALONE, whole, plan)
-    assert same(weights_of(job), weights_of(whole))
+    assert same(weights_of(spec), weights_of(whole))
 
 
 def test_an_interrupted_run_is_replayed_as_far_as_it_came(tmp_path, tasks):
     plan = [(0, tasks[0]), (0, tasks[1]), (0, FinishStream())]
-    job = job_in(tmp_path / "run")
-    interrupted(job, plan, at=STEPS + 4)
-    is_replayed(job, tmp_path / "again")
+    spec = job_in(tmp_path / "run")
+    interrupted(spec, plan, at=STEPS + 4)
+    is_replayed(spec, tmp_path / "again")
 
 
 def test_an_interruption_while_effects_are_followed_loses_none_of_them(tmp_path, tasks):
     plan = [(0, tasks[0]), (0, tasks[1]), (0, FinishStream()), (3, TakeCheckpoint())]
     plan += [(9, Steer(batch=5)), (12, Note(text="here"))]
-    job = job_in(tmp_path / "run")
-    cut_off_at(14, job, plan)
-    recorded = read_ledger(job.run.effects)
-    assert interrupted(job, plan, at=6) == "interrupted"
-    assert read_ledger(job.run.effects) == recorded
-    carry_out(ALONE, job, plan, generation=3)
+    spec = job_in(tmp_path / "run")
+    cut_off_at(14, spec, plan)
+    recorded = read_ledger(spec.run.effects)
+    assert interrupted(spec, plan, at=6) == "interrupted"
+    assert read_ledger(spec.run.effects) == recorded
+    carry_out(ALONE, spec, plan, generation=3)
     whole = job_in(tmp_path / "whole")
     carry_out(ALONE, whole, plan)
-    assert same(weights_of(job), weights_of(whole))
+    assert same(weights_of(spec), weights_of(whole))
 
 
 # The tables ---------------------------------------------------------------------------------------------
 
 
-def a_course(job, number):
+def a_course(spec, number):
     values = {
         "branch": number - 1,
-        "in_force": replace(InForce.of(job), batch=number),
+        "live_settings": replace(LiveSettings.of(spec), batch=number),
         "paused": bool(number % 2),
         "finishing": bool(number % 2),
         "trouble": f"trouble {number}",
@@ -240,12 +240,12 @@ def a_course(job, number):
         "kept": f"kept {number}",
         "spoilt": [range(number)],
     }
-    return Course(**{field.name: values.get(field.name, number) for field in fields(Course)})
+    return RunState(**{field.name: values.get(field.name, number) for field in fields(RunState)})
 
 
 def test_the_table_names_every_part_of_where_a_run_is_and_what_becomes_of_it(tmp_path):
-    job = job_in(tmp_path / "run")
-    assert set(FATES) == {field.name for field in fields(Course)}
+    spec = job_in(tmp_path / "run")
+    assert set(FATES) == {field.name for field in fields(RunState)}
     assert all(set(fates) == set(Event) for fates in FATES.values())
     command = BeginAgain(checkpoint=4, ranks=2, begins=50, checkpoints=60, parent=0, left=9)
     events = {
@@ -254,7 +254,7 @@ def test_the_table_names_every_part_of_where_a_run_is_and_what_becomes_of_it(tmp
         Event.ROLL_BACK: lambda now, there: now.back_to(there),
     }
     for event, happens in events.items():
-        before, there, now = a_course(job, 8), a_course(job, 3), a_course(job, 8)
+        before, there, now = a_course(spec, 8), a_course(spec, 3), a_course(spec, 8)
         happens(now, there)
         for name, fates in FATES.items():
             values = [getattr(each, name) for each in (before, there, now)]
@@ -263,16 +263,16 @@ def test_the_table_names_every_part_of_where_a_run_is_and_what_becomes_of_it(tmp
                 assert values[2] > max(values[:2]), (event, name)
             else:
                 assert values[2] == expected[fates[event]], (event, name)
-    assert Course.from_plain(
-        json.loads(json.dumps(a_course(job, 5).to_plain())), InForce.of(job)
-    ) == a_course(job, 5)
+    assert RunState.from_plain(
+        json.loads(json.dumps(a_course(spec, 5).to_plain())), LiveSettings.of(spec)
+    ) == a_course(spec, 5)
 
 
 def test_commands_change_the_state_of_a_run_as_the_table_says(tmp_path):
-    job = job_in(tmp_path / "run")
+    spec = job_in(tmp_path / "run")
     for kind, change in CHANGES.items():
         for number in (3, 8):
-            now, before = a_course(job, number), a_course(job, number)
+            now, before = a_course(spec, number), a_course(spec, number)
             now.change(kind)
             assert now.outcome == (before.outcome if change.outcome is None else change.outcome)
             assert now.paused == (before.paused if change.paused is None else change.paused)
@@ -298,10 +298,10 @@ def on(groups, folder, plan, cut, generation, replays=None):
     if groups.rank == 0 and not folder.exists():
         job_in(folder)
     groups.gather("")
-    job = replace(job_in_existing(folder), replays=None if replays is None else job_in_existing(replays).run)
+    spec = replace(job_in_existing(folder), replays=None if replays is None else job_in_existing(replays).run)
     try:
-        network = Dying(job.run, cut=cut, checkpoints=generation)
-        return carry_out(groups, job, plan, generation=generation, network=network)[0]
+        network = Dying(spec.run, cut=cut, checkpoints=generation)
+        return carry_out(groups, spec, plan, generation=generation, network=network)[0]
     except CutOffError:
         return "cut"
 
@@ -408,10 +408,10 @@ def test_a_run_whose_trained_task_was_moved_away_goes_on(tmp_path):
     some = own_tasks(tmp_path / "tasks")
     plan = [(0, some[0]), (0, some[1]), (0, FinishStream()), (STEPS + 2, TakeCheckpoint())]
     plan += [(STEPS + 5, Steer(batch=4))]
-    job = job_in(tmp_path / "run")
-    cut_off_at(STEPS + 9, job, plan)
+    spec = job_in(tmp_path / "run")
+    cut_off_at(STEPS + 9, spec, plan)
     moved(some[0])
-    outcome, timeline = carry_out(ALONE, job, plan, generation=2)
+    outcome, timeline = carry_out(ALONE, spec, plan, generation=2)
     assert outcome == "finished"
     assert not timeline.records(BranchBegan)  # what was learned of it stays, and nothing has to be redone
     assert {(record.task, record.split) for record in timeline.records(Unevaluated)} == {
@@ -420,22 +420,22 @@ def test_a_run_whose_trained_task_was_moved_away_goes_on(tmp_path):
     }
     assert all(some[0].path in record.reason for record in timeline.records(Unevaluated))
     assert [record.task for record in timeline.records(TaskEnded)] == [1]
-    assert ("Steer", STEPS + 5) in kinds(job)[-4:]
+    assert ("Steer", STEPS + 5) in kinds(spec)[-4:]
     # Once more from the same checkpoint: it is not recorded twice.
-    for number in list(find_checkpoints(job.run.checkpoints))[1:]:
-        shutil.rmtree(job.run.checkpoints / f"{number:06d}")
-    before = kinds(job)
-    assert carry_out(ALONE, job, plan, generation=3)[0] == "finished"
-    assert kinds(job) == before
+    for number in list(find_checkpoints(spec.run.checkpoints))[1:]:
+        shutil.rmtree(spec.run.checkpoints / f"{number:06d}")
+    before = kinds(spec)
+    assert carry_out(ALONE, spec, plan, generation=3)[0] == "finished"
+    assert kinds(spec) == before
 
 
 def test_a_task_that_is_gone_in_its_middle_is_set_aside_and_its_steps_are_taken_back(tmp_path):
     some = own_tasks(tmp_path / "tasks")
     plan = [(0, some[0]), (0, some[1]), (0, some[2]), (0, FinishStream()), (STEPS + 2, TakeCheckpoint())]
-    job = job_in(tmp_path / "run", strategy=Incremental())
-    cut_off_at(STEPS + 9, job, plan)
+    spec = job_in(tmp_path / "run", strategy=Incremental())
+    cut_off_at(STEPS + 9, spec, plan)
     moved(some[1])
-    outcome, timeline = carry_out(ALONE, job, plan, generation=2)
+    outcome, timeline = carry_out(ALONE, spec, plan, generation=2)
     assert outcome == "finished"
     (aside,) = timeline.records(TaskSetAside)
     assert (aside.task, aside.path) == (1, some[1].path)
@@ -445,13 +445,13 @@ def test_a_task_that_is_gone_in_its_middle_is_set_aside_and_its_steps_are_taken_
 def test_data_that_came_after_the_checkpoint_and_are_gone_do_not_end_the_run(tmp_path):
     some = own_tasks(tmp_path / "tasks")
     plan = [(0, some[0]), (3, TakeCheckpoint()), (5, some[1]), (6, some[2]), (7, FinishStream())]
-    job = job_in(tmp_path / "run")
-    cut_off_at(STEPS + 3, job, plan)
+    spec = job_in(tmp_path / "run")
+    cut_off_at(STEPS + 3, spec, plan)
     moved(some[1])
-    outcome, timeline = carry_out(ALONE, job, plan, generation=2)
+    outcome, timeline = carry_out(ALONE, spec, plan, generation=2)
     assert outcome == "finished"
     assert [record.path for record in timeline.records(TaskSetAside)] == [some[1].path]
-    ended = Timeline.load(job.run.timeline).lineage().records(TaskEnded)
+    ended = Timeline.load(spec.run.timeline).lineage().records(TaskEnded)
     assert [record.branch for record in ended] == [1, 1]
 
 
@@ -459,19 +459,19 @@ def test_training_from_scratch_goes_on_with_the_tasks_that_can_be_read(tmp_path)
     some = own_tasks(tmp_path / "tasks")
     plan = [*[(0, task) for task in some[:3]], (0, FinishStream())]
     changes = {"strategy": FromScratch(), "training": replace(TRAINING, evaluated=0)}
-    job = job_in(tmp_path / "run", **changes)
+    spec = job_in(tmp_path / "run", **changes)
     path = Path(some[0].path)
     network = Meanwhile(STEPS + 5, lambda: path.rename(path.with_suffix(".archived")))
-    outcome, timeline = carry_out(ALONE, job, plan, network=network)
+    outcome, timeline = carry_out(ALONE, spec, plan, network=network)
     assert outcome == "finished"
     assert [record.steps for record in timeline.records(TaskBegan)] == [STEPS, 2 * STEPS, 2 * STEPS]
     assert [record.task for record in timeline.records(TaskEnded)] == [0, 1, 2]
-    assert [entry["task"] for entry in read_ledger(job.run.effects) if entry["kind"] == "SetAside"] == [0]
+    assert [entry["task"] for entry in read_ledger(spec.run.effects) if entry["kind"] == "SetAside"] == [0]
     # Once the file is back, a replay leaves it out all the same.
     path.with_suffix(".archived").rename(path)
     again = job_in(tmp_path / "again", **changes)
-    carry_out(ALONE, replace(again, replays=job.run), [])
-    assert [each for each in compare_runs(job.run, again.run) if not each.same] == []
+    carry_out(ALONE, replace(again, replays=spec.run), [])
+    assert [each for each in compare_runs(spec.run, again.run) if not each.same] == []
 
 
 # Errors of a task ---------------------------------------------------------------------------------------
@@ -494,17 +494,17 @@ class Failing(Net):
 @pytest.mark.parametrize("at", [0, 4, STEPS + 3])
 def test_an_error_in_the_middle_of_a_task_sets_it_aside_and_the_run_goes_on(tmp_path, tasks, at):
     plan = [*[(0, task) for task in tasks[:3]], (0, FinishStream()), (3, TakeCheckpoint())]
-    job = job_in(tmp_path / "run")
-    cut_off_at(at + STEPS // 2, job, plan, network=Failing(at), checkpoints=int(at > 3))
-    outcome, _ = carry_out(ALONE, job, plan, generation=2)  # this time nothing is wrong with it
+    spec = job_in(tmp_path / "run")
+    cut_off_at(at + STEPS // 2, spec, plan, network=Failing(at), checkpoints=int(at > 3))
+    outcome, _ = carry_out(ALONE, spec, plan, generation=2)  # this time nothing is wrong with it
     assert outcome == "finished"
-    timeline = Timeline.load(job.run.timeline)
+    timeline = Timeline.load(spec.run.timeline)
     (aside,) = timeline.records(TaskSetAside)
     assert (aside.task, aside.step) == (at // STEPS, at + 1)
     assert "ValueError: no such pattern" in aside.reason
     assert "rank 0" in aside.reason
     assert {record.task for record in timeline.records(TaskEnded)} == {0, 1, 2} - {aside.task}
-    is_replayed(job, tmp_path / "again")
+    is_replayed(spec, tmp_path / "again")
 
 
 def failing(groups, folder, plan):
@@ -515,9 +515,9 @@ def failing(groups, folder, plan):
 
 
 def test_an_error_on_one_rank_sets_the_task_aside_on_all(tmp_path, tasks):
-    job = job_in(tmp_path / "run")
+    spec = job_in(tmp_path / "run")
     plan = [(0, tasks[0]), (0, tasks[1]), (0, FinishStream())]
-    first, second = on_ranks(2, tmp_path, failing, job.run.path, plan)
+    first, second = on_ranks(2, tmp_path, failing, spec.run.path, plan)
     assert first[0] == second[0] == "finished"
     assert "(rank 1, at step 4)" in first[1][0]
     assert [task for task, _ in first[2]] == [1]
@@ -527,44 +527,44 @@ def test_an_error_on_one_rank_sets_the_task_aside_on_all(tmp_path, tasks):
 
 
 def cut_off(folder, tasks, *, identity):
-    job = job_in(folder)
-    job.run.settings.write_text(json.dumps({"identity": identity}))
+    spec = job_in(folder)
+    spec.run.settings.write_text(json.dumps({"identity": identity}))
     plan = [(0, tasks[0]), (0, FinishStream()), (3, TakeCheckpoint()), (6, TakeCheckpoint())]
-    cut_off_at(9, job, plan, checkpoints=2)
-    return job, plan
+    cut_off_at(9, spec, plan, checkpoints=2)
+    return spec, plan
 
 
-def of_another_run(job, tmp_path, tasks):
+def of_another_run(spec, tmp_path, tasks):
     other, _ = cut_off(tmp_path / "other", tasks, identity="other")
-    shutil.rmtree(job.run.checkpoints / "000002")
-    shutil.copytree(other.run.checkpoints / "000002", job.run.checkpoints / "000002")
+    shutil.rmtree(spec.run.checkpoints / "000002")
+    shutil.copytree(other.run.checkpoints / "000002", spec.run.checkpoints / "000002")
 
 
-def changed_manifest(job, **values):
-    path = job.run.checkpoints / "000002" / "manifest.json"
+def changed_manifest(spec, **values):
+    path = spec.run.checkpoints / "000002" / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
-def of_another_format(job, tmp_path, tasks):
-    changed_manifest(job, format=1)
+def of_another_format(spec, tmp_path, tasks):
+    changed_manifest(spec, format=1)
 
 
-def without_a_lesson(job, tmp_path, tasks):
+def without_a_lesson(spec, tmp_path, tasks):
     import hashlib
 
-    path = job.run.checkpoints / "000002" / STATE
+    path = spec.run.checkpoints / "000002" / STATE
     state = json.loads(path.read_text())
     del state["lesson"]
     path.write_text(json.dumps(state))
     files = json.loads((path.parent / "manifest.json").read_text())["files"]
     content = path.read_bytes()
     files[STATE] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    changed_manifest(job, files=files)
+    changed_manifest(spec, files=files)
 
 
-def from_elsewhere(job, tmp_path, tasks):
-    shutil.rmtree(job.run.checkpoints / "000002")
-    shutil.copytree(job.run.checkpoints / "000001", job.run.checkpoints / "000002")
+def from_elsewhere(spec, tmp_path, tasks):
+    shutil.rmtree(spec.run.checkpoints / "000002")
+    shutil.copytree(spec.run.checkpoints / "000001", spec.run.checkpoints / "000002")
 
 
 @pytest.mark.parametrize(
@@ -577,9 +577,9 @@ def from_elsewhere(job, tmp_path, tasks):
     ],
 )
 def test_a_checkpoint_that_cannot_be_taken_up_is_passed_over(tmp_path, tasks, spoil, said):
-    job, plan = cut_off(tmp_path / "run", tasks, identity="ours")
-    spoil(job, tmp_path, tasks)
-    outcome, timeline = carry_out(ALONE, job, plan, generation=2)
+    spec, plan = cut_off(tmp_path / "run", tasks, identity="ours")
+    spoil(spec, tmp_path, tasks)
+    outcome, timeline = carry_out(ALONE, spec, plan, generation=2)
     assert (outcome, timeline.last(Restored).checkpoint) == ("finished", 1)
     (failed,) = timeline.records(CheckpointFailed)
     assert failed.checkpoint == 2
@@ -587,9 +587,9 @@ def test_a_checkpoint_that_cannot_be_taken_up_is_passed_over(tmp_path, tasks, sp
 
 
 def test_where_no_checkpoint_can_be_used_that_is_said(tmp_path, tasks):
-    job, plan = cut_off(tmp_path / "run", tasks, identity="ours")
-    job.run.settings.write_text(json.dumps({"identity": "mine"}))
-    outcome, timeline = carry_out(ALONE, job, plan, generation=2)
+    spec, plan = cut_off(tmp_path / "run", tasks, identity="ours")
+    spec.run.settings.write_text(json.dumps({"identity": "mine"}))
+    outcome, timeline = carry_out(ALONE, spec, plan, generation=2)
     assert outcome == "finished"
     failed = {record.checkpoint: record.reason for record in timeline.records(CheckpointFailed)}
     assert set(failed) == {0, 1, 2}
@@ -598,24 +598,24 @@ def test_where_no_checkpoint_can_be_used_that_is_said(tmp_path, tasks):
 
 
 def test_a_damaged_line_of_effects_is_refused_with_advice_that_works(tmp_path, tasks):
-    job, plan = cut_off(tmp_path / "run", tasks, identity="ours")
-    lines = job.run.effects.read_bytes().split(b"\n")
+    spec, plan = cut_off(tmp_path / "run", tasks, identity="ours")
+    lines = spec.run.effects.read_bytes().split(b"\n")
     lines[3] = lines[3][:10] + b"\xff\x00"
-    job.run.effects.write_bytes(b"\n".join(lines))
+    spec.run.effects.write_bytes(b"\n".join(lines))
     with pytest.raises(RunFolderError, match=r"line 4 of .* is damaged") as refused:
-        carry_out(ALONE, job, plan, generation=2)
+        carry_out(ALONE, spec, plan, generation=2)
     advice = str(refused.value).partition("before it: ")[2]
     subprocess.run(advice, shell=True, check=True)
-    outcome, timeline = carry_out(ALONE, job, plan, generation=3)
+    outcome, timeline = carry_out(ALONE, spec, plan, generation=3)
     assert (outcome, timeline.last(Restored).checkpoint) == ("finished", 1)
 
 
 def test_a_damaged_line_of_the_timeline_is_said_and_the_run_goes_on(tmp_path, tasks):
-    job, plan = cut_off(tmp_path / "run", tasks, identity="ours")
-    lines = job.run.timeline.read_bytes().split(b"\n")
+    spec, plan = cut_off(tmp_path / "run", tasks, identity="ours")
+    lines = spec.run.timeline.read_bytes().split(b"\n")
     lines[2], lines[3] = b"\xff\xfe{", b'{"record": "Steps"}'
-    job.run.timeline.write_bytes(b"\n".join(lines))
-    outcome, timeline = carry_out(ALONE, job, plan, generation=2)
+    spec.run.timeline.write_bytes(b"\n".join(lines))
+    outcome, timeline = carry_out(ALONE, spec, plan, generation=2)
     assert outcome == "finished"
     assert not timeline.records(Noted)  # the kernels that read it say so
 
@@ -626,8 +626,8 @@ def test_a_damaged_line_of_the_timeline_is_said_and_the_run_goes_on(tmp_path, ta
 def test_what_a_roll_back_leaves_is_said_and_a_skipped_task_can_be_submitted_again(tmp_path, tasks):
     plan = [*[(0, task) for task in tasks[:2]], (3, TakeCheckpoint()), (4, Skip(task=1)), (5, tasks[2])]
     plan += [(6, RollBack(checkpoint=1)), (8, tasks[1]), (8, FinishStream())]
-    job = job_in(tmp_path / "run")
-    outcome, timeline = carry_out(ALONE, job, plan)
+    spec = job_in(tmp_path / "run")
+    outcome, timeline = carry_out(ALONE, spec, plan)
     assert outcome == "finished"
     (rolled,) = [record for record in timeline.records(Applied) if record.kind == "RollBack"]
     assert "task 2 arrived since then and will be trained" in rolled.remark

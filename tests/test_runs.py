@@ -16,7 +16,7 @@ from ranks import on_ranks, small_job
 from safetensors.torch import load_file
 
 from rehearsal_kit.base.errors import SettingsError
-from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.base.settings import Rehearsal, Training
 from rehearsal_kit.data.experience import shard
 from rehearsal_kit.data.tensor_tasks import TensorTask, open_tensor_task, split_classes, write_task
@@ -25,7 +25,7 @@ from rehearsal_kit.learning.strategies.losses import supervised_loss
 from rehearsal_kit.learning.strategies.references import Cumulative, FromScratch, Incremental
 from rehearsal_kit.learning.strategies.replay import AGEM, ER
 from rehearsal_kit.learning.strategies.strategy import Strategy, Term
-from rehearsal_kit.rank.run_spec import Job
+from rehearsal_kit.rank.run_spec import RunSpec
 from rehearsal_kit.rank.training_loop import Rank
 from rehearsal_kit.record.commands import FinishStream, Pause, Resume, Steer, Stop, Wish
 from rehearsal_kit.record.records import (
@@ -89,12 +89,12 @@ class Ran:
 
     outcome: str
     timeline: Timeline
-    job: Job
+    spec: RunSpec
     rank: Rank
 
     @property
     def weights(self):
-        return self.job.network.state_dict()
+        return self.spec.network.state_dict()
 
     def told(self, kind):
         return self.timeline.records(kind)
@@ -117,7 +117,7 @@ def run(folder, tasks, *commands, answer=silent, **changes):
     take effect at the next step. A run that pauses on its own, and gets no answer, is stopped.
     """
     values = {"network": Net(), "training": TRAINING, "rehearsal": REHEARSAL, **changes}
-    job = small_job(Path(folder), **values)
+    spec = small_job(Path(folder), **values)
     mailbox: queue.SimpleQueue[str] = queue.SimpleQueue()
     timeline, numbers = Timeline(), itertools.count(1)
 
@@ -132,10 +132,10 @@ def run(folder, tasks, *commands, answer=silent, **changes):
             answers = [Stop()]
         put(answers)
 
-    put([write_task(task, job.run.new_task()) for task in tasks])
+    put([write_task(task, spec.run.new_task()) for task in tasks])
     put([*commands, FinishStream()])
-    rank = Rank(job, Groups(0, 1), mailbox=mailbox, publish=publish)
-    return Ran(rank.run(), timeline, job, rank)
+    rank = Rank(spec, ProcessGroups(0, 1), mailbox=mailbox, publish=publish)
+    return Ran(rank.run(), timeline, spec, rank)
 
 
 def at_task(**commands):
@@ -473,7 +473,7 @@ def test_tasks_that_do_not_fit_are_set_aside_with_a_reason_and_the_run_goes_on(t
         assert record.step == steps
         assert f"(rank 0, before step {steps})" in record.reason
     assert max(ran.timeline.error_matrix("test")[-1][j] for j in (0, 1 + len(BAD))) < 0.3
-    assert Timeline.load(ran.job.run.timeline).records() == ran.timeline.records()
+    assert Timeline.load(ran.spec.run.timeline).records() == ran.timeline.records()
 
 
 def test_files_that_are_no_tasks_are_set_aside_and_the_run_goes_on(tmp_path):
@@ -566,7 +566,7 @@ def test_a_loss_of_nan_pauses_the_run_where_the_task_began(tmp_path):
     assert finite(seen["paused"])
     assert not same(seen[0], seen[1])
     assert ran.outcome == "stopped"
-    assert same(load_file(ran.job.run.weights), seen[1])
+    assert same(load_file(ran.spec.run.weights), seen[1])
     assert [record.task for record in ran.told(TaskEnded)] == [0]
     assert all(math.isfinite(loss) for loss in ran.timeline.losses()[1])
 
@@ -618,8 +618,8 @@ def test_a_run_stopped_after_its_loss_overflowed_leaves_finite_weights(tmp_path)
     ran = run(tmp_path / "run", [value_task()], network=Deep(), training=LARGE)
     initial = run(tmp_path / "none", [], network=Deep(), training=LARGE)
     assert ran.outcome == "stopped"
-    assert finite(load_file(ran.job.run.weights))
-    assert same(load_file(ran.job.run.weights), load_file(initial.job.run.weights))
+    assert finite(load_file(ran.spec.run.weights))
+    assert same(load_file(ran.spec.run.weights), load_file(initial.spec.run.weights))
 
 
 def test_a_pause_that_a_person_asked_for_gives_no_reason(tmp_path):
@@ -807,13 +807,13 @@ def plain(weights):
 def on_this_rank(groups, folder, arrivals):
     """Four tasks; DER++ from the third on, whose first step is still one of ER."""
     network = Fragile()
-    job = small_job(
+    spec = small_job(
         Path(folder) / f"unused-{groups.rank}",
         network=network,
         training=TRAINING,
         rehearsal=replace(REHEARSAL, outputs=True),
     )
-    job = replace(job, run=RunFolder(Path(folder)))
+    spec = replace(spec, run=RunFolder(Path(folder)))
     mailbox: queue.SimpleQueue[str] = queue.SimpleQueue()
     timeline, numbers, began = Timeline(), itertools.count(1), {}
 
@@ -831,7 +831,7 @@ def on_this_rank(groups, folder, arrivals):
 
     for command in [*arrivals, FinishStream()] if groups.rank == 0 else []:
         put(command)
-    outcome = Rank(job, groups, mailbox=mailbox, publish=publish).run()
+    outcome = Rank(spec, groups, mailbox=mailbox, publish=publish).run()
     return outcome, plain(network.state_dict()), began, timeline.records()
 
 

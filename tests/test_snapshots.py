@@ -18,7 +18,7 @@ from samples import assert_whole, batch_of, new_buffer
 
 from rehearsal_kit.base import tensor_files
 from rehearsal_kit.base.errors import SettingsError, SnapshotError
-from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.base.settings import Rehearsal
 from rehearsal_kit.buffer.distributed_buffer import DistributedBuffer
 from rehearsal_kit.buffer.snapshots import read_shards, write_shard
@@ -95,7 +95,7 @@ def test_check_14_on_another_number_of_ranks_the_same_samples_go_on(pool, three_
 
 
 def alone(tmp_path, policy="quotas", **settings):
-    groups = Groups(0, 1)
+    groups = ProcessGroups(0, 1)
     buffer = new_buffer(groups, policy=policy, **settings)
     go_on(groups, buffer, range(BREAK))
     path = write_shard(tmp_path, buffer.state(), rank=0, ranks=1).path
@@ -213,8 +213,8 @@ def test_a_truncated_file_is_refused_with_its_name(tmp_path, left):
 
 
 def test_what_is_written_is_a_safetensors_file_with_the_digest_that_is_said(tmp_path):
-    buffer = new_buffer(Groups(0, 1))
-    go_on(Groups(0, 1), buffer, range(BREAK))
+    buffer = new_buffer(ProcessGroups(0, 1))
+    go_on(ProcessGroups(0, 1), buffer, range(BREAK))
     state, steps = buffer.state(), []
     written = write_shard(tmp_path, state, rank=0, ranks=1, beat=lambda: steps.append(1))
     tensors, about = opened(written.path)
@@ -288,7 +288,7 @@ def test_a_shard_of_an_earlier_version_is_read_from_itself_alone(tmp_path):
 @pytest.mark.parametrize("capacity", [40, 12])
 def test_what_is_frozen_stays_as_it_was_whatever_the_store_does_next(tmp_path, policy, capacity):
     """Rows are replaced, moved and let go of before they are written, and the store is made smaller."""
-    groups = Groups(0, 1)
+    groups = ProcessGroups(0, 1)
     buffer = new_buffer(groups, policy=policy)
     go_on(groups, buffer, range(BREAK))
     write_shard(tmp_path / "then", buffer.state(), rank=0, ranks=1)
@@ -356,7 +356,7 @@ def test_an_empty_folder_is_refused(tmp_path):
 @pytest.mark.parametrize("change", [{"policy": "fifo"}, {"seed": 8}, {"half": ("image",)}])
 def test_a_state_of_other_settings_is_refused(tmp_path, change):
     alone(tmp_path)
-    buffer = new_buffer(Groups(0, 1), **change)
+    buffer = new_buffer(ProcessGroups(0, 1), **change)
     with pytest.raises(SettingsError, match="cannot be restored"):
         buffer.restore(read_shards(tmp_path, rank=0, ranks=1))
     buffer.close()
@@ -364,7 +364,7 @@ def test_a_state_of_other_settings_is_refused(tmp_path, change):
 
 def test_a_restored_buffer_takes_another_capacity_at_once(tmp_path):
     alone(tmp_path)
-    buffer = new_buffer(Groups(0, 1))
+    buffer = new_buffer(ProcessGroups(0, 1))
     buffer.restore(read_shards(tmp_path, rank=0, ranks=1))
     buffer.advance(Round(step=BREAK, representatives=5, capacity=12))
     assert len(buffer.state().contents.groups) == 12

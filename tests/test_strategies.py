@@ -19,7 +19,7 @@ from ranks import Tiny, on_ranks
 from torch.nn import functional
 
 from rehearsal_kit.base.errors import RankError, SettingsError
-from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.base.settings import Training
 from rehearsal_kit.buffer.row_layout import IDENTITY
 from rehearsal_kit.learning.learner import Learner, MiniBatch
@@ -32,7 +32,7 @@ from rehearsal_kit.learning.strategies.replay import AGEM, ER
 from rehearsal_kit.record.commands import Steer
 
 ALPHA, BETA = 0.3, 0.7
-BY_ITSELF = Groups(0, 1)
+BY_ITSELF = ProcessGroups(0, 1)
 STRATEGIES = {
     strategy.name: strategy
     for strategy in (

@@ -11,7 +11,7 @@ from runkit import arrived
 from tqdm import tqdm
 
 from rehearsal_kit.base.errors import SettingsError
-from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.base.settings import Recovery, Training
 from rehearsal_kit.data.simulated_beamline import Beamline
 from rehearsal_kit.rank.training_loop import Rank
@@ -39,7 +39,7 @@ from rehearsal_kit.record.records import (
     TaskSetAside,
     TasksReordered,
 )
-from rehearsal_kit.record.seen import Told
+from rehearsal_kit.record.seen import SeenRecords
 from rehearsal_kit.record.timeline import Timeline
 from rehearsal_kit.reports.comparison import Outcome
 from rehearsal_kit.session.progress_bar import Progress
@@ -188,7 +188,7 @@ class Conductor:
     """One rank in this process, steered by what it tells."""
 
     def __init__(self, folder) -> None:
-        self.job = small_job(folder, training=Training(batch=16, epochs=2), recovery=Recovery(keep_last=100))
+        self.spec = small_job(folder, training=Training(batch=16, epochs=2), recovery=Recovery(keep_last=100))
         self.timeline = Timeline()
         self.mailbox: queue.SimpleQueue = queue.SimpleQueue()
         self.sent = 0
@@ -206,7 +206,7 @@ class Conductor:
             self.send(*self.answers.pop(0)[1])
 
     def run(self) -> str:
-        return Rank(self.job, Groups(0, 1), mailbox=self.mailbox, publish=self.publish).run()
+        return Rank(self.spec, ProcessGroups(0, 1), mailbox=self.mailbox, publish=self.publish).run()
 
 
 def test_a_real_run_that_was_rolled_back_tells_one_straight_story(tmp_path):
@@ -261,7 +261,7 @@ def test_what_was_told_before_a_kill_of_a_task_that_is_set_aside_after_it_is_voi
         TaskBegan(step=2, task=1, steps=9, time=0.0),
         steps(2, 0.3, 0.4, 0.5),
     ]
-    timeline, known = Timeline([*told, after]), Told([*told, after])
+    timeline, known = Timeline([*told, after]), SeenRecords([*told, after])
     assert timeline.losses()[0] == left
     assert [step for step in range(9) if known.has_step(0, step)] == left
     begun = decision in ("given up", "refused before it became a task")

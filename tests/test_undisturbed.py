@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from rehearsal_kit.base.errors import RehearsalKitError
-from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.bench.run import undisturbed_ranks
 from rehearsal_kit.bench.run.undisturbed import QUICK, Undisturbed
 from rehearsal_kit.bench.run.undisturbed_ranks import (
@@ -20,11 +20,11 @@ from rehearsal_kit.bench.run.undisturbed_ranks import (
     Measurement,
 )
 from rehearsal_kit.rank import previewer
-from rehearsal_kit.rank.previewer import Gallery
+from rehearsal_kit.rank.previewer import Previewer
 
 
 def no_preview(monkeypatch):
-    monkeypatch.setattr(Gallery, "refresh", lambda self, newest, step: None)
+    monkeypatch.setattr(Previewer, "refresh", lambda self, newest, step: None)
 
 
 def a_preview_that_cannot_be_made(monkeypatch):
@@ -45,7 +45,7 @@ def test_beside_previews_that_never_come_nothing_is_measured(tmp_path, monkeypat
     turns = replace(QUICK, folder=tmp_path)
     undisturbed_ranks.lay_out(turns, 1)
     with pytest.raises(RehearsalKitError, match=said):
-        undisturbed_ranks.measure_undisturbed(Groups(0, 1), turns)
+        undisturbed_ranks.measure_undisturbed(ProcessGroups(0, 1), turns)
 
 
 def test_a_ratio_is_to_the_blocks_before_and_after_and_the_verdict_is_honest():

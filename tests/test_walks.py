@@ -25,10 +25,10 @@ from walks import MEANWHILE, SIZES, Generation, Walk, broken_promises, carry_out
 from rehearsal_kit.data import open_experience
 from rehearsal_kit.data.scans.files import facts_of
 from rehearsal_kit.rank import reporter, resumption
-from rehearsal_kit.rank.decisions import Control
+from rehearsal_kit.rank.decisions import Decisions
 from rehearsal_kit.rank.evaluation import Evaluation
 from rehearsal_kit.rank.resumption import Resumption
-from rehearsal_kit.rank.run_state import Course
+from rehearsal_kit.rank.run_state import RunState
 from rehearsal_kit.record.commands import (
     Arrived,
     Command,
@@ -47,7 +47,7 @@ from rehearsal_kit.record.commands import (
 from rehearsal_kit.record.ledger import read_ledger
 from rehearsal_kit.record.records import TaskEnded
 from rehearsal_kit.record.run_folder import RunFolder
-from rehearsal_kit.record.seen import Told
+from rehearsal_kit.record.seen import SeenRecords
 from rehearsal_kit.record.timeline import Timeline
 
 ARRIVAL = Arrived(name="the next task", path="next")
@@ -273,8 +273,8 @@ def test_a_task_of_long_ago_that_is_trained_with_a_later_one_is_gone_since(tasks
 
 
 def _outcomes_are_in_no_checkpoint(plant):
-    to_plain = Course.to_plain
-    plant(Course, "to_plain", lambda self: {**to_plain(self), "outcome": ""})
+    to_plain = RunState.to_plain
+    plant(RunState, "to_plain", lambda self: {**to_plain(self), "outcome": ""})
 
 
 def _facts_bind_any_number_of_ranks(plant):
@@ -292,15 +292,15 @@ def _files_are_what_they_are_called(plant):
 
 
 def _wishes_are_heard_whenever_they_come(plant):
-    plant(Control, "_receive", lambda self, wish: self._waiting.append(wish))
+    plant(Decisions, "_receive", lambda self, wish: self._waiting.append(wish))
 
 
 def _what_was_told_is_told_again(plant):
-    plant(Told, "has_step", lambda *_: False)
+    plant(SeenRecords, "has_step", lambda *_: False)
 
 
 def _unreadable_tasks_end_the_run(plant):
-    plant(Evaluation, "_scores", lambda self, reading: (self._learner.quality(iter(reading._batches)), ""))
+    plant(Evaluation, "_scores", lambda self, reading: (self._learner.metrics(iter(reading._batches)), ""))
 
 
 PLANTS = [
@@ -350,9 +350,9 @@ def kept(walk: Walk, tasks: Tasks, folder: Path) -> tuple[Timeline, list[dict[st
     """What a kernel knows of a walk that keeps all promises, and the ledger from where ranks began again."""
     walked = carry_out(walk, folder / "run", tasks[0])
     assert broken_promises(walked, folder / "again") == []
-    ledger = read_ledger(walked.job.run.effects)
+    ledger = read_ledger(walked.spec.run.effects)
     begins = [place for place, entry in enumerate(ledger) if entry["kind"] == "BeginAgain"]
-    return Timeline.load(walked.job.run.timeline).lineage(), ledger[begins[0] :]
+    return Timeline.load(walked.spec.run.timeline).lineage(), ledger[begins[0] :]
 
 
 def killed_after(*commands: Command, meanwhile: str = "", ranks: int = 2) -> Generation:

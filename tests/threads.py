@@ -1,9 +1,9 @@
 """Ranks that are threads of one process: hundreds of whole runs a minute, and any of them can die anywhere.
 
-What ranks ask of each other are the five collectives of `Groups`; here they meet at a barrier in memory. A
-rank that is killed breaks every connection, as a process that ends does, and what its threads still do
-reaches nobody. Networks of such runs must not use torch's random numbers (dropout): threads share one
-generator.
+What ranks ask of each other are the five collectives of `ProcessGroups`; here they meet at a barrier in
+memory. A rank that is killed breaks every connection, as a process that ends does, and what its threads
+still do reaches nobody. Networks of such runs must not use torch's random numbers (dropout): threads share
+one generator.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.base.process_groups import ProcessGroups
 
 COLLECTIVE_S = 30.0
 """Longer than anything that one rank does between two collectives."""
@@ -136,8 +136,8 @@ class World:
 
 
 @dataclass(frozen=True)
-class ThreadGroups(Groups):
-    """One rank's end of a world; the collectives of `Groups` through memory."""
+class ThreadGroups(ProcessGroups):
+    """One rank's end of a world; the collectives of `ProcessGroups` through memory."""
 
     world: World | None = None
 

@@ -23,7 +23,7 @@ from rehearsal_kit.data.preparation import Preparation
 from rehearsal_kit.data.tensor_tasks import TensorTask, write_task
 from rehearsal_kit.learning.strategies.choice import named_strategy
 from rehearsal_kit.rank.checkpoint_files import find_checkpoints
-from rehearsal_kit.rank.run_spec import Job, keep_job
+from rehearsal_kit.rank.run_spec import RunSpec, keep_job
 from rehearsal_kit.rank.training_loop import Rank
 from rehearsal_kit.record.commands import (
     Arrived,
@@ -90,7 +90,7 @@ class Walk:
 class Walked:
     """What came of it."""
 
-    job: Job
+    spec: RunSpec
     results: list[list[Any]] = field(default_factory=list)
     """By generation and rank: how it ended, with the fingerprint of its weights, or what ended it."""
     plans: list[Generation] = field(default_factory=list)
@@ -105,7 +105,7 @@ class Walked:
     def take_away(self, name: str, instead: str = "") -> None:
         """Put the file of a task elsewhere; another one may take its place."""
         self.touched.add(name)
-        path, kept = self.job.run.path / "tasks" / name, self.job.run.path.parent / f"kept {name}"
+        path, kept = self.spec.run.path / "tasks" / name, self.spec.run.path.parent / f"kept {name}"
         if name not in self.away:
             self.away[name] = path.rename(kept)
         if instead:
@@ -115,7 +115,7 @@ class Walked:
     def put_back(self) -> None:
         """As the files were when they arrived."""
         for name, kept in self.away.items():
-            kept.replace(self.job.run.path / "tasks" / name)
+            kept.replace(self.spec.run.path / "tasks" / name)
         self.away.clear()
 
 
@@ -186,10 +186,10 @@ class Person:
     def send(self, command: Command) -> str:
         """Number a wish and write it down, as the coordinator does before it passes it on."""
         if isinstance(command, Arrived):
-            command = replace(command, path=str(self._walked.job.run.path / "tasks" / command.path))
+            command = replace(command, path=str(self._walked.spec.run.path / "tasks" / command.path))
         self._walked.asked.append(command)
         wish = Wish(len(self._walked.asked), command, KERNEL)
-        _append(self._walked.job.run.wishes, to_plain(wish))
+        _append(self._walked.spec.run.wishes, to_plain(wish))
         return wish.to_json()
 
     @property
@@ -221,9 +221,9 @@ def walk_tasks(folder: Path) -> list[Arrived]:
     return made
 
 
-def job_of(walk: Walk, folder: Path) -> Job:
+def job_of(walk: Walk, folder: Path) -> RunSpec:
     """A run of steps of a millisecond."""
-    job = Job(
+    spec = RunSpec(
         run=RunFolder(folder).create(),
         seed=11,
         network=Network(),
@@ -235,9 +235,9 @@ def job_of(walk: Walk, folder: Path) -> Job:
         ),
         recovery=Recovery(checkpoint_s=1e9, keep_last=4),
     )
-    keep_job(job, ranks=walk.ranks)
-    _append(job.run.generations, to_plain_record(LeaseTaken(holder=KERNEL, time=0.0)))
-    return job
+    keep_job(spec, ranks=walk.ranks)
+    _append(spec.run.generations, to_plain_record(LeaseTaken(holder=KERNEL, time=0.0)))
+    return spec
 
 
 def _append(path: Path, entry: dict[str, Any]) -> None:
@@ -271,13 +271,13 @@ def _one_generation(walked: Walked, plan: Generation, left: deque[Command], rank
     person = Person(walked, plan, left, world)
     walked.plans.append(plan)
     walked.ranks.append(ranks)
-    walked.results.append(world.run(lambda groups: _one_rank(groups, walked.job, person, number)))
+    walked.results.append(world.run(lambda groups: _one_rank(groups, walked.spec, person, number)))
     return person.undelivered
 
 
-def _one_rank(groups: ThreadGroups, job: Job, person: Any, generation: int) -> tuple[str, str]:
+def _one_rank(groups: ThreadGroups, spec: RunSpec, person: Any, generation: int) -> tuple[str, str]:
     rank = Rank(
-        replace(job, network=copy.deepcopy(job.network)),
+        replace(spec, network=copy.deepcopy(spec.network)),
         groups,
         mailbox=person if groups.rank == 0 else Nobody(),
         publish=lambda record, line: None,
@@ -293,7 +293,7 @@ def _one_rank(groups: ThreadGroups, job: Job, person: Any, generation: int) -> t
 
 def _tear(walked: Walked) -> None:
     """The kill left half a line in every ledger."""
-    run = walked.job.run
+    run = walked.spec.run
     for path in (run.effects, run.wishes, run.timeline):
         with path.open("ab") as stream:
             stream.write(b'{"kind": "Ste')
@@ -301,7 +301,7 @@ def _tear(walked: Walked) -> None:
 
 def _damage(walked: Walked) -> None:
     """A byte of the newest checkpoint is another."""
-    found = find_checkpoints(walked.job.run.checkpoints)
+    found = find_checkpoints(walked.spec.run.checkpoints)
     if found:
         path = found[max(found)].folder / "learner.safetensors"
         content = bytearray(path.read_bytes())
@@ -311,14 +311,14 @@ def _damage(walked: Walked) -> None:
 
 def _move(walked: Walked) -> None:
     """Somebody moves the run folder."""
-    there = walked.job.run.path.with_name(walked.job.run.path.name + " moved")
-    walked.job.run.path.rename(there)
-    walked.job = replace(walked.job, run=RunFolder(there))
+    there = walked.spec.run.path.with_name(walked.spec.run.path.name + " moved")
+    walked.spec.run.path.rename(there)
+    walked.spec = replace(walked.spec, run=RunFolder(there))
 
 
 def _archive(walked: Walked) -> None:
     """Somebody takes away the files of tasks that were trained already."""
-    timeline = Timeline.load(walked.job.run.timeline).lineage()
+    timeline = Timeline.load(walked.spec.run.timeline).lineage()
     ended, arrived = {record.task for record in timeline.records(TaskEnded)}, timeline.tasks()
     for task in ended:
         walked.take_away(Path(arrived[task].path).name)
@@ -326,7 +326,7 @@ def _archive(walked: Walked) -> None:
 
 def _change(walked: Walked) -> None:
     """The file of the newest task that waits is written anew."""
-    waiting = Timeline.load(walked.job.run.timeline).lineage().waiting()
+    waiting = Timeline.load(walked.spec.run.timeline).lineage().waiting()
     if waiting:
         walked.take_away(Path(waiting[max(waiting)].path).name, instead="0.h5")
 
@@ -338,7 +338,7 @@ def _take_first(walked: Walked) -> None:
 
 def _take_under_way(walked: Walked) -> None:
     """Somebody takes away the file of the task under way."""
-    timeline = Timeline.load(walked.job.run.timeline).lineage()
+    timeline = Timeline.load(walked.spec.run.timeline).lineage()
     began, ended = timeline.last(TaskBegan), {record.task for record in timeline.records(TaskEnded)}
     if began is not None and began.task not in ended:
         walked.take_away(Path(timeline.tasks()[began.task].path).name)
@@ -407,14 +407,14 @@ def _words(result: Any) -> str:
 
 
 def _tasks(walked: Walked) -> list[str]:
-    timeline = Timeline.load(walked.job.run.timeline).lineage()
+    timeline = Timeline.load(walked.spec.run.timeline).lineage()
     ended = Counter(record.task for record in timeline.records(TaskEnded))
     twice = [task for task, count in ended.items() if count > 1]
     arrived, aside = timeline.tasks(), timeline.set_aside()
     lost = [task for task in arrived if task not in ended and task not in aside]
     both = [task for task in ended if task in aside]
     submitted = sum(isinstance(command, Arrived) for command in walked.asked)
-    held = effects_of(read_ledger(walked.job.run.effects)).entries
+    held = effects_of(read_ledger(walked.spec.run.effects)).entries
     bad = {f"{POISONED}.h5", f"{CUT_SHORT}.h5", *walked.touched}
     # Somebody may end a task before the sample that no network bears has its turn; a strategy that trains
     # all tasks together then meets it in every later one.
@@ -442,11 +442,13 @@ def _is_refused_arrival(entry: dict[str, Any]) -> bool:
 
 def _commands(walked: Walked) -> list[str]:
     # What was decided again on other ranks, or on data that had changed, is recorded again as well.
-    first = [entry for entry in read_ledger(walked.job.run.effects) if entry["number"] and AGAIN not in entry]
+    first = [
+        entry for entry in read_ledger(walked.spec.run.effects) if entry["number"] and AGAIN not in entry
+    ]
     numbers = Counter(entry["number"] for entry in first)
     asked = range(1, len(walked.asked) + 1)
     wrong = {number: numbers[number] for number in asked if numbers[number] != 1}
-    left = effects_of(read_ledger(walked.job.run.effects)).outstanding
+    left = effects_of(read_ledger(walked.spec.run.effects)).outstanding
     return [
         *(
             f"command {each} ({walked.asked[each - 1]}) took effect {count} times"
@@ -457,28 +459,28 @@ def _commands(walked: Walked) -> list[str]:
 
 
 def _steps(walked: Walked) -> list[str]:
-    steps = Timeline.load(walked.job.run.timeline).lineage().losses()[0]
+    steps = Timeline.load(walked.spec.run.timeline).lineage().losses()[0]
     # A step in which a task was given up has a number, and no loss.
-    held = effects_of(read_ledger(walked.job.run.effects)).entries
+    held = effects_of(read_ledger(walked.spec.run.effects)).entries
     given_up = {entry["step"] - 1 for entry in held if entry["kind"] == "SetAside"} - set(steps)
     wanted = [step for step in range(max(steps, default=-1) + 1) if step not in given_up]
     return [] if steps == wanted else [f"steps were told as {steps}, and {sorted(given_up)} were given up"]
 
 
 def _rests(walked: Walked) -> list[str]:
-    left = [path.name for path in walked.job.run.path.rglob("*partial*")]
+    left = [path.name for path in walked.spec.run.path.rglob("*partial*")]
     return [f"{left} were left behind"] if left else []
 
 
 def _replay(walked: Walked, folder: Path) -> list[str]:
-    again = replace(walked.job, run=RunFolder(folder).create(), replays=walked.job.run)
+    again = replace(walked.spec, run=RunFolder(folder).create(), replays=walked.spec.run)
     keep_job(again, ranks=walked.ranks[0])
-    for ranks in recorded_ranks(walked.job.run):
+    for ranks in recorded_ranks(walked.spec.run):
         results = World(ranks).run(lambda groups: _one_rank(groups, again, Nobody(), 1))
         if wrong := [_words(result) for result in results if not isinstance(result, tuple)]:
             return [f"the replay failed: {wrong[0]}"]
-    told, repeated = (Timeline.load(run.timeline).lineage().losses() for run in (walked.job.run, again.run))
+    told, repeated = (Timeline.load(run.timeline).lineage().losses() for run in (walked.spec.run, again.run))
     if told != repeated:
         return [f"losses were told as {told}, and the replay has {repeated}"]
-    compared = compare_runs(walked.job.run, again.run)
+    compared = compare_runs(walked.spec.run, again.run)
     return [f"the replay differs: {each}" for each in compared if not each.same]

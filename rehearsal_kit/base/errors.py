@@ -110,3 +110,8 @@ def said_where(error: BaseException) -> str:
     if isinstance(error, RehearsalKitError) or not trace:
         return said(error)
     return f"{said(error)} ({trace[-1].name}, {trace[-1].filename}:{trace[-1].lineno})"
+
+
+def said_before(error: Exception, *, rank: int, step: int) -> str:
+    """What an error says, on which rank, and before which step."""
+    return f"{said(error)} (rank {rank}, before step {step})"

@@ -21,7 +21,7 @@ from rehearsal_kit.base.network_interfaces import bound_to
 
 
 @dataclass(frozen=True)
-class Groups:
+class ProcessGroups:
     """This rank's number and its process groups; None where the rank is alone.
 
     Three groups because three threads of control use them: gradients and control belong to the training
@@ -103,15 +103,15 @@ def _text(content: bytes) -> str:
     return content.decode("utf-8", "surrogatepass")
 
 
-def groups_of_world(timeout_s: float) -> Groups:
+def groups_of_world(timeout_s: float) -> ProcessGroups:
     """Groups beside the process group that the caller has initialised already, as under torchrun.
 
     Without one (a single process) every collective is the identity. All ranks must call it.
     """
     if not dist.is_initialized():
-        return Groups(rank=0, ranks=1)
+        return ProcessGroups(rank=0, ranks=1)
     timeout = datetime.timedelta(seconds=timeout_s)
-    return Groups(
+    return ProcessGroups(
         rank=dist.get_rank(),
         ranks=dist.get_world_size(),
         gradients=dist.group.WORLD,
@@ -137,10 +137,10 @@ class Meeting:
 
 
 @contextlib.contextmanager
-def meet(meeting: Meeting) -> Iterator[Groups]:
+def meet(meeting: Meeting) -> Iterator[ProcessGroups]:
     """Join the others; leave again at the end, also after an error."""
     if meeting.ranks == 1:
-        yield Groups(rank=0, ranks=1)
+        yield ProcessGroups(rank=0, ranks=1)
         return
     try:
         with bound_to(meeting.address):
@@ -155,7 +155,7 @@ def meet(meeting: Meeting) -> Iterator[Groups]:
             dist.destroy_process_group()
 
 
-def _join(meeting: Meeting) -> Groups:
+def _join(meeting: Meeting) -> ProcessGroups:
     timeout = datetime.timedelta(seconds=meeting.timeout_s)
     store = PrefixStore(meeting.nonce, FileStore(str(meeting.rendezvous), meeting.ranks))
     on_cuda = meeting.device != "cpu"
@@ -167,7 +167,7 @@ def _join(meeting: Meeting) -> Groups:
         timeout=timeout,
         device_id=torch.device(meeting.device) if on_cuda else None,
     )
-    return Groups(
+    return ProcessGroups(
         rank=meeting.rank,
         ranks=meeting.ranks,
         gradients=dist.group.WORLD,

@@ -16,10 +16,10 @@ from rehearsal_kit.buffer.memory_limit import share_of
 from rehearsal_kit.buffer.policies import new_policy
 from rehearsal_kit.buffer.staging import Staging
 from rehearsal_kit.buffer.states import Drawn, Pending, Round, Staged, steered
-from rehearsal_kit.buffer.store import RehearsalBuffer
+from rehearsal_kit.buffer.store import LocalStore
 
 
-class Upkeep:
+class BackgroundJob:
     """Keeps one rank's store: once a step it stores, agrees with the other ranks, draws and exchanges.
 
     Runs in one background thread, in the same order of collectives on every rank.
@@ -27,7 +27,7 @@ class Upkeep:
 
     def __init__(
         self,
-        store: RehearsalBuffer,
+        store: LocalStore,
         rehearsal: Rehearsal,
         *,
         seed: int,

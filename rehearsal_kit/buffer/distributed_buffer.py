@@ -22,7 +22,7 @@ from rehearsal_kit.base.errors import RankError, SettingsError
 from rehearsal_kit.base.process_groups import groups_of_world
 from rehearsal_kit.base.randomness import Rekeyed
 from rehearsal_kit.base.settings import Rehearsal
-from rehearsal_kit.buffer.background_job import Upkeep
+from rehearsal_kit.buffer.background_job import BackgroundJob
 from rehearsal_kit.buffer.exchange import Exchange, GroupExchange, require_agreement
 from rehearsal_kit.buffer.memory_limit import available_bytes, require_fitting, require_room, share_of
 from rehearsal_kit.buffer.policies import FirstInFirstOut, new_policy
@@ -30,7 +30,7 @@ from rehearsal_kit.buffer.row_layout import RowLayout, Samples
 from rehearsal_kit.buffer.snapshots import read_shards, write_shard
 from rehearsal_kit.buffer.staging import Staging
 from rehearsal_kit.buffer.states import BufferState, Pending, Representatives, Round, Staged, steered
-from rehearsal_kit.buffer.store import RehearsalBuffer, require_identity
+from rehearsal_kit.buffer.store import LocalStore, require_identity
 
 Group = int | Sequence[int] | torch.Tensor
 """One group for all samples of a mini-batch, or one for each: (sample,)."""
@@ -74,14 +74,16 @@ class DistributedBuffer:
         capacity = rehearsal.samples(layout.row_bytes)
         share = share_of(capacity, exchange.rank, exchange.ranks)
         self._ranks_here = require_room(share * layout.row_bytes, exchange)
-        self._store = RehearsalBuffer(layout, share, policy=new_policy(rehearsal.policy, seed))
+        self._store = LocalStore(layout, share, policy=new_policy(rehearsal.policy, seed))
         self._policy = new_policy(rehearsal.policy, seed)
         """Chooses candidates here while that of the store is with the background thread."""
         self._staging = Staging(layout, device)
-        self._upkeep = Upkeep(self._store, rehearsal, seed=seed, exchange=exchange, staging=self._staging)
+        self._background_job = BackgroundJob(
+            self._store, rehearsal, seed=seed, exchange=exchange, staging=self._staging
+        )
         self._candidates = Rekeyed(seed, "candidates")
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"rehearsal-r{exchange.rank}")
-        self._job: Future[Staged] | None = None
+        self._spec: Future[Staged] | None = None
         self._pending: Pending | None = None
         self._intake = self._store.intake
         self._step = -1
@@ -139,7 +141,7 @@ class DistributedBuffer:
         if work.policy is not None and work.policy != self._rehearsal.policy:
             self._policy = new_policy(work.policy, self._seed)
         self._rehearsal = steered(self._rehearsal, work)
-        self._job = self._thread.submit(self._upkeep.work, work, pending)
+        self._spec = self._thread.submit(self._background_job.work, work, pending)
         return staged.take() if staged is not None else None
 
     def offer(self, samples: Samples, *, group: Group) -> None:
@@ -175,13 +177,13 @@ class DistributedBuffer:
         """
         staged = None
         with contextlib.suppress(RankError):
-            staged = self._job.result() if self._job is not None else None
+            staged = self._spec.result() if self._spec is not None else None
         policy = self._store.policy
         return BufferState(
             layout=self.layout,
             policy=self._rehearsal.policy,
             seed=self._seed,
-            capacity=self._upkeep.capacity,
+            capacity=self._background_job.capacity,
             contents=self._store.contents,
             oldest=policy.oldest if isinstance(policy, FirstInFirstOut) else 0,
             threshold=policy.threshold,
@@ -211,7 +213,7 @@ class DistributedBuffer:
                 f"{', '.join(map(str, self.layout.fields))} that has begun step {self._step}; they must be "
                 "the same, and the first step not begun."
             )
-        self._upkeep.resize(state.capacity, step=state.step)
+        self._background_job.resize(state.capacity, step=state.step)
         self._store.fill(state.contents)
         self._store.trim(state.threshold)
         if isinstance(self._store.policy, FirstInFirstOut):
@@ -219,8 +221,8 @@ class DistributedBuffer:
         self._step, self._intake, self._pending = state.step, self._store.intake, state.pending
         if state.drawn is not None:
             drawn = replace(state.drawn, rows=state.drawn.rows.clone())
-            self._job = Future()
-            self._job.set_result(Staged(drawn, self._staging.deliver(drawn.rows)))
+            self._spec = Future()
+            self._spec.set_result(Staged(drawn, self._staging.deliver(drawn.rows)))
 
     def save(self, folder: str | Path) -> None:
         """Write this rank's part, and what is on its way, into a folder that all ranks share.
@@ -241,8 +243,8 @@ class DistributedBuffer:
     def close(self) -> None:
         """Wait for the job in flight, which every other rank has begun too, and end the thread."""
         try:
-            if self._job is not None:
-                self._job.result()
+            if self._spec is not None:
+                self._spec.result()
         finally:
             self._thread.shutdown()
 
@@ -251,10 +253,10 @@ class DistributedBuffer:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _finished_job(self) -> Staged | None:
-        if self._job is None:
+        if self._spec is None:
             return None
         began = time.perf_counter()
-        staged = self._job.result()
+        staged = self._spec.result()
         self.waited += time.perf_counter() - began
         self.worked += staged.seconds
         self._intake = self._store.intake  # no job is under way: what is known here depends on no timing

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from rehearsal_kit.base.errors import RankError, SettingsError
-from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.buffer.draw_plan import DrawPlan
 
 Empty = Callable[[int], torch.Tensor]
@@ -67,7 +67,7 @@ class Exchange(Protocol):
 class GroupExchange:
     """The exchange over the groups of a generation; of a rank that is alone, one with itself."""
 
-    def __init__(self, groups: Groups) -> None:
+    def __init__(self, groups: ProcessGroups) -> None:
         self.rank = groups.rank
         self.ranks = groups.ranks
         self._groups = groups

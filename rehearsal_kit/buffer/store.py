@@ -53,7 +53,7 @@ class Contents:
     """(row,): the position of each within its group."""
 
 
-class RehearsalBuffer:
+class LocalStore:
     """Bounded memory of past samples on one rank. Rows 0 to len - 1 are taken.
 
     Where samples have a field `sample_id`, a sample that is held already is renewed in its row instead of

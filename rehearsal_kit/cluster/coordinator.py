@@ -24,9 +24,9 @@ from rehearsal_kit.base.errors import LeaseError, said
 from rehearsal_kit.base.patience import Patience
 from rehearsal_kit.cluster.acceptance import refusal, too_late
 from rehearsal_kit.cluster.protocol import CLOSING_TOPIC, Order, RunOrder
-from rehearsal_kit.cluster.watchdog import LOOK_S, GenerationError, Progress
-from rehearsal_kit.cluster.watched_run import Watched
-from rehearsal_kit.cluster.worker_pool import Crew
+from rehearsal_kit.cluster.watchdog import LOOK_S, GenerationError, Watchdog
+from rehearsal_kit.cluster.watched_run import WatchedRun
+from rehearsal_kit.cluster.worker_pool import WorkerPool
 from rehearsal_kit.record.lease import BEAT_S
 from rehearsal_kit.record.rank_records import GenerationBegan, GenerationEnded, LeaseTaken, RunOver, Stalled
 from rehearsal_kit.record.records import Record, to_plain
@@ -52,8 +52,8 @@ class Coordinator(SchedulerPlugin):
     async def start(self, scheduler: Scheduler) -> None:
         """Called by Dask when the plugin arrives at the scheduler."""
         self._scheduler = scheduler
-        self._crew = Crew(scheduler)
-        self._runs: dict[str, Watched] = {}
+        self._worker_pool = WorkerPool(scheduler)
+        self._runs: dict[str, WatchedRun] = {}
 
     async def close(self) -> None:
         """Called by Dask when the scheduler closes."""
@@ -107,7 +107,7 @@ class Coordinator(SchedulerPlugin):
         if unfit := self._unfit(order):
             return unfit
         try:
-            run = Watched.begun(order, holder)
+            run = WatchedRun.begun(order, holder)
         except LeaseError as error:
             return str(error)
         except OSError as error:
@@ -144,7 +144,7 @@ class Coordinator(SchedulerPlugin):
         await self._deliver(run)
         return refused
 
-    def _accepted(self, run: Watched, wishes: list[str], holder: str) -> str:
+    def _accepted(self, run: WatchedRun, wishes: list[str], holder: str) -> str:
         """Write down wishes, and before them that their kernel steers; returns why not."""
         run.acceptance.returned(holder)
         # Else ranks that begin anew would not take them from the ledger: they are of nobody who ever steered.
@@ -153,7 +153,7 @@ class Coordinator(SchedulerPlugin):
             return refusal([json.loads(text) for text in wishes], reason)
         return run.acceptance.accept(wishes, holder)
 
-    def _steers(self, run: Watched, holder: str) -> bool:
+    def _steers(self, run: WatchedRun, holder: str) -> bool:
         """Write down and tell that this kernel steers from now on; whether that could be written."""
         record = LeaseTaken(holder=holder, time=time.time())
         line = self._write(run, record)
@@ -205,12 +205,12 @@ class Coordinator(SchedulerPlugin):
             await self._interrupt(run)
         await self._while_they_get_on(going, beat)
 
-    async def _while_they_get_on(self, going: list[Watched], beat: Callable[[], None]) -> None:
+    async def _while_they_get_on(self, going: list[WatchedRun], beat: Callable[[], None]) -> None:
         """Wait for the end of runs: however large their last checkpoints are, as long as they are written."""
         began, beats, patience = [run.generation for run in going], [-1], Patience(WIND_DOWN_S)
         # Ranks that are started anew know nothing of the end, and are not waited for.
         while left := [r for r, g in zip(going, began, strict=True) if not r.outcome and r.generation == g]:
-            asked = [self._crew.statuses(run.workers, run.order.topic) for run in left]
+            asked = [self._worker_pool.statuses(run.workers, run.order.topic) for run in left]
             statuses = [status for each in await asyncio.gather(*asked) for status in each]
             now = [-1 if status is None else status.beats for status in statuses]
             if now != beats:
@@ -224,7 +224,7 @@ class Coordinator(SchedulerPlugin):
 
     # Generations ----------------------------------------------------------------------------------------
 
-    async def _drive(self, run: Watched) -> None:
+    async def _drive(self, run: WatchedRun) -> None:
         try:
             while not run.outcome:
                 run.generation += 1
@@ -235,7 +235,7 @@ class Coordinator(SchedulerPlugin):
                         run,
                         GenerationEnded(generation=run.generation, reason=str(failure), time=time.time()),
                     )
-                    await self._crew.settle(run.workers, run.order.topic)
+                    await self._worker_pool.settle(run.workers, run.order.topic)
                     # Once more: a rank that came late, when the others were given up, has made it anew.
                     run.folder.remove_rendezvous(run.generation)
                     await self._again(run, failure)
@@ -245,16 +245,16 @@ class Coordinator(SchedulerPlugin):
             self._give_up(run, f"the coordinator failed: {said(error)}")
         self._forget(run)
 
-    def _forget(self, run: Watched) -> None:
+    def _forget(self, run: WatchedRun) -> None:
         """Keep of a run that is over what `look` tells; its job is as large as its network."""
-        run.order = replace(run.order, job=b"")
+        run.order = replace(run.order, spec=b"")
         self._scheduler._broker.truncate(run.order.topic)
         over = [topic for topic, each in self._runs.items() if each.outcome]
         for topic in over[:-KNOWN_RUNS]:
             del self._runs[topic]
             self._scheduler._broker._topics.pop(topic, None)
 
-    def _end(self, run: Watched, outcome: str) -> None:
+    def _end(self, run: WatchedRun, outcome: str) -> None:
         """The ranks have ended well; GenerationError where others are to take their place."""
         words = ""
         if outcome == INTERRUPTED:
@@ -263,11 +263,11 @@ class Coordinator(SchedulerPlugin):
             words = f"the cluster ended; rk.resume({run.order.run!r}, rk.start_cluster()) goes on."
         self._over(run, outcome, words)
 
-    async def _interrupt(self, run: Watched) -> None:
+    async def _interrupt(self, run: WatchedRun) -> None:
         if run.workers:
-            await self._crew.ask(run.workers[0], "rehearsal_kit_interrupt", topic=run.order.topic)
+            await self._worker_pool.ask(run.workers[0], "rehearsal_kit_interrupt", topic=run.order.topic)
 
-    async def _keep_lease(self, run: Watched) -> None:
+    async def _keep_lease(self, run: WatchedRun) -> None:
         """Show others that this run is under way; notice where they did not believe it."""
         while not run.outcome:
             await asyncio.sleep(BEAT_S)
@@ -280,10 +280,10 @@ class Coordinator(SchedulerPlugin):
             except OSError as error:
                 LOG.warning("no sign of life could be given in %s: %s", run.folder.path, error)
 
-    async def _generation(self, run: Watched) -> str:
+    async def _generation(self, run: WatchedRun) -> str:
         run.folder.clear_leftovers()
-        run.workers = await self._crew.assembled(run.order, known=run.names)
-        run.names |= {self._crew.name(address) for address in run.workers}
+        run.workers = await self._worker_pool.assembled(run.order, known=run.names)
+        run.names |= {self._worker_pool.name(address) for address in run.workers}
         self._tell(
             run,
             GenerationBegan(generation=run.generation, workers=tuple(run.workers), time=time.time()),
@@ -296,12 +296,12 @@ class Coordinator(SchedulerPlugin):
         finally:
             run.folder.remove_rendezvous(run.generation)
 
-    async def _start(self, run: Watched, rendezvous: Path) -> None:
+    async def _start(self, run: WatchedRun, rendezvous: Path) -> None:
         nonce = secrets.token_hex(16)
         for rank, address in enumerate(run.workers):
             order = Order(
                 topic=run.order.topic,
-                job=run.order.job,
+                spec=run.order.spec,
                 run=run.order.run,
                 generation=run.generation,
                 rank=rank,
@@ -311,14 +311,14 @@ class Coordinator(SchedulerPlugin):
                 lease=run.lease.token,
                 timeout_s=run.order.stall_s + 60.0,  # the progress watch comes first
             )
-            refused = await self._crew.send(address, order)
+            refused = await self._worker_pool.send(address, order)
             if refused is None or refused:
                 raise GenerationError(
                     refused or f"the worker of rank {rank} does not answer, or was lost while it began."
                 )
 
-    async def _watch(self, run: Watched) -> str:
-        progress = Progress(
+    async def _watch(self, run: WatchedRun) -> str:
+        progress = Watchdog(
             run.generation,
             ranks=run.order.ranks,
             stall_s=run.order.stall_s,
@@ -329,8 +329,8 @@ class Coordinator(SchedulerPlugin):
             run.wake.clear()
             if run.lost:
                 raise GenerationError(run.lost, fatal=True)
-            statuses = await self._crew.statuses(run.workers, run.order.topic)
-            present = self._crew.present(run.workers)
+            statuses = await self._worker_pool.statuses(run.workers, run.order.topic)
+            present = self._worker_pool.present(run.workers)
             now = time.monotonic()
             if outcome := progress.outcome(statuses, present, now):
                 return outcome
@@ -339,7 +339,7 @@ class Coordinator(SchedulerPlugin):
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(run.wake.wait(), LOOK_SOON_S if progress.searching else LOOK_S)
 
-    async def _again(self, run: Watched, failure: GenerationError) -> None:
+    async def _again(self, run: WatchedRun, failure: GenerationError) -> None:
         if failure.fatal or run.restarts >= run.order.restarts:
             self._give_up(run, str(failure))
             return
@@ -347,11 +347,11 @@ class Coordinator(SchedulerPlugin):
         if run.restarts > 1:
             await asyncio.sleep(min(2.0 ** (run.restarts - 2), LONGEST_PAUSE_S))
 
-    def _give_up(self, run: Watched, reason: str) -> None:
+    def _give_up(self, run: WatchedRun, reason: str) -> None:
         tried = f" (ranks were started again {run.restarts} times)" if run.restarts else ""
         self._over(run, "failed", reason + tried)
 
-    def _over(self, run: Watched, outcome: str, error: str) -> None:
+    def _over(self, run: WatchedRun, outcome: str, error: str) -> None:
         record = RunOver(outcome=outcome, error=error, time=time.time())
         line = self._write(run, record)
         run.outcome = outcome
@@ -363,23 +363,23 @@ class Coordinator(SchedulerPlugin):
 
     # Talking --------------------------------------------------------------------------------------------
 
-    async def _deliver(self, run: Watched) -> None:
+    async def _deliver(self, run: WatchedRun) -> None:
         # What cannot be delivered is not lost: rank 0 reads the ledger of wishes when it begins.
         async with run.delivery:
             waiting = run.acceptance.waiting
             wishes = list(waiting)
             if not wishes or not run.workers:
                 return
-            refused = await self._crew.ask(
+            refused = await self._worker_pool.ask(
                 run.workers[0], "rehearsal_kit_post", topic=run.order.topic, wishes=wishes
             )
             if refused == "":
                 del waiting[: len(wishes)]
 
-    def _tell(self, run: Watched, record: Record) -> None:
+    def _tell(self, run: WatchedRun, record: Record) -> None:
         self._publish(run, record, self._write(run, record))
 
-    def _write(self, run: Watched, record: Record) -> int | None:
+    def _write(self, run: WatchedRun, record: Record) -> int | None:
         """The line at which it stands in the ledger of generations; None where it cannot be written there."""
         if run.lost:
             return None
@@ -389,5 +389,5 @@ class Coordinator(SchedulerPlugin):
             LOG.warning("%s cannot be written: %s", run.folder.generations, error)
             return None
 
-    def _publish(self, run: Watched, record: Record, line: int | None) -> None:
+    def _publish(self, run: WatchedRun, record: Record, line: int | None) -> None:
         self._scheduler.log_event(run.order.topic, {"told": to_plain(record), "line": line})

@@ -18,8 +18,8 @@ class RunOrder:
     """Where records go; also names the run on this cluster."""
     run: str
     """Its folder."""
-    job: bytes
-    """The pickled `Job`; passed on without looking into it, inside the encryption of this cluster."""
+    spec: bytes
+    """The pickled `RunSpec`; passed on without looking into it, inside the encryption of this cluster."""
     ranks: int
     place: dict[str, str]
     """`Cluster.place`: how others reach this cluster."""
@@ -33,7 +33,7 @@ class Order:
     """What a host is told to start."""
 
     topic: str
-    job: bytes
+    spec: bytes
     run: str
     generation: int
     rank: int

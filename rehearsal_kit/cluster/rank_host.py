@@ -35,7 +35,7 @@ from rehearsal_kit.base.patience import Patience
 from rehearsal_kit.base.process_groups import Meeting, meet
 from rehearsal_kit.cluster.devices import rank_device
 from rehearsal_kit.cluster.protocol import CLOSING_TOPIC, HostStatus, Order
-from rehearsal_kit.rank.run_spec import Job
+from rehearsal_kit.rank.run_spec import RunSpec
 from rehearsal_kit.rank.training_loop import Rank
 from rehearsal_kit.record.preview_files import Preview
 from rehearsal_kit.record.rank_records import Ended
@@ -179,8 +179,8 @@ class RankHost(WorkerPlugin):
         rank = hosted.rank if hosted is not None and hosted.order.topic == topic else None
         if rank is None:
             return None
-        rank.gallery.ask(task)
-        return rank.gallery.newest(task)
+        rank.previewer.ask(task)
+        return rank.previewer.newest(task)
 
     def _train(self) -> None:
         hosted = self._hosted
@@ -189,7 +189,7 @@ class RankHost(WorkerPlugin):
         outcome = "failed"
         try:
             device = rank_device()
-            job: Job = pickle.loads(order.job)  # noqa: S301 - from the kernel that runs this cluster
+            spec: RunSpec = pickle.loads(order.spec)  # noqa: S301 - from the kernel that runs this cluster
             meeting = Meeting(
                 rendezvous=Path(order.rendezvous),
                 nonce=order.nonce,
@@ -201,7 +201,7 @@ class RankHost(WorkerPlugin):
             )
             with meet(meeting) as groups:
                 hosted.rank = Rank(
-                    replace(job, device=device),
+                    replace(spec, device=device),
                     groups,
                     mailbox=hosted.mailbox,
                     publish=self._publish,

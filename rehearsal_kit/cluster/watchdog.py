@@ -30,7 +30,7 @@ class GenerationError(Exception):
         self.fatal = fatal
 
 
-class Progress:
+class Watchdog:
     """Judges one generation by what its hosts say; is told the time, so that it never waits."""
 
     def __init__(self, generation: int, *, ranks: int, stall_s: float, wait_s: float, now: float) -> None:

@@ -16,7 +16,7 @@ from rehearsal_kit.record.run_folder import RunFolder
 
 
 @dataclass
-class Watched:
+class WatchedRun:
     """One run on the scheduler's side, from its beginning to its end."""
 
     order: RunOrder
@@ -50,7 +50,7 @@ class Watched:
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     @staticmethod
-    def begun(order: RunOrder, holder: str) -> Watched:
+    def begun(order: RunOrder, holder: str) -> WatchedRun:
         """Take the lease on the folder and open what is written there; LeaseError, OSError."""
         folder = RunFolder(order.run)
         with contextlib.ExitStack() as undone:
@@ -59,7 +59,7 @@ class Watched:
             write_private(folder.cluster, json.dumps(order.place))
             acceptance = Acceptance(folder, holder)
             undone.callback(acceptance.close)
-            run = Watched(
+            run = WatchedRun(
                 order=order,
                 folder=folder,
                 lease=lease,

@@ -17,11 +17,11 @@ from rehearsal_kit.base.errors import said
 from rehearsal_kit.cluster.devices import rank_device
 from rehearsal_kit.cluster.rank_host import PLUGIN, RankHost
 from rehearsal_kit.rank.run_check import dry_run
-from rehearsal_kit.rank.run_spec import Job
+from rehearsal_kit.rank.run_spec import RunSpec
 from rehearsal_kit.record.commands import Arrived
 
 
-async def check_on_worker(job: bytes, tasks: Sequence[Arrived], dask_worker: Worker) -> str:
+async def check_on_worker(spec: bytes, tasks: Sequence[Arrived], dask_worker: Worker) -> str:
     """Why the ranks could not run this job; empty if they could, or where this worker trains already.
 
     job: as it would be sent to the ranks. A worker that trains is not asked: the dry step would take its
@@ -30,12 +30,12 @@ async def check_on_worker(job: bytes, tasks: Sequence[Arrived], dask_worker: Wor
     host = dask_worker.plugins.get(PLUGIN)
     if isinstance(host, RankHost) and (await host.status(""))["alive"]:
         return ""
-    return await asyncio.to_thread(_checked, job, tasks)
+    return await asyncio.to_thread(_checked, spec, tasks)
 
 
 def _checked(packed: bytes, tasks: Sequence[Arrived]) -> str:
     try:
-        job: Job = pickle.loads(packed)  # noqa: S301 - from the kernel that runs this cluster
+        spec: RunSpec = pickle.loads(packed)  # noqa: S301 - from the kernel that runs this cluster
     except ModuleNotFoundError as error:
         module = error.name or str(error)
         return (
@@ -45,9 +45,9 @@ def _checked(packed: bytes, tasks: Sequence[Arrived]) -> str:
         )
     except Exception as error:  # whatever its own code raises when it is read
         return f"the workers cannot read the network or the strategy: {said(error)}"
-    if not Path(job.run.path).is_dir():
+    if not Path(spec.run.path).is_dir():
         return (
-            f"the workers do not see the run folder {job.run.path}; choose one on a file system that kernel "
+            f"the workers do not see the run folder {spec.run.path}; choose one on a file system that kernel "
             "and workers share."
         )
-    return dry_run(replace(job, device=rank_device()), tasks)
+    return dry_run(replace(spec, device=rank_device()), tasks)

@@ -25,7 +25,7 @@ SLOW_BYTES_S = 10 * 2**20
 """A worker takes what it is sent no slower than that."""
 
 
-class Crew:
+class WorkerPool:
     """Knows workers by their addresses; a restarted one has another."""
 
     def __init__(self, scheduler: Scheduler) -> None:
@@ -104,7 +104,7 @@ class Crew:
 
     async def send(self, address: str, order: Order) -> Any:
         """Have a host start a rank, with a job as large as its network; None if no answer comes in time."""
-        timeout_s = ANSWER_TIMEOUT_S + len(order.job) / SLOW_BYTES_S
+        timeout_s = ANSWER_TIMEOUT_S + len(order.spec) / SLOW_BYTES_S
         return await self.ask(address, "rehearsal_kit_start", timeout_s=timeout_s, order=asdict(order))
 
     def _place(self, address: str) -> tuple[str, list[int | str]]:

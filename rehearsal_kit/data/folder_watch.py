@@ -77,7 +77,7 @@ class _Request:
     """Of the end of a stream: files that lay there when its turn came."""
 
 
-class Watcher:
+class FolderWatch:
     """One reader thread; its public methods are for the thread that owns it, and wait for nothing.
 
     A matching file counts once its size and time have not changed for `settle_s` seconds and it opens. One

@@ -17,7 +17,7 @@ from rehearsal_kit.buffer.row_layout import Samples
 
 
 @dataclass
-class Lesson:
+class TaskLoader:
     """A rank's samples for a task, dealt into mini-batches; every epoch in another keyed order."""
 
     task: int

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from rehearsal_kit.base.errors import AlreadyTaskError, RehearsalKitError
-from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.buffer.row_layout import IDENTITY, Samples
 from rehearsal_kit.data.experience import NUMBER, Experience, shard
 from rehearsal_kit.data.folder_order import is_same_file
@@ -22,14 +22,14 @@ LOOKED_AT = 16
 """Of them, read at once: a scan's object is then read once for all."""
 
 
-class Stream:
+class TaskStream:
     """Tasks numbered from 0 in order of arrival; one that was set aside keeps its number.
 
     Samples are read and experiences opened anew whenever they are asked for, so that memory does not grow
     with the stream.
     """
 
-    def __init__(self, groups: Groups, *, seed: int) -> None:
+    def __init__(self, groups: ProcessGroups, *, seed: int) -> None:
         self._groups = groups
         self._seed = seed
         self._arrivals: list[Arrived] = []
@@ -92,18 +92,18 @@ class Stream:
         """Say as which each task arrived, where they were appended in another order."""
         self._order = list(order)
 
-    def become(self, other: Stream) -> None:
+    def become(self, other: TaskStream) -> None:
         """The tasks of another stream, as they are there."""
         self._arrivals, self._order = list(other._arrivals), list(other._order)
         self._experiences = list(other._experiences)
 
-    def take_order_of(self, other: Stream) -> None:
+    def take_order_of(self, other: TaskStream) -> None:
         """Number all tasks as there."""
         self.reorder(0, [self._order.index(number) for number in other.order])
 
-    def ordered(self, order: Sequence[int]) -> Stream:
+    def ordered(self, order: Sequence[int]) -> TaskStream:
         """The same tasks in an order that was theirs before, and behind them what arrived since."""
-        stream = Stream(self._groups, seed=self._seed)
+        stream = TaskStream(self._groups, seed=self._seed)
         for arrived, experience in zip(self._arrivals, self._experiences, strict=True):
             stream.append(arrived, experience)
         stream.arrived_as(self._order)

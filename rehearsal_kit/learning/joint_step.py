@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from rehearsal_kit.base.errors import RankError, SettingsError, said_where
-from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.buffer.row_layout import Samples
 from rehearsal_kit.learning.forward_pass import ForwardPass, MiniBatch
 from rehearsal_kit.learning.module_state import ModuleBuffers, count_of, numbers_of, shaped_as
@@ -77,7 +77,7 @@ class JointStep:
     """Computes steps of one network. Every rank makes the same collectives, whatever goes wrong on it."""
 
     def __init__(
-        self, network: torch.nn.Module, forward: ForwardPass, *, device: str, groups: Groups
+        self, network: torch.nn.Module, forward: ForwardPass, *, device: str, groups: ProcessGroups
     ) -> None:
         self._network = network
         self._forward = forward

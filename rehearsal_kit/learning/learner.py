@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from rehearsal_kit.base.errors import RankError, TaskError, said
-from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.base.settings import Training
 from rehearsal_kit.buffer.row_layout import Samples
 from rehearsal_kit.learning.forward_pass import ForwardPass, MiniBatch
 from rehearsal_kit.learning.joint_step import JointStep, Stepped
-from rehearsal_kit.learning.metrics import Quality, Scores
+from rehearsal_kit.learning.metrics import Scores, TaskMetrics
 from rehearsal_kit.learning.module_state import count_of, shaped_as
 from rehearsal_kit.learning.signature import Signature, targets_of
 from rehearsal_kit.learning.strategies.strategy import Strategy
@@ -29,7 +29,9 @@ class Learner:
     where there is one target. Outputs meet targets by name.
     """
 
-    def __init__(self, network: torch.nn.Module, training: Training, *, device: str, groups: Groups) -> None:
+    def __init__(
+        self, network: torch.nn.Module, training: Training, *, device: str, groups: ProcessGroups
+    ) -> None:
         self.network = network.to(device)
         self.device = device
         self.signature: Signature | None = None
@@ -105,20 +107,20 @@ class Learner:
         outputs = self._forward.predict(inputs, [*self._known.kinds])
         return {name: tensor.float().cpu() for name, tensor in outputs.items()}
 
-    def quality(self, batches: Iterable[Samples]) -> Scores:
+    def metrics(self, batches: Iterable[Samples]) -> Scores:
         """Errors and metrics over the batches of all ranks; changes no state.
 
         TaskError on all ranks alike where the network, or the reading of a batch, fails on any of them.
         """
-        quality, trouble = Quality(self._known.kinds), ""
+        metrics, trouble = TaskMetrics(self._known.kinds), ""
         try:
             for batch in batches:
-                quality.add(self.predict(batch[self._known.inputs]), batch)
+                metrics.add(self.predict(batch[self._known.inputs]), batch)
         except Exception as error:  # the other ranks must learn of it, not wait for this one
             trouble = f"{said(error)} (rank {self._groups.rank})"
         if reason := next((text for text in self._groups.gather(trouble) if text), ""):
             raise TaskError(reason)
-        return quality.over_all(self._groups)
+        return metrics.over_all(self._groups)
 
     def weights(self) -> Mapping[str, torch.Tensor]:
         """Parameters and buffers, on the CPU: copies, so that also tied ones can be written."""

@@ -11,7 +11,7 @@ from typing import cast
 import torch
 
 from rehearsal_kit.base.errors import SettingsError
-from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.base.process_groups import ProcessGroups
 
 PHASE_FIELDS = frozenset({"phase"})
 """Fields in rad, defined up to a multiple of 2 pi and up to a constant per scan."""
@@ -64,7 +64,7 @@ class Scores:
     """
 
 
-class Quality:
+class TaskMetrics:
     """Scores of the samples of one task, spread over batches and ranks.
 
     kinds: what each target field is, one of `KINDS`: "class" has int64 targets (sample,) and logits
@@ -119,7 +119,7 @@ class Quality:
                 truth = _at_least_single(target)
                 self._batches[name].append(_Batch(truth, _at_least_single(output) - truth))
 
-    def over_all(self, groups: Groups) -> Scores:
+    def over_all(self, groups: ProcessGroups) -> Scores:
         """The scores of the samples of all ranks, the same on every rank. All ranks must call it."""
         scores = Scores({}, {})
         for name, kind in self._kinds.items():
@@ -157,13 +157,13 @@ def _hits(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return torch.tensor([hit[:, 0].sum(), hit.sum(), samples, of_many], dtype=torch.float64)
 
 
-def _class_scores(hits: torch.Tensor, groups: Groups) -> dict[str, float]:
+def _class_scores(hits: torch.Tensor, groups: ProcessGroups) -> dict[str, float]:
     first, among_five, samples, of_many = groups.sum(hits.clone()).tolist()
     scores = {"top-1": first / samples} if samples else {}
     return scores | ({"top-5": among_five / of_many} if of_many else {})
 
 
-def _value_scores(batches: Sequence[_Batch], groups: Groups, *, phase: bool) -> dict[str, float]:
+def _value_scores(batches: Sequence[_Batch], groups: ProcessGroups, *, phase: bool) -> dict[str, float]:
     empty = torch.zeros(0, dtype=torch.float64)
     difference = torch.cat([empty, *(batch.difference.double().flatten() for batch in batches)])
     if phase:
@@ -184,7 +184,7 @@ def _value_scores(batches: Sequence[_Batch], groups: Groups, *, phase: bool) -> 
     return scores | ({"SSIM": similarity / images} if images else {})
 
 
-def _data_range(batches: Sequence[_Batch], groups: Groups) -> float:
+def _data_range(batches: Sequence[_Batch], groups: ProcessGroups) -> float:
     """Maximum - minimum of the truth over the images of all ranks; 0 where there are none."""
     truths = [batch.truth for batch in batches if batch.has_images]
     own = [float(end) for truth in truths for end in truth.aminmax()]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from rehearsal_kit.base.errors import SettingsError
-from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.base.process_groups import ProcessGroups
 
 
 def still_modules(network: torch.nn.Module) -> list[str]:
@@ -110,7 +110,7 @@ class ModuleBuffers:
         """Those to be averaged, of those that any rank has changed."""
         return [each.now for each in self._chosen(changed) if _has_mean(each.now)]
 
-    def share(self, changed: Sequence[bool], groups: Groups, *, source: int) -> None:
+    def share(self, changed: Sequence[bool], groups: ProcessGroups, *, source: int) -> None:
         """Take those that have no mean from one rank: of those that any rank has changed."""
         exact = [each.now for each in self._chosen(changed) if not _has_mean(each.now)]
         if not exact:

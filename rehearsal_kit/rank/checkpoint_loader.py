@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from rehearsal_kit.base.errors import CheckpointError, ReplayError
-from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.buffer.snapshots import read_shards
 from rehearsal_kit.buffer.states import BufferState
 from rehearsal_kit.rank.checkpoint_files import FORMAT, Checkpoint, find_checkpoints, unreadable_checkpoints
@@ -21,7 +21,7 @@ from rehearsal_kit.record.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedCheckpoint:
     """A checkpoint in memory, every byte of it verified."""
 
     number: int
@@ -42,7 +42,7 @@ class Candidates:
     """Those that are there and cannot even be looked at, and why."""
 
 
-def load_checkpoint(run: RunFolder, number: int, groups: Groups, *, identity: str) -> Loaded:
+def load_checkpoint(run: RunFolder, number: int, groups: ProcessGroups, *, identity: str) -> LoadedCheckpoint:
     """What this rank needs of a checkpoint; CheckpointError if it is not there or not as it was written.
 
     identity: of the run; a checkpoint of another one is refused.
@@ -63,12 +63,12 @@ def load_checkpoint(run: RunFolder, number: int, groups: Groups, *, identity: st
             f"{checkpoint.folder} is of run {checkpoint.run or 'without identity'}, this one is "
             f"{identity or 'without identity'}; was it copied from another run folder?"
         )
-    return Loaded(
+    return LoadedCheckpoint(
         number, checkpoint.ranks, checkpoint.state(), checkpoint.tensors(), _buffer(checkpoint, groups)
     )
 
 
-def find_candidates(run: RunFolder, effects: Effects, groups: Groups) -> Candidates:
+def find_candidates(run: RunFolder, effects: Effects, groups: ProcessGroups) -> Candidates:
     """Which checkpoints to try, as rank 0 finds them; all ranks call this together."""
     places: list[tuple[int, Position]] = []
     refused: list[tuple[int, str]] = []
@@ -84,12 +84,12 @@ def find_candidates(run: RunFolder, effects: Effects, groups: Groups) -> Candida
     )
 
 
-def effects_recorded(run: RunFolder, groups: Groups) -> Effects:
+def effects_recorded(run: RunFolder, groups: ProcessGroups) -> Effects:
     """What the ledger of a run says, on rank 0; nothing on the others."""
     return effects_of(read_ledger(run.effects)) if groups.rank == 0 else Effects()
 
 
-def next_segment(recorded: RunFolder, run: RunFolder, groups: Groups) -> list[Entry]:
+def next_segment(recorded: RunFolder, run: RunFolder, groups: ProcessGroups) -> list[Entry]:
     """What comes next of another run that this one replays, as far as one number of ranks made it; on rank 0.
 
     A replay writes down what it follows, so its own ledger says where it is. ReplayError on rank 0 where
@@ -123,7 +123,7 @@ def went_back_to(run: RunFolder) -> set[int]:
     return {entry["checkpoint"] for entry in left}
 
 
-def _buffer(checkpoint: Checkpoint, groups: Groups) -> BufferState | None:
+def _buffer(checkpoint: Checkpoint, groups: ProcessGroups) -> BufferState | None:
     shards = checkpoint.shards()
     if not shards:
         return None

@@ -27,7 +27,7 @@ PULSE_S = 1.0
 """Between two signs of life, at most."""
 
 
-class Part:
+class CheckpointPart:
     """What one rank other than 0 writes into the folder that rank 0 has made."""
 
     def __init__(self, folder: Path, rank: int) -> None:
@@ -76,7 +76,7 @@ class Part:
             self.done({FAILED: reason})
 
 
-class Parts:
+class CheckpointParts:
     """Rank 0's view of what the other ranks write."""
 
     def __init__(self, folder: Path, ranks: int, *, patience_s: float) -> None:

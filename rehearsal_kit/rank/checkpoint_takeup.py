@@ -6,22 +6,21 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rehearsal_kit.base.errors import CheckpointError, RehearsalKitError
+from rehearsal_kit.base.errors import CheckpointError, RehearsalKitError, said_before
 from rehearsal_kit.base.settings import with_tuples
 from rehearsal_kit.buffer.distributed_buffer import DistributedBuffer
 from rehearsal_kit.buffer.exchange import GroupExchange
 from rehearsal_kit.buffer.states import BufferState
 from rehearsal_kit.data.open_experience import ArrivedExperience, Shelf
 from rehearsal_kit.data.preparation import Preparation
-from rehearsal_kit.data.task_loader import Lesson
-from rehearsal_kit.data.task_stream import Stream
+from rehearsal_kit.data.task_loader import TaskLoader
+from rehearsal_kit.data.task_stream import TaskStream
 from rehearsal_kit.learning.signature import Signature
-from rehearsal_kit.rank.checkpoint_loader import Loaded
-from rehearsal_kit.rank.context import Equipment
-from rehearsal_kit.rank.decisions import said_before
-from rehearsal_kit.rank.live_settings import InForce
-from rehearsal_kit.rank.run_state import Course
-from rehearsal_kit.rank.task_lifecycle import Curriculum, TakenUp
+from rehearsal_kit.rank.checkpoint_loader import LoadedCheckpoint
+from rehearsal_kit.rank.context import RankContext
+from rehearsal_kit.rank.live_settings import LiveSettings
+from rehearsal_kit.rank.run_state import RunState
+from rehearsal_kit.rank.task_lifecycle import TakenUp, TaskLifecycle
 from rehearsal_kit.record.commands import Arrived
 from rehearsal_kit.record.records import UNTRAINED
 
@@ -30,10 +29,10 @@ from rehearsal_kit.record.records import UNTRAINED
 class Ready:
     """A checkpoint that can be taken up, as far as one rank can tell."""
 
-    loaded: Loaded
-    course: Course
+    loaded: LoadedCheckpoint
+    run_state: RunState
     preparation: Preparation
-    stream: Stream
+    stream: TaskStream
     """Its tasks in their order then; their files are opened when something of them is asked for."""
 
 
@@ -41,7 +40,7 @@ class Ready:
 class UnfinishedTask:
     """The task that a checkpoint was taken in the middle of, as far as it is still there."""
 
-    lesson: TakenUp | None
+    loader: TakenUp | None
     anew: bool = False
     """Whether a task of it is gone: weights and optimizer go back to where it began."""
     began: int = 0
@@ -53,52 +52,52 @@ class Learning:
 
     preparation: Preparation
     """Of scans that arrive; fitted by the first of them."""
-    lesson: Lesson | None = None
+    loader: TaskLoader | None = None
     buffer: DistributedBuffer | None = None
 
 
-class TakingUp:
+class CheckpointTakeup:
     """One rank's way back to a checkpoint; the same on all ranks."""
 
-    def __init__(self, equipment: Equipment, curriculum: Curriculum, learning: Learning) -> None:
-        self._with = equipment
-        self._curriculum = curriculum
+    def __init__(self, context: RankContext, task_lifecycle: TaskLifecycle, learning: Learning) -> None:
+        self._with = context
+        self._task_lifecycle = task_lifecycle
         self.now = learning
         self.shelf = Shelf()
 
     def found(self, arrived: Arrived) -> Arrived:
         """With the whole path of its file, which may lie in the run folder."""
-        return replace(arrived, path=self._with.job.run.find(arrived.path))
+        return replace(arrived, path=self._with.spec.run.find(arrived.path))
 
-    def ready(self, loaded: Loaded) -> Ready:
+    def ready(self, loaded: LoadedCheckpoint) -> Ready:
         """All that a checkpoint says, read and understood; changes nothing, and does not ask the other ranks.
 
         Raises whatever comes of a state that is not one; no file of a task is opened.
         """
         its, state = self._with, loaded.state
         preparation = Preparation(**with_tuples(state["preparation"]))
-        stream = Stream(its.groups, seed=its.job.seed)
+        stream = TaskStream(its.groups, seed=its.spec.seed)
         for plain, aside in state["stream"]:
             arrived = Arrived(**with_tuples(plain))
             known = None if aside else self.shelf.known(self.found(arrived), preparation)
             stream.append(arrived, known)
         stream.arrived_as(state["order"])
-        if its.job.seed != state["seed"]:
-            raise CheckpointError(f"it is of a run with seed {state['seed']}, this one has {its.job.seed}.")
-        there = Course.from_plain(state["course"], InForce.of(its.job))
+        if its.spec.seed != state["seed"]:
+            raise CheckpointError(f"it is of a run with seed {state['seed']}, this one has {its.spec.seed}.")
+        there = RunState.from_plain(state["course"], LiveSettings.of(its.spec))
         return Ready(loaded, there, preparation, stream)
 
     def gone(self, ready: Ready, tasks: Iterable[int] | None = None) -> dict[int, str]:
         """Which of these tasks, by default all still trained there, this rank cannot read now, and why."""
         gone: dict[int, str] = {}
-        waiting = range(ready.course.begun, len(ready.stream))
+        waiting = range(ready.run_state.begun, len(ready.stream))
         for task in (*_lesson_tasks(ready.loaded.state), *waiting) if tasks is None else tasks:
             experience = ready.stream[task]
             try:
                 if isinstance(experience, ArrivedExperience):
                     experience.require_unchanged()
             except RehearsalKitError as error:
-                gone[task] = said_before(error, rank=self._with.groups.rank, step=ready.course.step)
+                gone[task] = said_before(error, rank=self._with.groups.rank, step=ready.run_state.step)
         return gone
 
     def unreadable(self, ready: Ready) -> dict[int, str]:
@@ -109,7 +108,7 @@ class TakingUp:
                 if ready.stream[task] is not None:
                     ready.stream.training_samples([task])
             except Exception as error:  # whatever is wrong with one file, the others may be well
-                found[task] = said_before(error, rank=self._with.groups.rank, step=ready.course.step)
+                found[task] = said_before(error, rank=self._with.groups.rank, step=ready.run_state.step)
         return found
 
     def take_up(self, ready: Ready, lost: Iterable[int]) -> None:
@@ -121,31 +120,33 @@ class TakingUp:
         its = self._with
         for task in lost:
             ready.stream.set_aside(task)
-        its.course.restart(ready.course)
+        its.run_state.restart(ready.run_state)
         self.now.preparation = ready.preparation
         its.stream.become(ready.stream)
         self.adopt(ready.loaded, self.under_way(ready.loaded, its.stream))
 
     def settle(self) -> None:
         """After a checkpoint was taken up, on all ranks alike: how long a task is that was begun anew."""
-        if self.now.lesson is not None and not self.now.lesson.taken:
-            self._curriculum.measure(self.now.lesson)
+        if self.now.loader is not None and not self.now.loader.taken:
+            self._task_lifecycle.measure(self.now.loader)
 
     def forget(self) -> None:
         """Be as before the first step, whatever of a checkpoint was taken up."""
         its = self._with
-        its.course.restart(Course(InForce.of(its.job)))
-        its.stream.become(Stream(its.groups, seed=its.job.seed))
+        its.run_state.restart(RunState(LiveSettings.of(its.spec)))
+        its.stream.become(TaskStream(its.groups, seed=its.spec.seed))
         its.learner.restart()
         its.learner.signature = None
-        its.learner.learning_rate = its.course.in_force.learning_rate
+        its.learner.learning_rate = its.run_state.live_settings.learning_rate
         its.evaluation.restore({"newest": UNTRAINED, "seen": [], "errors": []})
-        self.now.preparation, self.now.lesson = its.job.preparation, None
+        self.now.preparation, self.now.loader = its.spec.preparation, None
         if self.now.buffer is not None:
             self.now.buffer.abandon()
             self.now.buffer = None
 
-    def under_way(self, loaded: Loaded, stream: Stream, *, now: Lesson | None = None) -> UnfinishedTask:
+    def under_way(
+        self, loaded: LoadedCheckpoint, stream: TaskStream, *, now: TaskLoader | None = None
+    ) -> UnfinishedTask:
         """The task that a checkpoint was taken in the middle of; stream: its tasks in their order then.
 
         now: what is under way; if it is made of the same tasks, its samples are not read again.
@@ -154,29 +155,29 @@ class TakingUp:
         if plain is None:
             return UnfinishedTask(None)
         if all(stream[int(task)] is not None for task in plain["tasks"]):
-            return UnfinishedTask(self._curriculum.lesson_of(plain, stream, under_way=now))
+            return UnfinishedTask(self._task_lifecycle.lesson_of(plain, stream, under_way=now))
         there = stream[int(plain["task"])] is not None
-        lesson = self._curriculum.lesson_anew(plain, stream) if there else None
-        return UnfinishedTask(lesson, anew=True, began=int(plain["began"]))
+        loader = self._task_lifecycle.lesson_anew(plain, stream) if there else None
+        return UnfinishedTask(loader, anew=True, began=int(plain["began"]))
 
-    def adopt(self, loaded: Loaded, under_way: UnfinishedTask) -> None:
+    def adopt(self, loaded: LoadedCheckpoint, under_way: UnfinishedTask) -> None:
         """Be what was learned there; the course is there already."""
-        its, course = self._with, self._with.course
+        its, run_state = self._with, self._with.run_state
         its.learner.adopt(loaded.tensors)
         known = loaded.state["signature"]
         its.learner.signature = None if known is None else Signature.from_plain(known)
-        its.learner.learning_rate = course.in_force.learning_rate
+        its.learner.learning_rate = run_state.live_settings.learning_rate
         its.evaluation.restore(loaded.state["evaluation"])
-        self.now.lesson = None
-        if under_way.lesson is not None:
-            self.now.lesson = under_way.lesson[0]
-            self._curriculum.take_up(under_way.lesson[1])
+        self.now.loader = None
+        if under_way.loader is not None:
+            self.now.loader = under_way.loader[0]
+            self._task_lifecycle.take_up(under_way.loader[1])
         if under_way.anew:
             its.learner.go_back()
-            course.spoilt.append(range(under_way.began, course.step))
-        if self.now.lesson is not None and under_way.anew:
-            self.now.lesson.batch = course.in_force.batch
-            self._curriculum.again(self.now.lesson)
+            run_state.spoilt.append(range(under_way.began, run_state.step))
+        if self.now.loader is not None and under_way.anew:
+            self.now.loader.batch = run_state.live_settings.batch
+            self._task_lifecycle.again(self.now.loader)
         if self.now.buffer is not None:  # of a checkpoint that could not be taken up
             self.now.buffer.abandon()
         self.now.buffer = None if loaded.buffer is None else self._filled(loaded.buffer)
@@ -184,16 +185,16 @@ class TakingUp:
     def _filled(self, state: BufferState) -> DistributedBuffer:
         its = self._with
         half = tuple(field.name for field in state.layout.fields if field.half)
-        in_force = its.course.in_force.rehearsal
+        live_settings = its.run_state.live_settings.rehearsal
         # What is steered takes effect in the next round: until then the store is as large as it was.
-        capacity = max(state.capacity, in_force.samples(state.layout.row_bytes))
-        settings = replace(in_force, policy=state.policy, half=half, capacity=capacity)
+        capacity = max(state.capacity, live_settings.samples(state.layout.row_bytes))
+        settings = replace(live_settings, policy=state.policy, half=half, capacity=capacity)
         buffer = DistributedBuffer(
             state.layout,
             settings,
-            seed=its.job.seed,
+            seed=its.spec.seed,
             exchange=GroupExchange(its.groups),
-            device=its.job.device,
+            device=its.spec.device,
         )
         buffer.restore(state)
         return buffer

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from rehearsal_kit.base.errors import CheckpointError, said
-from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.base.settings import Recovery
 from rehearsal_kit.base.thread_priority import step_back
 from rehearsal_kit.buffer.snapshots import write_shard
@@ -26,7 +26,7 @@ from rehearsal_kit.rank.checkpoint_files import (
     superfluous,
     write_state,
 )
-from rehearsal_kit.rank.checkpoint_parts import Part, Parts
+from rehearsal_kit.rank.checkpoint_parts import CheckpointPart, CheckpointParts
 from rehearsal_kit.record.lease import LeaseWatch
 from rehearsal_kit.record.records import CheckpointFailed, CheckpointKept
 
@@ -38,7 +38,7 @@ LAST_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Copied:
+class CheckpointCopy:
     """What one rank hands over; nothing of it changes any more."""
 
     number: int
@@ -55,7 +55,7 @@ class Copied:
             self.buffer.release()
 
 
-class Keeper:
+class CheckpointWriter:
     """One rank's end. Used from the training thread; the files are written in a thread of its own.
 
     run: identity of the run, which stands in every checkpoint. lease: by which its folder is written to.
@@ -65,7 +65,7 @@ class Keeper:
         self,
         root: Path,
         recovery: Recovery,
-        groups: Groups,
+        groups: ProcessGroups,
         *,
         generation: int,
         run: str,
@@ -85,7 +85,7 @@ class Keeper:
             1, thread_name_prefix=f"checkpoint-r{groups.rank}", initializer=step_back
         )
         self._jobs: list[Future[CheckpointKept | CheckpointFailed | None]] = []
-        self._waiting: list[Copied] = []
+        self._waiting: list[CheckpointCopy] = []
         """Not written yet."""
         self._unready: dict[int, str] = {}
         """Why there is no folder for a checkpoint, by its number; on rank 0."""
@@ -102,7 +102,7 @@ class Keeper:
         """Whether it is time for the next, something was learned since the last, and that one is written."""
         when, where = self._last
         waited = time.monotonic() - when >= self._recovery.checkpoint_s
-        return waited and step != where and all(job.done() for job in self._jobs)
+        return waited and step != where and all(spec.done() for spec in self._jobs)
 
     def ready(self, number: int) -> None:
         """On rank 0, before any rank writes: make the folder into which all of them do."""
@@ -112,7 +112,7 @@ class Keeper:
             except OSError as error:  # it is told when this checkpoint is taken
                 self._unready[number] = said(error)
 
-    def take(self, copied: Copied, *, step: int) -> None:
+    def take(self, copied: CheckpointCopy, *, step: int) -> None:
         """Begin to write; all ranks have met since `ready`."""
         self._last = (time.monotonic(), step)
         self._waiting.append(copied)
@@ -120,14 +120,14 @@ class Keeper:
 
     def finished(self) -> list[CheckpointKept | CheckpointFailed]:
         """What has become of those that were being written; each is told once, on rank 0."""
-        done = [job for job in self._jobs if job.done()]
-        self._jobs = [job for job in self._jobs if job not in done]
-        return [result for job in done if (result := job.result()) is not None]
+        done = [spec for spec in self._jobs if spec.done()]
+        self._jobs = [spec for spec in self._jobs if spec not in done]
+        return [result for spec in done if (result := spec.result()) is not None]
 
     def settle(self) -> None:
         """Wait until what this rank writes is written."""
-        for job in self._jobs:
-            job.result()
+        for spec in self._jobs:
+            spec.result()
 
     def close(self) -> None:
         """Wait until all are written, and end the thread."""
@@ -142,7 +142,7 @@ class Keeper:
         for copied in self._waiting:  # nobody has begun with these: the next ranks need their memory
             copied.release()
 
-    def _write(self, copied: Copied) -> CheckpointKept | CheckpointFailed | None:
+    def _write(self, copied: CheckpointCopy) -> CheckpointKept | CheckpointFailed | None:
         folder = partial_folder(self._root, copied.number, self._generation)
         try:
             if self._groups.rank != 0:
@@ -153,8 +153,8 @@ class Keeper:
             copied.release()
             self._waiting.remove(copied)
 
-    def _write_part(self, folder: Path, copied: Copied) -> None:
-        part = Part(folder, self._groups.rank)
+    def _write_part(self, folder: Path, copied: CheckpointCopy) -> None:
+        part = CheckpointPart(folder, self._groups.rank)
 
         def beat() -> None:
             self._beat()
@@ -169,11 +169,11 @@ class Keeper:
         except OSError:  # there is no folder: rank 0 could not make it, or has given up already
             return
 
-    def _write_whole(self, folder: Path, copied: Copied) -> CheckpointKept | CheckpointFailed:
+    def _write_whole(self, folder: Path, copied: CheckpointCopy) -> CheckpointKept | CheckpointFailed:
         began = time.monotonic()
         if reason := self._unready.pop(copied.number, ""):
             return CheckpointFailed(checkpoint=copied.number, reason=reason)
-        parts = Parts(folder, self._groups.ranks, patience_s=PARTS_TIMEOUT_S)
+        parts = CheckpointParts(folder, self._groups.ranks, patience_s=PARTS_TIMEOUT_S)
         try:
             files = self._write_buffer(folder, copied, self._beat)
             for written in write_state(folder, copied.state, copied.tensors, beat=self._beat):
@@ -197,7 +197,7 @@ class Keeper:
             removed=tuple(removed),
         )
 
-    def _write_buffer(self, folder: Path, copied: Copied, beat: Callable[[], None]) -> dict[str, Any]:
+    def _write_buffer(self, folder: Path, copied: CheckpointCopy, beat: Callable[[], None]) -> dict[str, Any]:
         if copied.buffer is None:
             return {}
         ranks = self._groups.ranks

@@ -9,16 +9,16 @@ from rehearsal_kit.base.errors import NotYetError, RankError, SettingsError
 from rehearsal_kit.buffer.memory_limit import require_possible
 from rehearsal_kit.buffer.row_layout import WORD
 from rehearsal_kit.data.open_experience import ArrivedExperience
-from rehearsal_kit.data.task_stream import Stream
+from rehearsal_kit.data.task_stream import TaskStream
 from rehearsal_kit.learning.strategies.choice import require_stored
-from rehearsal_kit.rank.checkpoint_loader import Loaded, load_checkpoint
-from rehearsal_kit.rank.checkpoint_takeup import TakingUp, UnfinishedTask
-from rehearsal_kit.rank.checkpoint_writer import Copied
-from rehearsal_kit.rank.context import Equipment
+from rehearsal_kit.rank.checkpoint_loader import LoadedCheckpoint, load_checkpoint
+from rehearsal_kit.rank.checkpoint_takeup import CheckpointTakeup, UnfinishedTask
+from rehearsal_kit.rank.checkpoint_writer import CheckpointCopy
+from rehearsal_kit.rank.context import RankContext
 from rehearsal_kit.rank.decisions import Commit
-from rehearsal_kit.rank.live_settings import InForce
-from rehearsal_kit.rank.run_state import Course
-from rehearsal_kit.rank.task_lifecycle import Curriculum
+from rehearsal_kit.rank.live_settings import LiveSettings
+from rehearsal_kit.rank.run_state import RunState
+from rehearsal_kit.rank.task_lifecycle import TaskLifecycle
 from rehearsal_kit.record.commands import (
     Arrived,
     BeginAgain,
@@ -51,19 +51,19 @@ VISIBLE_S = 5.0
 """How long a rank waits for a file to appear on its machine that rank 0 has read on another."""
 
 
-class Steering:
+class CommandHandlers:
     """One rank's answer to commands; the same on all ranks."""
 
-    def __init__(self, equipment: Equipment, curriculum: Curriculum, taking_up: TakingUp) -> None:
-        self._with = equipment
-        self._curriculum = curriculum
-        self._taking_up = taking_up
-        self._now = taking_up.now
+    def __init__(self, context: RankContext, task_lifecycle: TaskLifecycle, takeup: CheckpointTakeup) -> None:
+        self._with = context
+        self._task_lifecycle = task_lifecycle
+        self._takeup = takeup
+        self._now = takeup.now
         self._remark = ""
 
     def prepare(self, command: Command) -> Commit:  # noqa: C901, PLR0911, PLR0912 - one line per kind
         """Check a command and ready it; SettingsError and others, with nothing changed, if it cannot be."""
-        course, now = self._with.course, self._now
+        run_state, now = self._with.run_state, self._now
         match command:
             case Arrived():
                 experience = self._opened(command)
@@ -71,18 +71,18 @@ class Steering:
             case SetAside():
                 return lambda: self._tell_set_aside(command)
             case Steer():
-                in_force = self._steered(command)
-                return lambda: self._steer(in_force)
+                live_settings = self._steered(command)
+                return lambda: self._steer(live_settings)
             case Pause() | Resume() | Stop():
-                return lambda: course.change(type(command).__name__)
+                return lambda: run_state.change(type(command).__name__)
             case FinishStream():
-                return lambda: setattr(course, "finishing", True)
+                return lambda: setattr(run_state, "finishing", True)
             case Reopen():
                 return self._reopen
             case FinishTask():
-                if now.lesson is None:
+                if now.loader is None:
                     raise SettingsError("no task is under way, so there is none to finish.")
-                return now.lesson.finish
+                return now.loader.finish
             case Skip():
                 self._require_waiting([command.task])
                 return lambda: self._skip(command.task)
@@ -109,15 +109,15 @@ class Steering:
     # The stream -----------------------------------------------------------------------------------------
 
     def _opened(self, command: Arrived) -> ArrivedExperience:
-        arrived = self._taking_up.found(command)
+        arrived = self._takeup.found(command)
         self._with.stream.require_new(arrived)
         deadline = time.monotonic() + VISIBLE_S
         while True:
             try:
-                return self._taking_up.shelf.opened(arrived, self._now.preparation)
+                return self._takeup.shelf.opened(arrived, self._now.preparation)
             except NotYetError:
                 # Rank 0 has just read it; on another machine a shared folder shows it a little later.
-                here = self._with.groups.rank == 0 or not self._with.control.just_read
+                here = self._with.groups.rank == 0 or not self._with.decisions.just_read
                 if here or time.monotonic() > deadline:
                     raise
                 time.sleep(VISIBLE_S / 20)
@@ -127,7 +127,7 @@ class Steering:
         self._now.preparation = experience.fitted
         its.reporter.tell(
             TaskArrived(
-                step=its.course.step,
+                step=its.run_state.step,
                 task=its.stream.append(command, experience),
                 name=command.name,
                 path=command.path,
@@ -143,7 +143,7 @@ class Steering:
         its = self._with
         its.reporter.tell(
             TaskSetAside(
-                step=its.course.step,
+                step=its.run_state.step,
                 name=command.name,
                 path=command.path,
                 reason=command.reason,
@@ -153,7 +153,9 @@ class Steering:
 
     def _require_waiting(self, tasks: tuple[int, ...] | list[int]) -> None:
         its = self._with
-        waiting = [task for task in range(its.course.begun, len(its.stream)) if its.stream[task] is not None]
+        waiting = [
+            task for task in range(its.run_state.begun, len(its.stream)) if its.stream[task] is not None
+        ]
         if wrong := [task for task in tasks if task not in waiting]:
             raise SettingsError(
                 f"task {', '.join(map(str, wrong))} does not wait to be trained; those that wait are "
@@ -170,157 +172,159 @@ class Steering:
 
     def _reorder(self, command: Reorder) -> None:
         its = self._with
-        first = its.stream.next_from(its.course.begun)
+        first = its.stream.next_from(its.run_state.begun)
         later = [task for task in range(first, len(its.stream)) if task not in command.order]
         order = (*command.order, *later)
         its.stream.reorder(first, order)
-        its.reporter.tell(TasksReordered(step=its.course.step, first=first, order=order))
+        its.reporter.tell(TasksReordered(step=its.run_state.step, first=first, order=order))
 
     # Settings and states --------------------------------------------------------------------------------
 
-    def _steered(self, command: Steer) -> InForce:
-        course, buffer, signature = self._with.course, self._now.buffer, self._with.learner.signature
-        steered = course.in_force.steered(command)
+    def _steered(self, command: Steer) -> LiveSettings:
+        run_state, buffer, signature = self._with.run_state, self._now.buffer, self._with.learner.signature
+        steered = run_state.live_settings.steered(command)
         # What was recorded had room once. Where it has none now, making the buffer says so, and waits.
-        if not self._with.control.repeating:
+        if not self._with.decisions.repeating:
             self._require_room(steered)
-        changed = steered.strategy.name != course.in_force.strategy.name
+        changed = steered.strategy.name != run_state.live_settings.strategy.name
         if changed and signature is not None:
             require_stored(steered.strategy, None if buffer is None else buffer.layout)
         return steered
 
-    def _require_room(self, steered: InForce) -> None:
+    def _require_room(self, steered: LiveSettings) -> None:
         """SettingsError if the buffer that there is, or that will be made, could not be as large as this."""
-        lesson, buffer, signature = self._now.lesson, self._now.buffer, self._with.learner.signature
+        loader, buffer, signature = self._now.loader, self._now.buffer, self._with.learner.signature
         if buffer is not None:
             buffer.require_possible(steered.rehearsal)
         elif steered.needs_buffer:
             row_bytes = WORD  # no row is shorter
-            if lesson is not None and signature is not None:
-                row_bytes = steered.stored(lesson.samples, signature.no_outputs("cpu"))[0].row_bytes
+            if loader is not None and signature is not None:
+                row_bytes = steered.stored(loader.samples, signature.no_outputs("cpu"))[0].row_bytes
             groups = self._with.groups
             capacity = steered.rehearsal.samples(row_bytes)
             require_possible(capacity, row_bytes, rank=groups.rank, ranks=groups.ranks)
 
-    def _steer(self, steered: InForce) -> None:
+    def _steer(self, steered: LiveSettings) -> None:
         its = self._with
         its.reporter.flush()  # its records are each of one strategy
-        its.course.in_force = steered
+        its.run_state.live_settings = steered
         its.learner.learning_rate = steered.learning_rate
-        if self._now.lesson is not None:
-            self._now.lesson.batch = steered.batch
+        if self._now.loader is not None:
+            self._now.loader.batch = steered.batch
 
     def _reopen(self) -> None:
-        course = self._with.course
-        if not course.outcome:  # nobody has ended it, so that it goes on anyhow
+        run_state = self._with.run_state
+        if not run_state.outcome:  # nobody has ended it, so that it goes on anyhow
             return
         stream = self._with.stream
-        left = stream.next_from(course.begun) < len(stream) or self._now.lesson is not None
-        if course.outcome == "finished" or not left:  # now more may come
-            course.finishing = False
-        course.change("Reopen")
+        left = stream.next_from(run_state.begun) < len(stream) or self._now.loader is not None
+        if run_state.outcome == "finished" or not left:  # now more may come
+            run_state.finishing = False
+        run_state.change("Reopen")
 
     def _note(self, command: Note) -> None:
         its = self._with
-        its.reporter.tell(Noted(step=its.course.step, text=command.text, time=time.time()))
+        its.reporter.tell(Noted(step=its.run_state.step, text=command.text, time=time.time()))
 
     def _evaluate(self) -> None:
-        its, lesson = self._with, self._now.lesson
+        its, loader = self._with, self._now.loader
         its.reporter.flush()
-        its.evaluation.now(its.evaluation.newest if lesson is None else lesson.task, step=its.course.step)
+        its.evaluation.now(its.evaluation.newest if loader is None else loader.task, step=its.run_state.step)
 
     # Checkpoints ----------------------------------------------------------------------------------------
 
     def _take_checkpoint(self, command: TakeCheckpoint) -> None:
-        its, course = self._with, self._with.course
+        its, run_state = self._with, self._with.run_state
         if command.spare is not None:
-            its.keeper.pinned.add(command.spare)
+            its.checkpoint_writer.pinned.add(command.spare)
         its.reporter.flush()
         weights = its.learner.fingerprint()
-        its.keeper.ready(course.checkpoints + 1)
+        its.checkpoint_writer.ready(run_state.checkpoints + 1)
         everyone = its.groups.gather(weights)
         if len(set(everyone)) > 1:
             raise RankError(
-                f"the ranks hold different weights before step {course.step} ({', '.join(everyone)}), so "
+                f"the ranks hold different weights before step {run_state.step} ({', '.join(everyone)}), so "
                 "this generation ends; does the network or the strategy depend on the rank?"
             )
-        course.checkpoints += 1
-        course.kept = course.outcome
+        run_state.checkpoints += 1
+        run_state.kept = run_state.outcome
         buffer = self._now.buffer
-        copied = Copied(
-            number=course.checkpoints,
+        copied = CheckpointCopy(
+            number=run_state.checkpoints,
             state=self._state(),
             tensors=its.learner.tensors() if its.groups.rank == 0 else {},
             buffer=None if buffer is None else buffer.frozen(),
             error=its.evaluation.error,
         )
         its.reporter.tell(
-            CheckpointTaken(step=course.step, checkpoint=copied.number, weights=weights, time=time.time())
+            CheckpointTaken(step=run_state.step, checkpoint=copied.number, weights=weights, time=time.time())
         )
-        its.keeper.take(copied, step=course.step)
+        its.checkpoint_writer.take(copied, step=run_state.step)
 
     def _state(self) -> dict[str, object]:
         its = self._with
         arrivals = [[asdict(arrived), gone] for arrived, gone in its.stream.arrivals]
         return {
-            "course": its.course.to_plain(),
+            "course": its.run_state.to_plain(),
             "stream": arrivals,
             "order": its.stream.order,
-            "lesson": self._curriculum.to_plain(self._now.lesson),
+            "lesson": self._task_lifecycle.to_plain(self._now.loader),
             "signature": None if its.learner.signature is None else its.learner.signature.to_plain(),
             "evaluation": its.evaluation.to_plain(),
             "preparation": asdict(self._now.preparation),
-            "seed": its.job.seed,
+            "seed": its.spec.seed,
         }
 
     def _rolled_back(self, command: RollBack) -> Commit:
         its = self._with
-        its.keeper.settle()
+        its.checkpoint_writer.settle()
         its.groups.gather("")  # all parts are written, and rank 0 has put them together
-        loaded = load_checkpoint(its.job.run, command.checkpoint, its.groups, identity=its.identity)
-        there = Course.from_plain(loaded.state["course"], InForce.of(its.job))
+        loaded = load_checkpoint(its.spec.run, command.checkpoint, its.groups, identity=its.identity)
+        there = RunState.from_plain(loaded.state["course"], LiveSettings.of(its.spec))
         if there.begun > len(its.stream):
             raise SettingsError(f"checkpoint {command.checkpoint} knows tasks that this run does not have.")
         stream = its.stream.ordered(loaded.state["order"])
         same = stream.order == its.stream.order
-        under_way = self._taking_up.under_way(loaded, stream, now=self._now.lesson if same else None)
+        under_way = self._takeup.under_way(loaded, stream, now=self._now.loader if same else None)
         return lambda: self._roll_back(loaded, there, (stream, under_way))
 
-    def _roll_back(self, loaded: Loaded, there: Course, to: tuple[Stream, UnfinishedTask]) -> None:
-        its, course = self._with, self._with.course
+    def _roll_back(
+        self, loaded: LoadedCheckpoint, there: RunState, to: tuple[TaskStream, UnfinishedTask]
+    ) -> None:
+        its, run_state = self._with, self._with.run_state
         stream, under_way = to
         its.reporter.flush()
-        parent, left = course.position
+        parent, left = run_state.position
         if self._now.buffer is not None:
             self._now.buffer.close()
             self._now.buffer = None
-        course.back_to(there)
+        run_state.back_to(there)
         its.stream.take_order_of(stream)
-        its.keeper.pinned.add(loaded.number)
+        its.checkpoint_writer.pinned.add(loaded.number)
         self._tell_branch(
             BranchBegan(
-                branch=course.branch,
-                step=course.step,
+                branch=run_state.branch,
+                step=run_state.step,
                 checkpoint=loaded.number,
                 parent=parent,
                 left=left,
                 time=time.time(),
             )
         )
-        self._taking_up.adopt(loaded, under_way)
-        self._taking_up.settle()
+        self._takeup.adopt(loaded, under_way)
+        self._takeup.settle()
         self._remark = self._not_taken_back(loaded)
 
     def _begin_again(self, command: BeginAgain) -> None:
-        its, course = self._with, self._with.course
-        course.begin_again(command)
-        its.keeper.pinned.add(command.checkpoint)
+        its, run_state = self._with, self._with.run_state
+        run_state.begin_again(command)
+        its.checkpoint_writer.pinned.add(command.checkpoint)
         stream = its.stream
         aside = tuple(task for task in range(len(stream)) if stream[task] is None)
         self._tell_branch(
             BranchBegan(
-                branch=course.branch,
-                step=course.step,
+                branch=run_state.branch,
+                step=run_state.step,
                 checkpoint=command.checkpoint,
                 parent=command.parent,
                 left=command.left,
@@ -330,13 +334,13 @@ class Steering:
             )
         )
         for task, reason in command.lost:
-            self._curriculum.tell_lost(task, reason)
+            self._task_lifecycle.tell_lost(task, reason)
 
     def _tell_branch(self, began: BranchBegan) -> None:
         self._with.reporter.branch = began.branch
         self._with.reporter.tell(began)
 
-    def _not_taken_back(self, loaded: Loaded) -> str:
+    def _not_taken_back(self, loaded: LoadedCheckpoint) -> str:
         """What a roll back leaves as it is, and the way back from there; empty where that is nothing."""
         its = self._with
         then = {number: aside for number, (_, aside) in enumerate(loaded.state["stream"])}

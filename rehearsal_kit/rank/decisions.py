@@ -6,11 +6,18 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
-from rehearsal_kit.base.errors import AlreadyTaskError, RankError, ReplayError, SettingsError, said
-from rehearsal_kit.base.process_groups import Groups
-from rehearsal_kit.data.folder_watch import Watcher
+from rehearsal_kit.base.errors import (
+    AlreadyTaskError,
+    RankError,
+    ReplayError,
+    SettingsError,
+    said_before,
+)
+from rehearsal_kit.base.process_groups import ProcessGroups
+from rehearsal_kit.data.folder_watch import FolderWatch
+from rehearsal_kit.rank.mailbox import Mailbox
 from rehearsal_kit.record.commands import (
     OF_RANKS,
     Arrived,
@@ -30,22 +37,12 @@ from rehearsal_kit.record.commands import (
     wish_of,
 )
 from rehearsal_kit.record.ledger import Ledger, read_ledger
-from rehearsal_kit.record.replay_queue import AGAIN, Entry, Outstanding, Position, Script, renumbers
+from rehearsal_kit.record.replay_queue import AGAIN, Entry, Outstanding, Position, ReplayQueue, renumbers
 from rehearsal_kit.record.run_folder import RunFolder
 
 IN_ORDER = (Arrived, Watch, FinishStream, Skip, Reorder)
 """Wishes that go through the reader: those whose files it reads, and those that count or name tasks, which
 must not overtake them. All others take effect meanwhile."""
-
-
-class Mailbox(Protocol):
-    """Where wishes for rank 0 arrive, as JSON; looked into at every step boundary."""
-
-    def empty(self) -> bool:
-        """Whether nothing lies there now."""
-
-    def get(self) -> str:
-        """Take out the next."""
 
 
 Commit = Callable[[], None]
@@ -64,15 +61,15 @@ class Decision:
     """Whether it had taken effect before, on a branch that was left when ranks began again."""
 
 
-class Control:
+class Decisions:
     """This rank's end of the control loop. Rank 0 has the mailbox, the watcher, the ledger and the script."""
 
-    def __init__(self, run: RunFolder, groups: Groups, mailbox: Mailbox) -> None:
+    def __init__(self, run: RunFolder, groups: ProcessGroups, mailbox: Mailbox) -> None:
         self._run = run
         self._groups = groups
         self._mailbox = mailbox
-        self._watcher = Watcher()
-        self._script = Script()
+        self._folder_watch = FolderWatch()
+        self._replay_queue = ReplayQueue()
         self._outstanding = Outstanding()
         self._otherwise: Entry | None = None
         self._waiting: deque[Wish] = deque()
@@ -97,14 +94,16 @@ class Control:
             self._catch_up(run)
             self._effects = Ledger(run.effects, durable=True)
 
-    def follow(self, script: Script, outstanding: Outstanding, *, otherwise: Entry | None = None) -> None:
+    def follow(
+        self, replay_queue: ReplayQueue, outstanding: Outstanding, *, otherwise: Entry | None = None
+    ) -> None:
         """Recorded effects come before anything new; to be called before the first decision.
 
         outstanding: decisions of a branch that was left, to be made again once the script is at its end.
         otherwise: what is recorded where the script of this run cannot come about, so that the next
         generation of ranks goes another way. All are empty on ranks other than 0.
         """
-        self._script, self._outstanding, self._otherwise = script, outstanding, otherwise
+        self._replay_queue, self._outstanding, self._otherwise = replay_queue, outstanding, otherwise
 
     def decide(
         self, position: Position, prepare: Prepare, *, due: bool = False, idle: bool = False
@@ -150,7 +149,7 @@ class Control:
         """Why this task was given up at this position before; empty if it was not. The same on every rank."""
         if not self.follows:
             return ""
-        entry = self._script.fact(position, "SetAside", task) if self._groups.rank == 0 else None
+        entry = self._replay_queue.fact(position, "SetAside", task) if self._groups.rank == 0 else None
         if entry is not None:
             self._again(entry)
         return self._groups.broadcast("" if entry is None else entry["reason"])
@@ -159,7 +158,7 @@ class Control:
         """Tasks that were set aside between two decisions here before, and why; the same on every rank."""
         if not self.follows:
             return {}
-        entries = self._script.set_asides(position)
+        entries = self._replay_queue.set_asides(position)
         for entry in entries:
             self._again(entry)
         text = self._groups.broadcast(json.dumps([[e["task"], e["reason"]] for e in entries]))
@@ -167,11 +166,11 @@ class Control:
 
     def require_end(self, position: Position) -> None:
         """ReplayError on rank 0 if something is recorded after the end of the run that nothing leads to."""
-        self._script.require_no_more(position)
+        self._replay_queue.require_no_more(position)
 
     def exhausted(self) -> bool:
         """Whether no recorded effect is left to come; the same on every rank."""
-        return not self._groups.broadcast("more" if self._script else "")
+        return not self._groups.broadcast("more" if self._replay_queue else "")
 
     def agree(self, trouble: str) -> str:
         """The first trouble of any rank, told to all; empty when none has any."""
@@ -179,7 +178,7 @@ class Control:
 
     def close(self) -> None:
         """End the reader and close the ledger."""
-        self._watcher.close()
+        self._folder_watch.close()
         if self._effects is not None:
             self._effects.close()
 
@@ -191,11 +190,11 @@ class Control:
             self._received.add((entry.get("holder", ""), entry["number"]))
             if entry["kind"] == "SetAside" and entry.get("task") is None:
                 path, digest = run.find(entry["path"]), entry.get("digest", "")
-                self._watcher.set_aside(Arrived(name=entry["name"], path=path, digest=digest))
+                self._folder_watch.set_aside(Arrived(name=entry["name"], path=path, digest=digest))
             elif entry["kind"] in ("Arrived", "SetAside"):
-                self._watcher.know(run.find(entry["path"]))
+                self._folder_watch.know(run.find(entry["path"]))
             elif entry["kind"] == "Watch" and "refused" not in entry:
-                self._watcher.watch(entry["pattern"], known=entry["known"])
+                self._folder_watch.watch(entry["pattern"], known=entry["known"])
         # Nobody else's: whoever never steered this run has nothing to say in it, whatever the file holds.
         held = {entry.get("holder") for entry in read_ledger(run.generations)}
         for entry in read_ledger(run.wishes):
@@ -213,13 +212,15 @@ class Control:
         while not self._mailbox.empty():
             self._receive(_wish(self._mailbox.get()))
         if self.closing:  # whatever waits stands in the ledger of wishes
-            return {"interrupted": True, "follows": bool(self._script)}
-        if self._script:
+            return {"interrupted": True, "follows": bool(self._replay_queue)}
+        if self._replay_queue:
             try:
-                again = [_without_position(entry, recorded=True) for entry in self._script.due(position)]
+                again = [
+                    _without_position(entry, recorded=True) for entry in self._replay_queue.due(position)
+                ]
             except ReplayError as error:
                 raise self._cannot_be(str(error)) from error
-            return {"decided": again, "follows": bool(self._script)}
+            return {"decided": again, "follows": bool(self._replay_queue)}
         decided = [to_plain(Wish(0, TakeCheckpoint()))] if due else []
         for plain in self._next(position, idle=idle):
             if plain["kind"] == "RollBack" and not plain.get("refused"):
@@ -251,11 +252,11 @@ class Control:
         command = wish.command
         if isinstance(command, Arrived):
             command = replace(command, path=self._run.find(command.path))
-        self._watcher.ask(replace(wish, command=command))
+        self._folder_watch.ask(replace(wish, command=command))
 
     def _came(self, position: Position) -> Iterator[Wish]:
         """What the reader has ready; files in the run folder are written down by their place in there."""
-        for wish in self._watcher.poll():
+        for wish in self._folder_watch.poll():
             command = _placed(wish, position).command
             if isinstance(command, Arrived | SetAside):
                 command = replace(command, path=self._run.inside(command.path))
@@ -274,7 +275,7 @@ class Control:
             aside = SetAside(name=command.name, path=command.path, reason=refused, digest=command.digest)
             wish, refused, commit = replace(wish, command=aside), "", prepare(aside)
             if self._groups.rank == 0:
-                self._watcher.set_aside(replace(command, path=self._run.find(command.path)))
+                self._folder_watch.set_aside(replace(command, path=self._run.find(command.path)))
         decision = Decision(wish, refused, decision.again)
         entry = self._entry(position, decision)
         if decision.again:
@@ -323,11 +324,11 @@ class Control:
         if self._effects is None:
             return
         entry = self._entry(position, Decision(Wish(0, command)))
-        if not self._script:
+        if not self._replay_queue:
             self._effects.append(entry)
             return
-        recorded = self._script.fact(position, entry["kind"], entry.get("task"))
-        if recorded is None or (not self._script.ours and recorded != entry):
+        recorded = self._replay_queue.fact(position, entry["kind"], entry.get("task"))
+        if recorded is None or (not self._replay_queue.ours and recorded != entry):
             raise self._cannot_be(
                 f"at step {position[1]} of branch {position[0]} the run has {entry}, the ledger "
                 f"{recorded or 'nothing of the kind'}; code, data or settings are not those of the recorded "
@@ -337,7 +338,7 @@ class Control:
 
     def _cannot_be(self, reason: str) -> Exception:
         """What is raised where a script cannot come about: a replay ends, a run goes another way."""
-        if not self._script.ours:
+        if not self._replay_queue.ours:
             return ReplayError(reason)
         if self._effects is not None and self._otherwise is not None:
             self._effects.append(self._otherwise)
@@ -345,7 +346,7 @@ class Control:
 
     def _again(self, entry: Entry) -> None:
         """Write down what took effect again, unless it stands in this ledger already."""
-        if self._effects is not None and not self._script.ours:
+        if self._effects is not None and not self._replay_queue.ours:
             self._effects.append(entry)
 
     def _entry(self, position: Position, decision: Decision) -> Entry:
@@ -381,11 +382,6 @@ def _placed(wish: Wish, position: Position) -> Wish:
         return wish
     reason = f"{command.reason} (rank 0, before step {position[1]})"
     return replace(wish, command=replace(command, reason=reason))
-
-
-def said_before(error: Exception, *, rank: int, step: int) -> str:
-    """What an error says, on which rank, and before which step."""
-    return f"{said(error)} (rank {rank}, before step {step})"
 
 
 def _without_position(entry: Mapping[str, Any], *, recorded: bool = False) -> dict[str, Any]:

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rehearsal_kit.base.errors import TaskError
-from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.buffer.row_layout import Samples
 from rehearsal_kit.data.experience import HELD_OUT
-from rehearsal_kit.data.task_stream import Stream
+from rehearsal_kit.data.task_stream import TaskStream
 from rehearsal_kit.learning.learner import Learner
 from rehearsal_kit.learning.metrics import Scores
 from rehearsal_kit.rank.reporter import Reporter
@@ -28,7 +28,7 @@ class Evaluation:
     """
 
     def __init__(
-        self, learner: Learner, stream: Stream, *, groups: Groups, reporter: Reporter, earlier: int
+        self, learner: Learner, stream: TaskStream, *, groups: ProcessGroups, reporter: Reporter, earlier: int
     ) -> None:
         self._learner = learner
         self._stream = stream
@@ -136,7 +136,7 @@ class Evaluation:
     def _scores(self, reading: _Reading) -> tuple[Scores, str]:
         """Errors and metrics over all ranks, or why there are none; the same on every rank."""
         try:
-            scores = self._learner.quality(reading)
+            scores = self._learner.metrics(reading)
         except TaskError as error:  # the network cannot predict them; that is no reason to end a run
             return Scores({}, {}), str(error)
         return scores, next((text for text in self._groups.gather(reading.trouble) if text), "")

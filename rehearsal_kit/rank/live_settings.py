@@ -10,12 +10,12 @@ from rehearsal_kit.buffer.row_layout import RowLayout, Samples
 from rehearsal_kit.learning.stored_outputs import NO_MODEL, named_halves, with_outputs
 from rehearsal_kit.learning.strategies.choice import plain_strategy, require_suited, switched
 from rehearsal_kit.learning.strategies.strategy import Strategy
-from rehearsal_kit.rank.run_spec import Job
+from rehearsal_kit.rank.run_spec import RunSpec
 from rehearsal_kit.record.commands import Steer
 
 
 @dataclass(frozen=True, kw_only=True)
-class InForce:
+class LiveSettings:
     """The same on all ranks at every step."""
 
     learning_rate: float
@@ -26,13 +26,13 @@ class InForce:
     strategy: Strategy
 
     @staticmethod
-    def of(job: Job) -> InForce:
+    def of(spec: RunSpec) -> LiveSettings:
         """What a run begins with."""
-        return InForce(
-            learning_rate=job.training.learning_rate,
-            batch=job.training.batch,
-            rehearsal=job.rehearsal,
-            strategy=job.strategy,
+        return LiveSettings(
+            learning_rate=spec.training.learning_rate,
+            batch=spec.training.batch,
+            rehearsal=spec.rehearsal,
+            strategy=spec.strategy,
         )
 
     @property
@@ -86,12 +86,12 @@ class InForce:
         rehearsal = replace(self.rehearsal, half=named_halves(self.rehearsal.half, fields))
         return RowLayout.of(fields, half=rehearsal.half), rehearsal
 
-    def steered(self, command: Steer) -> InForce:
+    def steered(self, command: Steer) -> LiveSettings:
         """What will be in force after a command; SettingsError if that cannot be."""
         names = ("representatives", "capacity", "distillation", "candidates", "policy")
         wanted = {name: value for name in names if (value := getattr(command, name)) is not None}
         rate, batch = command.learning_rate, command.batch
-        steered = InForce(
+        steered = LiveSettings(
             learning_rate=self.learning_rate if rate is None else rate,
             batch=self.batch if batch is None else batch,
             rehearsal=replace(self.rehearsal, **wanted),

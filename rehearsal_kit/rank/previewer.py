@@ -12,7 +12,7 @@ import torch
 from rehearsal_kit.base.errors import said
 from rehearsal_kit.base.thread_priority import step_back
 from rehearsal_kit.buffer.row_layout import Samples
-from rehearsal_kit.data.task_stream import Stream
+from rehearsal_kit.data.task_stream import TaskStream
 from rehearsal_kit.learning.learner import Learner
 from rehearsal_kit.record.preview_files import Image, Preview, append_previews
 
@@ -33,13 +33,13 @@ LIKELIEST = 3
 """Classes that are named."""
 
 
-class Gallery:
+class Previewer:
     """Belongs to rank 0's training thread; other threads may `ask` and read the `newest`.
 
     folder: where the previews of the run are kept. Whatever goes wrong here is told by `news`.
     """
 
-    def __init__(self, learner: Learner, stream: Stream, folder: Path) -> None:
+    def __init__(self, learner: Learner, stream: TaskStream, folder: Path) -> None:
         self._learner = learner
         self._stream = stream
         self._folder = folder

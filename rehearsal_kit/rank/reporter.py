@@ -15,7 +15,7 @@ from rehearsal_kit.buffer.states import Representatives
 from rehearsal_kit.learning.joint_step import Stepped
 from rehearsal_kit.record.records import IN_A_BRANCH, NotKept, Record, StateChanged, Steps
 from rehearsal_kit.record.run_folder import RunFolder
-from rehearsal_kit.record.seen import Told
+from rehearsal_kit.record.seen import SeenRecords
 from rehearsal_kit.record.timeline_file import TimelineFile
 
 PUBLISH_INTERVAL_S = 0.25
@@ -33,7 +33,7 @@ class Reporter:
         self._rank = rank
         self._publish = publish
         self._file = run.timeline
-        self._told = Told()
+        self._told = SeenRecords()
         self._timeline = TimelineFile(run.timeline) if rank == 0 else None
         self._refused: dict[str, str] = {}
         """Why something cannot be kept now, by what it is."""
@@ -48,7 +48,7 @@ class Reporter:
     def goes_on_from(self, checkpoint: int) -> None:
         """From here on nothing is told twice that was told after this checkpoint; 0: from the beginning."""
         if self._rank == 0:
-            self._told = Told.since(self._file, checkpoint)
+            self._told = SeenRecords.since(self._file, checkpoint)
 
     def tell(self, record: Record) -> None:
         """Something that concerns the whole run; said by rank 0 only."""

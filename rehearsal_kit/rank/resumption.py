@@ -7,25 +7,25 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from rehearsal_kit.base.errors import CheckpointError, RehearsalKitError
+from rehearsal_kit.base.errors import CheckpointError, RehearsalKitError, said_before
 from rehearsal_kit.data.folder_order import require_as_it_arrived
 from rehearsal_kit.learning.strategies.choice import named_strategy
 from rehearsal_kit.rank.checkpoint_files import find_checkpoints
 from rehearsal_kit.rank.checkpoint_loader import (
     Candidates,
-    Loaded,
+    LoadedCheckpoint,
     effects_recorded,
     find_candidates,
     load_checkpoint,
     next_segment,
 )
-from rehearsal_kit.rank.checkpoint_takeup import Ready, TakingUp, arrivals_to_train
-from rehearsal_kit.rank.context import Equipment
-from rehearsal_kit.rank.decisions import Prepare, said_before
+from rehearsal_kit.rank.checkpoint_takeup import CheckpointTakeup, Ready, arrivals_to_train
+from rehearsal_kit.rank.context import RankContext
+from rehearsal_kit.rank.decisions import Prepare
 from rehearsal_kit.record.commands import Arrived, BeginAgain, Wish, from_plain, to_plain
 from rehearsal_kit.record.effects import Effects, left_outstanding
 from rehearsal_kit.record.records import CheckpointFailed, Restored
-from rehearsal_kit.record.replay_queue import AGAIN, Entry, Outstanding, Script
+from rehearsal_kit.record.replay_queue import AGAIN, Entry, Outstanding, ReplayQueue
 from rehearsal_kit.record.run_folder import RunFolder
 
 
@@ -42,16 +42,16 @@ class _Way:
 class Resumption:
     """Begins one rank of a run, or of the replay of another one; all ranks call the same."""
 
-    def __init__(self, equipment: Equipment, taking_up: TakingUp, prepare: Prepare) -> None:
-        self._with = equipment
-        self._taking_up = taking_up
+    def __init__(self, context: RankContext, takeup: CheckpointTakeup, prepare: Prepare) -> None:
+        self._with = context
+        self._takeup = takeup
         self._prepare = prepare
         self._effects = Effects()
 
     def begin(self, *, generation: int) -> None:
         """Be where the run is; what has taken effect from there on takes effect again."""
         its = self._with
-        if its.job.replays is None:
+        if its.spec.replays is None:
             self._go_on(generation)
         else:
             self._replay()
@@ -60,21 +60,21 @@ class Resumption:
 
     def _go_on(self, generation: int) -> None:
         its = self._with
-        self._effects = effects_recorded(its.job.run, its.groups)
-        candidates = find_candidates(its.job.run, self._effects, its.groups)
+        self._effects = effects_recorded(its.spec.run, its.groups)
+        candidates = find_candidates(its.spec.run, self._effects, its.groups)
         for number, reason in candidates.refused:
             its.reporter.tell(CheckpointFailed(checkpoint=number, reason=reason))
         number, way = self._newest_usable(candidates)
         again = way.again
         after = [] if again is not None else self._effects.after(number)
         outstanding = Outstanding(self._outstanding(number, again), renumbered=self._effects.renumbered)
-        its.control.follow(Script(after), outstanding, otherwise=self._otherwise(number))
+        its.decisions.follow(ReplayQueue(after), outstanding, otherwise=self._otherwise(number))
         if number or generation > 1:
             its.reporter.tell(
-                Restored(step=its.course.step, checkpoint=number, generation=generation, time=time.time())
+                Restored(step=its.run_state.step, checkpoint=number, generation=generation, time=time.time())
             )
         if again is not None:
-            decided = its.control.own(its.course.position, Wish(0, again), self._prepare)
+            decided = its.decisions.own(its.run_state.position, Wish(0, again), self._prepare)
             assert not decided.refused  # noqa: S101 - preparing it checks nothing
 
     def _newest_usable(self, candidates: Candidates) -> tuple[int, _Way]:
@@ -83,27 +83,27 @@ class Resumption:
         for number, place in candidates.places:
             trouble, ready = "", None
             try:
-                loaded = load_checkpoint(its.job.run, number, its.groups, identity=its.identity)
-                ready = self._taking_up.ready(loaded)
-                if ready.course.position != place:
+                loaded = load_checkpoint(its.spec.run, number, its.groups, identity=its.identity)
+                ready = self._takeup.ready(loaded)
+                if ready.run_state.position != place:
                     trouble = (
-                        f"checkpoint {number} was taken at step {ready.course.step} of branch "
-                        f"{ready.course.branch}, the ledger says at step {place[1]} of branch {place[0]}"
+                        f"checkpoint {number} was taken at step {ready.run_state.step} of branch "
+                        f"{ready.run_state.branch}, the ledger says at step {place[1]} of branch {place[0]}"
                     )
             except Exception as error:  # whatever it is, the one before may be well
-                trouble = said_before(error, rank=its.groups.rank, step=its.course.step)
-            trouble, gone = self._agreed(trouble, {} if ready is None else self._taking_up.gone(ready))
+                trouble = said_before(error, rank=its.groups.rank, step=its.run_state.step)
+            trouble, gone = self._agreed(trouble, {} if ready is None else self._takeup.gone(ready))
             if ready is not None and not trouble:
                 # Where nothing took effect after it, a file may well be back when it is its turn; those of
                 # the task under way are needed now.
-                waits = () if self._effects.after(number) else range(ready.course.begun, len(ready.stream))
+                waits = () if self._effects.after(number) else range(ready.run_state.begun, len(ready.stream))
                 lost = {task: why for task, why in gone.items() if task not in waits}
                 trouble, way = self._taken_up(ready, self._way(ready, lost))
                 if not trouble:
                     return number, way
             its.reporter.tell(CheckpointFailed(checkpoint=number, reason=trouble))
         if candidates.places or candidates.refused:
-            self._taking_up.forget()
+            self._takeup.forget()
             count = len(candidates.places) + len(candidates.refused)
             its.reporter.tell(
                 CheckpointFailed(
@@ -118,25 +118,25 @@ class Resumption:
     def _taken_up(self, ready: Ready, way: _Way) -> tuple[str, _Way]:
         """Why a checkpoint cannot be taken up, empty if it was; and how to go on from it."""
         trouble = self._try(ready, way)
-        lesson = ready.loaded.state.get("lesson")
-        if trouble and lesson is not None and int(lesson["task"]) not in way.lost:
+        loader = ready.loaded.state.get("lesson")
+        if trouble and loader is not None and int(loader["task"]) not in way.lost:
             # A file can be opened, but perhaps not be read: all else of the checkpoint is worth more.
-            _, unreadable = self._agreed("", self._taking_up.unreadable(ready))
-            lost = {**way.lost, **(unreadable or {int(lesson["task"]): trouble})}
+            _, unreadable = self._agreed("", self._takeup.unreadable(ready))
+            lost = {**way.lost, **(unreadable or {int(loader["task"]): trouble})}
             way = self._way(ready, lost)
             trouble = self._try(ready, way)
         if not trouble:
             self._with.reporter.goes_on_from(ready.loaded.number)
-            self._taking_up.settle()
+            self._takeup.settle()
         return trouble, way
 
     def _try(self, ready: Ready, way: _Way) -> str:
         its, trouble = self._with, ""
         try:
-            self._taking_up.take_up(ready, way.lost)
+            self._takeup.take_up(ready, way.lost)
         except Exception as error:
-            trouble = said_before(error, rank=its.groups.rank, step=ready.course.step)
-        return its.control.agree(trouble)
+            trouble = said_before(error, rank=its.groups.rank, step=ready.run_state.step)
+        return its.decisions.agree(trouble)
 
     def _agreed(self, trouble: str, gone: Mapping[int, str]) -> tuple[str, dict[int, str]]:
         """The first trouble of any rank, and all that is gone for some rank, with the first reason."""
@@ -163,7 +163,7 @@ class Resumption:
         recorded = {int(task): str(why) for task, why in head["lost"]} if head is not None else {}
         made_by = {entry["world_size"] for entry in after} or ({ranks} if number else set())
         bound = made_by <= {self._with.groups.ranks} and lost.keys() <= recorded.keys()
-        run = self._with.job.run
+        run = self._with.spec.run
         there = not any(_gone(entry, run) or _gone_there(entry, run) for entry in after)
         if bound and there and not (ready is not None and self._trained_gone(ready, after)):
             return {"lost": [*recorded.items()], "again": None}
@@ -176,12 +176,15 @@ class Resumption:
         if not any(entry["kind"] == "TaskDone" for entry in after):
             return False
         steered = [e["strategy"] for e in after if e["kind"] == "Steer" and "refused" not in e]
-        strategies = [ready.course.in_force.strategy, *(named_strategy(name) for name in steered if name)]
+        strategies = [
+            ready.run_state.live_settings.strategy,
+            *(named_strategy(name) for name in steered if name),
+        ]
         if all(len(strategy.tasks(1)) == 1 for strategy in strategies):
             return False
         aside = {entry.get("task") for entry in after if entry["kind"] == "SetAside"}
-        trained = set(range(ready.course.begun)) - aside
-        return bool(trained & self._taking_up.gone(ready, trained).keys())
+        trained = set(range(ready.run_state.begun)) - aside
+        return bool(trained & self._takeup.gone(ready, trained).keys())
 
     def _begin_again(self, number: int, lost: Mapping[int, str]) -> BeginAgain:
         parent, left = self._effects.last
@@ -202,7 +205,7 @@ class Resumption:
 
     def _otherwise(self, number: int) -> Entry:
         """The entry after which the next ranks begin another branch at this checkpoint."""
-        branch, step = self._with.course.position
+        branch, step = self._with.run_state.position
         again = to_plain(Wish(0, self._begin_again(number, {})))
         return {"branch": branch, "step": step, "world_size": self._with.groups.ranks, **again}
 
@@ -210,18 +213,20 @@ class Resumption:
 
     def _replay(self) -> None:
         its = self._with
-        assert its.job.replays is not None  # noqa: S101 - for the type checker; the caller has looked
-        entries = next_segment(its.job.replays, its.job.run, its.groups)
+        assert its.spec.replays is not None  # noqa: S101 - for the type checker; the caller has looked
+        entries = next_segment(its.spec.replays, its.spec.run, its.groups)
         again = entries[0] if entries and entries[0]["kind"] == "BeginAgain" else None
         found = {"checkpoint": 0, "lost": []} if again is None else again
         text = json.dumps([found["checkpoint"], found["lost"]])
         number, lost = json.loads(its.groups.broadcast(text))
-        its.control.follow(Script(entries, ours=False), Outstanding())
+        its.decisions.follow(ReplayQueue(entries, ours=False), Outstanding())
         if number:
             its.reporter.goes_on_from(number)
-            loaded: Loaded = load_checkpoint(its.job.run, number, its.groups, identity=its.identity)
-            self._taking_up.take_up(self._taking_up.ready(loaded), [int(task) for task, _ in lost])
-            self._taking_up.settle()
+            loaded: LoadedCheckpoint = load_checkpoint(
+                its.spec.run, number, its.groups, identity=its.identity
+            )
+            self._takeup.take_up(self._takeup.ready(loaded), [int(task) for task, _ in lost])
+            self._takeup.settle()
 
 
 def _gone(entry: Entry, run: RunFolder) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from rehearsal_kit.base.errors import RehearsalKitError, SettingsError, said_where
-from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.base.settings import Recovery, Rehearsal, Training
 from rehearsal_kit.base.tensor_files import NAMES
 from rehearsal_kit.buffer.row_layout import IDENTITY, Samples
@@ -26,8 +26,8 @@ from rehearsal_kit.learning.learner import Learner
 from rehearsal_kit.learning.stored_outputs import with_outputs
 from rehearsal_kit.learning.strategies.choice import require_suited
 from rehearsal_kit.learning.strategies.strategy import Strategy
-from rehearsal_kit.rank.live_settings import InForce
-from rehearsal_kit.rank.run_spec import Job, RunSettings
+from rehearsal_kit.rank.live_settings import LiveSettings
+from rehearsal_kit.rank.run_spec import RunSettings, RunSpec
 from rehearsal_kit.record.commands import Arrived, Watch
 
 TRAINABLE = (torch.float32, torch.float64, torch.bfloat16, torch.complex64)
@@ -106,7 +106,7 @@ def known_tasks(asked: Sequence[Arrived | Watch]) -> list[Arrived]:
     return found[:CHECKED]
 
 
-def dry_run(job: Job, tasks: Sequence[Arrived]) -> str:
+def dry_run(spec: RunSpec, tasks: Sequence[Arrived]) -> str:
     """Why this job cannot be trained on any of these tasks; empty if it can, as far as can be told.
 
     Takes two steps in memory on a few samples of the first task that can be read. job: may be changed, so
@@ -114,19 +114,19 @@ def dry_run(job: Job, tasks: Sequence[Arrived]) -> str:
     """
     first = ""
     for arrived in tasks:
-        found = _sample_of(arrived, job)
+        found = _sample_of(arrived, spec)
         if found is None:
             continue
-        reason = _stepped(job, *found)
+        reason = _stepped(spec, *found)
         if not reason:
             return ""
         first = first or f"{arrived.name} ({arrived.path}): {reason}"
     return first
 
 
-def _sample_of(arrived: Arrived, job: Job) -> tuple[Samples, str] | None:
+def _sample_of(arrived: Arrived, spec: RunSpec) -> tuple[Samples, str] | None:
     try:
-        experience = open_experience(arrived, job.preparation)
+        experience = open_experience(arrived, spec.preparation)
         count = experience.count("training")
         spread = np.unique(np.linspace(0, count - 1, min(count, LOOKED_AT)).astype(np.int64))
         for begin in range(0, len(spread), SAMPLES):
@@ -144,21 +144,21 @@ def _as_many(samples: Samples) -> Samples:
     return {name: tensor[chosen] for name, tensor in samples.items()}
 
 
-def _stepped(job: Job, samples: Samples, inputs: str) -> str:
+def _stepped(spec: RunSpec, samples: Samples, inputs: str) -> str:
     """What goes wrong with two steps: one without and one with what a buffer would give."""
-    with torch.random.fork_rng([job.device] if job.device != "cpu" else []):
+    with torch.random.fork_rng([spec.device] if spec.device != "cpu" else []):
         try:
-            learner = Learner(job.network, job.training, device=job.device, groups=Groups(0, 1))
+            learner = Learner(spec.network, spec.training, device=spec.device, groups=ProcessGroups(0, 1))
             signature = learner.signature = learner.meet(samples, inputs)
-            signature.require(samples, half=job.rehearsal.half)
-            in_force = InForce.of(job)
-            if in_force.needs_buffer:
-                layout, rehearsal = in_force.stored(samples, signature.no_outputs("cpu"))
+            signature.require(samples, half=spec.rehearsal.half)
+            live_settings = LiveSettings.of(spec)
+            if live_settings.needs_buffer:
+                layout, rehearsal = live_settings.stored(samples, signature.no_outputs("cpu"))
                 rehearsal.samples(layout.row_bytes)
-            strategy = job.strategy
+            strategy = spec.strategy
             stored = with_outputs(samples, learner.predict(samples[inputs]), version=0)
             again = MiniBatch(
-                _first(samples, min(SAMPLES, job.training.batch)),
+                _first(samples, min(SAMPLES, spec.training.batch)),
                 samples if strategy.replays else {},
                 stored if strategy.distils else {},
             )

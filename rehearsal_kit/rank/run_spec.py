@@ -52,7 +52,7 @@ class RunSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job(RunSettings):
+class RunSpec(RunSettings):
     """What every rank of a run is told."""
 
     network: torch.nn.Module
@@ -78,7 +78,7 @@ def packed_job(settings: RunSettings) -> bytes:
     return packed
 
 
-def keep_inputs(job: Job, experience: Experience, signature: Signature) -> None:
+def keep_inputs(spec: RunSpec, experience: Experience, signature: Signature) -> None:
     """Write what the network takes and gives, and how it is prepared from what is measured (JSON)."""
     (taken,) = [field for field in signature.layout.fields if field.name == signature.inputs]
     inputs = {
@@ -88,35 +88,35 @@ def keep_inputs(job: Job, experience: Experience, signature: Signature) -> None:
         "outputs": list(signature.outputs),
         "preparation": None if experience.preparation is None else asdict(experience.preparation),
     }
-    write_private(job.run.inputs, json.dumps(inputs, indent=2))
+    write_private(spec.run.inputs, json.dumps(inputs, indent=2))
 
 
-def keep_job(job: Job, *, ranks: int) -> None:
+def keep_job(spec: RunSpec, *, ranks: int) -> None:
     """Write the settings (JSON) and the initial weights (safetensors) into the run folder."""
-    network = type(job.network)
+    network = type(spec.network)
     settings = {
         "identity": secrets.token_hex(8),
-        **plain_strategy(job.strategy),
+        **plain_strategy(spec.strategy),
         "network": {
             "class": f"{network.__module__}:{network.__qualname__}",
-            "arguments": getattr(job.network, "arguments", None),
+            "arguments": getattr(spec.network, "arguments", None),
             "source": _source(network),
-            "frozen": frozen_parameters(job.network),
-            "still": still_modules(job.network),
+            "frozen": frozen_parameters(spec.network),
+            "still": still_modules(spec.network),
         },
-        "seed": job.seed,
+        "seed": spec.seed,
         "ranks": ranks,
-        "preparation": asdict(job.preparation),
-        "training": asdict(job.training),
-        "rehearsal": asdict(job.rehearsal),
-        "recovery": asdict(job.recovery),
+        "preparation": asdict(spec.preparation),
+        "training": asdict(spec.training),
+        "rehearsal": asdict(spec.rehearsal),
+        "recovery": asdict(spec.recovery),
         "versions": versions(),
     }
-    write_private(job.run.settings, json.dumps(settings, indent=2))
+    write_private(spec.run.settings, json.dumps(settings, indent=2))
     weights = {
-        name: tensor.detach().clone().contiguous() for name, tensor in job.network.state_dict().items()
+        name: tensor.detach().clone().contiguous() for name, tensor in spec.network.state_dict().items()
     }
-    write_private(job.run.initial_weights, save(weights))
+    write_private(spec.run.initial_weights, save(weights))
 
 
 def versions() -> dict[str, str]:

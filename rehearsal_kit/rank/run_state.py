@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rehearsal_kit.rank.live_settings import InForce
+from rehearsal_kit.rank.live_settings import LiveSettings
 from rehearsal_kit.record.commands import BeginAgain, Steer
 from rehearsal_kit.record.replay_queue import Position
 from rehearsal_kit.record.run_states import CHANGES, FATES, Event, Fate
 
 
 @dataclass
-class Course:
+class RunState:
     """Changed by commands and steps only, so it is the same on every rank."""
 
-    in_force: InForce
+    live_settings: LiveSettings
     branch: int = 0
     branches: int = 1
     """How many there have been."""
@@ -51,16 +51,16 @@ class Course:
         return {
             **plain,
             "spoilt": [[steps.start, steps.stop] for steps in self.spoilt],
-            "in_force": dict(self.in_force.plain),
+            "in_force": dict(self.live_settings.plain),
         }
 
     @staticmethod
-    def from_plain(plain: Mapping[str, Any], first: InForce) -> Course:
+    def from_plain(plain: Mapping[str, Any], first: LiveSettings) -> RunState:
         """What `to_plain` made; first: the settings that the run began with."""
         values = {name: plain[name] for name in FATES}
         spoilt = [range(*steps) for steps in values.pop("spoilt")]
-        in_force = first.steered(Steer(**values.pop("in_force")))
-        return Course(in_force=in_force, spoilt=spoilt, **values)
+        live_settings = first.steered(Steer(**values.pop("in_force")))
+        return RunState(live_settings=live_settings, spoilt=spoilt, **values)
 
     def change(self, kind: str) -> None:
         """What a command of this kind makes of the state of the run."""
@@ -70,7 +70,7 @@ class Course:
         if change.outcome is not None:
             self.outcome, self.kept = change.outcome, ""
 
-    def restart(self, there: Course) -> None:
+    def restart(self, there: RunState) -> None:
         """Go on where a checkpoint was taken."""
         self._become(there, Event.RESTART)
 
@@ -79,13 +79,13 @@ class Course:
         self.branch, self.branches = command.begins, command.begins + 1
         self.checkpoints = command.checkpoints
 
-    def back_to(self, there: Course) -> None:
+    def back_to(self, there: RunState) -> None:
         """Become what was learned there, as a new branch; what the world has brought since stays."""
         branch = self.branches
         self._become(there, Event.ROLL_BACK)
         self.branch, self.branches = branch, branch + 1
 
-    def _become(self, there: Course, event: Event) -> None:
+    def _become(self, there: RunState, event: Event) -> None:
         for name, fates in FATES.items():
             match fates[event]:
                 case Fate.THERE:

@@ -10,29 +10,30 @@ from collections.abc import Callable, Iterator
 from safetensors.torch import save
 
 from rehearsal_kit.base.files import write_private
-from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.base.randomness import torch_seed
-from rehearsal_kit.data.task_loader import Lesson
-from rehearsal_kit.data.task_stream import Stream
+from rehearsal_kit.data.task_loader import TaskLoader
+from rehearsal_kit.data.task_stream import TaskStream
 from rehearsal_kit.learning.forward_pass import MiniBatch
 from rehearsal_kit.learning.joint_step import Stepped
 from rehearsal_kit.learning.learner import Learner
 from rehearsal_kit.rank.checkpoint_loader import went_back_to
-from rehearsal_kit.rank.checkpoint_takeup import Learning, TakingUp
-from rehearsal_kit.rank.checkpoint_writer import Keeper
-from rehearsal_kit.rank.command_handlers import Steering
-from rehearsal_kit.rank.context import Equipment
-from rehearsal_kit.rank.decisions import Control, Decision, Mailbox
+from rehearsal_kit.rank.checkpoint_takeup import CheckpointTakeup, Learning
+from rehearsal_kit.rank.checkpoint_writer import CheckpointWriter
+from rehearsal_kit.rank.command_handlers import CommandHandlers
+from rehearsal_kit.rank.context import RankContext
+from rehearsal_kit.rank.decisions import Decision, Decisions
 from rehearsal_kit.rank.evaluation import Evaluation
-from rehearsal_kit.rank.live_settings import InForce
-from rehearsal_kit.rank.preview_upkeep import Showing
-from rehearsal_kit.rank.previewer import Gallery
+from rehearsal_kit.rank.live_settings import LiveSettings
+from rehearsal_kit.rank.mailbox import Mailbox
+from rehearsal_kit.rank.preview_upkeep import PreviewUpkeep
+from rehearsal_kit.rank.previewer import Previewer
 from rehearsal_kit.rank.rehearsal_step import RehearsalStep
 from rehearsal_kit.rank.reporter import Reporter
 from rehearsal_kit.rank.resumption import Resumption
-from rehearsal_kit.rank.run_spec import Job, stored_identity
-from rehearsal_kit.rank.run_state import Course
-from rehearsal_kit.rank.task_lifecycle import Curriculum
+from rehearsal_kit.rank.run_spec import RunSpec, stored_identity
+from rehearsal_kit.rank.run_state import RunState
+from rehearsal_kit.rank.task_lifecycle import TaskLifecycle
 from rehearsal_kit.record.commands import TakeCheckpoint, Wish
 from rehearsal_kit.record.lease import LeaseWatch
 from rehearsal_kit.record.rank_records import Joined
@@ -52,35 +53,35 @@ class Rank:
 
     def __init__(
         self,
-        job: Job,
-        groups: Groups,
+        spec: RunSpec,
+        groups: ProcessGroups,
         *,
         mailbox: Mailbox,
         publish: Callable[[Record, int | None], None],
         generation: int = 0,
         lease: str = "",
     ) -> None:
-        self._job = job
-        self._lease = LeaseWatch(job.run, lease)
+        self._spec = spec
+        self._lease = LeaseWatch(spec.run, lease)
         self._lease.require()
         self._groups = groups
         self._generation = generation
-        identity = stored_identity(job.run)
-        course = Course(InForce.of(job))
-        self._course = course
-        self._learner = Learner(job.network, job.training, device=job.device, groups=groups)
-        control = Control(job.run, groups, mailbox)
-        self._control = control
-        self._reporter = Reporter(job.run, groups.rank, publish)
-        self._stream = Stream(groups, seed=job.seed)
-        self.gallery = Gallery(self._learner, self._stream, job.run.previews)
+        identity = stored_identity(spec.run)
+        run_state = RunState(LiveSettings.of(spec))
+        self._run_state = run_state
+        self._learner = Learner(spec.network, spec.training, device=spec.device, groups=groups)
+        decisions = Decisions(spec.run, groups, mailbox)
+        self._decisions = decisions
+        self._reporter = Reporter(spec.run, groups.rank, publish)
+        self._stream = TaskStream(groups, seed=spec.seed)
+        self.previewer = Previewer(self._learner, self._stream, spec.run.previews)
         """Previews; only rank 0 makes any."""
-        equipment = Equipment(
-            job=job,
+        context = RankContext(
+            spec=spec,
             identity=identity,
             groups=groups,
-            course=course,
-            control=control,
+            run_state=run_state,
+            decisions=decisions,
             reporter=self._reporter,
             learner=self._learner,
             stream=self._stream,
@@ -89,28 +90,28 @@ class Rank:
                 self._stream,
                 groups=groups,
                 reporter=self._reporter,
-                earlier=job.training.evaluated,
+                earlier=spec.training.evaluated,
             ),
-            gallery=self.gallery,
-            keeper=Keeper(
-                job.run.checkpoints,
-                job.recovery,
+            previewer=self.previewer,
+            checkpoint_writer=CheckpointWriter(
+                spec.run.checkpoints,
+                spec.recovery,
                 groups,
                 generation=generation,
                 run=identity,
                 lease=self._lease,
             ),
         )
-        self._with = equipment
+        self._with = context
         if groups.rank == 0:  # which alone removes checkpoints
-            equipment.keeper.pinned |= went_back_to(job.replays or job.run)
-        self._curriculum = Curriculum(equipment)
-        self._now = Learning(job.preparation)
-        self._rehearsing = RehearsalStep(equipment, self._now, generation=generation)
-        taking_up = TakingUp(equipment, self._curriculum, self._now)
-        self._steering = Steering(equipment, self._curriculum, taking_up)
-        self._resumption = Resumption(equipment, taking_up, self._steering.prepare)
-        self._showing = Showing(self.gallery, self._reporter, rank=groups.rank)
+            context.checkpoint_writer.pinned |= went_back_to(spec.replays or spec.run)
+        self._task_lifecycle = TaskLifecycle(context)
+        self._now = Learning(spec.preparation)
+        self._rehearsing = RehearsalStep(context, self._now, generation=generation)
+        takeup = CheckpointTakeup(context, self._task_lifecycle, self._now)
+        self._steering = CommandHandlers(context, self._task_lifecycle, takeup)
+        self._resumption = Resumption(context, takeup, self._steering.prepare)
+        self._preview_upkeep = PreviewUpkeep(self.previewer, self._reporter, rank=groups.rank)
 
     def run(self) -> str:
         """Train until the stream is finished, someone says stop, or a process of these ranks is about to end.
@@ -120,45 +121,45 @@ class Rank:
         with self._closing():
             self._begin()
             while self._goes_on():
-                lesson = self._lesson()
-                if lesson is None:
+                loader = self._loader()
+                if loader is None:
                     self._idle()
                     continue
-                if not lesson.done:  # nobody has said that it is enough
-                    self._train_step(lesson)
-                if lesson.done and self._now.lesson is lesson:  # not where it was just given up
-                    self._end_task(lesson)
+                if not loader.done:  # nobody has said that it is enough
+                    self._train_step(loader)
+                if loader.done and self._now.loader is loader:  # not where it was just given up
+                    self._end_task(loader)
             self._end()
         # Interrupted first: a run that had ended may have been about to be reopened.
-        return INTERRUPTED if self._control.interrupted else self._course.outcome or "stopped"
+        return INTERRUPTED if self._decisions.interrupted else self._run_state.outcome or "stopped"
 
     @property
     def step(self) -> int:
         """Number of the next step."""
-        return self._course.step
+        return self._run_state.step
 
     @property
     def beats(self) -> int:
         """Grows whenever this rank gets on with something; another thread watches it."""
-        return self._control.decided + self._learner.calls + self._with.keeper.beats
+        return self._decisions.decided + self._learner.calls + self._with.checkpoint_writer.beats
 
     def give_up(self) -> None:
         """Fail at the next step boundary, without a vote; another thread may call."""
-        self._control.given_up = True
+        self._decisions.given_up = True
 
     def interrupt(self) -> None:
         """Have all ranks end at their next step, with a checkpoint; for rank 0, any thread may call."""
-        self._control.closing = True
+        self._decisions.closing = True
 
     def fingerprint(self) -> str:
         """Of the weights."""
         return self._learner.fingerprint()
 
-    def _lesson(self) -> Lesson | None:
-        if self._course.paused:
+    def _loader(self) -> TaskLoader | None:
+        if self._run_state.paused:
             return None
-        lesson = self._now.lesson or self._begin_task()
-        return lesson if lesson is None or self._rehearsing.is_ready(lesson) else None
+        loader = self._now.loader or self._begin_task()
+        return loader if loader is None or self._rehearsing.is_ready(loader) else None
 
     # Beginning and end ----------------------------------------------------------------------------------
 
@@ -166,29 +167,29 @@ class Rank:
         joined = Joined(
             rank=self._groups.rank,
             ranks=self._groups.ranks,
-            device=self._job.device,
+            device=self._spec.device,
             process=os.getpid(),
             time=time.time(),
             generation=self._generation,
         )
         self._reporter.tell_of_myself(joined)
         self._resumption.begin(generation=self._generation)
-        self._reporter.branch = self._course.branch
+        self._reporter.branch = self._run_state.branch
 
     def _end(self) -> None:
         """The run has ended, or these ranks have: keep all that is not kept yet."""
         self._reporter.flush()
-        course = self._course
+        run_state = self._run_state
         # Where effects are still to be followed, what is to be kept stands among them.
-        following = self._control.follows or self._job.replays is not None
-        ends_here = bool(course.outcome) and course.kept != course.outcome
-        if (ends_here or (self._control.interrupted and not course.outcome)) and not following:
+        following = self._decisions.follows or self._spec.replays is not None
+        ends_here = bool(run_state.outcome) and run_state.kept != run_state.outcome
+        if (ends_here or (self._decisions.interrupted and not run_state.outcome)) and not following:
             self._apply(Wish(0, TakeCheckpoint()))
-        if course.outcome:  # also where it was stopped in the middle of a task
+        if run_state.outcome:  # also where it was stopped in the middle of a task
             self._save_weights()
-        self._with.keeper.close()
+        self._with.checkpoint_writer.close()
         self._tell_of_checkpoints()
-        self._showing.close()
+        self._preview_upkeep.close()
 
     @contextlib.contextmanager
     def _closing(self) -> Iterator[None]:
@@ -196,131 +197,136 @@ class Rank:
             yield
         except BaseException:
             # Pictures last: other ranks wait for this one, and the disk may not answer.
-            self._with.keeper.abandon()
+            self._with.checkpoint_writer.abandon()
             if self._now.buffer is not None:
                 self._now.buffer.abandon()
-            self.gallery.abandon()
+            self.previewer.abandon()
             raise
         else:
             if self._now.buffer is not None:
                 self._now.buffer.close()
         finally:
-            self._control.close()
+            self._decisions.close()
             self._reporter.close()
 
     # One step -------------------------------------------------------------------------------------------
 
-    def _train_step(self, lesson: Lesson) -> None:
-        course = self._course
-        self._reporter.state(course.step, "running")
+    def _train_step(self, loader: TaskLoader) -> None:
+        run_state = self._run_state
+        self._reporter.state(run_state.step, "running")
         began = time.perf_counter()
-        factor = self._job.training.factor(
-            lesson.taken, steps=lesson.steps, steps_per_epoch=lesson.steps_per_epoch
+        factor = self._spec.training.factor(
+            loader.taken, steps=loader.steps, steps_per_epoch=loader.steps_per_epoch
         )
-        new = lesson.next()
+        new = loader.next()
         batch = self._rehearsing.augmented(new)
-        if before := self._control.recorded_set_aside((course.branch, course.step + 1), lesson.task):
-            self._give_up(lesson, before, recorded=True)
+        if before := self._decisions.recorded_set_aside((run_state.branch, run_state.step + 1), loader.task):
+            self._give_up(loader, before, recorded=True)
             return
         stepped = self._stepped(batch, factor)
         if stepped.failed:
-            self._give_up(lesson, self._control.agree(self._said(stepped)))
+            self._give_up(loader, self._decisions.agree(self._said(stepped)))
             return
         if stepped.trouble:
-            self._start_over(lesson, stepped.trouble, guilty=stepped.guilty)
+            self._start_over(loader, stepped.trouble, guilty=stepped.guilty)
             return
-        self._rehearsing.offer(new, stepped, lesson)
+        self._rehearsing.offer(new, stepped, loader)
         seconds = time.perf_counter() - began
-        lesson.seconds += seconds
-        self._reporter.stepped(course.step, lesson.task, stepped=stepped, seconds=seconds)
-        course.step += 1
-        self._showing.refresh(course.begun - 1, step=course.step)
+        loader.seconds += seconds
+        self._reporter.stepped(run_state.step, loader.task, stepped=stepped, seconds=seconds)
+        run_state.step += 1
+        self._preview_upkeep.refresh(run_state.begun - 1, step=run_state.step)
 
     def _stepped(self, batch: MiniBatch, factor: float) -> Stepped:
         """One step; tried once more where network or strategy failed on a rank, as they may for a moment."""
-        course = self._course
+        run_state = self._run_state
         for last in (False, True):
             stepped = self._learner.step(
                 batch,
-                strategy=course.in_force.strategy,
+                strategy=run_state.live_settings.strategy,
                 factor=factor,
-                seed=torch_seed(self._job.seed, "forward", self._groups.rank, course.step),
+                seed=torch_seed(self._spec.seed, "forward", self._groups.rank, run_state.step),
             )
             if last or not stepped.failed:
                 break
-            reason = self._control.agree(self._said(stepped))
+            reason = self._decisions.agree(self._said(stepped))
             text = f"this step was taken once more after an error: {reason}"
-            self._reporter.tell(Noted(step=course.step, text=text, time=time.time()))
+            self._reporter.tell(Noted(step=run_state.step, text=text, time=time.time()))
         return stepped
 
     def _said(self, stepped: Stepped) -> str:
-        where = f"(rank {self._groups.rank}, at step {self._course.step})"
+        where = f"(rank {self._groups.rank}, at step {self._run_state.step})"
         return f"{stepped.error} {where}" if stepped.error else ""
 
-    def _start_over(self, lesson: Lesson, trouble: str, *, guilty: bool = False) -> None:
+    def _start_over(self, loader: TaskLoader, trouble: str, *, guilty: bool = False) -> None:
         """After a loss that is not finite: back to where the task began, and wait for a person.
 
         The weights that made this loss may be spoilt already, so the step before is no place to go on from.
         """
-        course = self._course
+        run_state = self._run_state
         ranks = [rank for rank, said in enumerate(self._groups.gather("1" if guilty else "")) if said]
-        experience = self._stream[lesson.task]
+        experience = self._stream[loader.task]
         where = f"rank {', '.join(map(str, ranks))}" if ranks else "the sum over all ranks"
-        course.trouble = (
-            f"task {lesson.task} ({experience.name if experience is not None else ''}), step {course.step}, "
-            f"{where}: {trouble}. Weights and optimizer are back where this task began, and nothing "
-            f"else is lost: lower the learning rate ({self._learner.learning_rate:g}) and resume, or stop."
+        run_state.trouble = (
+            f"task {loader.task} ({experience.name if experience is not None else ''}), "
+            f"step {run_state.step}, {where}: {trouble}. Weights and optimizer are back where this task "
+            "began, and nothing else is lost: lower the learning rate "
+            f"({self._learner.learning_rate:g}) and resume, or stop."
         )
-        course.step += 1  # all ranks have begun it; nothing of it is offered
-        self._curriculum.go_back(lesson)
-        self._curriculum.again(lesson)
-        course.paused = True
+        run_state.step += 1  # all ranks have begun it; nothing of it is offered
+        self._task_lifecycle.go_back(loader)
+        self._task_lifecycle.again(loader)
+        run_state.paused = True
 
-    def _give_up(self, lesson: Lesson, reason: str, *, recorded: bool = False) -> None:
+    def _give_up(self, loader: TaskLoader, reason: str, *, recorded: bool = False) -> None:
         """After an error of network or strategy on any rank: the next task may well be trained."""
         self._reporter.flush()
-        self._course.step += 1  # all ranks have begun it; nothing of it is offered
-        self._curriculum.give_up(lesson, reason, recorded=recorded)
-        self._now.lesson = None
+        self._run_state.step += 1  # all ranks have begun it; nothing of it is offered
+        self._task_lifecycle.give_up(loader, reason, recorded=recorded)
+        self._now.loader = None
 
     def _idle(self) -> None:
-        course = self._course
-        if course.outcome:
+        run_state = self._run_state
+        if run_state.outcome:
             return
         self._reporter.flush()
-        paused = course.paused
+        paused = run_state.paused
         self._reporter.state(
-            course.step, "paused" if paused else "waiting", reason=course.trouble if paused else ""
+            run_state.step, "paused" if paused else "waiting", reason=run_state.trouble if paused else ""
         )
-        self._showing.refresh(course.begun - 1, step=course.step)
-        if self._job.replays is None:
+        self._preview_upkeep.refresh(run_state.begun - 1, step=run_state.step)
+        if self._spec.replays is None:
             time.sleep(IDLE_S)
 
     # Commands and tasks ---------------------------------------------------------------------------------
 
     def _goes_on(self) -> bool:
         """Apply what is to take effect before this step; whether there is more to do then."""
-        course = self._course
+        run_state = self._run_state
         self._lease.look()
         branch, decided = -1, 1
         # Once more where another branch has begun, and after the end of the run, which may be reopened.
-        while not self._control.interrupted and (branch != course.branch or (decided and course.outcome)):
-            branch = course.branch
+        while not self._decisions.interrupted and (
+            branch != run_state.branch or (decided and run_state.outcome)
+        ):
+            branch = run_state.branch
             decided = self._decide()
-        if course.outcome and not self._control.interrupted:
-            self._control.require_end(course.position)
-        if self._control.interrupted or course.outcome:
+        if run_state.outcome and not self._decisions.interrupted:
+            self._decisions.require_end(run_state.position)
+        if self._decisions.interrupted or run_state.outcome:
             return False
         # A replay ends where the recorded run is now, or was cut off.
-        return self._job.replays is None or not self._control.exhausted()
+        return self._spec.replays is None or not self._decisions.exhausted()
 
     def _decide(self) -> int:
         """How many decisions took effect before this step."""
-        course, decided = self._course, 0
-        due = self._job.replays is None and self._with.keeper.due(course.step)
-        nothing_left = self._now.lesson is None and self._stream.next_from(course.begun) == len(self._stream)
-        for decision in self._control.decide(
-            course.position, self._steering.prepare, due=due, idle=course.paused or nothing_left
+        run_state, decided = self._run_state, 0
+        due = self._spec.replays is None and self._with.checkpoint_writer.due(run_state.step)
+        nothing_left = self._now.loader is None and self._stream.next_from(run_state.begun) == len(
+            self._stream
+        )
+        for decision in self._decisions.decide(
+            run_state.position, self._steering.prepare, due=due, idle=run_state.paused or nothing_left
         ):
             self._acknowledge(decision)
             decided += 1
@@ -329,19 +335,19 @@ class Rank:
 
     def _apply(self, wish: Wish) -> None:
         """Carry out what all ranks have decided by themselves."""
-        self._acknowledge(self._control.own(self._course.position, wish, self._steering.prepare))
+        self._acknowledge(self._decisions.own(self._run_state.position, wish, self._steering.prepare))
 
     def _acknowledge(self, decision: Decision) -> None:
-        course, wish, refused = self._course, decision.wish, decision.refused
-        course.command = max(course.command, wish.number)
+        run_state, wish, refused = self._run_state, decision.wish, decision.refused
+        run_state.command = max(run_state.command, wish.number)
         self._reporter.tell_of_myself(
             Applied(
                 rank=self._groups.rank,
-                step=course.step,
+                step=run_state.step,
                 number=wish.number,
                 kind=type(wish.command).__name__,
-                settings=course.in_force.plain,
-                digest=course.in_force.digest,
+                settings=run_state.live_settings.plain,
+                digest=run_state.live_settings.digest,
                 refused=refused,
                 remark=self._steering.take_remark(),
                 holder=wish.holder,
@@ -352,35 +358,35 @@ class Rank:
             self._note(f"{kind}, which took effect on the branch that was left, cannot be now: {refused}")
 
     def _note(self, words: str) -> None:
-        self._reporter.tell(Noted(step=self._course.step, text=words, time=time.time()))
+        self._reporter.tell(Noted(step=self._run_state.step, text=words, time=time.time()))
 
-    def _begin_task(self) -> Lesson | None:
-        lesson = self._curriculum.begin()
-        self._now.lesson = lesson
-        if self._course.outcome:
+    def _begin_task(self) -> TaskLoader | None:
+        loader = self._task_lifecycle.begin()
+        self._now.loader = loader
+        if self._run_state.outcome:
             self._finish()
-        return lesson
+        return loader
 
     def _finish(self) -> None:
         """All that has arrived is trained: evaluate what was not since, for the final tables."""
-        evaluated = self._with.evaluation.last(step=self._course.step)
-        self._showing.keep(evaluated, after=self._with.evaluation.newest, step=self._course.step)
+        evaluated = self._with.evaluation.last(step=self._run_state.step)
+        self._preview_upkeep.keep(evaluated, after=self._with.evaluation.newest, step=self._run_state.step)
 
-    def _end_task(self, lesson: Lesson) -> None:
-        evaluated = self._curriculum.end(lesson)
+    def _end_task(self, loader: TaskLoader) -> None:
+        evaluated = self._task_lifecycle.end(loader)
         if evaluated is None:
-            self._start_over(lesson, "the network predicts numbers that are not finite")
+            self._start_over(loader, "the network predicts numbers that are not finite")
             return
-        self._showing.keep(evaluated, after=lesson.task, step=self._course.step)
+        self._preview_upkeep.keep(evaluated, after=loader.task, step=self._run_state.step)
         self._save_weights()
-        self._now.lesson = None
+        self._now.loader = None
 
     # Showing and keeping --------------------------------------------------------------------------------
 
     def _save_weights(self) -> None:
         if self._groups.rank == 0:
-            write_private(self._job.run.weights, save(dict(self._learner.weights())))
+            write_private(self._spec.run.weights, save(dict(self._learner.weights())))
 
     def _tell_of_checkpoints(self) -> None:
-        for result in self._with.keeper.finished():
+        for result in self._with.checkpoint_writer.finished():
             self._reporter.tell(result)

@@ -21,7 +21,7 @@ LEAVES = ("RollBack", "BeginAgain")
 """After these the run is at another position."""
 
 
-class Script:
+class ReplayQueue:
     """A queue of ledger entries. Its order is that in which they took effect, and nothing may be left out.
 
     ours: whether they stand in the ledger of the run that follows them, or in that of another one.

@@ -64,7 +64,7 @@ FATES: Mapping[str, Mapping[Event, Fate]] = {
     "step": _THERE,
     "begun": _THERE,
     "spoilt": _THERE,
-    "in_force": _THERE,
+    "live_settings": _THERE,
     # What a person or the world has said: nobody rolls that back
     "paused": _OF_THE_WORLD,
     "finishing": _OF_THE_WORLD,
@@ -78,8 +78,8 @@ FATES: Mapping[str, Mapping[Event, Fate]] = {
     "branches": {**_THERE, Event.BEGIN_AGAIN: Fate.NEW, Event.ROLL_BACK: Fate.NEW},
     "checkpoints": {**_THERE, Event.BEGIN_AGAIN: Fate.NEW, Event.ROLL_BACK: Fate.NOW},
 }
-"""By field of `Course`. A restart then applies again what was recorded after the checkpoint, at its steps; a
-replay does so from the very beginning. Of ranks that begin again each entry is what `Recorded` says."""
+"""By field of `RunState`. A restart then applies again what was recorded after the checkpoint, at its steps;
+a replay does so from the very beginning. Of ranks that begin again each entry is what `Recorded` says."""
 
 
 class Recorded(Enum):

@@ -29,7 +29,7 @@ OF_THE_MOMENT = (Joined, Ended, StateChanged, Restored, CheckpointKept, Checkpoi
 OF_THE_CLOCK = frozenset({"time", "seconds", "waited", "hidden"})
 
 
-class Told:
+class SeenRecords:
     """Knows a record again by all that does not depend on the clock: steps that are repeated are the same.
 
     records: in the order in which they were told. What is of a way that was left (`branches.decided_at`) does
@@ -49,13 +49,13 @@ class Told:
                 self._known[_identity(record)] = told_to(record)
 
     @staticmethod
-    def since(path: Path, checkpoint: int) -> Told:
+    def since(path: Path, checkpoint: int) -> SeenRecords:
         """What a run that goes on from this checkpoint might tell again, according to its file; 0: from none.
 
         What stands before the checkpoint was taken cannot come again, so only the end of the file is read: up
         to the checkpoint before, since this one may have been taken again after another restart.
         """
-        return Told(reversed([*_since(path, checkpoint)]))
+        return SeenRecords(reversed([*_since(path, checkpoint)]))
 
     def leave(self, record: Record) -> None:
         """If this is a decision that is told for the first time: what was told of later places is void."""

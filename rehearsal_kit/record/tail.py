@@ -75,7 +75,7 @@ class _Source:
             self._take(timeline, self._early[self.known])
 
 
-class History:
+class TimelineTail:
     """Fills a timeline in the order of the files of rank 0 and of the coordinator; any thread may call."""
 
     def __init__(self, run: RunFolder) -> None:

@@ -28,7 +28,7 @@ from rehearsal_kit.record.records import (
 )
 from rehearsal_kit.record.scores import Scores
 from rehearsal_kit.record.task_queue import TaskQueue
-from rehearsal_kit.record.under_way import Course, UnderWay
+from rehearsal_kit.record.under_way import RunState, UnderWay
 
 Kind = TypeVar("Kind", bound=Record)
 Answer = TypeVar("Answer")
@@ -185,10 +185,10 @@ class Timeline:
         with self._grown:
             return self._queue.waiting
 
-    def course(self) -> Course | None:
+    def run_state(self) -> RunState | None:
         """Where the task is that was begun last; None before there is one."""
         with self._grown:
-            return self._under_way.course
+            return self._under_way.run_state
 
     def grows(self, share: float) -> bool:
         """Whether more tasks arrive than are trained; share: trained of the one under way."""

@@ -20,7 +20,7 @@ WINDOW = 5
 
 
 @dataclass(frozen=True)
-class Course:
+class RunState:
     """Where a run is, in samples of one rank: they stay what they are when the batch is changed."""
 
     batch: float
@@ -53,12 +53,12 @@ class UnderWay:
         """How many tasks had arrived when each of the last ones ended."""
 
     @property
-    def course(self) -> Course | None:
+    def run_state(self) -> RunState | None:
         """Of the task that was begun last; None before there is one."""
         if self._task < 0:
             return None
         batch = 1.0 if self._told is None else self._told[0]
-        return Course(batch, self._strategy, self._task, self._size, self._left, self._began_with)
+        return RunState(batch, self._strategy, self._task, self._size, self._left, self._began_with)
 
     def grows(self, share: float) -> bool:
         """Whether more arrived than was trained since some tasks ago; share: trained of the one under way.

@@ -41,19 +41,19 @@ def backlog(timeline: Timeline) -> Backlog:
     """What waits, how long that will take at the pace of the last steps, and whether it becomes more."""
     timeline = timeline.lineage()
     waiting = timeline.waiting()
-    course, pace = timeline.course(), _pace(timeline.latest(Steps, RECENT))
-    if course is None:
+    run_state, pace = timeline.run_state(), _pace(timeline.latest(Steps, RECENT))
+    if run_state is None:
         return Backlog(len(waiting), None, False)
     sizes, aside = timeline.tasks(), timeline.set_aside()
     samples = {number: 0 if number in aside else task.training for number, task in sizes.items()}
     upto = dict(zip(samples, accumulate(samples.values()), strict=True))
-    began = upto if course.began_with in ON_ALL else samples
-    trained = upto if course.strategy in ON_ALL else samples
-    per_sample = course.size / max(1, began.get(course.task, 0))
-    left = [course.left, *(per_sample * trained[number] for number in waiting)]
-    steps = sum(math.ceil(samples / course.batch) for samples in left)
+    began = upto if run_state.began_with in ON_ALL else samples
+    trained = upto if run_state.strategy in ON_ALL else samples
+    per_sample = run_state.size / max(1, began.get(run_state.task, 0))
+    left = [run_state.left, *(per_sample * trained[number] for number in waiting)]
+    steps = sum(math.ceil(samples / run_state.batch) for samples in left)
     minutes = None if pace is None else steps * pace / 60
-    share = 1 - course.left / course.size if course.left else 0.0
+    share = 1 - run_state.left / run_state.size if run_state.left else 0.0
     return Backlog(len(waiting), minutes, bool(waiting) and timeline.grows(share))
 
 

@@ -10,7 +10,7 @@ import torch
 from rehearsal_kit.base.errors import ClusterGoneError, LeaseError, RunFolderError
 from rehearsal_kit.cluster.cluster import Cluster, reach
 from rehearsal_kit.learning.strategies.strategy import Strategy
-from rehearsal_kit.rank.run_spec import Job, RunSettings, read_network, read_settings
+from rehearsal_kit.rank.run_spec import RunSettings, RunSpec, read_network, read_settings
 from rehearsal_kit.record.effects import has_ended
 from rehearsal_kit.record.lease import require_free
 from rehearsal_kit.record.run_folder import RunFolder
@@ -81,8 +81,8 @@ def resume(
     folder = _folder(run)
     require_free(folder)
     settings = read_settings(folder, strategy)
-    job = Job(**vars(settings), network=read_network(folder, network))
-    session = Session.resumed(cluster, job)
+    spec = RunSpec(**vars(settings), network=read_network(folder, network))
+    session = Session.resumed(cluster, spec)
     if has_ended(folder):
         session.reopen()
     session.start()

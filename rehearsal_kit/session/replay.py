@@ -18,7 +18,7 @@ from rehearsal_kit.cluster.cluster import start_cluster
 from rehearsal_kit.cluster.own_code import made_by
 from rehearsal_kit.learning.strategies.strategy import Strategy
 from rehearsal_kit.rank.run_spec import (
-    Job,
+    RunSpec,
     read_network,
     read_settings,
     stored_ranks,
@@ -70,14 +70,14 @@ def replay_run(
     """
     require_same_versions(run)
     settings = read_settings(run, strategy)
-    job = Job(
+    spec = RunSpec(
         **vars(replace(settings, run=into.create(), recovery=Recovery(checkpoint_s=1e9, restarts=0))),
         network=read_network(run, network),
         replays=run,
     )
     for part, ranks in enumerate(recorded_ranks(run)):
         with start_cluster("cpu", workers=ranks) as cluster:
-            session = Session.resumed(cluster, job) if part else Session.of(cluster, job)
+            session = Session.resumed(cluster, spec) if part else Session.of(cluster, spec)
             with session:
                 session.start()
                 if follow is not None:

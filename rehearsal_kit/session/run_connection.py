@@ -28,7 +28,7 @@ from rehearsal_kit.record.rank_records import GenerationBegan, GenerationEnded, 
 from rehearsal_kit.record.records import Applied, StateChanged, from_plain
 from rehearsal_kit.record.run_folder import RunFolder
 from rehearsal_kit.record.run_states import ENDED
-from rehearsal_kit.record.tail import History
+from rehearsal_kit.record.tail import TimelineTail
 
 LOG = logging.getLogger(__name__)
 LOOK_S = 1.0
@@ -48,11 +48,11 @@ SUBSCRIBE_TIMEOUT_S = 60.0
 OF_THE_COORDINATOR = (GenerationBegan, GenerationEnded, Stalled, LeaseTaken, RunOver)
 
 
-class Driver:
+class RunConnection:
     """One run's thread in the kernel. What the run is doing is known here and nowhere else in the kernel."""
 
     def __init__(self, cluster: Cluster, run: RunFolder) -> None:
-        self.history = History(run)
+        self.history = TimelineTail(run)
         self.timeline = self.history.timeline
         self.error = ""
         """Why the run failed, or what to do after its cluster ended; else empty."""
@@ -234,7 +234,7 @@ class Driver:
         # Together with the run, so that what was asked before is accepted with it, or not at all.
         first = self._taken_out(wait_s=0.0)
         wishes = [wish.to_json() for wish in first]
-        patience_s = BROKEN_S + len(order.job) / SLOW_BYTES_S
+        patience_s = BROKEN_S + len(order.spec) / SLOW_BYTES_S
         refused = self._ask(begin_run, asdict(order), wishes, holder=self.holder, patience_s=patience_s)
         if refused:  # nothing was begun, so there are no last words of it to look for
             again = (

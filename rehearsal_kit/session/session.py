@@ -25,7 +25,7 @@ from rehearsal_kit.data.preparation import Preparation
 from rehearsal_kit.learning.onnx_export import export_onnx
 from rehearsal_kit.learning.strategies.strategy import Strategy
 from rehearsal_kit.rank.run_check import CHECKED, known_tasks, require_sound
-from rehearsal_kit.rank.run_spec import Job, RunSettings, keep_job, packed_job, stored_ranks
+from rehearsal_kit.rank.run_spec import RunSettings, RunSpec, keep_job, packed_job, stored_ranks
 from rehearsal_kit.record.commands import Arrived, Command, Reopen, Resume, Stop, Watch, Wish
 from rehearsal_kit.record.ledger import read_ledger
 from rehearsal_kit.record.preview_files import Preview
@@ -33,12 +33,12 @@ from rehearsal_kit.record.records import Applied, TaskEnded
 from rehearsal_kit.record.run_folder import RunFolder
 from rehearsal_kit.record.run_states import ENDED
 from rehearsal_kit.session.results import TrainedNetwork, checkpoints_table, left_out, results_table
-from rehearsal_kit.session.run_connection import LOOK_S, Driver, new_topic
-from rehearsal_kit.session.steering import Helm
+from rehearsal_kit.session.run_connection import LOOK_S, RunConnection, new_topic
+from rehearsal_kit.session.steering import Steering
 from rehearsal_kit.session.trial import check_run
 
 
-class Session(Helm):
+class Session(Steering):
     """One run on one cluster. Commands are checked and numbered here, and written down by the coordinator."""
 
     def __init__(  # noqa: PLR0913 - one for each kind of settings
@@ -55,7 +55,7 @@ class Session(Helm):
         recovery: Recovery | None = None,
     ) -> None:
         require_integer("seed", seed, low=0)
-        job = Job(
+        spec = RunSpec(
             run=RunFolder(run),
             seed=seed,
             network=network,
@@ -65,20 +65,20 @@ class Session(Helm):
             rehearsal=rehearsal or Rehearsal(),
             recovery=recovery or Recovery(),
         )
-        require_sound(job, network)
-        job.run.create()
+        require_sound(spec, network)
+        spec.run.create()
         try:
-            self._begin(cluster, job)
+            self._begin(cluster, spec)
         except BaseException:
-            job.run.discard()
+            spec.run.discard()
             raise
         self._is_new = True
 
     @classmethod
-    def of(cls, cluster: Cluster, job: Job) -> Session:
+    def of(cls, cluster: Cluster, spec: RunSpec) -> Session:
         """A session of a job whose run folder is new."""
         session = cls.__new__(cls)
-        session._begin(cluster, job)
+        session._begin(cluster, spec)
         return session
 
     @classmethod
@@ -88,21 +88,21 @@ class Session(Helm):
         """A handle on a run that goes on already; what `rk.attach` returns."""
         session = cls.__new__(cls)
         session._take_on(cluster, settings, network, ranks=stored_ranks(settings.run))
-        session._driver.attach(take=take)
+        session._run_connection.attach(take=take)
         return session
 
     @classmethod
-    def resumed(cls, cluster: Cluster, job: Job) -> Session:
+    def resumed(cls, cluster: Cluster, spec: RunSpec) -> Session:
         """A handle on a run that is started again; what `rk.resume` returns."""
         session = cls.__new__(cls)
-        session._take_on(cluster, job, job.network, ranks=len(known_workers(cluster)))
-        session._driver.history.catch_up()
+        session._take_on(cluster, spec, spec.network, ranks=len(known_workers(cluster)))
+        session._run_connection.history.catch_up()
         return session
 
-    def _begin(self, cluster: Cluster, job: Job) -> None:
+    def _begin(self, cluster: Cluster, spec: RunSpec) -> None:
         ranks = len(known_workers(cluster))
-        keep_job(job, ranks=ranks)
-        self._take_on(cluster, job, job.network, ranks=ranks)
+        keep_job(spec, ranks=ranks)
+        self._take_on(cluster, spec, spec.network, ranks=ranks)
 
     def _take_on(
         self, cluster: Cluster, settings: RunSettings, network: torch.nn.Module | None, *, ranks: int
@@ -124,8 +124,8 @@ class Session(Helm):
         """Whether this session has made the run folder, and nothing was started in it."""
         self._first: list[Arrived | Watch] = []
         """The first tasks asked for, for the check."""
-        self._driver = Driver(cluster, settings.run)
-        self.timeline = self._driver.timeline
+        self._run_connection = RunConnection(cluster, settings.run)
+        self.timeline = self._run_connection.timeline
         self._numbering = threading.Lock()
         self._number: int | None = None
         """Of the newest wish; None before the first."""
@@ -152,37 +152,37 @@ class Session(Helm):
 
         Or interrupted: the cluster ended, and `rk.resume` goes on from where the run was.
         """
-        return self._driver.state
+        return self._run_connection.state
 
     @property
     def leads(self) -> bool:
         """Whether this kernel may steer the run; if not, another one does, and this one watches."""
-        return self._driver.leads
+        return self._run_connection.leads
 
     @property
     def holder(self) -> str:
         """The name of this kernel among those that steer the run; records of its wishes carry it."""
-        return self._driver.holder
+        return self._run_connection.holder
 
     @property
     def refused(self) -> str:
         """Which wishes of this kernel were not accepted last, and why; empty if all were."""
-        return self._driver.refused
+        return self._run_connection.refused
 
     @property
     def error(self) -> str:
         """Why the run failed, or how to go on after its cluster ended; else empty."""
-        return self._driver.error
+        return self._run_connection.error
 
     @property
     def trouble(self) -> str:
         """Why the ranks have paused on their own, and what may help; empty if they have not."""
-        return self._driver.trouble
+        return self._run_connection.trouble
 
     @property
     def over(self) -> bool:
         """Whether the run has ended, in whatever way."""
-        return self._driver.over.is_set()
+        return self._run_connection.over.is_set()
 
     # Answers --------------------------------------------------------------------------------------------
 
@@ -237,14 +237,14 @@ class Session(Helm):
         order = RunOrder(
             topic=new_topic(),
             run=str(self.run.path),
-            job=packed_job(self._settings),
+            spec=packed_job(self._settings),
             ranks=self.ranks,
             place=self.cluster.place,
             restarts=recovery.restarts,
             stall_s=recovery.stall_s,
             wait_s=recovery.wait_s,
         )
-        self._driver.start(order)
+        self._run_connection.start(order)
 
     def wait(self, timeout: float | None = None) -> str:
         """Block until the run is over; returns "finished", "stopped" or "interrupted". For scripts.
@@ -261,7 +261,7 @@ class Session(Helm):
             asyncio.get_running_loop()
             raise SessionError("wait() would block this notebook; write `await session.done()`.")
         deadline = math.inf if timeout is None else time.monotonic() + timeout
-        while not self._driver.over.wait(min(LOOK_S, max(0.0, deadline - time.monotonic()))):
+        while not self._run_connection.over.wait(min(LOOK_S, max(0.0, deadline - time.monotonic()))):
             self._require_no_trouble()
             if time.monotonic() >= deadline:
                 raise TimeoutError(f"the run is still {self.state} after {timeout} s; it goes on.")
@@ -281,12 +281,12 @@ class Session(Helm):
         with contextlib.suppress(SessionError):  # it has ended this moment
             if self.leads and self.state not in ("created", "left", *ENDED):
                 stop = self._send(Stop())
-        self._driver.close(stop)
+        self._run_connection.close(stop)
         self._let_go()
 
     def leave(self) -> None:
         """Let go of a run that goes on; any kernel may steer it then, by `rk.attach`."""
-        self._driver.close(None)
+        self._run_connection.close(None)
         self._let_go()
 
     def _let_go(self) -> None:
@@ -298,7 +298,7 @@ class Session(Helm):
 
         Asks rank 0, which takes a few milliseconds; task None means the newest.
         """
-        return self._driver.preview(task)
+        return self._run_connection.preview(task)
 
     # Results --------------------------------------------------------------------------------------------
 
@@ -332,7 +332,7 @@ class Session(Helm):
 
     def _discard(self) -> None:
         """Give up a run that was never started, and leave its folder free."""
-        self._driver.close(None)
+        self._run_connection.close(None)
         self._let_go()
         if self._is_new:
             self.run.discard()
@@ -352,7 +352,7 @@ class Session(Helm):
                 self._number = max((entry["number"] for entry in read_ledger(self.run.wishes)), default=0)
             self._number += 1
             wish = Wish(self._number, command)
-            self._driver.send(wish)
+            self._run_connection.send(wish)
         return wish
 
     def _require_going(self, kind: type) -> None:

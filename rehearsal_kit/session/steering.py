@@ -27,7 +27,7 @@ from rehearsal_kit.record.commands import (
 from rehearsal_kit.record.run_folder import RunFolder
 
 
-class Helm(ABC):
+class Steering(ABC):
     """The steering half of a session; who sends the commands is the session's business."""
 
     run: RunFolder

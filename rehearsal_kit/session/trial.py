@@ -12,7 +12,7 @@ from rehearsal_kit.cluster.cluster_calls import within
 from rehearsal_kit.cluster.worker_check import check_on_worker
 from rehearsal_kit.cluster.workers import workers_in_order
 from rehearsal_kit.rank.run_check import dry_run
-from rehearsal_kit.rank.run_spec import Job, RunSettings, packed_job
+from rehearsal_kit.rank.run_spec import RunSettings, RunSpec, packed_job
 from rehearsal_kit.record.commands import Arrived
 
 CHECK_S = 60.0
@@ -26,8 +26,8 @@ def check_run(cluster: Cluster, settings: RunSettings, tasks: Sequence[Arrived])
     SessionError if no worker answers in time, or the cluster is gone.
     """
     packed = packed_job(settings)
-    job = pickle.loads(packed)  # noqa: S301 - made in the line above
-    if isinstance(job, Job) and cluster.address.kind == "cpu" and (reason := dry_run(job, tasks)):
+    spec = pickle.loads(packed)  # noqa: S301 - made in the line above
+    if isinstance(spec, RunSpec) and cluster.address.kind == "cpu" and (reason := dry_run(spec, tasks)):
         raise SettingsError(f"this run cannot be trained: {reason}")
     if reason := _asked(cluster, packed, tasks):
         raise SettingsError(f"this run cannot be trained on the workers: {reason}")

@@ -14,9 +14,9 @@ import ipywidgets as widgets
 from rehearsal_kit.record.records import Applied, StateChanged
 from rehearsal_kit.session.session import Session
 from rehearsal_kit.widgets.buttons import CSS, STEERABLE, Confirmed, allow, press, row, why_not
-from rehearsal_kit.widgets.requests import Wishes, refused, spelt
-from rehearsal_kit.widgets.run_controls import Acts
-from rehearsal_kit.widgets.setting_controls import Knobs
+from rehearsal_kit.widgets.requests import Requests, refused, spelt
+from rehearsal_kit.widgets.run_controls import RunControls
+from rehearsal_kit.widgets.setting_controls import SettingControls
 
 STOPPABLE = ("starting", "recovering", *STEERABLE)
 
@@ -27,20 +27,36 @@ class Controls:
     def __init__(self, session: Session, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._session = session
         self._stopping = Confirmed(clock=clock)
-        self._wishes = Wishes(session, asked=self._on_asked)
+        self._wishes = Requests(session, asked=self._on_asked)
         self._trouble = ""
         """Of the panel itself."""
         self.start = widgets.Button(description="Start", icon="play", layout={"width": "96px"})
         self.pause = press("Pause", "pause")
         self.stop = press("Stop", "stop")
-        self.knobs = Knobs(session, self._wishes)
-        self.acts = Acts(session, self._wishes, clock=clock)
+        self.setting_controls = SettingControls(session, self._wishes)
+        self.run_controls = RunControls(session, self._wishes, clock=clock)
         self.said = widgets.HTML()
         self._listen()
-        acts = self.acts
-        buttons = [self.start, self.pause, self.stop, acts.finish, acts.evaluate, acts.checkpoint, acts.note]
-        self.box = widgets.VBox([row(buttons), self.knobs.main, acts.box, self.knobs.more, self.said])
-        self._outputs = (self.start, self.pause, self.stop, *self.acts.presses, self.said)
+        run_controls = self.run_controls
+        buttons = [
+            self.start,
+            self.pause,
+            self.stop,
+            run_controls.finish,
+            run_controls.evaluate,
+            run_controls.checkpoint,
+            run_controls.note,
+        ]
+        self.box = widgets.VBox(
+            [
+                row(buttons),
+                self.setting_controls.main,
+                run_controls.box,
+                self.setting_controls.more,
+                self.said,
+            ]
+        )
+        self._outputs = (self.start, self.pause, self.stop, *self.run_controls.presses, self.said)
         """What only the kernel writes; sliders, fields and menus belong to the person as well."""
         self.refresh()
 
@@ -49,8 +65,8 @@ class Controls:
         session, applied = self._session, self._session.timeline.records(Applied)
         state, leads = session.state, session.leads
         steerable = why_not(state, leads=leads)
-        self.knobs.refresh(applied, steerable)
-        self.acts.refresh(steerable)
+        self.setting_controls.refresh(applied, steerable)
+        self.run_controls.refresh(steerable)
         startable = why_not(state, leads=leads, allowed=("created",))
         allow(self.start, startable, tooltip="Start the ranks and begin")
         paused = state == "paused"
@@ -67,12 +83,18 @@ class Controls:
         """Send again what only the kernel writes: a message may have been lost."""
         for widget in self._outputs:
             widget.send_state()
-        for menu in (self.acts.checkpoints, self.acts.waiting):
+        for menu in (self.run_controls.checkpoints, self.run_controls.waiting):
             menu.send_state("_options_labels")
 
     def close(self) -> None:
         """Take no more gestures."""
-        for widget in (self.start, self.pause, self.stop, *self.knobs.widgets.values(), *self.acts.all):
+        for widget in (
+            self.start,
+            self.pause,
+            self.stop,
+            *self.setting_controls.widgets.values(),
+            *self.run_controls.all,
+        ):
             widget.disabled = True
             widget.tooltip = "this panel is closed"
 
@@ -111,7 +133,7 @@ class Controls:
         if applied:
             lines.append(f"settings in force: {escape(spelt(applied[-1].settings))}")
         else:
-            lines.append(f"settings chosen: {escape(spelt(self.knobs.chosen))}")
+            lines.append(f"settings chosen: {escape(spelt(self.setting_controls.chosen))}")
         changed = session.timeline.last(StateChanged)
         if session.state == "paused" and changed is not None and changed.reason:
             lines.insert(0, refused(f"The ranks paused on their own. {changed.reason}"))

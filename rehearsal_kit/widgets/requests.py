@@ -15,7 +15,7 @@ SHOWN = 3
 REMEMBERED = 12
 
 
-class Wishes:
+class Requests:
     """Asks the session and keeps the number that it gets; a callback of any thread may call."""
 
     def __init__(self, session: Session, *, asked: Callable[[], None]) -> None:

@@ -13,16 +13,16 @@ from rehearsal_kit.record.records import CheckpointKept, TaskArrived, TaskBegan,
 from rehearsal_kit.record.timeline import Timeline
 from rehearsal_kit.session.session import Session
 from rehearsal_kit.widgets.buttons import Confirmed, allow, offer, press, row
-from rehearsal_kit.widgets.requests import Wishes
+from rehearsal_kit.widgets.requests import Requests
 
 NONE = -1
 
 
-class Acts:
+class RunControls:
     """Buttons and menus, each gesture one wish; going back to a checkpoint asks again."""
 
     def __init__(
-        self, session: Session, wishes: Wishes, *, clock: Callable[[], float] = time.monotonic
+        self, session: Session, wishes: Requests, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._session = session
         self._wishes = wishes

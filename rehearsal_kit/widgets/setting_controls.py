@@ -15,7 +15,7 @@ from rehearsal_kit.learning.strategies.strategy import Strategy
 from rehearsal_kit.record.records import Applied
 from rehearsal_kit.session.session import Session
 from rehearsal_kit.widgets.buttons import allow, row
-from rehearsal_kit.widgets.requests import Wishes, spelt
+from rehearsal_kit.widgets.requests import Requests, spelt
 
 MOST = 2**20
 TOOLTIPS = {
@@ -31,10 +31,10 @@ TOOLTIPS = {
 _Value = float | str
 
 
-class Knobs:
+class SettingControls:
     """One widget per setting; each change is one wish, and the ranks' answer moves the widget."""
 
-    def __init__(self, session: Session, wishes: Wishes) -> None:
+    def __init__(self, session: Session, wishes: Requests) -> None:
         self._session = session
         self._wishes = wishes
         self.chosen = _chosen(session)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.base.randomness import Rekeyed
 from rehearsal_kit.base.settings import Rehearsal
 from rehearsal_kit.bench.store.workload import portions
@@ -17,7 +17,7 @@ from rehearsal_kit.buffer.exchange import GroupExchange, Header, gather_headers
 from rehearsal_kit.buffer.policies import Quotas
 from rehearsal_kit.buffer.row_layout import RowLayout
 from rehearsal_kit.buffer.staging import Staging
-from rehearsal_kit.buffer.store import RehearsalBuffer
+from rehearsal_kit.buffer.store import LocalStore
 
 SEED = 0
 WARM_UP = 3
@@ -68,7 +68,7 @@ class RankTimes:
     """Bytes received from other ranks."""
 
 
-def measure_exchange(groups: Groups, rows: Rows, steps: int) -> RankTimes:
+def measure_exchange(groups: ProcessGroups, rows: Rows, steps: int) -> RankTimes:
     """On one rank; all ranks call it together."""
     parts = _parts(groups, rows, steps)[WARM_UP:]
     return RankTimes(
@@ -89,10 +89,10 @@ class _Part:
     from_others: int
 
 
-def _parts(groups: Groups, rows: Rows, steps: int) -> list[_Part]:
+def _parts(groups: ProcessGroups, rows: Rows, steps: int) -> list[_Part]:
     # The same calls as the background job makes, in the same order, but in this thread.
     layout = RowLayout.of(rows.samples(0))
-    store = RehearsalBuffer(layout, rows.capacity, policy=Quotas())
+    store = LocalStore(layout, rows.capacity, policy=Quotas())
     filler = Rekeyed(SEED, "store")
     for begin, count in enumerate(portions(rows.capacity, rows.batch)):
         store.offer(rows.samples(count), [0] * count, random=filler.at(groups.rank, begin))
@@ -104,7 +104,7 @@ def _parts(groups: Groups, rows: Rows, steps: int) -> list[_Part]:
 
 
 def _part(
-    store: RehearsalBuffer, exchange: GroupExchange, *, staging: Staging, drawing: Rekeyed, header: Header
+    store: LocalStore, exchange: GroupExchange, *, staging: Staging, drawing: Rekeyed, header: Header
 ) -> _Part:
     exchange.gather([0])  # so that all ranks begin at nearly the same time, here and below
     began = time.perf_counter()
@@ -139,7 +139,7 @@ def _header(rows: Rows, step: int) -> Header:
     )
 
 
-def _jobs(groups: Groups, rows: Rows, steps: int) -> list[float]:
+def _jobs(groups: ProcessGroups, rows: Rows, steps: int) -> list[float]:
     # Seconds of each background job, which runs while nothing else does on this rank.
     rehearsal = Rehearsal(
         representatives=rows.representatives,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from rehearsal_kit.base.errors import RehearsalKitError
-from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.base.settings import Rehearsal, Training
 from rehearsal_kit.bench.ranks.subjects import Subject
 from rehearsal_kit.buffer.distributed_buffer import DistributedBuffer
@@ -68,7 +68,7 @@ class RankSteps:
     """All background jobs of these steps together."""
 
 
-def measure_steps(groups: Groups, trial: Trial) -> RankSteps:
+def measure_steps(groups: ProcessGroups, trial: Trial) -> RankSteps:
     """On one rank; all ranks call it together."""
     torch.manual_seed(SEED + groups.rank)
     device = trial.devices[groups.rank]
@@ -171,7 +171,7 @@ class _Arms:
         return time.perf_counter()
 
 
-def _long_enough(groups: Groups, trial: Trial, device: str) -> tuple[Subject, Learner]:
+def _long_enough(groups: ProcessGroups, trial: Trial, device: str) -> tuple[Subject, Learner]:
     # The first subject, from small to large, whose step is long enough; the last one if none is.
     samples = trial.batch + trial.representatives
     for subject in trial.subjects:
@@ -183,7 +183,7 @@ def _long_enough(groups: Groups, trial: Trial, device: str) -> tuple[Subject, Le
     return subject, learner
 
 
-def _step_s(groups: Groups, subject: Subject, *, learner: Learner, samples: int) -> float:
+def _step_s(groups: ProcessGroups, subject: Subject, *, learner: Learner, samples: int) -> float:
     # Shortest of some steps, mean over the ranks: one number for all of them, so that they choose alike.
     batch, lengths = _on(learner.device, subject, samples), []
     for _ in range(1 + PROBES):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.buffer.distributed_buffer import DistributedBuffer
 from rehearsal_kit.buffer.exchange import GroupExchange
 from rehearsal_kit.buffer.row_layout import IDENTITY, Samples
@@ -18,7 +18,7 @@ from rehearsal_kit.learning.learner import Learner
 from rehearsal_kit.learning.stored_outputs import for_layout, without_outputs
 from rehearsal_kit.learning.strategies.choice import named_strategy
 from rehearsal_kit.learning.strategies.strategy import Strategy
-from rehearsal_kit.rank.live_settings import InForce
+from rehearsal_kit.rank.live_settings import LiveSettings
 
 SEED = 0
 POOL = 8
@@ -40,7 +40,7 @@ class Turns:
     device: str = "cpu"
 
 
-def measure_turns(groups: Groups, turns: Turns) -> dict[str, list[float]]:
+def measure_turns(groups: ProcessGroups, turns: Turns) -> dict[str, list[float]]:
     """Seconds of each step by strategy, round by round; all ranks call it together."""
     torch.manual_seed(SEED + groups.rank)
     stream = stream_named(turns.stream)
@@ -63,14 +63,16 @@ def measure_turns(groups: Groups, turns: Turns) -> dict[str, list[float]]:
 class _Arm:
     # One strategy with a network, an optimizer and a full buffer of its own.
 
-    def __init__(self, strategy: Strategy, stream: CompareStream, *, groups: Groups, turns: Turns) -> None:
+    def __init__(
+        self, strategy: Strategy, stream: CompareStream, *, groups: ProcessGroups, turns: Turns
+    ) -> None:
         self._device = turns.device if turns.device == "cpu" else f"{turns.device}:{groups.rank}"
         self._pool = [_samples(stream, number, groups.rank) for number in range(POOL)]
         training = replace(stream.training, precision="float32")
         self._learner = Learner(stream.small(SEED), training, device=self._device, groups=groups)
         self._inputs = "image" if stream.measure == CLASSES else "diffraction"
         self._learner.signature = self._learner.meet(self._pool[0], self._inputs)
-        self._in_force = InForce(
+        self._live_settings = LiveSettings(
             learning_rate=training.learning_rate,
             batch=training.batch,
             rehearsal=replace(stream.rehearsal, capacity=turns.capacity),
@@ -78,8 +80,8 @@ class _Arm:
         )
         self._steps = 0
         self._buffer = None
-        if self._in_force.needs_buffer:
-            layout, rehearsal = self._in_force.stored(
+        if self._live_settings.needs_buffer:
+            layout, rehearsal = self._live_settings.stored(
                 self._pool[0], self._learner.signature.no_outputs("cpu")
             )
             exchange = GroupExchange(groups)
@@ -91,7 +93,7 @@ class _Arm:
     def step(self) -> float:
         """Seconds of one step, the background work that it began included."""
         self._steps += 1
-        new, strategy = self._pool[self._steps % POOL], self._in_force.strategy
+        new, strategy = self._pool[self._steps % POOL], self._live_settings.strategy
         began = self._now()
         drawn = None if self._buffer is None else self._advance(self._buffer)
         replayed = without_outputs(drawn.samples) if drawn is not None and strategy.replays else {}
@@ -110,8 +112,8 @@ class _Arm:
         return buffer.advance(
             Round(
                 step=self._steps,
-                representatives=self._in_force.representatives,
-                distillation=self._in_force.distillation,
+                representatives=self._live_settings.representatives,
+                distillation=self._live_settings.distillation,
             )
         )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.base.settings import Recovery, Rehearsal, Training
 from rehearsal_kit.bench.run.boundaries import Boundaries
 from rehearsal_kit.bench.spread import Spread
@@ -17,7 +17,7 @@ from rehearsal_kit.bench.table import Table
 from rehearsal_kit.data.preparation import Preparation
 from rehearsal_kit.learning.networks.ptychonn import PtychoNN
 from rehearsal_kit.learning.strategies.replay import ER
-from rehearsal_kit.rank.run_spec import Job
+from rehearsal_kit.rank.run_spec import RunSpec
 from rehearsal_kit.rank.training_loop import Rank
 from rehearsal_kit.record.commands import Stop, TakeCheckpoint, Wish
 from rehearsal_kit.record.records import CheckpointKept, Record
@@ -89,10 +89,10 @@ class CheckpointCost:
         }
 
 
-def measure_checkpoints(groups: Groups, windows: Windows) -> CheckpointCost:
+def measure_checkpoints(groups: ProcessGroups, windows: Windows) -> CheckpointCost:
     """Train with checkpoints now and then; on every rank."""
     plan = _Clock(windows)
-    job = Job(
+    spec = RunSpec(
         run=RunFolder(windows.folder),
         seed=0,
         network=PtychoNN(size=windows.size),
@@ -102,7 +102,7 @@ def measure_checkpoints(groups: Groups, windows: Windows) -> CheckpointCost:
         rehearsal=Rehearsal(representatives=24, candidates=16, capacity=windows.capacity),
         recovery=Recovery(checkpoint_s=1e9, keep_last=1, keep_best=0),
     )
-    Rank(job, groups, mailbox=plan, publish=plan.hear).run()
+    Rank(spec, groups, mailbox=plan, publish=plan.hear).run()
     with_s, without_s = plan.measured()
     return CheckpointCost(
         windows=windows,

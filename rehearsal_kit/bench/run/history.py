@@ -22,10 +22,10 @@ from rehearsal_kit.rank.reporter import Reporter
 from rehearsal_kit.record.preview_files import Preview
 from rehearsal_kit.record.records import CheckpointKept, Noted, Steps
 from rehearsal_kit.record.run_folder import RunFolder
-from rehearsal_kit.record.tail import History
+from rehearsal_kit.record.tail import TimelineTail
 from rehearsal_kit.record.timeline import Timeline
 from rehearsal_kit.record.timeline_cache import condense
-from rehearsal_kit.session.run_connection import Driver
+from rehearsal_kit.session.run_connection import RunConnection
 from rehearsal_kit.session.session import Session
 from rehearsal_kit.widgets.panel import Panel
 
@@ -115,7 +115,7 @@ def plain_cost(cost: HistoryCost) -> dict[str, Any]:
     return {**asdict(cost), "holds": cost.holds()}
 
 
-class _Reader(Driver):
+class _Reader(RunConnection):
     """What a kernel knows of a run, without a cluster."""
 
     def __init__(self, timeline: Timeline) -> None:
@@ -129,7 +129,7 @@ class Reading(Session):
     def __init__(self, run: RunFolder, timeline: Timeline) -> None:
         self.run, self.timeline, self.ranks, self.panel = run, timeline, 2, None
         self.strategy, self.training, self.rehearsal = ER(), Training(), Rehearsal()
-        self._driver = _Reader(timeline)
+        self._run_connection = _Reader(timeline)
 
     def preview(self, task: int | None = None) -> Preview | None:
         """The same picture every time."""
@@ -156,7 +156,7 @@ def _kernel(path: Path) -> dict[str, float]:
     warm.close()
     before = _resident_mib()
     began = time.perf_counter()
-    history = History(run)
+    history = TimelineTail(run)
     history.catch_up()
     attach = time.perf_counter() - began
     session = Reading(run, history.timeline)
@@ -188,7 +188,7 @@ def _push(panel: Panel, number: int) -> float:
 
 def _restart(path: Path) -> dict[str, float]:
     run = RunFolder(path)
-    kept = History(run)
+    kept = TimelineTail(run)
     kept.catch_up()
     newest = kept.timeline.last(CheckpointKept)
     since = 0 if newest is None else newest.checkpoint

@@ -47,7 +47,7 @@ class LongRun:
 
     def records(self) -> Iterator[Record]:
         """All that rank 0 tells, in order."""
-        yield _in_force(0, 1)
+        yield _live_settings(0, 1)
         arrived = told = checkpoint = 0
         for task in range(self.tasks):
             for number in range(arrived, min(self.tasks, task + AHEAD)):
@@ -123,12 +123,12 @@ def _evaluated(task: int, *, after: int, step: int, splits: tuple[str, ...]) -> 
 
 def _checkpoint(number: int, step: int) -> Iterator[Record]:
     yield CheckpointTaken(step=step, checkpoint=number, weights="0" * 16, time=step / (EACH * PER_S))
-    yield _in_force(step, 0)
+    yield _live_settings(step, 0)
     gone = (number - ON_DISK,) if number > ON_DISK else ()
     yield CheckpointKept(checkpoint=number, bytes=10**8, seconds=2.0, error=0.1, removed=gone)
 
 
-def _in_force(step: int, number: int) -> Applied:
+def _live_settings(step: int, number: int) -> Applied:
     settings: dict[str, float | str] = {
         "learning_rate": 1e-3,
         "batch": 8,

@@ -10,14 +10,14 @@ from pathlib import Path
 import torch
 
 from rehearsal_kit.base.errors import RehearsalKitError
-from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.base.settings import Recovery, Rehearsal, Training
 from rehearsal_kit.bench.run.boundaries import Boundaries
 from rehearsal_kit.data.preparation import Preparation
 from rehearsal_kit.data.tensor_tasks import TensorTask, write_task
 from rehearsal_kit.learning.strategies.replay import ER
-from rehearsal_kit.rank.previewer import ASKED_S, Gallery
-from rehearsal_kit.rank.run_spec import Job
+from rehearsal_kit.rank.previewer import ASKED_S, Previewer
+from rehearsal_kit.rank.run_spec import RunSpec
 from rehearsal_kit.rank.training_loop import Rank
 from rehearsal_kit.record.commands import Arrived, Stop, TakeCheckpoint, Wish
 from rehearsal_kit.record.records import (
@@ -104,10 +104,10 @@ def lay_out(turns: Turns, ranks: int) -> None:
             file.truncate(max(turns.arriving_bytes, turns.arriving(number).stat().st_size))
 
 
-def measure_undisturbed(groups: Groups, turns: Turns) -> Measurement:
+def measure_undisturbed(groups: ProcessGroups, turns: Turns) -> Measurement:
     """Train with disturbances now and then; on every rank."""
     mailbox = _Mailbox(turns)
-    job = Job(
+    spec = RunSpec(
         run=RunFolder(turns.run),
         seed=0,
         network=Light(),
@@ -119,8 +119,8 @@ def measure_undisturbed(groups: Groups, turns: Turns) -> Measurement:
         ),
         recovery=Recovery(checkpoint_s=1e9, keep_last=1, keep_best=0),
     )
-    rank = Rank(job, groups, mailbox=mailbox, publish=mailbox.hear)
-    mailbox.gallery = rank.gallery
+    rank = Rank(spec, groups, mailbox=mailbox, publish=mailbox.hear)
+    mailbox.previewer = rank.previewer
     try:
         rank.run()
     finally:
@@ -150,7 +150,7 @@ class _Mailbox(Boundaries):
 
     def __init__(self, turns: Turns) -> None:
         super().__init__(turns.task, name="trained")
-        self.gallery: Gallery | None = None
+        self.previewer: Previewer | None = None
         self.blocks: list[Block] = []
         self.shard_bytes = 0
         self._turns = turns
@@ -216,16 +216,16 @@ class _Mailbox(Boundaries):
             self._wishes = [Wish(3 + number, Arrived(name=f"arriving {number}", path=path))]
         elif self._present == CHECKPOINT:
             self._wishes = [Wish(0, TakeCheckpoint())]
-        elif self._present == PREVIEWS and self.gallery is not None:
-            self._asking = _Asking(self.gallery)
+        elif self._present == PREVIEWS and self.previewer is not None:
+            self._asking = _Asking(self.previewer)
 
 
 class _Asking:
     """Somebody who looks at previews, every second, as a dashboard does; until the end."""
 
-    def __init__(self, gallery: Gallery) -> None:
-        self._gallery = gallery
-        self._before = gallery.newest(None)
+    def __init__(self, previewer: Previewer) -> None:
+        self._previewer = previewer
+        self._before = previewer.newest(None)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._ask, name="asking", daemon=True)
         self._thread.start()
@@ -233,7 +233,7 @@ class _Asking:
     @property
     def came(self) -> bool:
         """Whether there is a preview that was not there before."""
-        return self._gallery.newest(None) is not self._before
+        return self._previewer.newest(None) is not self._before
 
     def end(self) -> None:
         """Look no longer."""
@@ -242,8 +242,8 @@ class _Asking:
 
     def _ask(self) -> None:
         while True:
-            self._gallery.ask(None)
-            pickle.dumps(self._gallery.newest(None))  # on its way to the kernel
+            self._previewer.ask(None)
+            pickle.dumps(self._previewer.newest(None))  # on its way to the kernel
             if self._ended.wait(1.0):
                 return
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rehearsal_kit.bench.store.floor import Floor
-from rehearsal_kit.bench.store.ours import LocalStore, WholeBuffer
+from rehearsal_kit.bench.store.ours import OurStore, WholeBuffer
 from rehearsal_kit.bench.store.peers import avalanche, torchrl_fifo, torchrl_reservoir
 from rehearsal_kit.bench.store.side_by_side import Paired, cpu_us, in_turns
 from rehearsal_kit.bench.store.workload import Contestant, Workload
@@ -178,15 +178,15 @@ def _floor(workload: Workload) -> Contestant:
 
 
 def _filled(workload: Workload, *, policy: str) -> Contestant:
-    return LocalStore(workload, policy).fill().contestant()
+    return OurStore(workload, policy).fill().contestant()
 
 
 def _reservoir(workload: Workload) -> Contestant:
-    return LocalStore(workload, "reservoir").fill().keep().contestant()
+    return OurStore(workload, "reservoir").fill().keep().contestant()
 
 
 def _late_reservoir(workload: Workload) -> Contestant:
-    return LocalStore(workload, "reservoir").fill().see(LATE * workload.capacity).contestant()
+    return OurStore(workload, "reservoir").fill().see(LATE * workload.capacity).contestant()
 
 
 def _whole(workload: Workload) -> Contestant:

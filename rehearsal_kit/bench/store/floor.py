@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from rehearsal_kit.bench.store.workload import Contestant, Stream, Workload, both, some_of
+from rehearsal_kit.bench.store.workload import Contestant, TaskStream, Workload, both, some_of
 
 
 class Floor:
@@ -20,7 +20,7 @@ class Floor:
         self._workload = workload
         self._start = self._seen = seen
         self._everything = everything
-        self._stream = Stream(workload)
+        self._stream = TaskStream(workload)
         self._stores = workload.samples(workload.capacity)
 
     def reset(self) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import psutil
 
 from rehearsal_kit.bench.spread import Spread
-from rehearsal_kit.bench.store.ours import LocalStore
+from rehearsal_kit.bench.store.ours import OurStore
 from rehearsal_kit.bench.store.side_by_side import cpu_us
-from rehearsal_kit.bench.store.workload import SLIM_FIELDS, WIDE_FIELDS, Stream, Workload
+from rehearsal_kit.bench.store.workload import SLIM_FIELDS, WIDE_FIELDS, TaskStream, Workload
 
 POLICIES = ("quotas", "reservoir", "fifo")
 BLOCK = 10
@@ -118,7 +118,7 @@ def measure(policy: str, sizes: Sizes) -> Found:
 def _along_the_stream(policy: str, sizes: Sizes) -> Growth:
     # Stores that have seen streams of these lengths, in turns.
     workload = Workload(capacity=STREAM_CAPACITY, fields=SLIM_FIELDS)
-    stores = [LocalStore(workload, policy).fill().see(batches * workload.batch) for batches in sizes.batches]
+    stores = [OurStore(workload, policy).fill().see(batches * workload.batch) for batches in sizes.batches]
     for store in stores:
         cpu_us(store.step, steps=BLOCK)
     rounds = [tuple(cpu_us(store.step, steps=BLOCK) for store in stores) for _ in range(sizes.stream_rounds)]
@@ -141,19 +141,18 @@ def _beyond_full(policy: str, capacity: int, *, fewest_steps: int) -> float:
     workload = Workload(capacity=capacity, fields=SLIM_FIELDS)
     steps = -(-capacity // (4 * workload.batch))
     repeated = [
-        cpu_us(LocalStore(workload, policy).fill().step, steps=steps)
-        for _ in range(-(-fewest_steps // steps))
+        cpu_us(OurStore(workload, policy).fill().step, steps=steps) for _ in range(-(-fewest_steps // steps))
     ]
     return sum(repeated) / len(repeated)
 
 
 def _resident(policy: str, sizes: Sizes) -> Resident:
     workload = Workload(capacity=sizes.resident, fields=WIDE_FIELDS)
-    stream = Stream(workload, identified=True)
+    stream = TaskStream(workload, identified=True)
     warm = Workload(capacity=4 * workload.batch, fields=WIDE_FIELDS)
-    LocalStore(warm, policy, stream=stream).fill().step()
+    OurStore(warm, policy, stream=stream).fill().step()
     before = _resident_bytes()
-    store = LocalStore(workload, policy, stream=stream).fill()
+    store = OurStore(workload, policy, stream=stream).fill()
     grown = _resident_bytes() - before
     return Resident(before, grown, rows=store.held * store.row_bytes)
 

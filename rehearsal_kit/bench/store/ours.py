@@ -4,33 +4,33 @@ from __future__ import annotations
 
 import torch
 
-from rehearsal_kit.base.process_groups import Groups
+from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.base.randomness import Rekeyed
 from rehearsal_kit.base.settings import Rehearsal
-from rehearsal_kit.bench.store.workload import Contestant, Stream, Workload, both, portions
+from rehearsal_kit.bench.store.workload import Contestant, TaskStream, Workload, both, portions
 from rehearsal_kit.buffer.distributed_buffer import DistributedBuffer
 from rehearsal_kit.buffer.draw_plan import plan_draw
 from rehearsal_kit.buffer.exchange import GroupExchange
 from rehearsal_kit.buffer.policies import Reservoir, new_policy
 from rehearsal_kit.buffer.row_layout import RowLayout
-from rehearsal_kit.buffer.store import Contents, RehearsalBuffer
+from rehearsal_kit.buffer.store import Contents, LocalStore
 
 SEED = 0
 GROUPS = 4
 """Tasks in the store; each mini-batch belongs to one of them."""
 
 
-class LocalStore:
-    """A `RehearsalBuffer` as one rank's background job uses it, without the hand-over.
+class OurStore:
+    """A `LocalStore` as one rank's background job uses it, without the hand-over.
 
     stream: default one of its own; the reservoir needs samples with numbers.
     """
 
-    def __init__(self, workload: Workload, policy: str, *, stream: Stream | None = None) -> None:
+    def __init__(self, workload: Workload, policy: str, *, stream: TaskStream | None = None) -> None:
         self._workload = workload
-        self._stream = stream or Stream(workload, identified=policy == "reservoir")
+        self._stream = stream or TaskStream(workload, identified=policy == "reservoir")
         self._layout = RowLayout.of(self._stream.next(0))
-        self._store = RehearsalBuffer(self._layout, workload.capacity, policy=new_policy(policy, SEED))
+        self._store = LocalStore(self._layout, workload.capacity, policy=new_policy(policy, SEED))
         self._choosing, self._storing = Rekeyed(SEED, "candidates"), Rekeyed(SEED, "store")
         self._drawing = Rekeyed(SEED, "draw")
         self._updates = self._draws = 0
@@ -46,13 +46,13 @@ class LocalStore:
         """Samples in the store."""
         return len(self._store)
 
-    def fill(self) -> LocalStore:
+    def fill(self) -> OurStore:
         """As many distinct samples as the capacity, all of which are kept."""
         for count in portions(self._workload.capacity, self._workload.batch):
             self._offer(count)
         return self
 
-    def see(self, samples: int) -> LocalStore:
+    def see(self, samples: int) -> OurStore:
         """Go on until so many samples have been seen."""
         while self._stream.seen < samples:
             self.update()
@@ -74,7 +74,7 @@ class LocalStore:
         self.update()
         self.draw()
 
-    def keep(self) -> LocalStore:
+    def keep(self) -> OurStore:
         """Remember what is stored now, for `go_back`."""
         held = self._store.contents
         self._kept = Contents(held.rows[:].copy(), held.groups, held.places), self._store.policy.threshold
@@ -85,7 +85,7 @@ class LocalStore:
         if self._kept is not None:
             contents, threshold = self._kept
             policy = Reservoir(SEED, threshold)
-            self._store = RehearsalBuffer(self._layout, self._workload.capacity, policy=policy)
+            self._store = LocalStore(self._layout, self._workload.capacity, policy=policy)
             self._store.fill(contents)
 
     def contestant(self) -> Contestant:
@@ -111,7 +111,7 @@ class WholeBuffer:
     """A `DistributedBuffer` alone in its process: checks, hand-over, background thread and all."""
 
     def __init__(self, workload: Workload) -> None:
-        self._stream = Stream(workload)
+        self._stream = TaskStream(workload)
         rehearsal = Rehearsal(
             representatives=workload.representatives,
             candidates=workload.candidates,
@@ -121,7 +121,7 @@ class WholeBuffer:
             RowLayout.of(self._stream.next(0)),
             rehearsal,
             seed=SEED,
-            exchange=GroupExchange(Groups(rank=0, ranks=1)),
+            exchange=GroupExchange(ProcessGroups(rank=0, ranks=1)),
         )
         self._steps = 0
         for count in portions(workload.capacity, workload.batch):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import TensorDataset
 
-from rehearsal_kit.bench.store.workload import Contestant, Stream, Workload, both, portions, some_of
+from rehearsal_kit.bench.store.workload import Contestant, TaskStream, Workload, both, portions, some_of
 
 NEEDED_BY_TORCHVISION = ("nms", "qnms")
 
@@ -27,7 +27,7 @@ class TorchRL:
         self._rows_of: Any = importlib.import_module("tensordict").TensorDict
         logging.getLogger("torchrl").setLevel(logging.WARNING)
         self._workload = workload
-        self._stream = Stream(workload)
+        self._stream = TaskStream(workload)
         self._seen = 0
         self._buffer: Any = data.ReplayBuffer(
             storage=data.LazyTensorStorage(workload.capacity), batch_size=workload.representatives
@@ -77,7 +77,7 @@ class Avalanche:
             storage = importlib.import_module("avalanche.training.storage_policy")
             self._dataset_of: Any = importlib.import_module("avalanche.benchmarks.utils").AvalancheDataset
         self._workload = workload
-        self._stream = Stream(workload)
+        self._stream = TaskStream(workload)
         self._buffer: Any = storage.ReservoirSamplingBuffer(max_size=workload.capacity)
         for count in portions(workload.capacity, workload.candidates):
             self._update(count)

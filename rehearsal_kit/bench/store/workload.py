@@ -70,7 +70,7 @@ def both(update: Work, draw: Work) -> dict[str, Work]:
     return {"update": update, "draw": draw, "both": step}
 
 
-class Stream:
+class TaskStream:
     """Mini-batches from a pool; with `identified`, every sample has a number that never came before."""
 
     def __init__(self, workload: Workload, *, identified: bool = False) -> None:
