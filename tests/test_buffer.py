@@ -14,16 +14,16 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from samples import assert_whole, samples
 from scipy.stats import chisquare
 
+from rehearsal_kit.base import settings as settings_of_the_kit
 from rehearsal_kit.base.errors import SettingsError
 from rehearsal_kit.buffer.draw_plan import plan_draw, plan_group_draw
-from rehearsal_kit.buffer.policies import FirstInFirstOut, Quotas, Reservoir, new_policy
+from rehearsal_kit.buffer.policies import POLICIES, FirstInFirstOut, Quotas, Reservoir, new_policy
 from rehearsal_kit.buffer.row_layout import RowLayout
 from rehearsal_kit.buffer.snapshots import read_shards, write_shard
 from rehearsal_kit.buffer.states import BufferState
 from rehearsal_kit.buffer.store import LocalStore
 
 LAYOUT = RowLayout.of(samples([]))
-POLICIES = ("quotas", "reservoir", "fifo")
 
 
 def rng(seed=0):
@@ -47,7 +47,7 @@ def full(capacity, policy=None):
 class Store(RuleBasedStateMachine):
     """Any sequence of offers, draws, changes of capacity, snapshots and restores, for every policy."""
 
-    @initialize(policy=st.sampled_from(POLICIES), capacity=st.integers(0, 12))
+    @initialize(policy=st.sampled_from(list(POLICIES)), capacity=st.integers(0, 12))
     def begin(self, policy, capacity):
         self.policy = policy
         self.buffer = LocalStore(LAYOUT, capacity, policy=new_policy(policy, 3))
@@ -266,6 +266,10 @@ def test_quotas_lose_the_largest_group_first_when_capacity_falls():
     buffer.offer(samples(range(30)), [0] * 20 + [1] * 7 + [2] * 3, random=rng())
     buffer.resize(16, random=rng())
     assert buffer.group_sizes() == {0: 7, 1: 6, 2: 3}
+
+
+def test_settings_know_all_policies_there_are():
+    assert tuple(POLICIES) == settings_of_the_kit.POLICIES
 
 
 def test_the_reservoir_needs_an_identity():

@@ -17,7 +17,7 @@ from rehearsal_kit.base.errors import LeaseError, SessionError
 from rehearsal_kit.base.files import write_private
 from rehearsal_kit.cluster.acceptance import refusal, too_late
 from rehearsal_kit.cluster.protocol import RunOrder
-from rehearsal_kit.rank.run_spec import keep_job
+from rehearsal_kit.rank.run_spec import keep_spec
 from rehearsal_kit.record.commands import Note, Stop, Wish
 from rehearsal_kit.record.lease import RunLease
 from rehearsal_kit.record.rank_records import GenerationBegan, GenerationEnded, RunOver
@@ -253,7 +253,7 @@ def applied(wish, holder):
 
 def test_an_attach_that_fails_half_way_leaves_no_connection_behind(tmp_path, monkeypatch):
     spec = job_in(tmp_path / "run")
-    keep_job(spec, ranks=1)
+    keep_spec(spec, ranks=1)
     write_private(spec.run.cluster, json.dumps({"folder": str(tmp_path / "cluster")}))
     ends, line = [], Line()
     cluster = SimpleNamespace(client=line, disconnect=lambda: ends.append(line))

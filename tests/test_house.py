@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import rehearsal_kit
 
 ROOT = Path(__file__).parents[1]
+CONTRIBUTING = ROOT / ".github" / "CONTRIBUTING.md"
 
 
 @pytest.mark.parametrize(
@@ -102,6 +104,43 @@ def test_files_from_elsewhere_are_opened_by_the_doors_alone():
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "h5py.File"
     ]
     assert [ast.unparse(node.args[1]) for node in readers] == ["'w'"]
+
+
+def rooms() -> list[str]:
+    """The rooms of the contract, from the top down."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    return [room.strip() for layer in contracts[0]["layers"] for room in layer.split(":")]
+
+
+def test_the_map_in_contributing_is_the_contract_and_every_room_says_where_to_begin():
+    text = CONTRIBUTING.read_text()
+    table = text[text.index("| room |") : text.index("know nothing of each other")]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == rooms()
+    for room in rooms():
+        said = ast.get_docstring(ast.parse((ROOT / "rehearsal_kit" / room / "__init__.py").read_text()))
+        begins = re.findall(r"[Bb]egin at ((?:\w+\.py(?: and | for | at |, |)*)+)", said)
+        assert begins, room
+        named = re.findall(r"\w+\.py", said)
+        assert all((ROOT / "rehearsal_kit" / room / name).exists() for name in named), (room, named)
+
+
+def test_texts_are_short_and_point_only_to_what_is_there():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 200
+    texts = [ROOT / "README.md", CONTRIBUTING, *(ROOT / "rehearsal_kit").rglob("*.md")]
+    for text in texts:
+        for link in re.findall(r"\]\(([^)#][^)]*)\)", text.read_text()):
+            assert link.startswith("https://") or (text.parent / link).exists(), (text, link)
+        for path in re.findall(
+            r"`((?:tests|rehearsal_kit|notebooks|\.ci|\.github)/[\w/.]+)`", text.read_text()
+        ):
+            assert (ROOT / path).exists(), (text, path)
+
+
+def test_recipes_name_files_that_are_there():
+    recipes = CONTRIBUTING.read_text().partition("## Recipes")[2].partition("## How we write")[0]
+    for path in re.findall(r"`([\w/]+\.py)`", recipes):
+        if path not in {"data/scans/NAME.py", "command.py"}:
+            assert (ROOT / path).exists() or (ROOT / "rehearsal_kit" / path).exists(), path
 
 
 def test_the_wheel_carries_notebooks_types_and_licence(tmp_path):

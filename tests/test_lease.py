@@ -29,7 +29,7 @@ from rehearsal_kit.base.errors import ClusterGoneError, LeaseError, RunFolderErr
 from rehearsal_kit.base.files import write_private, written_whole
 from rehearsal_kit.base.process_identity import ProcessIdentity
 from rehearsal_kit.rank.checkpoint_files import find_checkpoints
-from rehearsal_kit.rank.run_spec import keep_job
+from rehearsal_kit.rank.run_spec import keep_spec
 from rehearsal_kit.record.commands import FinishStream, TakeCheckpoint
 from rehearsal_kit.record.lease import GONE_S, LeaseWatch, RunLease, require_free
 from rehearsal_kit.record.ledger import read_ledger
@@ -278,7 +278,7 @@ def test_who_looks_now_and_then_looks_at_once_where_it_matters(run):
 
 def stored_run(folder):
     spec = job_in(folder)
-    keep_job(spec, ranks=1)
+    keep_spec(spec, ranks=1)
     write_private(spec.run.cluster, json.dumps({"folder": str(folder / "cluster-that-is-gone")}))
     return spec.run
 

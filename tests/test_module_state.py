@@ -19,7 +19,7 @@ from rehearsal_kit.learning.networks.resnet import ResNet
 from rehearsal_kit.learning.strategies.references import Incremental
 from rehearsal_kit.learning.strategies.replay import AGEM, ER
 from rehearsal_kit.learning.strategies.strategy import Strategy, Term
-from rehearsal_kit.rank.run_spec import keep_job, read_network
+from rehearsal_kit.rank.run_spec import keep_spec, read_network
 
 CLASSES = 3
 
@@ -95,7 +95,7 @@ def test_a_run_knows_frozen_parts_and_modes_of_its_network_when_it_goes_on(tmp_p
     network.bn1.eval()
     network.conv1.requires_grad_(False)
     spec = job_in(tmp_path / "run", network=network)
-    keep_job(spec, ranks=1)
+    keep_spec(spec, ranks=1)
     again = read_network(spec.run)
     assert frozen_parameters(again) == frozen_parameters(network) == ["conv1.weight"]
     assert still_modules(again) == ["bn1"]

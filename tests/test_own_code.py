@@ -12,7 +12,7 @@ from rehearsal_kit.base.errors import SettingsError
 from rehearsal_kit.cli.main import main
 from rehearsal_kit.cluster.own_code import made_by
 from rehearsal_kit.learning.strategies.replay import ER
-from rehearsal_kit.rank.run_spec import keep_job
+from rehearsal_kit.rank.run_spec import keep_spec
 
 CODE = """
 import torch
@@ -71,7 +71,7 @@ def test_what_cannot_be_made_says_what_to_type(file, text, said, monkeypatch):
 
 def test_a_replay_says_which_option_names_the_network(tmp_path, capsys):
     spec = job_in(tmp_path / "run", network=Net(), strategy=ER())
-    keep_job(spec, ranks=1)
+    keep_spec(spec, ranks=1)
     assert main(["replay", str(spec.run.path)]) == 1
     said = capsys.readouterr().err
     assert "--network FILE.py:NAME" in said

@@ -23,7 +23,7 @@ from rehearsal_kit.data.preparation import Preparation
 from rehearsal_kit.data.tensor_tasks import TensorTask, write_task
 from rehearsal_kit.learning.strategies.choice import named_strategy
 from rehearsal_kit.rank.checkpoint_files import find_checkpoints
-from rehearsal_kit.rank.run_spec import RunSpec, keep_job
+from rehearsal_kit.rank.run_spec import RunSpec, keep_spec
 from rehearsal_kit.rank.training_loop import Rank
 from rehearsal_kit.record.commands import (
     Arrived,
@@ -235,7 +235,7 @@ def job_of(walk: Walk, folder: Path) -> RunSpec:
         ),
         recovery=Recovery(checkpoint_s=1e9, keep_last=4),
     )
-    keep_job(spec, ranks=walk.ranks)
+    keep_spec(spec, ranks=walk.ranks)
     _append(spec.run.generations, to_plain_record(LeaseTaken(holder=KERNEL, time=0.0)))
     return spec
 
@@ -474,7 +474,7 @@ def _rests(walked: Walked) -> list[str]:
 
 def _replay(walked: Walked, folder: Path) -> list[str]:
     again = replace(walked.spec, run=RunFolder(folder).create(), replays=walked.spec.run)
-    keep_job(again, ranks=walked.ranks[0])
+    keep_spec(again, ranks=walked.ranks[0])
     for ranks in recorded_ranks(walked.spec.run):
         results = World(ranks).run(lambda groups: _one_rank(groups, again, Nobody(), 1))
         if wrong := [_words(result) for result in results if not isinstance(result, tuple)]:

@@ -107,7 +107,7 @@ class BackgroundJob:
             return
         random = self._random.at(self._exchange.rank, work.step)
         rows, groups = pending.rows(), pending.groups
-        if self._settings.policy != "reservoir" and self._store.intake.full:
+        if self._store.policy.takes_count and self._store.intake.full:
             # It has filled up since this was handed over: then exactly c of the mini-batch are offered.
             chosen = self._store.policy.candidates(
                 len(rows), count=self._settings.candidates, intake=self._store.intake, random=random

@@ -25,7 +25,7 @@ from rehearsal_kit.base.settings import Rehearsal
 from rehearsal_kit.buffer.background_job import BackgroundJob
 from rehearsal_kit.buffer.exchange import Exchange, GroupExchange, require_agreement
 from rehearsal_kit.buffer.memory_limit import available_bytes, require_fitting, require_room, share_of
-from rehearsal_kit.buffer.policies import FirstInFirstOut, new_policy
+from rehearsal_kit.buffer.policies import new_policy
 from rehearsal_kit.buffer.row_layout import RowLayout, Samples
 from rehearsal_kit.buffer.snapshots import read_shards, write_shard
 from rehearsal_kit.buffer.staging import Staging
@@ -83,7 +83,7 @@ class DistributedBuffer:
         )
         self._candidates = Rekeyed(seed, "candidates")
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"rehearsal-r{exchange.rank}")
-        self._spec: Future[Staged] | None = None
+        self._in_flight: Future[Staged] | None = None
         self._pending: Pending | None = None
         self._intake = self._store.intake
         self._step = -1
@@ -141,7 +141,7 @@ class DistributedBuffer:
         if work.policy is not None and work.policy != self._rehearsal.policy:
             self._policy = new_policy(work.policy, self._seed)
         self._rehearsal = steered(self._rehearsal, work)
-        self._spec = self._thread.submit(self._background_job.work, work, pending)
+        self._in_flight = self._thread.submit(self._background_job.work, work, pending)
         return staged.take() if staged is not None else None
 
     def offer(self, samples: Samples, *, group: Group) -> None:
@@ -152,7 +152,7 @@ class DistributedBuffer:
         """
         count = self.layout.check(samples)
         groups = _group_of_each(group, count)
-        identities = self.layout.identities(samples) if self._rehearsal.policy == "reservoir" else None
+        identities = self.layout.identities(samples) if self._policy.needs_identity else None
         chosen = self._policy.candidates(
             count if identities is None else identities,
             count=self._rehearsal.candidates,
@@ -177,7 +177,7 @@ class DistributedBuffer:
         """
         staged = None
         with contextlib.suppress(RankError):
-            staged = self._spec.result() if self._spec is not None else None
+            staged = self._in_flight.result() if self._in_flight is not None else None
         policy = self._store.policy
         return BufferState(
             layout=self.layout,
@@ -185,7 +185,7 @@ class DistributedBuffer:
             seed=self._seed,
             capacity=self._background_job.capacity,
             contents=self._store.contents,
-            oldest=policy.oldest if isinstance(policy, FirstInFirstOut) else 0,
+            oldest=policy.oldest,
             threshold=policy.threshold,
             step=self._step,
             pending=self._pending,
@@ -216,13 +216,12 @@ class DistributedBuffer:
         self._background_job.resize(state.capacity, step=state.step)
         self._store.fill(state.contents)
         self._store.trim(state.threshold)
-        if isinstance(self._store.policy, FirstInFirstOut):
-            self._store.policy.oldest = state.oldest
+        self._store.policy.oldest = state.oldest
         self._step, self._intake, self._pending = state.step, self._store.intake, state.pending
         if state.drawn is not None:
             drawn = replace(state.drawn, rows=state.drawn.rows.clone())
-            self._spec = Future()
-            self._spec.set_result(Staged(drawn, self._staging.deliver(drawn.rows)))
+            self._in_flight = Future()
+            self._in_flight.set_result(Staged(drawn, self._staging.deliver(drawn.rows)))
 
     def save(self, folder: str | Path) -> None:
         """Write this rank's part, and what is on its way, into a folder that all ranks share.
@@ -243,8 +242,8 @@ class DistributedBuffer:
     def close(self) -> None:
         """Wait for the job in flight, which every other rank has begun too, and end the thread."""
         try:
-            if self._spec is not None:
-                self._spec.result()
+            if self._in_flight is not None:
+                self._in_flight.result()
         finally:
             self._thread.shutdown()
 
@@ -253,10 +252,10 @@ class DistributedBuffer:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _finished_job(self) -> Staged | None:
-        if self._spec is None:
+        if self._in_flight is None:
             return None
         began = time.perf_counter()
-        staged = self._spec.result()
+        staged = self._in_flight.result()
         self.waited += time.perf_counter() - began
         self.worked += staged.seconds
         self._intake = self._store.intake  # no job is under way: what is known here depends on no timing

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,10 +32,27 @@ class Intake:
 
 
 class AbstractPolicy(ABC):
-    """Chooses what goes when something comes. A sample that is held already is none of its business."""
+    """Chooses what goes when something comes. A sample that is held already is none of its business.
 
-    threshold = OPEN
-    """Only samples whose tag lies below it may be held; meaningful for the reservoir."""
+    One of your own is a class here and an entry in `POLICIES`; its name stands in `settings.POLICIES`, too.
+    Whatever it has to remember is `threshold` and `oldest`: these are what checkpoints keep.
+    """
+
+    name: ClassVar[str]
+    """As in `Rehearsal.policy`."""
+    needs_identity: ClassVar[bool] = False
+    """Whether it must know a sample again, by a field sample_id; only then `fit` and `may_stay` are asked."""
+    takes_count: ClassVar[bool] = True
+    """Whether a full store is offered exactly as many candidates as the settings say."""
+    by_age: ClassVar[bool] = False
+    """Whether the order of rows, from `oldest` on, says which came first."""
+
+    def __init__(self, seed: int = 0) -> None:
+        """seed: of the run, the same on all ranks."""
+        self.threshold = OPEN
+        """Only samples whose tag lies below it may be held, on all ranks alike."""
+        self.oldest = 0
+        """The row that goes next; ages fall from it upwards, around the end of the store."""
 
     @abstractmethod
     def candidates(self, identities: Rows | int, *, count: int, intake: Intake, random: _Random) -> Rows:
@@ -50,6 +69,13 @@ class AbstractPolicy(ABC):
     def kept(self, index: GroupIndex, *, capacity: int, random: _Random) -> list[int]:
         """The rows that stay when the store gets another capacity, in their new order."""
 
+    def fit(self, identities: Rows, capacity: int) -> None:  # noqa: B027 - most have no threshold to lower
+        """Lower `threshold` until at most `capacity` of these distinct samples may stay."""
+
+    def may_stay(self, identities: Rows) -> NDArray[np.bool_]:
+        """Which of these samples, held or arriving, may be held."""
+        return np.ones(len(identities), dtype=bool)
+
 
 _Random = np.random.Generator
 
@@ -61,6 +87,8 @@ class Quotas(AbstractPolicy):
     uniformly chosen. So no group pushes out another beyond an equal share, however long it is (after
     Bouvier et al. 2025, who fix the number of groups in advance).
     """
+
+    name = "quotas"
 
     def candidates(self, identities: Rows | int, *, count: int, intake: Intake, random: _Random) -> Rows:
         """All while there is room, then exactly `count`, uniformly chosen."""
@@ -89,9 +117,8 @@ class Quotas(AbstractPolicy):
 class FirstInFirstOut(AbstractPolicy):
     """The store holds the newest samples of its rank: the oldest goes first."""
 
-    def __init__(self) -> None:
-        self.oldest = 0
-        """The row that goes next; ages fall from it upwards, around the end of the store."""
+    name = "fifo"
+    by_age = True
 
     def candidates(self, identities: Rows | int, *, count: int, intake: Intake, random: _Random) -> Rows:
         """All while there is room, then exactly `count`, uniformly chosen."""
@@ -119,10 +146,13 @@ class Reservoir(AbstractPolicy):
     rows, is rare: it runs between 31/32 and all of its capacity.
     """
 
+    name = "reservoir"
+    needs_identity = True
+    takes_count = False
     HEADROOM = 32
 
-    def __init__(self, seed: int, threshold: int = OPEN) -> None:
-        self.threshold = threshold
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
         self._key = np.frombuffer(key(seed, "reservoir"), dtype=np.uint64)
 
     def candidates(self, identities: Rows | int, *, count: int, intake: Intake, random: _Random) -> Rows:
@@ -160,17 +190,23 @@ class Reservoir(AbstractPolicy):
             keep = capacity - capacity // self.HEADROOM
             self.threshold = int(np.partition(tags, keep)[keep])
 
+    def may_stay(self, identities: Rows) -> NDArray[np.bool_]:
+        """Those whose tag lies below the threshold."""
+        below: NDArray[np.bool_] = self.tags(identities) < self.threshold
+        return below
+
+
+POLICIES: Mapping[str, type[AbstractPolicy]] = {
+    kind.name: kind for kind in (Quotas, Reservoir, FirstInFirstOut)
+}
+"""By their names, as in `Rehearsal.policy`."""
+
 
 def new_policy(name: str, seed: int) -> AbstractPolicy:
-    """The policy of this name: quotas, reservoir or fifo; SettingsError for any other."""
-    match name:
-        case "quotas":
-            return Quotas()
-        case "reservoir":
-            return Reservoir(seed)
-        case "fifo":
-            return FirstInFirstOut()
-    raise SettingsError(f"policy {name!r} is unknown; it must be quotas, reservoir or fifo.")
+    """The policy of this name; SettingsError, with those there are, for any other."""
+    if name not in POLICIES:
+        raise SettingsError(f"policy {name!r} is unknown; it must be one of {', '.join(POLICIES)}.")
+    return POLICIES[name](seed)
 
 
 def _some(identities: Rows | int, count: int, *, full: bool, random: _Random) -> Rows:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from rehearsal_kit.base.errors import SnapshotError
 from rehearsal_kit.base.tensor_files import Sliced, Stored, Written, nothing, per_block, write_tensors
 from rehearsal_kit.buffer.group_index import GroupIndex
+from rehearsal_kit.buffer.policies import POLICIES
 from rehearsal_kit.buffer.row_layout import IDENTITY, WORD, RowLayout, Rows
 from rehearsal_kit.buffer.shards import (
     DRAWN,
@@ -136,7 +137,7 @@ def _fair_order(shards: Sequence[Shard], layout: RowLayout) -> tuple[Rows, Rows]
     sizes = [shard.shape(f"{STORE}/groups")[0] for shard in shards]
     of = np.repeat(np.arange(len(shards)), sizes)
     row = np.concatenate([np.arange(size) for size in sizes])
-    if shards[0].about["policy"] == "fifo":  # oldest first, age counted as a share of each shard
+    if POLICIES[shards[0].about["policy"]].by_age:  # oldest first, age counted as a share of each shard
         ages = [
             (np.arange(size) - int(shard.about["oldest"])) % size / size
             for size, shard in zip(sizes, shards, strict=True)

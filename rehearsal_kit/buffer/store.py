@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rehearsal_kit.base.errors import SettingsError
 from rehearsal_kit.buffer.frozen_rows import FrozenRows
 from rehearsal_kit.buffer.group_index import GroupIndex
-from rehearsal_kit.buffer.policies import AbstractPolicy, Intake, Reservoir
+from rehearsal_kit.buffer.policies import AbstractPolicy, Intake
 from rehearsal_kit.buffer.row_layout import Accepted, RowLayout, Rows, Samples, Words
 
 CHUNK = 4096
@@ -128,9 +128,9 @@ class LocalStore:
 
     def trim(self, threshold: int) -> None:
         """Let go of every sample whose tag does not lie below the threshold that all ranks agreed on."""
-        if isinstance(self.policy, Reservoir) and threshold < self.policy.threshold:
+        if threshold < self.policy.threshold:
             self.policy.threshold = threshold
-            self._let_go(self.policy)
+            self._let_go()
 
     def resize(self, capacity: int, *, random: np.random.Generator) -> None:
         """Take another capacity; where it is smaller the policy says who stays.
@@ -139,8 +139,8 @@ class LocalStore:
         """
         if capacity == self.capacity:
             return
-        if isinstance(self.policy, Reservoir):
-            self._fit(self.policy, np.empty(0, dtype=np.int64), capacity)
+        if self.policy.needs_identity:
+            self._fit(np.empty(0, dtype=np.int64), capacity)
         kept = self.policy.kept(self.index, capacity=capacity, random=random)
         groups = [self.index.group(row) for row in kept]
         rows = np.zeros((capacity, self.layout.words), dtype=np.int64)
@@ -181,12 +181,11 @@ class LocalStore:
         identities = accepted.identities
         if not self.capacity or not accepted.count:
             return
-        if isinstance(self.policy, Reservoir):
+        which = np.arange(accepted.count)
+        if self.policy.needs_identity:
             assert identities is not None  # noqa: S101 - for the type checker; the layout has the field
-            self._fit(self.policy, identities, self.capacity)
-            which = np.flatnonzero(self.policy.tags(identities) < self.policy.threshold)
-        else:
-            which = np.arange(accepted.count)
+            self._fit(identities, self.capacity)
+            which = which[self.policy.may_stay(identities)]
         uniform = random.random(accepted.count).tolist()
         known = None if identities is None else identities.tolist()
         source_of = {
@@ -218,16 +217,16 @@ class LocalStore:
             self._row_of[identity] = row
         return row
 
-    def _fit(self, policy: Reservoir, arriving: Rows, capacity: int) -> None:
+    def _fit(self, arriving: Rows, capacity: int) -> None:
         new = [i for i in dict.fromkeys(arriving.tolist()) if i not in self._row_of]
         if len(self) + len(new) > capacity:
-            before = policy.threshold
+            policy, before = self.policy, self.policy.threshold
             policy.fit(np.concatenate([self._identity[: len(self)], np.array(new, dtype=np.int64)]), capacity)
             if policy.threshold < before:
-                self._let_go(policy)
+                self._let_go()
 
-    def _let_go(self, policy: Reservoir) -> None:
-        gone = np.flatnonzero(policy.tags(self._identity[: len(self)]) >= policy.threshold)
+    def _let_go(self) -> None:
+        gone = np.flatnonzero(~self.policy.may_stay(self._identity[: len(self)]))
         words = self._rows
         self._before(gone)
         for row in gone[::-1].tolist():
@@ -257,9 +256,9 @@ def spare_rows(rows: int, row_bytes: int) -> int:
 
 def require_identity(policy: AbstractPolicy, layout: RowLayout) -> None:
     """SettingsError if a policy has to know samples again and rows of this layout have no identity."""
-    if isinstance(policy, Reservoir) and not layout.has_identity:
+    if policy.needs_identity and not layout.has_identity:
         raise SettingsError(
-            "the reservoir needs a field sample_id: one int64 per sample, different for every distinct "
-            f"sample of the whole stream. The fields are {', '.join(map(str, layout.fields))}. Add it, "
-            "or take the policy quotas."
+            f"the policy {policy.name} needs a field sample_id: one int64 per sample, different for every "
+            f"distinct sample of the whole stream. The fields are {', '.join(map(str, layout.fields))}. Add "
+            "it, or take the policy quotas."
         )

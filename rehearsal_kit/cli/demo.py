@@ -106,10 +106,10 @@ def run_demo(demo: Demo, say: Callable[[str], None]) -> Comparison:
             home = folder.path / f"seed-{seed}"
             with _stream(demo, files, seed=seed, home=home) as stream:
                 for strategy in STRATEGIES:
-                    spec = _settings(demo, strategy, seed=seed, preset=preset_for(files))
+                    settings = _settings(demo, strategy, seed=seed, preset=preset_for(files))
                     with (
                         peak_memory(cluster.processes) as peak,
-                        Session(cluster, run=home / strategy.name.lower(), **spec) as session,
+                        Session(cluster, run=home / strategy.name.lower(), **settings) as session,
                     ):
                         run = _train(session, stream)
                     comparison.add(seed, Outcome.of(run.name, run.timeline, memory_bytes=peak.bytes))

@@ -102,7 +102,7 @@ class CheckpointWriter:
         """Whether it is time for the next, something was learned since the last, and that one is written."""
         when, where = self._last
         waited = time.monotonic() - when >= self._recovery.checkpoint_s
-        return waited and step != where and all(spec.done() for spec in self._jobs)
+        return waited and step != where and all(job.done() for job in self._jobs)
 
     def ready(self, number: int) -> None:
         """On rank 0, before any rank writes: make the folder into which all of them do."""
@@ -120,14 +120,14 @@ class CheckpointWriter:
 
     def finished(self) -> list[CheckpointKept | CheckpointFailed]:
         """What has become of those that were being written; each is told once, on rank 0."""
-        done = [spec for spec in self._jobs if spec.done()]
-        self._jobs = [spec for spec in self._jobs if spec not in done]
-        return [result for spec in done if (result := spec.result()) is not None]
+        done = [job for job in self._jobs if job.done()]
+        self._jobs = [job for job in self._jobs if job not in done]
+        return [result for job in done if (result := job.result()) is not None]
 
     def settle(self) -> None:
         """Wait until what this rank writes is written."""
-        for spec in self._jobs:
-            spec.result()
+        for job in self._jobs:
+            job.result()
 
     def close(self) -> None:
         """Wait until all are written, and end the thread."""

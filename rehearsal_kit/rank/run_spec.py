@@ -62,7 +62,7 @@ class RunSpec(RunSettings):
     device: str = "cpu"
 
 
-def packed_job(settings: RunSettings) -> bytes:
+def packed_spec(settings: RunSettings) -> bytes:
     """As it is sent to the ranks; SettingsError where something of it cannot be.
 
     By cloudpickle at once: Dask's own way would send classes of modules that were registered by
@@ -91,7 +91,7 @@ def keep_inputs(spec: RunSpec, experience: Experience, signature: Signature) -> 
     write_private(spec.run.inputs, json.dumps(inputs, indent=2))
 
 
-def keep_job(spec: RunSpec, *, ranks: int) -> None:
+def keep_spec(spec: RunSpec, *, ranks: int) -> None:
     """Write the settings (JSON) and the initial weights (safetensors) into the run folder."""
     network = type(spec.network)
     settings = {
@@ -140,7 +140,7 @@ def stored_versions(run: RunFolder) -> dict[str, str]:
 
 
 def read_settings(run: RunFolder, strategy: Strategy | None = None) -> RunSettings:
-    """What `keep_job` wrote. strategy: needed where it is not one of ours, else RunFolderError."""
+    """What `keep_spec` wrote. strategy: needed where it is not one of ours, else RunFolderError."""
     plain = _stored(run)
     if strategy is None:
         weights = {name: plain[name] for name in WEIGHTS if name in plain}

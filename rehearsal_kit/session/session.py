@@ -25,7 +25,7 @@ from rehearsal_kit.data.preparation import Preparation
 from rehearsal_kit.learning.onnx_export import export_onnx
 from rehearsal_kit.learning.strategies.strategy import Strategy
 from rehearsal_kit.rank.run_check import CHECKED, known_tasks, require_sound
-from rehearsal_kit.rank.run_spec import RunSettings, RunSpec, keep_job, packed_job, stored_ranks
+from rehearsal_kit.rank.run_spec import RunSettings, RunSpec, keep_spec, packed_spec, stored_ranks
 from rehearsal_kit.record.commands import Arrived, Command, Reopen, Resume, Stop, Watch, Wish
 from rehearsal_kit.record.ledger import read_ledger
 from rehearsal_kit.record.preview_files import Preview
@@ -101,7 +101,7 @@ class Session(Steering):
 
     def _begin(self, cluster: Cluster, spec: RunSpec) -> None:
         ranks = len(known_workers(cluster))
-        keep_job(spec, ranks=ranks)
+        keep_spec(spec, ranks=ranks)
         self._take_on(cluster, spec, spec.network, ranks=ranks)
 
     def _take_on(
@@ -237,7 +237,7 @@ class Session(Steering):
         order = RunOrder(
             topic=new_topic(),
             run=str(self.run.path),
-            spec=packed_job(self._settings),
+            spec=packed_spec(self._settings),
             ranks=self.ranks,
             place=self.cluster.place,
             restarts=recovery.restarts,

@@ -12,7 +12,7 @@ from rehearsal_kit.cluster.cluster_calls import within
 from rehearsal_kit.cluster.worker_check import check_on_worker
 from rehearsal_kit.cluster.workers import workers_in_order
 from rehearsal_kit.rank.run_check import dry_run
-from rehearsal_kit.rank.run_spec import RunSettings, RunSpec, packed_job
+from rehearsal_kit.rank.run_spec import RunSettings, RunSpec, packed_spec
 from rehearsal_kit.record.commands import Arrived
 
 CHECK_S = 60.0
@@ -25,7 +25,7 @@ def check_run(cluster: Cluster, settings: RunSettings, tasks: Sequence[Arrived])
     Where the workers have GPUs only one of them is asked: a network may need what this kernel has not.
     SessionError if no worker answers in time, or the cluster is gone.
     """
-    packed = packed_job(settings)
+    packed = packed_spec(settings)
     spec = pickle.loads(packed)  # noqa: S301 - made in the line above
     if isinstance(spec, RunSpec) and cluster.address.kind == "cpu" and (reason := dry_run(spec, tasks)):
         raise SettingsError(f"this run cannot be trained: {reason}")

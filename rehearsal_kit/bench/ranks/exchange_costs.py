@@ -33,9 +33,9 @@ class ExchangeCost:
         """Of the table."""
         header = Spread.of([s * 1e6 for s in self.pooled("header_s")]).text(0)
         parts = [Spread.of([s * 1e3 for s in self.pooled(n)]).text(2) for n in ("gather_s", "all_to_all_s")]
-        spec = Spread.of([s * 1e3 for s in self.pooled("job_s")]).text(2)
+        job = Spread.of([s * 1e3 for s in self.pooled("job_s")]).text(2)
         rate = Spread.of(self.rates).text(0) if self.ranks > 1 else "-"
-        return f"{self.ranks}", self.rows.name, f"{self.rows.row_bytes:,}", header, *parts, spec, rate
+        return f"{self.ranks}", self.rows.name, f"{self.rows.row_bytes:,}", header, *parts, job, rate
 
     def data(self) -> dict[str, Any]:
         """Plain values."""

@@ -84,7 +84,8 @@ class OurStore:
         """Hold again what was remembered (reservoir); the stream goes on with new samples."""
         if self._kept is not None:
             contents, threshold = self._kept
-            policy = Reservoir(SEED, threshold)
+            policy = Reservoir(SEED)
+            policy.threshold = threshold
             self._store = LocalStore(self._layout, self._workload.capacity, policy=policy)
             self._store.fill(contents)
 

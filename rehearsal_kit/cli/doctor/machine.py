@@ -48,10 +48,10 @@ def memory_and_cores() -> Finding:
 
 def place() -> Finding:
     """Whether this is inside a batch job; it may be a login node if not."""
-    spec = next((f"{name}={os.environ[name]}" for name in BATCH_JOBS if name in os.environ), "")
+    job = next((f"{name}={os.environ[name]}" for name in BATCH_JOBS if name in os.environ), "")
     return Finding(
         what="batch job",
-        found=spec
+        found=job
         or "none: if this is a login node, others work here too; no more than 2 CPU workers, small demos",
     )
 
