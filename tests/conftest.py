@@ -29,25 +29,36 @@ OF_MULTIPROCESSING = ("resource_tracker", "forkserver")
 """Kept, too, one of each; what a fork server has started is a child of it, and counts."""
 LONG = (
     "test_cli.py",
-    "test_rehearsal.py",
-    "test_notebooks.py",
     "test_faults.py",
+    "test_notebooks.py",
     "test_compare.py",
-    "test_session.py",
-    "test_house.py",
-    "test_bench.py",
     "test_walks.py",
-    "test_run_states.py",
-    "test_notebook_browser.py",
+    "test_bench.py",
     "test_cluster.py",
-    "test_connect.py",
-    "test_security.py",
+    "test_rehearsal.py",
+    "test_notebook_browser.py",
     "test_replay.py",
+    "test_house.py",
+    "test_security.py",
+    "test_session.py",
+    "test_run_states.py",
+    "test_restoring.py",
     "test_torchrun.py",
-    "test_rank.py",
+    "test_connect.py",
     "test_results.py",
+    "test_environment.py",
+    "test_rank.py",
+    "test_exporting.py",
+    "test_files_in_runs.py",
+    "test_doctor.py",
+    "test_keeper.py",
+    "test_report.py",
+    "test_reservoir.py",
+    "test_bench_children.py",
+    "test_endurance.py",
 )
-"""Files that take longest, the longest first: begun last, one of them would keep one process busy alone."""
+"""Files that take longest, the longest first: begun last, one of them would keep one process busy alone. The
+tests of all other files are `fast`."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -56,8 +67,12 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.loadscopereorder = False
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m fast` chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first; within a file the order stays."""
+    for item in items:
+        if item.path.name not in LONG and item.get_closest_marker("endurance") is None:
+            item.add_marker("fast")
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 

@@ -8,12 +8,12 @@ from itertools import chain
 
 from rehearsal_kit.record.branches import OF_THE_WORLD
 from rehearsal_kit.record.records import (
-    IN_A_BRANCH,
     UNTRAINED,
     Applied,
     BranchBegan,
     CheckpointTaken,
     Evaluated,
+    InABranch,
     StateChanged,
     Steps,
     TaskArrived,
@@ -36,7 +36,7 @@ def without_what_was_left(records):
 
 
 def _until(record, decision):
-    in_its_way = isinstance(record, IN_A_BRANCH) and not isinstance(record, OF_THE_WORLD)
+    in_its_way = isinstance(record, InABranch) and not isinstance(record, OF_THE_WORLD)
     if not in_its_way or record.branch != decision.branch:
         return record
     end = decision.step - getattr(decision, "in_vain", False)  # such a step has no loss
@@ -71,7 +71,7 @@ def split(records):
         branch, reach[parent] = parent, place
     led, left = [], {}
     for place, record in enumerate(records):
-        everywhere = not isinstance(record, IN_A_BRANCH) or isinstance(record, OF_THE_WORLD)
+        everywhere = not isinstance(record, InABranch) or isinstance(record, OF_THE_WORLD)
         if not began or everywhere or place <= reach.get(record.branch, -1):
             led.append(record)
         else:

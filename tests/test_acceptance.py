@@ -201,7 +201,7 @@ def test_a_large_network_reaches_its_rank_however_long_that_takes(run, monkeypat
     async def story():
         hosts = Slow()
         async with coordinated(hosts) as coordinator:
-            coordinator.begin({**order_for(run), "job": bytes(20 * 2**20)}, [], holder=A)
+            coordinator.begin({**order_for(run), "spec": bytes(20 * 2**20)}, [], holder=A)
             await soon(lambda: hosts.orders)
             await asyncio.sleep(0.1)
             assert [told["record"] for told in hosts.told] == ["LeaseTaken", "GenerationBegan"]

@@ -85,6 +85,9 @@ def test_on_the_simulated_beamline_rehearsal_forgets_less_than_naive_training(tm
     for word in ("run folder", "devices", "to stop", "gap closed", "one seed", "SIMULATED", "x Incremental"):
         assert word in said
     assert data["memory_bytes"] < 2 * 2**30
+    progress = [line for line in done.stderr.splitlines() if "step" in line]
+    assert 3 <= len(progress) < 40, "a line every ten seconds where there is no terminal"
+    assert "\r" not in done.stderr
     the_run_folder_is_private_and_the_report_needs_no_network(tmp_path / "run")
     assert nothing_runs()
 
@@ -209,9 +212,9 @@ def test_a_cluster_that_cannot_be_stopped_keeps_no_other_from_it(monkeypatch, ca
             raise ClusterError("its machine does not answer.")
         return f"{files.folder.name}: stopped."
 
-    monkeypatch.setattr("rehearsal_kit.cli.main.stop_cluster", stop)
+    monkeypatch.setattr("rehearsal_kit.cli.commands.stop.stop_cluster", stop)
     monkeypatch.setattr(
-        "rehearsal_kit.cli.main.running_clusters",
+        "rehearsal_kit.cli.commands.stop.running_clusters",
         lambda: [ClusterFiles(folder=tmp_path / name) for name in "ab"],
     )
     assert main(["stop"]) == 1

@@ -143,6 +143,30 @@ def test_recipes_name_files_that_are_there():
             assert (ROOT / path).exists() or (ROOT / "rehearsal_kit" / path).exists(), path
 
 
+def test_no_docstring_begins_with_a_bare_preposition():
+    bare = re.compile(r"(Of|From|For|To|By|In|On|At|With|Until|Since|After|Before|Between|As) ")
+    found = {}
+    for path in (ROOT / "rehearsal_kit").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            for said in docstrings(node):
+                if bare.match(said):
+                    found[f"{path.relative_to(ROOT)}: {said[:50]}"] = said
+    assert not found, "\n".join(found)
+
+
+def docstrings(node: ast.AST) -> list[str]:
+    """What a node says of itself, or of the attribute before it."""
+    bodies = [getattr(node, "body", [])] if isinstance(getattr(node, "body", None), list) else []
+    return [
+        each.value.value
+        for body in bodies
+        for each in body
+        if isinstance(each, ast.Expr)
+        and isinstance(each.value, ast.Constant)
+        and isinstance(each.value.value, str)
+    ]
+
+
 def test_the_wheel_carries_notebooks_types_and_licence(tmp_path):
     command = [
         sys.executable,

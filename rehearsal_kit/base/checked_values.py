@@ -22,7 +22,7 @@ def record_of(kind: Any, values: Mapping[str, Any]) -> Any:
 
 @functools.cache
 def _types(kind: Any) -> dict[str, tuple[tuple[type, ...], tuple[type, ...]]]:
-    """By name of a value: types that it may have, and those of what is in it."""
+    """Types that each value may have, and those of what is in it, by name of the value."""
     hints = get_type_hints(kind)
     return {field.name: _allowed(hints[field.name]) for field in fields(kind)}
 

@@ -49,7 +49,8 @@ KEPT = frozenset({
     "PYTORCH_CUDA_ALLOC_CONF",
     "TORCH_HOME",
 })  # fmt: skip
-"""Of those families, what belongs to the machine and changes neither who reaches us nor what is computed."""
+"""Variables of `FAMILIES` that our children keep: they belong to the machine, and change neither who
+reaches us nor what is computed."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 

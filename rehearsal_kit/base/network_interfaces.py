@@ -20,7 +20,7 @@ class Interface:
     """What a cluster is bound to."""
 
     name: str
-    """As the system calls it: lo, eth0, ib0."""
+    """Name as the system calls it: lo, eth0, ib0."""
     address: str
     """Its first IPv4 address."""
 

@@ -71,6 +71,22 @@ class ProcessGroups:
         dist.all_gather(rows, padded, group=self.control)
         return [_text(r.numpy().tobytes()[: int(s.item())]) for r, s in zip(rows, sizes, strict=True)]
 
+    def barrier(self) -> None:
+        """Wait until all ranks have come here."""
+        self.gather("")
+
+    def first_trouble(self, trouble: str) -> str:
+        """What the first rank in trouble says, on every rank; empty where none says anything."""
+        return next((text for text in self.gather(trouble) if text), "")
+
+    def where(self, holds: bool) -> list[int]:
+        """The ranks on which this holds, on every rank."""
+        return [rank for rank, said in enumerate(self.gather("1" if holds else "")) if said]
+
+    def max(self, number: int) -> int:
+        """The largest number of any rank, on every rank."""
+        return max(int(text) for text in self.gather(str(number)))
+
     def gather_numbers(self, numbers: Sequence[int]) -> list[list[int]]:
         """The 64-bit integers of all ranks in order of rank, equally many on each; for the exchange."""
         if self.exchange is None:
@@ -133,7 +149,7 @@ class Meeting:
     timeout_s: float = 60.0
     device: str = "cpu"
     address: str = "127.0.0.1"
-    """Of this machine, on the interface where this rank listens for the others."""
+    """Address of this machine, on the interface where this rank listens for the others."""
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ class ProcessIdentity:
 
     host: str
     boot: str
-    """Of its machine since that was started last; no two machines have the same."""
+    """Identifier of its machine since that was started last; no two machines have the same."""
     number: int
     created: float
     """Seconds since the epoch."""

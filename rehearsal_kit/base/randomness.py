@@ -37,7 +37,7 @@ class Rekeyed:
         self._start = self._philox.state  # a copy, as it is before the first number
 
     def at(self, first: int = 0, second: int = 0, third: int = 0) -> np.random.Generator:
-        """As `generator(seed, purpose, first, second, third)`."""
+        """The generator, with the numbers of `generator(seed, purpose, first, second, third)`."""
         # The lowest word counts what is drawn.
         self._start["state"]["counter"] = np.array((0, first, second, third), dtype=np.uint64)
         self._philox.state = self._start

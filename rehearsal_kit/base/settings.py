@@ -55,8 +55,8 @@ class Training:
     clip_norm: float | None = None
     """The gradient over all ranks is shortened to this norm where it is longer; None: never."""
     precision: str = "auto"
-    """Of the forward pass: "float32", "bfloat16" (automatic mixed precision), or "auto": bfloat16 on GPUs
-    that know it."""
+    """Precision of the forward pass: "float32", "bfloat16" (automatic mixed precision), or "auto": bfloat16
+    on GPUs that know it."""
     evaluated: int = 8
     """Earlier tasks that are evaluated after every task, in turns, besides the newest; all are at the end. So
     evaluation does not grow with the square of the number of tasks."""
@@ -75,7 +75,7 @@ class Training:
         require_integer("evaluated", self.evaluated, low=0)
 
     def factor(self, step: int, *, steps: int, steps_per_epoch: int) -> float:
-        """By which the learning rate is multiplied at step `step` (from 0) of the `steps` of a task."""
+        """Factor that multiplies the learning rate at step `step` (from 0) of the `steps` of a task."""
         rising = self.warmup * steps
         warm = min(1.0, (step + 1) / rising) if rising else 1.0
         match self.schedule:

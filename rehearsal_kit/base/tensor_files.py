@@ -36,7 +36,7 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
     "I64": np.dtype("<i8"),
     "BOOL": np.dtype("?"),
 }
-"""Of numpy's, those that stand in files which are read in blocks."""
+"""Dtypes of numpy, by the format's names, that stand in files which are read in blocks."""
 NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -62,7 +62,7 @@ class Sliced(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of all of them."""
+        """Shape of all these numbers."""
 
     def __getitem__(self, block: slice, /) -> NDArray[Any]:
         """Some of them; valid until the next are asked for."""
@@ -73,21 +73,21 @@ class Stored:
     """One tensor on its way into a file."""
 
     dtype: str
-    """As the format names it."""
+    """Dtype as the format names it."""
     shape: tuple[int, ...]
     numbers: Sliced
     item_bytes: int
-    """Of one entry of `numbers` along its first axis."""
+    """Bytes of one entry of `numbers` along its first axis."""
 
     @staticmethod
     def of(numbers: Sliced, dtype: np.dtype[Any]) -> Stored:
-        """Of numbers of a dtype that can be read back in blocks."""
+        """A tensor made of numbers of a dtype that can be read back in blocks."""
         name = next(name for name, known in DTYPES.items() if known == dtype)
         return Stored(name, numbers.shape, numbers, dtype.itemsize * math.prod(numbers.shape[1:]))
 
     @staticmethod
     def of_tensor(tensor: torch.Tensor) -> Stored:
-        """Of any dtype that the format knows; ValueError for another."""
+        """A tensor of any dtype that the format knows; ValueError for another."""
         if tensor.dtype not in NAMES:
             raise ValueError(f"{tensor.dtype} cannot be written; known are {', '.join(map(str, NAMES))}")
         flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
@@ -95,7 +95,7 @@ class Stored:
 
     @property
     def bytes(self) -> int:
-        """In the file."""
+        """Bytes that the tensor takes in the file."""
         return self.item_bytes * self.numbers.shape[0]
 
     def blocks(self) -> Iterator[NDArray[Any]]:
@@ -191,7 +191,7 @@ class TensorFile:
         return name in self._places
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of a tensor."""
+        """Shape of a tensor."""
         return self._places[name].shape
 
     def read(self, name: str, begin: int = 0, end: int | None = None) -> NDArray[Any]:

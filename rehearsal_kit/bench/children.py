@@ -23,7 +23,7 @@ from rehearsal_kit.base.errors import RehearsalKitError
 from rehearsal_kit.base.process_groups import Meeting, meet
 
 GRACE_S = 10.0
-"""For a process that has answered to end by itself, and for others to answer after one has failed."""
+"""Seconds for a process that has answered to end by itself, and for others to answer after one failed."""
 
 LONGEST_S = 3600.0
 """Without any answer for so long, the processes are ended: no measurement takes a quarter of it."""

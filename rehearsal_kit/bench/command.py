@@ -48,7 +48,7 @@ QUICK_RUNS = (LongRun(100, 20), LongRun(200, 20))
 QUICK_NOTE = "--quick: too few rounds and too small sizes; the numbers mean nothing."
 
 
-def add_bench(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the measurements and their options."""
     benches = parser.add_subparsers(required=True, metavar="WHAT")
     buffer = benches.add_parser("buffer", help="the local store beside other libraries; minutes")

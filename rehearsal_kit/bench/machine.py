@@ -1,4 +1,4 @@
-"""On what was measured."""
+"""The machine on which something was measured."""
 
 from __future__ import annotations
 

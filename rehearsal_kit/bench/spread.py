@@ -22,12 +22,12 @@ class Spread:
 
     @staticmethod
     def of(values: Sequence[float]) -> Spread:
-        """Of at least one measurement."""
+        """Median and quartiles of at least one measurement."""
         low, median, high = np.percentile(values, [25, 50, 75]).tolist()
         return Spread(low, median, high)
 
     def text(self, digits: int) -> str:
-        """As "median (low-high)"."""
+        """The numbers as "median (low-high)"."""
         return f"{self.median:.{digits}f} ({self.low:.{digits}f}-{self.high:.{digits}f})"
 
 

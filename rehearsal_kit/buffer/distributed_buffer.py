@@ -92,7 +92,7 @@ class DistributedBuffer:
     def over_world(
         samples: Samples, rehearsal: Rehearsal, *, seed: int, device: str = "cpu", timeout_s: float = 600.0
     ) -> DistributedBuffer:
-        """For a plain loop under torchrun, or in one process: beside the process group that exists already.
+        """A buffer for a plain loop under torchrun, or in one process: beside the process group there is.
 
         samples: a mini-batch, for its names, shapes and dtypes; it may be empty. timeout_s: how long ranks
         wait for each other at a step, so longer than what one of them does alone, such as evaluating.
@@ -193,7 +193,7 @@ class DistributedBuffer:
         )
 
     def frozen(self) -> BufferState:
-        """As `state`, but to be written by another thread while later steps are taken; `release` it then.
+        """The same as `state`, but to be written by another thread during later steps; `release` it then.
 
         The rows are not copied, except those that change before they were written.
         """

@@ -68,11 +68,11 @@ def plan_draw(stored: Sequence[int], counts: Sequence[int], random: np.random.Ge
 def plan_group_draw(
     sizes: Sequence[Mapping[int, int]], counts: Sequence[int], random: np.random.Generator
 ) -> DrawPlan:
-    """As `plan_draw`, but every group has an equal share of each draw, and within it all samples are equal.
+    """Plan as `plan_draw` does, but every group has an equal share of each draw.
 
-    A group that holds less than its share gives all it has, and the others share the rest; what cannot be
-    divided goes to groups chosen uniformly for each destination. Places count through a rank's store group
-    by group, in order of the group's number.
+    Within a group all samples are equal. A group that holds less than its share gives all it has, and the
+    others share the rest; what cannot be divided goes to groups chosen uniformly for each destination.
+    Places count through a rank's store group by group, in order of the group's number.
 
     sizes: for each rank, the samples it holds of each group.
     """

@@ -39,7 +39,7 @@ class AbstractPolicy(ABC):
     """
 
     name: ClassVar[str]
-    """As in `Rehearsal.policy`."""
+    """Name of the policy, as in `Rehearsal.policy`."""
     needs_identity: ClassVar[bool] = False
     """Whether it must know a sample again, by a field sample_id; only then `fit` and `may_stay` are asked."""
     takes_count: ClassVar[bool] = True
@@ -199,7 +199,7 @@ class Reservoir(AbstractPolicy):
 POLICIES: Mapping[str, type[AbstractPolicy]] = {
     kind.name: kind for kind in (Quotas, Reservoir, FirstInFirstOut)
 }
-"""By their names, as in `Rehearsal.policy`."""
+"""Kinds of policies by their names, as in `Rehearsal.policy`."""
 
 
 def new_policy(name: str, seed: int) -> AbstractPolicy:

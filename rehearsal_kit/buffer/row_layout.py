@@ -199,7 +199,7 @@ class RowLayout:
         return samples
 
     def unpack_there(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
-        """As `unpack`, of rows on any device."""
+        """The samples that `pack` made rows of, as `unpack` gives them, for rows on any device."""
         return {field.name: _part_of(rows, field, begin) for field, begin in self._places}
 
     @cached_property
@@ -243,7 +243,7 @@ class Accepted:
     """Samples that fit a layout, where they lie: nothing is copied before `copy_into`."""
 
     columns: tuple[tuple[int, NDArray[np.generic], Rows], ...]
-    """For each field: offset in bytes, numbers (sample, number), and which of those rows are meant."""
+    """Column of each field: offset in bytes, numbers (sample, number), and which of those rows are meant."""
     count: int
     identities: NDArray[np.int64] | None
     """(sample,): `sample_id` of each, where there is one."""

@@ -35,7 +35,7 @@ class Shard(Protocol):
         """Whether there is a tensor of this name."""
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of a tensor."""
+        """Shape of a tensor."""
 
     def read(self, name: str, begin: int = 0, end: int | None = None) -> NDArray[Any]:
         """Some entries of a tensor along its first axis, or all of them."""
@@ -60,7 +60,7 @@ class OldShard:
         return name in self._shapes
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of a tensor."""
+        """Shape of a tensor."""
         return self._shapes[name]
 
     def read(self, name: str, begin: int = 0, end: int | None = None) -> NDArray[Any]:
@@ -128,13 +128,13 @@ def _read(shard: Shard, begin: int, end: int) -> Words:
 
 
 def layout_as_text(layout: RowLayout) -> str:
-    """For `about`."""
+    """A layout as JSON, for `about`."""
     fields = [asdict(field) | {"dtype": str(field.dtype).removeprefix("torch.")} for field in layout.fields]
     return json.dumps(fields)
 
 
 def layout_of(shard: Shard) -> RowLayout:
-    """Of the rows of a shard. SnapshotError if it has a dtype that torch has not."""
+    """Layout of the rows of a shard. SnapshotError if it has a dtype that torch has not."""
     fields = json.loads(shard.about["layout"])
     for field in fields:
         dtype = getattr(torch, field["dtype"], None)
@@ -145,7 +145,7 @@ def layout_of(shard: Shard) -> RowLayout:
 
 
 TENSORS = {STORE: (ROWS, "groups", "places"), PENDING: (ROWS, "groups"), DRAWN: (ROWS, "owners", "second")}
-"""Of each part; the last two parts may be missing."""
+"""Names of the tensors of each part; the last two parts may be missing."""
 
 
 def _require_sound(shard: Shard) -> None:

@@ -1,4 +1,4 @@
-"""Between the device that trains and the host memory in which samples are stored."""
+"""Transfer of samples between the device that trains and the host memory in which they are stored."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Staging:
         )
 
     def pinned(self, count: int) -> Words | None:
-        """As `empty` where there is a CUDA device; None where any memory will do."""
+        """Rows as `empty` makes them, where there is a CUDA device; None where any memory will do."""
         return self.empty(count).numpy() if self._stream is not None else None
 
     def hand_over(self, samples: Samples, chosen: Rows) -> Callable[[], Words]:

@@ -125,7 +125,7 @@ class BufferState:
     pending: Pending | None
     """The hand-over that is not stored yet."""
     drawn: Drawn | None
-    """For the next step; None before step 0, and after an exchange that failed."""
+    """Samples drawn for the next step; None before step 0, and after an exchange that failed."""
 
     def frozen(self, contents: Contents) -> BufferState:
         """The same with these contents, and all else in memory of its own, which no later step changes."""

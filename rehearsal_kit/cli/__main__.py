@@ -1,4 +1,4 @@
-"""For `python -m rehearsal_kit.cli`."""
+"""Entry point of `python -m rehearsal_kit.cli`."""
 
 import sys
 

@@ -27,7 +27,7 @@ from rehearsal_kit.session.session import Session
 
 IDLE_TIMEOUT_S = 300.0
 ARRIVAL_S = 8.0
-"""Between two scans of the simulated beamline."""
+"""Seconds between two scans of the simulated beamline."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class Preset:
     """Rows and columns of what the network sees and predicts."""
     training: Training
     rehearsal: Rehearsal
-    """With room for about 30 % of the stream."""
+    """Settings of rehearsal, with room for about 30 % of the stream."""
 
 
 SIMULATED = Preset(

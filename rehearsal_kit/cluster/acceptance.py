@@ -16,7 +16,10 @@ from rehearsal_kit.record.run_folder import RunFolder
 
 
 class Acceptance:
-    """Of one run. A kernel is known by its holder, a text that begins with the name of its connection."""
+    """Who may steer one run, and which wishes were accepted.
+
+    A kernel is known by its holder, a text that begins with the name of its connection.
+    """
 
     def __init__(self, run: RunFolder, holder: str) -> None:
         self.holder = holder
@@ -27,7 +30,7 @@ class Acceptance:
         self._lost = ""
         """The kernel whose connection broke while it steered; it may come back."""
         self._newest: dict[str, int] = {}
-        """By kernel: the number of the newest wish that was accepted."""
+        """Number of the newest wish that was accepted, by kernel."""
         self._ledger = Ledger(run.wishes, durable=True)
 
     def take(self, holder: str, *, even_if_held: bool) -> bool:

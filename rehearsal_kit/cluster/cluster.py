@@ -285,7 +285,7 @@ def stop_cluster(files: ClusterFiles) -> str:
 
 
 def tell_process() -> tuple[str, int]:
-    """On which host this worker is, and its process number there."""
+    """The host on which this worker is, and its process number there."""
     return socket.gethostname(), os.getpid()
 
 

@@ -16,7 +16,7 @@ from rehearsal_kit.base.errors import ClusterGoneError
 ANSWER_S = 30.0
 """No function that is called so takes more than a moment; a scheduler may have to start a process first."""
 LOOK_S = 0.5
-"""Between two looks at whether a cluster that does not answer is still there."""
+"""Seconds between two looks at whether a cluster that does not answer is still there."""
 
 
 def never() -> bool:

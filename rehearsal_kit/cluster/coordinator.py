@@ -1,4 +1,4 @@
-"""On the scheduler's side: starts generations of ranks, watches them and starts them again.
+"""The coordinator on the scheduler's side: starts generations of ranks, watches them and starts them again.
 
 So a run outlives the kernel that started it. Ranks are never mended inside a generation: whatever happens to
 one of them ends it, and the next one begins at a checkpoint (after torchelastic: fail all rather than one).

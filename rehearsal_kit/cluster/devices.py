@@ -43,7 +43,7 @@ class Gpus:
 
 
 def rank_device() -> str:
-    """On what a rank in this process trains, as torch calls it: cuda:0 or cpu.
+    """The device on which a rank in this process trains, as torch calls it: cuda:0 or cpu.
 
     Dask-cuda shows every worker its own GPU as the first.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 TOPIC_PREFIX = "rehearsal-kit/"
-"""Of the topics under which ranks tell their records."""
+"""Beginning of the topics under which ranks tell their records."""
 CLOSING_TOPIC = "rehearsal-kit-closing"
 """Under which a worker tells the coordinator the topic of its run when it closes by itself."""
 

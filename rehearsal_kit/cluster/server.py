@@ -46,7 +46,7 @@ LISTENERS_CHECK_S = 3.0
 LONGEST_SCRATCH = 107 - len("/pymp-12345678/listener-12345678")
 """Bytes of the name of a folder in which a fork server can have its socket (`man 7 unix`)."""
 LAST = -200
-"""Of what multiprocessing does at the end of a process, after the removal of its own folder (-100)."""
+"""Priority of what multiprocessing does at the end of a process, after removing its own folder (-100)."""
 
 # Our ranks are no tasks: Dask must neither steal, retry nor profile, nor kill a worker for the memory of a
 # rehearsal buffer that it knows nothing of, nor for a long call that holds the interpreter.
@@ -206,7 +206,7 @@ class ServerPlugin(SchedulerPlugin):
 
 
 def tell_to_stop(dask_scheduler: Scheduler) -> None:
-    """For client.run_on_scheduler: end the whole cluster."""
+    """End the whole cluster; for client.run_on_scheduler."""
     plugin = dask_scheduler.plugins[PLUGIN]
     assert isinstance(plugin, ServerPlugin)  # noqa: S101 - the name is ours
     plugin.stop = True

@@ -11,12 +11,12 @@ from rehearsal_kit.record.run_states import INTERRUPTED
 QUIET_S = 10.0
 """Without progress for so long, people are told."""
 LOOK_S = 1.0
-"""Between two looks at the ranks, unless something happens."""
+"""Seconds between two looks at the ranks, unless something happens."""
 PATIENCE_S = 3.0
 """How long the rank that took the others with it is looked for once one of these has failed."""
 
 Statuses = Sequence[HostStatus | None]
-"""In order of rank; None: its worker does not answer."""
+"""Statuses in order of rank; None: its worker does not answer."""
 
 
 class GenerationError(Exception):

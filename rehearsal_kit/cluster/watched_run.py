@@ -32,9 +32,9 @@ class WatchedRun:
     workers: list[str] = field(default_factory=list)
     """Addresses in order of rank, of the generation under way."""
     names: set[str] = field(default_factory=set)
-    """Of the workers that it had so far."""
+    """Names of the workers that it had so far."""
     restarts: int = 0
-    """In a row: since the run has last got further than ever before."""
+    """Restarts in a row: since the run has last got further than ever before."""
     taken: dict[int, tuple[int, int]] = field(default_factory=dict)
     """Branch and step of checkpoints, by number."""
     furthest: tuple[int, int] = (0, 0)

@@ -32,7 +32,7 @@ class WorkerPool:
         self._scheduler = scheduler
 
     def name(self, address: str) -> str:
-        """Of a worker; it keeps that when it is restarted."""
+        """Name of a worker; it keeps that when it is restarted."""
         return str(self._scheduler.workers[address].name)
 
     def present(self, addresses: Sequence[str]) -> list[bool]:
@@ -64,7 +64,7 @@ class WorkerPool:
             await asyncio.sleep(0.1)
 
     async def settle(self, workers: Sequence[str], topic: str) -> None:
-        """Until no rank of the ended generation runs any more: those that do not end are restarted."""
+        """Wait until no rank of the ended generation runs any more: those that do not end are restarted."""
         left = [address for address in workers if address in self._scheduler.workers]
         # A rank that was frozen may come to life again: those that hear this go no further with it.
         asks = [

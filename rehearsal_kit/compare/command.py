@@ -30,7 +30,7 @@ CLUSTER = "cluster"
 """The file that names the cluster of the last call."""
 
 
-def add_compare(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     add = parser.add_argument
     add("--stream", required=True, choices=[stream.name for stream in STREAMS], help="what is learned")

@@ -45,7 +45,7 @@ class Place:
     """Where a stream is laid out, and where its data come from."""
 
     folder: Path
-    """For what is written: private, of one seed."""
+    """Folder for what is written: private, of one seed."""
     data: Path | None
     """Where data sets lie that are not part of this project; None: not said."""
     seed: int
@@ -62,7 +62,7 @@ class CompareStream:
     measure: str
     """What is called the error in its tables."""
     shape: tuple[int, ...]
-    """Of the network's input, without the sample axis."""
+    """Shape of the network's input, without the sample axis."""
     small: Callable[[int], torch.nn.Module] = field(repr=False)
     """The network for CPUs, from a seed."""
     full: Callable[[int], torch.nn.Module] = field(repr=False)

@@ -23,7 +23,7 @@ from rehearsal_kit.session.progress_bar import train_to_the_end
 from rehearsal_kit.session.session import Session
 
 PERCENT = 30.0
-"""Of the stream that buffers hold, unless said otherwise."""
+"""Percentage of the stream that buffers hold, unless said otherwise."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,10 @@ class Arm:
 
     @staticmethod
     def parsed(text: str) -> Arm:
-        """From "er", "er@5" or "derpp@10": the number is the percentage; SettingsError for anything else."""
+        """The arm called "er", "er@5" or "derpp@10": the number is the percentage.
+
+        SettingsError for anything else.
+        """
         name, at, percent = text.partition("@")
         made = named_strategy(name)
         try:
@@ -49,12 +52,12 @@ class Arm:
 
     @property
     def label(self) -> str:
-        """As tables call it."""
+        """Name of the arm, as tables call it."""
         return f"{self.strategy} {self.percent:g} %" if self.percent else self.strategy
 
     @property
     def slug(self) -> str:
-        """As folders are called."""
+        """Name of the arm, as folders are called."""
         return f"{self.strategy.lower()}-{self.percent:g}" if self.percent else self.strategy.lower()
 
     def made(self, stream: CompareStream) -> Strategy:
@@ -70,7 +73,7 @@ class Laid:
     stream: CompareStream
     tasks: Sequence[Arrived]
     samples: int
-    """For training, over all tasks."""
+    """Samples for training, over all tasks."""
     seed: int
     full: bool
     """Whether the full network is trained."""

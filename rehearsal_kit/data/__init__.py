@@ -1,4 +1,4 @@
-"""From files to mini-batches: scans, labelled images, tasks, preparation, the stream.
+"""The way from files to mini-batches: scans, labelled images, tasks, preparation, the stream.
 
     scan.h5 --describe--> experience --open, read--> samples --prepare--> task loader --> mini-batches
 

@@ -25,7 +25,7 @@ class Experience(Protocol):
 
     @property
     def name(self) -> str:
-        """As people read it."""
+        """Name of the experience, as people read it."""
 
     @property
     def path(self) -> Path:
@@ -37,7 +37,7 @@ class Experience(Protocol):
 
     @property
     def raw_shape(self) -> tuple[int, ...]:
-        """Of one sample as it is measured, before any preparation."""
+        """Shape of one sample as it is measured, before any preparation."""
 
     @property
     def preparation(self) -> Preparation | None:

@@ -14,7 +14,7 @@ from rehearsal_kit.data.scans.files import Facts, digest_of, facts_of
 from rehearsal_kit.record.commands import Arrived
 
 DIGITS = 16
-"""Of a digest, as people read it."""
+"""Hexadecimal digits of a digest, as people read it."""
 
 
 def natural_key(path: str) -> list[int | str]:

@@ -40,9 +40,9 @@ SHORT_S = 0.5
 """A step is held up no longer for what was asked: what is read in an instant takes effect at once, in
 the order in which it was wished, and only large files come later."""
 LONGEST_PAUSE_S = 5.0
-"""Between two attempts to open a file that its writer holds."""
+"""Seconds between two attempts to open a file that its writer holds, at most."""
 LOOKING = 20
-"""Between two looks at the folders lies so many times what one takes: training needs the processor more."""
+"""Pause between looks at the folders, in multiples of what one takes: training needs the processor more."""
 NAMED = 3
 """Files that a note names; of more it tells the number."""
 
@@ -74,7 +74,7 @@ class _Request:
     pause_s: float = 0.0
     said: bool = False
     files: frozenset[str] | None = None
-    """Of the end of a stream: files that lay there when its turn came."""
+    """Files that lay there when the turn of the end of a stream came."""
 
 
 class FolderWatch:
@@ -107,7 +107,7 @@ class FolderWatch:
         self._failure = ""
         # What follows belongs to the thread.
         self._patterns: dict[str, float | None] = {}
-        """Since when each has matched nothing; None: it has matched."""
+        """Monotonic seconds since which each pattern has matched nothing; None: it has, or that was said."""
         self._known: set[str] = set()
         self._aside: dict[str, Facts | str] = {}
         """What each file was when it was set aside: its facts, or the digest of its content."""
@@ -261,7 +261,7 @@ class FolderWatch:
         return True
 
     def _read(self, arrived: Arrived) -> Arrived:
-        """With its digest; NotYetError while its writer is at work, ScanError for what is no file.
+        """The file with its digest; NotYetError while its writer is at work, ScanError for what is no file.
 
         What is no HDF5 file is handed over as it is: the ranks say together why they cannot use it.
         """

@@ -1,4 +1,4 @@
-"""From the file that arrived to the experience it brings, whatever its kind, as long as it is that file."""
+"""How a file that arrived becomes the experience it brings, whatever its kind, as long as it is that file."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class ArrivedExperience:
 
     @property
     def name(self) -> str:
-        """As people read it."""
+        """Name of the experience, as people read it."""
         return self.arrived.name
 
     @property
@@ -100,7 +100,7 @@ class ArrivedExperience:
 
     @property
     def raw_shape(self) -> tuple[int, ...]:
-        """Of one sample as it is measured, before any preparation."""
+        """Shape of one sample as it is measured, before any preparation."""
         return self._opened().raw_shape
 
     @property

@@ -1,4 +1,4 @@
-"""From detector frames to what a network is given; the same for every task of a run."""
+"""The way from detector frames to what a network is given; the same for every task of a run."""
 
 from __future__ import annotations
 

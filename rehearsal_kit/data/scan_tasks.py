@@ -43,13 +43,13 @@ class ScanExperience:
     watched: Indices = field(repr=False)
     """Plotted while the run goes on."""
     test: Indices = field(repr=False)
-    """For final tables only."""
+    """Frames for final tables only."""
     unit: complex
     """The object is divided by it: median amplitude 1, circular-mean phase 0 where patches lie."""
 
     @property
     def raw_shape(self) -> tuple[int, ...]:
-        """Of a frame: rows and columns of the detector."""
+        """Shape of a frame: rows and columns of the detector."""
         return self.scan.frame_shape
 
     @property

@@ -29,7 +29,8 @@ PHOTONS = 1e6
 ENERGY_EV = 10_000.0
 DISTANCE_M = 2.0
 DETECTOR_PIXEL_M = 172e-6
-"""Of the simulated beamline; with 64 pixels a side, the pixel of the object is 22.5 nm."""
+"""Energy, distance and detector pixel of the simulated beamline; with 64 pixels a side, the pixel of the
+object is 22.5 nm."""
 
 _GRID = (24, 16)
 """Rows and columns of positions of a specimen's scan."""
@@ -204,7 +205,7 @@ class Beamline:
     folder: Path
     scans: int = 4
     interval_s: float = 10.0
-    """From the end of one file to the beginning of the next."""
+    """Seconds from the end of one file to the beginning of the next."""
     seed: int = 0
     side: int = 64
     """Pixels of a side of the detector."""

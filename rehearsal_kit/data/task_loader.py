@@ -49,16 +49,16 @@ class TaskLoader:
     rest_begins: int = 0
     """The place of the first of these."""
     _order: tuple[int, torch.Tensor] | None = field(default=None, repr=False)
-    """Of the epoch under way, which is the first number."""
+    """Number of the epoch under way, and the order of its samples."""
 
     @property
     def steps_per_epoch(self) -> int:
-        """Of a whole epoch: the same on all ranks, however many samples each has."""
+        """Steps of a whole epoch: the same on all ranks, however many samples each has."""
         return self._steps_from(0)
 
     @property
     def steps(self) -> int:
-        """Of all epochs together, those taken included."""
+        """Steps of all epochs together, those taken included."""
         if self.done or not self.largest:
             return self.taken
         return (

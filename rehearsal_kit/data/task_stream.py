@@ -19,7 +19,7 @@ EVALUATION_BATCH = 256
 MOST_LOOKED_AT = 65
 """Samples that are searched for one to show: a scan in which the shutter was closed has thousands without."""
 LOOKED_AT = 16
-"""Of them, read at once: a scan's object is then read once for all."""
+"""Samples of a search for one to show that are read at once: a scan's object is then read once for all."""
 
 
 class TaskStream:
@@ -79,7 +79,7 @@ class TaskStream:
 
     @property
     def order(self) -> list[int]:
-        """As which each task arrived, counted from 0."""
+        """Number as which each task arrived, counted from 0."""
         return list(self._order)
 
     def reorder(self, first: int, order: Sequence[int]) -> None:

@@ -54,7 +54,7 @@ class TensorTask:
     watched: Samples = field(repr=False)
     """Plotted while the run goes on."""
     test: Samples = field(repr=False)
-    """For final tables only."""
+    """Samples for final tables only."""
 
     def __post_init__(self) -> None:
         for split in SPLITS:

@@ -24,11 +24,11 @@ class MiniBatch:
     new: Samples
     replayed: Samples
     distilled: Samples
-    """With their stored outputs."""
+    """Samples with their stored outputs."""
 
     @property
     def parts(self) -> tuple[Samples, Samples, Samples]:
-        """In the order in which strategies are given them."""
+        """All parts, in the order in which strategies are given them."""
         return (self.new, self.replayed, self.distilled)
 
 

@@ -248,6 +248,6 @@ def _trouble(values: Sequence[float], norm: float) -> str:
 
 
 def _widest(tensors: Sequence[torch.Tensor]) -> torch.dtype:
-    """In which numbers of all of these can be added up: single precision, or double where there is any."""
+    """The dtype that can add up numbers of all of these: single precision, or double where there is any."""
     double = any(tensor.dtype in (torch.float64, torch.complex128) for tensor in tensors)
     return torch.float64 if double else torch.float32

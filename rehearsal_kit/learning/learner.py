@@ -37,7 +37,7 @@ class Learner:
         self.signature: Signature | None = None
         """None until a first task was met."""
         self.learning_rate = training.learning_rate
-        """Before the schedule; of the next step."""
+        """Learning rate of the next step, before the schedule."""
         self.calls = 0
         """Steps and predictions so far; grows while this learner gets on."""
         self._training = training
@@ -118,7 +118,7 @@ class Learner:
                 metrics.add(self.predict(batch[self._known.inputs]), batch)
         except Exception as error:  # the other ranks must learn of it, not wait for this one
             trouble = f"{said(error)} (rank {self._groups.rank})"
-        if reason := next((text for text in self._groups.gather(trouble) if text), ""):
+        if reason := self._groups.first_trouble(trouble):
             raise TaskError(reason)
         return metrics.over_all(self._groups)
 
@@ -127,7 +127,7 @@ class Learner:
         return {name: t.detach().cpu().clone().contiguous() for name, t in self.network.state_dict().items()}
 
     def fingerprint(self) -> str:
-        """Of the weights: equal on two ranks exactly when they hold the same numbers."""
+        """Fingerprint of the weights: equal on two ranks exactly when they hold the same numbers."""
         seen = hashlib.sha256()
         for name, tensor in self.network.state_dict().items():
             seen.update(name.encode())

@@ -57,10 +57,10 @@ class Scores:
     """How good the outputs on one task are. A field of which no rank had a sample is in neither."""
 
     errors: dict[str, float]
-    """By field: mean absolute error, or for classes the share of samples whose top-1 class is wrong."""
+    """Error by field: mean absolute error, or for classes the share of samples whose top-1 class is wrong."""
     metrics: dict[str, float]
-    """By "<field> <metric>". Classes: "top-1" and, of more than five classes, "top-5" (shares right). Other
-    fields: "MAE", "MSE" and, for images, "PSNR" in dB (infinite without any error) and "SSIM".
+    """Metrics by "<field> <metric>". Classes: "top-1" and, of more than five classes, "top-5" (shares right).
+    Other fields: "MAE", "MSE" and, for images, "PSNR" in dB (infinite without any error) and "SSIM".
     """
 
 

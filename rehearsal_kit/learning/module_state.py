@@ -44,13 +44,13 @@ class Modes:
         self._still = [network.get_submodule(name) for name in still_modules(network)]
 
     def train(self) -> None:
-        """As its owner had it, for a step."""
+        """Put the network into training mode as its owner had it, for a step."""
         self._network.train()  # as a whole: it may have a method of its own that keeps parts as they are
         for module in self._still:
             module.training = False
 
     def evaluate(self) -> None:
-        """For predictions."""
+        """Put the network into evaluation mode, for predictions."""
         self._network.eval()
 
 
@@ -121,7 +121,7 @@ class ModuleBuffers:
             tensor.copy_(part.view_as(tensor))
 
     def put_back(self) -> None:
-        """As they were before the forward pass, also one that is gone since or has become another tensor."""
+        """Put each buffer back as before the forward pass, also one gone since or become another tensor."""
         now = dict(self._network.named_buffers())
         for name, before in self._before:
             came = now.get(name)

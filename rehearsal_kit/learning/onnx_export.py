@@ -22,7 +22,7 @@ from rehearsal_kit.base.errors import ExportError, ScanError, SettingsError
 from rehearsal_kit.data.preparation import Preparation
 
 _TOLERANCE = 1e-3
-"""Of the largest magnitude of an output."""
+"""Largest difference allowed in an output, as a share of its largest magnitude."""
 _PROTOBUF_LIMIT = 2**31
 """Bytes; a single ONNX file holds less."""
 

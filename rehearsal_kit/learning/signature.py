@@ -28,7 +28,7 @@ class Signature:
     inputs: str
     """The field that goes into the network."""
     layout: RowLayout
-    """Of the samples, without their identity; fields in order of their names."""
+    """Layout of the samples, without their identity; fields in order of their names."""
     outputs: Mapping[str, tuple[int, ...]]
     """Shape of each output of the network that meets a target, without the sample axis."""
     kinds: Mapping[str, str]
@@ -36,7 +36,7 @@ class Signature:
 
     @staticmethod
     def of(samples: Samples, outputs: Samples, *, inputs: str) -> Signature:
-        """From samples, (sample, ...), and what the network made of some of them, (sample, ...).
+        """The signature of samples, (sample, ...), and what the network made of some of them, (sample, ...).
 
         Raises:
             TaskError: no output meets a target, or one has another shape than the target it meets.

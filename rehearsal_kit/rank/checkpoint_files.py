@@ -24,7 +24,7 @@ from rehearsal_kit.base.tensor_files import Stored, Written, nothing, write_tens
 from rehearsal_kit.buffer.snapshots import is_shard
 
 FORMAT = 2
-"""Of manifest and state; 2: with the identity of the run and its outcome."""
+"""Format of manifest and state; 2: with the identity of the run and its outcome."""
 MANIFEST = "manifest.json"
 STATE = "state.json"
 TENSORS = "learner.safetensors"

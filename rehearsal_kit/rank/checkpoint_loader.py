@@ -1,4 +1,4 @@
-"""From a checkpoint back to a rank that goes on: which one, what is read of it, and what comes after it."""
+"""How a rank goes on from a checkpoint: which one, what is read of it, and what comes after it."""
 
 from __future__ import annotations
 

@@ -19,12 +19,12 @@ from rehearsal_kit.base.files import write_private
 from rehearsal_kit.base.patience import Patience
 
 FAILED = ""
-"""In the list of files of a part, which has no other file without a name: why there is none."""
+"""Key of why there is no part, in its list of files, which has no other file without a name."""
 GIVEN_UP = "given-up"
 SOON_S, LATER_S = 0.01, 0.5
-"""Between two looks at the folder: at first, and later."""
+"""Seconds between two looks at the folder: at first, and later."""
 PULSE_S = 1.0
-"""Between two signs of life, at most."""
+"""Seconds between two signs of life, at most."""
 
 
 class CheckpointPart:

@@ -51,7 +51,7 @@ class Learning:
     """What a rank is in the middle of."""
 
     preparation: Preparation
-    """Of scans that arrive; fitted by the first of them."""
+    """Preparation of scans that arrive; fitted by the first of them."""
     loader: TaskLoader | None = None
     buffer: DistributedBuffer | None = None
 
@@ -66,7 +66,7 @@ class CheckpointTakeup:
         self.shelf = Shelf()
 
     def found(self, arrived: Arrived) -> Arrived:
-        """With the whole path of its file, which may lie in the run folder."""
+        """What arrived, with the whole path of its file, which may lie in the run folder."""
         return replace(arrived, path=self._with.spec.run.find(arrived.path))
 
     def ready(self, loaded: LoadedCheckpoint) -> Ready:
@@ -126,7 +126,7 @@ class CheckpointTakeup:
         self.adopt(ready.loaded, self.under_way(ready.loaded, its.stream))
 
     def settle(self) -> None:
-        """After a checkpoint was taken up, on all ranks alike: how long a task is that was begun anew."""
+        """Learn how long a task begun anew is, after a checkpoint was taken up, on all ranks alike."""
         if self.now.loader is not None and not self.now.loader.taken:
             self._task_lifecycle.measure(self.now.loader)
 

@@ -105,7 +105,7 @@ class CheckpointWriter:
         return waited and step != where and all(job.done() for job in self._jobs)
 
     def ready(self, number: int) -> None:
-        """On rank 0, before any rank writes: make the folder into which all of them do."""
+        """Make the folder into which all ranks write, on rank 0 and before any of them does."""
         if self._groups.rank == 0:
             try:
                 partial_folder(self._root, number, self._generation).mkdir(mode=0o700)

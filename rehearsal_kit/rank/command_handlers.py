@@ -278,7 +278,7 @@ class CommandHandlers:
     def _rolled_back(self, command: RollBack) -> Commit:
         its = self._with
         its.checkpoint_writer.settle()
-        its.groups.gather("")  # all parts are written, and rank 0 has put them together
+        its.groups.barrier()  # all parts are written, and rank 0 has put them together
         loaded = load_checkpoint(its.spec.run, command.checkpoint, its.groups, identity=its.identity)
         there = RunState.from_plain(loaded.state["course"], LiveSettings.of(its.spec))
         if there.begun > len(its.stream):

@@ -22,7 +22,7 @@ class RankContext:
 
     spec: RunSpec
     identity: str
-    """Of the run, as it stands in its checkpoints."""
+    """Identity of the run, as it stands in its checkpoints."""
     groups: ProcessGroups
     run_state: RunState
     decisions: Decisions

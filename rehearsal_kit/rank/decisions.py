@@ -174,7 +174,7 @@ class Decisions:
 
     def agree(self, trouble: str) -> str:
         """The first trouble of any rank, told to all; empty when none has any."""
-        return next((text for text in self._groups.gather(trouble) if text), "")
+        return self._groups.first_trouble(trouble)
 
     def close(self) -> None:
         """End the reader and close the ledger."""

@@ -40,9 +40,9 @@ class Evaluation:
         self.sound = True
         """Whether the newest task's predictions were finite after it was trained."""
         self._seen: dict[int, int] = {}
-        """After which task each was last evaluated."""
+        """The task after which each task was last evaluated."""
         self._errors: dict[int, tuple[int, float]] = {}
-        """After which task each had which watched error."""
+        """The task after which each task had its watched error, and that error."""
         self._left_open: dict[tuple[int, str], str] = {}
         """Which tasks and splits could not be evaluated when that was tried last, and why."""
 
@@ -139,7 +139,7 @@ class Evaluation:
             scores = self._learner.metrics(reading)
         except TaskError as error:  # the network cannot predict them; that is no reason to end a run
             return Scores({}, {}), str(error)
-        return scores, next((text for text in self._groups.gather(reading.trouble) if text), "")
+        return scores, self._groups.first_trouble(reading.trouble)
 
     def _leave_open(self, task: int, split: str, *, after: int, step: int, reason: str) -> None:
         if split == "watched" and after != UNTRAINED:

@@ -19,7 +19,7 @@ class LiveSettings:
     """The same on all ranks at every step."""
 
     learning_rate: float
-    """Before the schedule."""
+    """Learning rate before the schedule."""
     batch: int
     """New samples per rank and step (b)."""
     rehearsal: Rehearsal
@@ -37,7 +37,7 @@ class LiveSettings:
 
     @property
     def plain(self) -> dict[str, float | str]:
-        """As plain values, for records and people."""
+        """The settings as plain values, for records and people."""
         values: dict[str, float | str] = {
             "learning_rate": self.learning_rate,
             "batch": self.batch,

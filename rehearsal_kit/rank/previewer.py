@@ -18,11 +18,11 @@ from rehearsal_kit.record.preview_files import Image, Preview, append_previews
 
 INTERVAL_S = 1.0
 ASKED_S = 5.0
-"""For so long after somebody asked, the preview is kept fresh."""
+"""Seconds for which the preview is kept fresh after somebody asked."""
 REMEMBERED = 4
 """Previews that stay in memory; others are made anew when somebody asks."""
 TOGETHER = 32
-"""In one file, and in memory until it is written."""
+"""Previews in one file, and in memory until it is written."""
 MOST_WRITES = 16
 """Files that wait for the disk; of further ones nothing is kept once it has not answered in time."""
 LAST_S = 10.0
@@ -44,9 +44,9 @@ class Previewer:
         self._stream = stream
         self._folder = folder
         self._remembered: dict[int, Preview] = {}
-        """By task, the newest last. Replaced as a whole, so any thread may read."""
+        """Previews by task, the newest last. Replaced as a whole, so any thread may read."""
         self._asked: tuple[int | None, float] = (None, -ASKED_S)
-        """For which task, None for the newest that has begun, and when."""
+        """The task that was asked for, None for the newest that has begun, and when, in monotonic seconds."""
         self._made = 0.0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="previews", initializer=step_back)
         self._writes: list[Future[None]] = []

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from rehearsal_kit.buffer.states import Representatives
 from rehearsal_kit.learning.joint_step import Stepped
-from rehearsal_kit.record.records import IN_A_BRANCH, NotKept, Record, StateChanged, Steps
+from rehearsal_kit.record.records import InABranch, NotKept, Record, StateChanged, Steps
 from rehearsal_kit.record.run_folder import RunFolder
 from rehearsal_kit.record.seen import SeenRecords
 from rehearsal_kit.record.timeline_file import TimelineFile
@@ -46,7 +46,7 @@ class Reporter:
         self._began = self._seconds = self._waited = self._hidden = 0.0
 
     def goes_on_from(self, checkpoint: int) -> None:
-        """From here on nothing is told twice that was told after this checkpoint; 0: from the beginning."""
+        """Tell nothing twice from here on that was told after this checkpoint; 0: from the beginning."""
         if self._rank == 0:
             self._told = SeenRecords.since(self._file, checkpoint)
 
@@ -57,7 +57,7 @@ class Reporter:
 
     def tell_of_myself(self, record: Record) -> None:
         """Something that concerns this rank."""
-        if isinstance(record, IN_A_BRANCH):
+        if isinstance(record, InABranch):
             record = replace(record, branch=self.branch)
         if self._told.has(record):
             return

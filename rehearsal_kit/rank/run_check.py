@@ -37,7 +37,7 @@ LOOKED_AT = 32
 """Samples, spread over a task, among which some with counts are looked for. Where the shutter was closed
 there are none among thousands, and nobody waits for a check that reads them all."""
 SAMPLES = 2
-"""In each part of the dry mini-batches: as few as batch norm can do with."""
+"""Samples in each part of the dry mini-batches: as few as batch norm can do with."""
 
 
 def require_sound(settings: RunSettings, network: object) -> None:

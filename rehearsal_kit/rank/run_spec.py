@@ -56,14 +56,14 @@ class RunSpec(RunSettings):
     """What every rank of a run is told."""
 
     network: torch.nn.Module
-    """With its initial weights."""
+    """The network, with its initial weights."""
     replays: RunFolder | None = None
     """Another run whose effects this one follows; None: it is steered."""
     device: str = "cpu"
 
 
 def packed_spec(settings: RunSettings) -> bytes:
-    """As it is sent to the ranks; SettingsError where something of it cannot be.
+    """The settings as they are sent to the ranks; SettingsError where something of them cannot be.
 
     By cloudpickle at once: Dask's own way would send classes of modules that were registered by
     `cloudpickle.register_pickle_by_value` as names, which the workers cannot import.
@@ -120,7 +120,7 @@ def keep_spec(spec: RunSpec, *, ranks: int) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Of everything that decides about the bits of a run."""
+    """Versions of everything that decides about the bits of a run."""
     package = Path(str(files("rehearsal_kit")))  # all of it, wherever this file lies
     code = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):

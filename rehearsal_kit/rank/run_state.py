@@ -47,19 +47,19 @@ class RunState:
 
     def to_plain(self) -> dict[str, Any]:
         """All of it as plain values."""
-        plain = {name: getattr(self, name) for name in FATES}
+        plain = {name: getattr(self, name) for name in FATES if name != "live_settings"}
         return {
             **plain,
             "spoilt": [[steps.start, steps.stop] for steps in self.spoilt],
-            "in_force": dict(self.live_settings.plain),
+            "in_force": dict(self.live_settings.plain),  # as checkpoints call it since the first of them
         }
 
     @staticmethod
     def from_plain(plain: Mapping[str, Any], first: LiveSettings) -> RunState:
         """What `to_plain` made; first: the settings that the run began with."""
-        values = {name: plain[name] for name in FATES}
+        values = {name: plain[name] for name in FATES if name != "live_settings"}
         spoilt = [range(*steps) for steps in values.pop("spoilt")]
-        live_settings = first.steered(Steer(**values.pop("in_force")))
+        live_settings = first.steered(Steer(**plain["in_force"]))
         return RunState(live_settings=live_settings, spoilt=spoilt, **values)
 
     def change(self, kind: str) -> None:

@@ -22,7 +22,7 @@ from rehearsal_kit.record.commands import SetAside, TaskDone
 from rehearsal_kit.record.records import Noted, TaskBegan, TaskEnded, TaskSetAside
 
 Dealings = list[tuple[int, int]]
-"""Of an epoch: number of ranks, and samples per rank that were passed while there were so many."""
+"""How an epoch was dealt out: number of ranks, and samples per rank passed while there were so many."""
 TakenUp = tuple[TaskLoader, Dealings]
 """A lesson in the middle, and how its epoch was dealt out before."""
 NOTHING_TO_TRAIN = "no training frame has any counts; was the shutter closed?"
@@ -34,8 +34,8 @@ class TaskLifecycle:
     def __init__(self, context: RankContext) -> None:
         self._with = context
         self._dealings: Dealings = []
-        """Of the epoch under way, before the present one: empty unless a run went on with another number of
-        ranks."""
+        """How the epoch under way was dealt out before the present dealing: empty unless a run went on with
+        another number of ranks."""
 
     def begin(self) -> TaskLoader | None:
         """The next task's lesson; None if there is none, or it had to be set aside."""
@@ -169,7 +169,7 @@ class TaskLifecycle:
 
     def measure(self, loader: TaskLoader) -> None:
         """Learn how long a lesson is: all ranks call this together."""
-        loader.largest = max(int(size) for size in self._with.groups.gather(str(loader.largest)))
+        loader.largest = self._with.groups.max(loader.largest)
 
     def take_up(self, dealings: Dealings) -> None:
         """Go on with a lesson that `lesson_of` has made."""

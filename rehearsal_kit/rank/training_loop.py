@@ -152,7 +152,7 @@ class Rank:
         self._decisions.closing = True
 
     def fingerprint(self) -> str:
-        """Of the weights."""
+        """Fingerprint of the weights."""
         return self._learner.fingerprint()
 
     def _loader(self) -> TaskLoader | None:
@@ -259,12 +259,12 @@ class Rank:
         return f"{stepped.error} {where}" if stepped.error else ""
 
     def _start_over(self, loader: TaskLoader, trouble: str, *, guilty: bool = False) -> None:
-        """After a loss that is not finite: back to where the task began, and wait for a person.
+        """Go back to where the task began after a loss that is not finite, and wait for a person.
 
         The weights that made this loss may be spoilt already, so the step before is no place to go on from.
         """
         run_state = self._run_state
-        ranks = [rank for rank, said in enumerate(self._groups.gather("1" if guilty else "")) if said]
+        ranks = self._groups.where(guilty)
         experience = self._stream[loader.task]
         where = f"rank {', '.join(map(str, ranks))}" if ranks else "the sum over all ranks"
         run_state.trouble = (
@@ -279,7 +279,7 @@ class Rank:
         run_state.paused = True
 
     def _give_up(self, loader: TaskLoader, reason: str, *, recorded: bool = False) -> None:
-        """After an error of network or strategy on any rank: the next task may well be trained."""
+        """Give a task up after an error of network or strategy on any rank: the next may well be trained."""
         self._reporter.flush()
         self._run_state.step += 1  # all ranks have begun it; nothing of it is offered
         self._task_lifecycle.give_up(loader, reason, recorded=recorded)

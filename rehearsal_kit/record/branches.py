@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping
 
 from rehearsal_kit.record.records import (
-    IN_A_BRANCH,
     Applied,
     BranchBegan,
     Evaluated,
+    InABranch,
     Record,
     Restored,
     Steps,
@@ -23,9 +23,10 @@ from rehearsal_kit.record.thinning import steps_before
 Place = tuple[int, float]
 """A branch, and how many of its steps are passed: what is decided before a step lies at its number."""
 BEGINNING = 0.5
-"""By so much what is told as a task begins lies after what is decided before the same step."""
+"""What is told as a task begins lies this fraction of a step after what is decided before the same step."""
 IN_VAIN = 0.25
-"""By so much a step that came to nothing is followed by what is decided then; it has no loss."""
+"""What is decided after a step that came to nothing, which has no loss, lies this fraction of a step before
+the next one."""
 OF_THE_WORLD = (TaskArrived, TaskSetAside, Restored)
 """Records of a position that are true in every branch: nobody can roll back what has arrived."""
 
@@ -48,7 +49,7 @@ def reach(
 
 def leads(record: Record, place: int, ends: Mapping[int, float]) -> bool:
     """Whether a record at this place led to the branch that all of `ends` leads to."""
-    if not isinstance(record, IN_A_BRANCH) or isinstance(record, OF_THE_WORLD):
+    if not isinstance(record, InABranch) or isinstance(record, OF_THE_WORLD):
         return True
     return place <= ends.get(record.branch, -1)
 
@@ -69,7 +70,7 @@ def decided_at(record: Record) -> Place | None:
 
 def told_to(record: Record) -> Place | None:
     """Up to where this tells of a branch; None for what is no part of the way it takes."""
-    if not isinstance(record, IN_A_BRANCH) or isinstance(record, OF_THE_WORLD):
+    if not isinstance(record, InABranch) or isinstance(record, OF_THE_WORLD):
         return None
     if isinstance(record, Applied) and record.rank != 0:
         return None  # told beside the file of rank 0, and so out of its order

@@ -26,7 +26,7 @@ class Arrived:
 
     name: str
     path: str
-    """Of its file; of one in the run folder its place in there, from where it is written down."""
+    """Path of its file; once written down, that of one in the run folder is its place in there."""
     region: Box | None = None
     """Only patches that lie wholly in this part of the object are trained on; None: the whole object."""
     held_out: Box | None = None
@@ -113,7 +113,7 @@ class Skip:
 
 @dataclass(frozen=True, kw_only=True)
 class Reorder:
-    """Of the tasks that wait, these come next, in this order; the tasks that wait are numbered anew."""
+    """The tasks that come next of those that wait, in this order; the tasks that wait are numbered anew."""
 
     order: tuple[int, ...]
 

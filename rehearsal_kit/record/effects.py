@@ -19,7 +19,7 @@ class Effects:
     entries: Sequence[Entry] = ()
     """Those that hold, in their order."""
     numbers: Mapping[int, int] = field(default_factory=dict)
-    """Of the checkpoints that hold: the place among the entries of what comes after each."""
+    """Place among the entries of what comes after each checkpoint that holds, by number of the checkpoint."""
     outstanding: Sequence[Entry] = ()
     """Decisions of branches that were left, which were not made again yet."""
     renumbered: bool = False

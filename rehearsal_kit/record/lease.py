@@ -26,11 +26,11 @@ from rehearsal_kit.record.ledger import last_generation
 from rehearsal_kit.record.run_folder import LEASE, LOCK, RunFolder
 
 BEAT_S = 5.0
-"""Between two signs of life of a holder."""
+"""Seconds between two signs of life of a holder."""
 GONE_S = 60.0
 """A holder on another machine that has given none for so long is gone."""
 LOOK_S = 0.5
-"""Between two looks of a rank at the lease under which it writes."""
+"""Seconds between two looks of a rank at the lease under which it writes."""
 LOCK_PATIENCE_S = 0.5
 """Whoever only looks holds the lock for a moment, too."""
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
@@ -51,7 +51,7 @@ class Holder:
     """Number of the first set of ranks that is started under this lease."""
     folder: str
     inode: int
-    """Of the folder: it is the same after a folder was moved, and another one in a copy."""
+    """Inode of the folder: it is the same after a folder was moved, and another one in a copy."""
 
     @staticmethod
     def read(path: str | Path, *, folder: int | None = None) -> Holder | None:
@@ -145,7 +145,7 @@ def require_free(run: RunFolder) -> None:
 
 
 class LeaseWatch:
-    """For those that write under a lease that another process holds, such as ranks: does it still?"""
+    """Tells those that write under a lease of another process, such as ranks, whether that still holds it."""
 
     def __init__(self, run: RunFolder, token: str) -> None:
         """token: of the lease; empty where there is none, and nobody but this process knows the folder."""

@@ -30,9 +30,9 @@ class Preview:
     task: int
     step: int
     name: str
-    """Of the field that goes into the network."""
+    """Name of the field that goes into the network."""
     input: Image
-    """As the network sees it; colours are averaged."""
+    """The input as the network sees it; colours are averaged."""
     truth: Mapping[str, Image]
     """The targets that are images, by field."""
     predicted: Mapping[str, Image]

@@ -26,7 +26,7 @@ class RecordLines:
         self.offset = offset
         """Bytes that were read."""
         self.number = number
-        """Of the next line."""
+        """Number of the next line."""
         self.damaged = 0
         """Lines that were left out."""
 

@@ -50,7 +50,7 @@ class RecordStore:
         self._bounded = bounded
         self._series: dict[type, Series[Any]] = {}
         self._losses = 0
-        """In the records of steps."""
+        """Number of losses in the records of steps."""
         self._most: dict[type, int] = {}
         """Where each kind is thinned next, if that is more than usual."""
         self._grain = 1

@@ -29,18 +29,24 @@ UNTRAINED = -1
 
 
 @dataclass(frozen=True, kw_only=True)
-class StateChanged:
+class InABranch:
+    """A record of a position in a run: of the branch, 0 at first, and of the step that each kind names."""
+
+    branch: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateChanged(InABranch):
     """What the run is doing from this step on: waiting, running or paused."""
 
     step: int
     state: str
     reason: str = ""
     """Why the ranks paused on their own; empty when a person asked for it."""
-    branch: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Applied:
+class Applied(InABranch):
     """A rank applied a command (or all refused it) before this step."""
 
     rank: int
@@ -51,25 +57,24 @@ class Applied:
     settings: Mapping[str, float | str]
     """The settings in force from this step on."""
     digest: str
-    """Of these settings."""
+    """Digest of these settings."""
     refused: str = ""
     """Why all ranks refused it; empty when it was applied."""
     remark: str = ""
     """What it leaves as it is, and what can be done about that; empty where nothing is to be said."""
     holder: str = ""
     """The kernel whose wish it was; empty for a decision of rank 0."""
-    branch: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskArrived:
+class TaskArrived(InABranch):
     """A scan was accepted as task number `task` (counted from 0)."""
 
     step: int
     task: int
     name: str
     path: str
-    """Of its file; of one in the run folder its place in there."""
+    """Path of its file; that of one in the run folder is its place in there."""
     training: int
     """Samples over all ranks."""
     watched: int
@@ -78,11 +83,10 @@ class TaskArrived:
     """Frames that belong to no split: without beam, or their patch leaves the object or a split."""
     simulated: bool
     """Whether the counts of this scan are simulated."""
-    branch: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskSetAside:
+class TaskSetAside(InABranch):
     """A scan that will not be trained on, and why."""
 
     step: int
@@ -93,22 +97,20 @@ class TaskSetAside:
     """Its number where it had one; None: it was refused before it became a task."""
     in_vain: bool = False
     """Whether the step before `step` was begun for it, and came to nothing."""
-    branch: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskBegan:
+class TaskBegan(InABranch):
     """Training on a task begins and will take this many steps."""
 
     step: int
     task: int
     steps: int
     time: float
-    branch: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Steps:
+class Steps(InABranch):
     """Consecutive training steps, a few records per second; the sums are over these steps."""
 
     first: int
@@ -136,7 +138,6 @@ class Steps:
     """Seconds that each rank computed by itself in these steps, in order of rank."""
     outputs_age: float | None = None
     """Steps since these outputs were made, on average."""
-    branch: int = 0
 
     @property
     def count(self) -> int:
@@ -150,7 +151,7 @@ class Steps:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Evaluated:
+class Evaluated(InABranch):
     """How good the network is on the watched or test samples of one task, after another was trained."""
 
     step: int
@@ -160,21 +161,19 @@ class Evaluated:
     split: str
     """"watched" or "test"."""
     errors: Mapping[str, float]
-    """By field: the share of wrong classes, or the mean absolute error; phase in rad, wrapped, its free
+    """Error by field: the share of wrong classes, or the mean absolute error; phase in rad, wrapped, its free
     constant fitted per scan."""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """By field and metric: "label top-1", "phase SSIM" ..."""
+    """Metrics by field and metric: "label top-1", "phase SSIM" ..."""
 
     @property
     def error(self) -> float:
         """Sum over the fields."""
         return sum(self.errors.values())
 
-    branch: int = 0
-
 
 @dataclass(frozen=True, kw_only=True)
-class Unevaluated:
+class Unevaluated(InABranch):
     """Why there is no error of a task that was to be evaluated; told once, until it can be again."""
 
     step: int
@@ -184,11 +183,10 @@ class Unevaluated:
     split: str
     """"watched" or "test"."""
     reason: str
-    branch: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskEnded:
+class TaskEnded(InABranch):
     """All steps of a task are done."""
 
     step: int
@@ -198,31 +196,28 @@ class TaskEnded:
     time: float
     weights: str = ""
     """Fingerprint of the weights."""
-    branch: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class TasksReordered:
+class TasksReordered(InABranch):
     """The tasks from `first` on were numbered anew: these, in this order."""
 
     step: int
     first: int
     order: tuple[int, ...]
-    branch: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Noted:
+class Noted(InABranch):
     """A person, or the run itself, wanted this to be remembered."""
 
     step: int
     text: str
     time: float
-    branch: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckpointTaken:
+class CheckpointTaken(InABranch):
     """All that the run is before this step was copied, to be written."""
 
     step: int
@@ -230,7 +225,6 @@ class CheckpointTaken:
     weights: str
     """Fingerprint of the weights, the same on all ranks."""
     time: float
-    branch: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,7 +234,7 @@ class CheckpointKept:
     checkpoint: int
     bytes: int
     seconds: float
-    """From the copy to the last byte on disk, beside training."""
+    """Seconds from the copy to the last byte on disk, beside training."""
     error: float | None
     """Mean watched error of the tasks that had been evaluated last; None: none had."""
     removed: tuple[int, ...] = ()
@@ -268,7 +262,7 @@ class NotKept:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Restored:
+class Restored(InABranch):
     """All ranks begin at this position again."""
 
     step: int
@@ -276,7 +270,6 @@ class Restored:
     """0: none, from the very beginning."""
     generation: int
     time: float
-    branch: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,7 +290,7 @@ class BranchBegan:
     tasks: int | None = None
     """How many tasks there are, where those beyond arrive again; None where all that arrived stay."""
     aside: tuple[int, ...] = ()
-    """Of these: those that are set aside."""
+    """Numbers of those among these `tasks` that are set aside."""
 
 
 Record = (
@@ -326,22 +319,6 @@ Record = (
     | RunOver
     | Ended
 )
-IN_A_BRANCH = (
-    StateChanged,
-    Applied,
-    TaskArrived,
-    TaskSetAside,
-    TaskBegan,
-    Steps,
-    Evaluated,
-    Unevaluated,
-    TaskEnded,
-    TasksReordered,
-    Noted,
-    CheckpointTaken,
-    Restored,
-)
-"""Records of a position in a run: the branch, 0 at first, and the step."""
 _KINDS: Mapping[str, type[Any]] = {kind.__name__: kind for kind in Record.__args__}
 
 

@@ -16,9 +16,10 @@ Entry = dict[str, Any]
 """One line of the ledger of effects."""
 
 AGAIN = "again"
-"""In an entry: a decision that was recorded on a branch that was left, and was made again on another one."""
+"""Key in an entry for a decision that was recorded on a branch that was left, and was made again on another
+one."""
 LEAVES = ("RollBack", "BeginAgain")
-"""After these the run is at another position."""
+"""Kinds of entries after which the run is at another position."""
 
 
 class ReplayQueue:

@@ -17,7 +17,7 @@ INTERRUPTED = "interrupted"
 """How a set of ranks may end besides: its processes were closed. No state of the run: it is in no checkpoint
 and no ledger, and the run goes on wherever it is started again."""
 ENDED = (*OUTCOMES, INTERRUPTED, "failed")
-"""After which a session has nothing to wait for."""
+"""States after which a session has nothing to wait for."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ CHANGES: Mapping[str, Change] = {
     "Finished": Change(outcome="finished"),
     "Reopen": Change(outcome=""),
 }
-"""By kind of command; all others change no state. They take effect in the order in which they are recorded,
-so that of a Stop and a Reopen at the same step the later one counts."""
+"""Changes by kind of command; all others change no state. They take effect in the order in which they are
+recorded, so that of a Stop and a Reopen at the same step the later one counts."""
 
 
 class Event(Enum):
@@ -78,8 +78,9 @@ FATES: Mapping[str, Mapping[Event, Fate]] = {
     "branches": {**_THERE, Event.BEGIN_AGAIN: Fate.NEW, Event.ROLL_BACK: Fate.NEW},
     "checkpoints": {**_THERE, Event.BEGIN_AGAIN: Fate.NEW, Event.ROLL_BACK: Fate.NOW},
 }
-"""By field of `RunState`. A restart then applies again what was recorded after the checkpoint, at its steps;
-a replay does so from the very beginning. Of ranks that begin again each entry is what `Recorded` says."""
+"""Fates by field of `RunState`, then by event. A restart then applies again what was recorded after the
+checkpoint, at its steps; a replay does so from the very beginning. Of ranks that begin again each entry is
+what `Recorded` says."""
 
 
 class Recorded(Enum):

@@ -11,13 +11,13 @@ from rehearsal_kit.record.records import UNTRAINED, Evaluated
 @dataclass(frozen=True)
 class _Split:
     errors: dict[int, dict[int, float]] = field(default_factory=dict)
-    """By task, then by the task after which it was evaluated, in order."""
+    """Errors by task, then by the task after which it was evaluated, in order."""
     before: dict[int, float] = field(default_factory=dict)
-    """By task: the last error before it was trained, but after another was."""
+    """Last error on each task before it was trained, but after another was."""
     metrics: dict[int, Mapping[str, float]] = field(default_factory=dict)
     """The last of each task that had been trained."""
     points: dict[int, tuple[list[int], list[float]]] = field(default_factory=dict)
-    """By task: steps and errors of all evaluations of the watched samples."""
+    """Steps and errors of all evaluations of the watched samples, by task."""
 
 
 class Scores:
@@ -45,11 +45,11 @@ class Scores:
         return dict(self._of(split).errors.get(task, {}))
 
     def last(self, split: str) -> dict[int, int]:
-        """By task: the newest task after which it was evaluated."""
+        """The newest task after which each task was evaluated."""
         return {task: max(errors) for task, errors in self._of(split).errors.items()}
 
     def trained(self, split: str) -> dict[int, dict[int, float]]:
-        """By task, then by the task after which it was evaluated: errors since it was trained itself."""
+        """Errors since a task was trained itself: by task, then by the task after which it was evaluated."""
         since = {
             task: {after: error for after, error in errors.items() if after >= task}
             for task, errors in self._of(split).errors.items()
@@ -76,7 +76,7 @@ class Scores:
         return [last.get(task, {}) for task in range(1 + max(last, default=-1))]
 
     def watched(self, most: int) -> dict[int, tuple[list[int], list[float]]]:
-        """By task: steps and watched errors of the first task and of the newest, `most` tasks in all."""
+        """Steps and watched errors, by task, of the first task and of the newest, `most` tasks in all."""
         points = self._of("watched").points
         shown = sorted(points)
         if len(shown) > most:

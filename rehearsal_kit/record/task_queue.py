@@ -65,7 +65,7 @@ class TaskQueue:
 
     @property
     def aside(self) -> Mapping[int, TaskSetAside]:
-        """Of these: those that will not be trained."""
+        """Those of `tasks` that will not be trained."""
         if self._aside is None:
             queue = sorted(self._queue.items())
             self._aside = {number: aside for number, (_, aside) in queue if aside is not None}
@@ -73,7 +73,7 @@ class TaskQueue:
 
     @property
     def waiting(self) -> Mapping[int, TaskArrived]:
-        """Of these: those still to be begun."""
+        """Those of `tasks` still to be begun."""
         if self._waiting is None:
             gone = self._begun | self.aside.keys()
             self._waiting = {n: arrived for n, arrived in self.tasks.items() if n not in gone}

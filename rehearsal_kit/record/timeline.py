@@ -16,10 +16,10 @@ from rehearsal_kit.record.branches import Place, before, decided_at, leads, reac
 from rehearsal_kit.record.record_lines import RecordLines
 from rehearsal_kit.record.record_store import RecordStore
 from rehearsal_kit.record.records import (
-    IN_A_BRANCH,
     BranchBegan,
     CheckpointTaken,
     Evaluated,
+    InABranch,
     Record,
     Steps,
     TaskArrived,
@@ -152,7 +152,7 @@ class Timeline:
             return (self._split() if chosen == branches[-1] else self._towards(chosen)).led
 
     def left_behind(self) -> dict[int, Timeline]:
-        """By number of branch: what was rolled back, records of positions only; empty for most runs."""
+        """What was rolled back, by number of branch: records of positions only; empty for most runs."""
         with self._grown:
             return {**self._split().left} if self._began else {}
 
@@ -176,7 +176,7 @@ class Timeline:
             return self._queue.tasks
 
     def set_aside(self) -> Mapping[int, TaskSetAside]:
-        """Of the tasks that had arrived: those that will not be trained, by number as of now."""
+        """Those of the tasks that had arrived that will not be trained, by number as of now."""
         with self._grown:
             return self._queue.aside
 
@@ -239,7 +239,7 @@ class Timeline:
         self._store = RecordStore(bounded=self._bounded)
         self._queue, self._scores, self._under_way = TaskQueue(), Scores(), UnderWay()
         self._told: dict[int, float] = {}
-        """By branch: up to where something is told of it."""
+        """Where what is told of each branch ends, by branch."""
 
     def _take(self, place: int, record: Record) -> None:
         decided = decided_at(record)
@@ -266,7 +266,7 @@ class Timeline:
             self._newest.take(place, record)
 
     def _leave(self, here: Place) -> None:
-        """After a kill the ranks go another way from here: what was told of later places is void."""
+        """Void what was told of later places: after a kill the ranks go another way from here."""
         kept = [(place, part) for place, record in self._store.placed() if (part := before(record, here))]
         self._begin()
         self._newest = None
@@ -294,5 +294,5 @@ class _Split:
         """One more record of the run, at its place in it."""
         if leads(record, place, self._ends):
             self.led._put(place, record)
-        elif isinstance(record, IN_A_BRANCH):
+        elif isinstance(record, InABranch):
             self.left.setdefault(record.branch, Timeline(bounded=self._bounded))._put(place, record)

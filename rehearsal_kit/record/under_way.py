@@ -25,13 +25,13 @@ class RunState:
 
     batch: float
     strategy: str
-    """In force now."""
+    """Name of the strategy in force now."""
     task: int
     """The last that was begun."""
     size: float
-    """Of that one, over all its epochs."""
+    """Size of the task begun last, over all its epochs."""
     left: float
-    """Of that size."""
+    """What is left of `size`."""
     began_with: str
     """The strategy in force when it was begun."""
 
@@ -47,14 +47,14 @@ class UnderWay:
         self._strategy = self._began_with = ""
         self._task = -1
         self._size = self._left = 0.0
-        """In samples; in steps as long as no batch is known."""
+        """Samples of the task begun last, and those left of it; steps as long as no batch is known."""
         self._arrived = 0
         self._ends: deque[int] = deque(maxlen=WINDOW)
         """How many tasks had arrived when each of the last ones ended."""
 
     @property
     def run_state(self) -> RunState | None:
-        """Of the task that was begun last; None before there is one."""
+        """State of the task that was begun last; None before there is one."""
         if self._task < 0:
             return None
         batch = 1.0 if self._told is None else self._told[0]

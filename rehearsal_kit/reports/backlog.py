@@ -24,13 +24,13 @@ class Backlog:
     waiting: int
     """Tasks that wait to be begun; the one under way is not among them."""
     minutes: float | None
-    """Until all that has arrived is trained; None before it can be known."""
+    """Minutes until all that has arrived is trained; None before it can be known."""
     grows: bool
     """Whether tasks arrive faster than they are trained."""
 
     @property
     def words(self) -> str:
-        """For a status line: "2 tasks wait, about 14 min"."""
+        """Words for a status line: "2 tasks wait, about 14 min"."""
         words = "no task waits" if not self.waiting else _count(self.waiting)
         if self.minutes is not None and (self.waiting or self.minutes):
             words += f", {_duration(self.minutes)}"

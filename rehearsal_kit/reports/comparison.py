@@ -70,7 +70,7 @@ class Outcome:
     """One strategy on one stream."""
 
     strategy: str
-    """As the table calls it, with the size of the buffer where several are compared."""
+    """Its name as the table has it, with the size of the buffer where several are compared."""
     tasks: Sequence[str]
     set_aside: Sequence[Sequence[str]]
     """Name and reason."""
@@ -83,9 +83,9 @@ class Outcome:
     untrained: Sequence[float | None] = ()
     """Test error of the untrained network on each task."""
     metrics: Sequence[Mapping[str, float]] = ()
-    """Of each task at the end, on test samples."""
+    """Metrics of each task at the end, on test samples."""
     seconds: float
-    """In training steps."""
+    """Seconds spent in training steps."""
     steps: int
     waited: float
     """Seconds of these that rank 0 waited for representatives."""
@@ -137,7 +137,7 @@ class Comparison:
     """Outcomes of several strategies, for one seed or several."""
 
     outcomes: dict[int, list[Outcome]] = field(default_factory=dict)
-    """By seed, strategies in the order in which they ran."""
+    """Outcomes by seed, those of one seed in the order in which the strategies ran."""
     measure: str = RECONSTRUCTION
     """What is called the error."""
 
@@ -180,7 +180,7 @@ class Comparison:
         return [*self._ratios(strategy).values()]
 
     def points(self) -> dict[str, tuple[list[float], list[float]]]:
-        """By strategy: training times relative to Incremental's and final errors, where both are known."""
+        """Training times relative to Incremental's, and final errors, by strategy, where both are known."""
         points = {}
         for name in self.strategies:
             errors = {seed: outcome.final for seed, outcome in self.by_seed(name).items()}

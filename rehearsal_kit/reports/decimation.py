@@ -41,7 +41,7 @@ def _first(lines: NDArray[np.intp]) -> NDArray[np.intp]:
 
 
 def kept_points(values: NDArray[np.floating], lines: NDArray[np.intp], most: int) -> NDArray[np.intp]:
-    """Of every line lowest and highest of each bucket, the first and the last; four buckets at least."""
+    """Points of every line: its first and last, lowest and highest of each bucket; four buckets at least."""
     counts = np.bincount(lines)
     buckets = np.maximum(4, most * counts // (2 * len(values)))
     buckets = np.where(counts <= 2 * buckets, counts, buckets)

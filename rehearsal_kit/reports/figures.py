@@ -29,7 +29,7 @@ OTHERS = 6
 POINTS = 800
 """Points of the loss curve that leave the kernel."""
 TICKS = [digit * 10.0**power for power in range(-8, 9) for digit in (1, 2, 5)]
-"""Of a logarithmic axis: plotly writes the 2 and the 5 without their power."""
+"""Ticks of a logarithmic axis: plotly writes the 2 and the 5 without their power."""
 
 _CLEAR = "rgba(0,0,0,0)"
 _Values = NDArray[np.float64]

@@ -73,7 +73,7 @@ class ReportedRun:
     """One column of the comparison."""
 
     name: str
-    """As readers know it: "ER", "Incremental", "FromScratch"."""
+    """Name of the run as readers know it: "ER", "Incremental", "FromScratch"."""
     timeline: Timeline
     previews: Path | None
     """The folder in which the run keeps previews; None if it kept none."""
@@ -84,7 +84,7 @@ class _Made:
     """What a network made of the sample at one time."""
 
     images: Mapping[str, Image]
-    """By field."""
+    """Images by field."""
     words: str
 
 
@@ -93,20 +93,20 @@ class _Pictures:
     """What one run's previews say about one task."""
 
     name: str
-    """Of the field that goes into the network."""
+    """Name of the field that goes into the network."""
     input: Image
     truth: Mapping[str, Image]
-    """By field; none where only classes are predicted."""
+    """True images by field; none where only classes are predicted."""
     after: Mapping[int, _Made]
-    """By the task after which it was made, in order."""
+    """What the network made, by the task after which it was made, in order."""
 
 
 _Kept = Mapping[str, Mapping[int, _Pictures]]
-"""By name of the run and by task."""
+"""Pictures by name of the run and by task."""
 
 
 Points = Mapping[str, tuple[Sequence[float], Sequence[float]]]
-"""By strategy: training times relative to Incremental's and final errors, seed by seed."""
+"""Training times relative to Incremental's, and final errors, by strategy, seed by seed."""
 
 
 def write_report(

@@ -76,7 +76,7 @@ class GapClosed:
     closed: float | None
     """(Incremental - strategy) / (Incremental - FromScratch), of mean errors; None where there is no gap."""
     verdict: str
-    """In words, with the number of seeds."""
+    """The verdict in words, with the number of seeds."""
     spread: float | None = None
     """Standard deviation over the seeds of (Incremental - strategy) / mean gap; None with one seed."""
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -25,8 +26,10 @@ from rehearsal_kit.record.timeline import Timeline
 from rehearsal_kit.reports.backlog import backlog
 from rehearsal_kit.session.session import Session
 
+PLAIN_S = 10.0
+"""Seconds between two lines where there is no terminal on which one could be renewed."""
 SAY_S = 2.0
-"""Between two looks at the backlog."""
+"""Seconds between two looks at the backlog."""
 
 
 def follow(session: Session, title: str, *, expected: int, finish: bool) -> None:
@@ -38,7 +41,7 @@ def follow(session: Session, title: str, *, expected: int, finish: bool) -> None
     seen, finished = 0, not finish
     # The first task tells how long the others will be: equally long, or longer and longer from scratch.
     weights = [len(session.strategy.tasks(task)) for task in range(expected)]
-    with tqdm(desc=title, unit="step", dynamic_ncols=True) as bar:
+    with _bar(title) as bar:
         progress = Progress(bar, weights)
         while not session.over:
             session.timeline.wait(seen, 0.2)
@@ -68,6 +71,31 @@ def train_to_the_end(session: Session, title: str, *, expected: int, finish: boo
             f"run {run} was {outcome} before it had learned all; "
             f"rk.resume({run!r}, rk.start_cluster()) goes on with it."
         )
+
+
+def _bar(title: str) -> Any:
+    """One line that is renewed on a terminal; in a file or a pipe, a plain line now and then."""
+    if sys.stderr.isatty():
+        return tqdm(desc=title, unit="step", dynamic_ncols=True)
+    lines: Any = PlainLines(sys.stderr)
+    return tqdm(desc=title, unit="step", file=lines, ncols=100, mininterval=PLAIN_S, maxinterval=PLAIN_S)
+
+
+class PlainLines:
+    """Where there is no terminal: what would be written over the last line becomes one of its own."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write what is to be seen of it."""
+        if seen := text.replace("\r", "").strip():
+            self._stream.write(f"{seen}\n")
+        return len(text)
+
+    def flush(self) -> None:
+        """Pass it on."""
+        self._stream.flush()
 
 
 class Progress:
@@ -114,7 +142,8 @@ class Progress:
         if time.monotonic() - self._said_at < SAY_S:
             return
         self._said_at = time.monotonic()
-        self._bar.set_postfix_str(f"task {self._task + 1} of {len(self._weights)}, {backlog(timeline).words}")
+        words = f"task {self._task + 1} of {len(self._weights)}, {backlog(timeline).words}"
+        self._bar.set_postfix_str(words, refresh=sys.stderr.isatty())
 
     def _expect(self, known: int, steps: int) -> None:
         task, weights = self._task, self._weights

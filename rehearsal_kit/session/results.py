@@ -39,7 +39,7 @@ class TrainedNetwork:
         self.field: str = inputs["field"]
         """That goes into the network."""
         self.shape: tuple[int, ...] = tuple(inputs["shape"])
-        """Of one frame as it is measured, (row, column), or of one input of a network without preparation."""
+        """Shape of one frame as measured, (row, column), or of one input of a network without preparation."""
         self.dtype: torch.dtype = getattr(torch, inputs["dtype"])
         self._outputs: list[str] = inputs["outputs"]
         given = inputs["preparation"]
@@ -50,7 +50,7 @@ class TrainedNetwork:
 
     @property
     def prepared(self) -> PreparedNetwork:
-        """From counts, as the detector gives them, to outputs."""
+        """The network from counts, as the detector gives them, to outputs."""
         return PreparedNetwork(self.network, self.preparation).eval()
 
     def predict(self, frames: torch.Tensor | NDArray[Any]) -> dict[str, NDArray[np.float32]]:
@@ -125,7 +125,7 @@ def results_table(timeline: Timeline, branch: int | None = None) -> pd.DataFrame
 
 
 def left_open(timeline: Timeline, split: str) -> dict[int, str]:
-    """By task: why it could not be evaluated when that was tried last; not those that could be since."""
+    """Reasons, by task, why it could not be evaluated when last tried; not those that could be since."""
     errors = timeline.scores(lambda scores: scores.last(split))
     return {
         record.task: record.reason

@@ -128,7 +128,7 @@ class Session(Steering):
         self.timeline = self._run_connection.timeline
         self._numbering = threading.Lock()
         self._number: int | None = None
-        """Of the newest wish; None before the first."""
+        """Number of the newest wish; None before the first."""
         self._told = ""
         """What `wait` has said already of wishes that were not accepted."""
         self._answered = ""

@@ -120,7 +120,7 @@ class Steering(ABC):
         return self._wish(Skip(task=task))
 
     def reorder(self, *tasks: int) -> int:
-        """Of the tasks that wait, train these next, in this order; those that wait are numbered anew."""
+        """Train these of the waiting tasks next, in this order; those that wait are numbered anew."""
         return self._wish(Reorder(order=tasks))
 
     def evaluate(self) -> int:

@@ -15,7 +15,7 @@ MOMENT_S = 0.1
 
 
 class AskedPreview:
-    """At most one question is under way, in a thread of its own; `ask` may take as long as it does."""
+    """Asks for previews in a thread of its own, one at a time; `ask` may take as long as it does."""
 
     def __init__(self, ask: Ask) -> None:
         self._ask = ask

@@ -29,7 +29,7 @@ class Controls:
         self._stopping = Confirmed(clock=clock)
         self._wishes = Requests(session, asked=self._on_asked)
         self._trouble = ""
-        """Of the panel itself."""
+        """Trouble of the panel itself."""
         self.start = widgets.Button(description="Start", icon="play", layout={"width": "96px"})
         self.pause = press("Pause", "pause")
         self.stop = press("Stop", "stop")

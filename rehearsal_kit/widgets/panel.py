@@ -32,7 +32,7 @@ from rehearsal_kit.widgets.live_widgets import Pacer, StateLine, Tiles
 from rehearsal_kit.widgets.status import banner, facts, tasks_html
 
 PERIOD_S = 0.5
-"""Between two pushes."""
+"""Seconds between two pushes."""
 REPAIR_S = 5.0
 """Everything is sent again after this time even if nothing changed: a message may have been lost."""
 NEWEST = -1
@@ -43,7 +43,7 @@ CAPTIONS = (
     "true phase (rad)",
     "predicted phase (rad)",
 )
-"""Of the empty frames before the first picture: those of ptychography."""
+"""Captions of the empty frames before the first picture: those of ptychography."""
 
 _log = logging.getLogger(__name__)
 

@@ -40,7 +40,7 @@ class SettingControls:
         self.chosen = _chosen(session)
         """What the run was started with."""
         self.widgets = _made(self.chosen, session.strategy)
-        """By name of the setting, as in `Session.steer`."""
+        """Widgets by name of the setting, as in `Session.steer`."""
         self._known: dict[str, _Value] = {name: widget.value for name, widget in self.widgets.items()}
         """What each was last told, by a person or by the ranks: its echo is not a new wish."""
         for name, widget in self.widgets.items():

@@ -13,7 +13,7 @@ from rehearsal_kit.bench.table import Table
 
 @dataclass(frozen=True)
 class ExchangeCost:
-    """Of all ranks together."""
+    """What the background work of a step costs, of all ranks together."""
 
     ranks: int
     rows: Rows
@@ -30,7 +30,7 @@ class ExchangeCost:
         return [count / seconds / 1e6 for count, seconds in received]
 
     def line(self) -> tuple[str, ...]:
-        """Of the table."""
+        """This cost's line of the table."""
         header = Spread.of([s * 1e6 for s in self.pooled("header_s")]).text(0)
         parts = [Spread.of([s * 1e3 for s in self.pooled(n)]).text(2) for n in ("gather_s", "all_to_all_s")]
         job = Spread.of([s * 1e3 for s in self.pooled("job_s")]).text(2)

@@ -55,7 +55,7 @@ PUBLISHED = (
 
 @dataclass(frozen=True)
 class RankTimes:
-    """Of one rank, step by step."""
+    """Seconds and bytes of the background work of one rank, step by step."""
 
     header_s: list[float]
     """All-gather of the headers."""
@@ -69,7 +69,7 @@ class RankTimes:
 
 
 def measure_exchange(groups: ProcessGroups, rows: Rows, steps: int) -> RankTimes:
-    """On one rank; all ranks call it together."""
+    """Measure the background work on one rank; all ranks call it together."""
     parts = _parts(groups, rows, steps)[WARM_UP:]
     return RankTimes(
         header_s=[part.header_s for part in parts],

@@ -26,7 +26,7 @@ class PlanCost:
     paired: Paired
 
     def line(self) -> tuple[str, ...]:
-        """Of the table."""
+        """This cost's line of the table."""
         return (
             f"{self.ranks}",
             f"{self.representatives}",

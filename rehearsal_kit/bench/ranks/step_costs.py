@@ -13,7 +13,7 @@ from rehearsal_kit.bench.spread import Interval, Spread
 from rehearsal_kit.bench.table import Table
 
 LIMIT = 0.02
-"""Of a step, that rehearsal may cost."""
+"""Share of a step that rehearsal may cost."""
 COLUMNS = (
     "network",
     "b+r (c)",
@@ -28,7 +28,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class StepCost:
-    """Of all ranks together, pair by pair: the slowest rank of a step counts."""
+    """What rehearsal adds on all ranks together, pair by pair: the slowest rank of a step counts."""
 
     trial: Trial
     ranks: tuple[RankSteps, ...]
@@ -45,7 +45,7 @@ class StepCost:
 
     @property
     def difference(self) -> Interval:
-        """With / without - 1, mean over the pairs."""
+        """Relative difference of the steps, with / without - 1, mean over the pairs."""
         pairs = zip(self.with_s, self.without_s, strict=True)
         return Interval.of([a / b - 1 for a, b in pairs])
 
@@ -61,7 +61,7 @@ class StepCost:
 
     @property
     def hidden_s(self) -> float:
-        """Of these, seconds that training did not wait for."""
+        """Seconds of a background job that training did not wait for; mean over ranks and steps."""
         waited = sum(sum(rank.waited_s) for rank in self.ranks)
         return self.worked_s - waited / (len(self.ranks) * self.trial.pairs)
 
@@ -73,7 +73,7 @@ class StepCost:
         return f"above {LIMIT:.0%}" if self.difference.low > LIMIT else "not resolved"
 
     def line(self) -> tuple[str, ...]:
-        """Of the table."""
+        """This cost's line of the table."""
         found, trial = self.difference, self.trial
         return (
             self.ranks[0].subject,

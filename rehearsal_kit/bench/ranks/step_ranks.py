@@ -25,7 +25,7 @@ TASKS = 4
 PROBES = 3
 """Steps by which the length of a step is judged."""
 MARGIN = 1.2
-"""By which it must be longer than asked for: the machine may be busier now than later."""
+"""Factor by which a step must be longer than asked for: the machine may be busier now than later."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Trial:
     """How long a step must take; the first of `subjects` for which it does is trained."""
     subjects: tuple[Subject, ...]
     devices: tuple[str, ...]
-    """Of each rank."""
+    """Device of each rank."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class RankSteps:
     with_s: list[float]
     """Whole steps with rehearsal: from taking the representatives until the background job has ended, too."""
     waited_s: list[float]
-    """Of these: waiting for the background job, at the end, and inside `advance`."""
+    """Waiting for the background job in the steps with rehearsal: at the end, and inside `advance`."""
     without_s: list[float]
     """Whole steps without, on as many samples."""
     worked_s: float
@@ -69,7 +69,7 @@ class RankSteps:
 
 
 def measure_steps(groups: ProcessGroups, trial: Trial) -> RankSteps:
-    """On one rank; all ranks call it together."""
+    """Measure steps with and without rehearsal on one rank; all ranks call it together."""
     torch.manual_seed(SEED + groups.rank)
     device = trial.devices[groups.rank]
     if device != "cpu":

@@ -21,7 +21,7 @@ COLUMNS = ("stream", "strategy", "step ms", "x Incremental", "rows", "limit", "v
 
 @dataclass(frozen=True)
 class StrategyCost:
-    """Of all ranks together, round by round: the slowest rank of a step counts."""
+    """Step times of a strategy on all ranks together, round by round: the slowest rank of a step counts."""
 
     turns: Turns
     strategy: str
@@ -31,7 +31,7 @@ class StrategyCost:
 
     @property
     def ratio(self) -> Spread:
-        """To Incremental's step in the same round."""
+        """Ratio to Incremental's step in the same round."""
         return Spread.of([one / other for one, other in zip(self.seconds, self.beside, strict=True)])
 
     @property
@@ -43,7 +43,7 @@ class StrategyCost:
         return 1 + drawn / stream.training.batch
 
     def line(self) -> tuple[str, ...]:
-        """Of the table."""
+        """This cost's line of the table."""
         limit = MARGIN * self.rows
         return (
             self.turns.stream,
@@ -69,7 +69,7 @@ class StrategyCost:
 
 
 def strategy_costs(turns: Turns, ranks: Sequence[Mapping[str, list[float]]]) -> list[StrategyCost]:
-    """From what the ranks measured."""
+    """Cost of each strategy, from what the ranks measured."""
     slowest = {name: np.max([rank[name] for rank in ranks], axis=0).tolist() for name in ranks[0]}
     base = tuple(slowest["Incremental"])
     return [StrategyCost(turns, name, tuple(times), base) for name, times in slowest.items()]

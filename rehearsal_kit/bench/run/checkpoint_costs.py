@@ -34,18 +34,18 @@ class Windows:
     scan: Path
     folder: Path
     size: str
-    """Of PtychoNN."""
+    """Size of PtychoNN."""
     side: int
     capacity: int
     steps: int
-    """Of a window: as many as a checkpoint is being written beside."""
+    """Steps of a window: as many as a checkpoint is being written beside."""
     windows: int
-    """Of either kind."""
+    """Number of windows of either kind."""
 
 
 @dataclass(frozen=True)
 class CheckpointCost:
-    """On rank 0, which all others wait for."""
+    """What checkpoints cost on rank 0, which all others wait for."""
 
     windows: Windows
     ranks: int
@@ -63,7 +63,7 @@ class CheckpointCost:
         return Spread.of([a - b for a, b in zip(self.with_s, self.without_s, strict=True)])
 
     def line(self) -> tuple[str, ...]:
-        """Of the table."""
+        """This cost's line of the table."""
         share = self.cost_s.median / EVERY_S
         return (
             f"PtychoNN {self.windows.size}, {self.windows.capacity} samples of {self.windows.side} x "

@@ -1,4 +1,4 @@
-"""From a click to its effect on all ranks: commands sent to a session that trains, until all acknowledge."""
+"""Time from click to effect on all ranks: commands sent to a session that trains, until all acknowledge."""
 
 from __future__ import annotations
 

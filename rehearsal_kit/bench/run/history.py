@@ -38,7 +38,7 @@ GROWTH = 1.5
 
 @dataclass(frozen=True)
 class HistoryCost:
-    """At one length."""
+    """What a kernel and a restarted rank 0 pay for a run of one length."""
 
     run: LongRun
     kernel_mib: float
@@ -52,7 +52,7 @@ class HistoryCost:
     condense_s: float
     """Beside training: the cache is brought up to date, with a hundredth of the run at most to add."""
     restart_s: float
-    """Of rank 0, from its last checkpoint: to know what it has told, and its first line."""
+    """Seconds rank 0 takes, from its last checkpoint, to know what it has told and to tell its first line."""
     restart_mib: float
 
     def holds(self) -> bool:

@@ -68,7 +68,7 @@ class LongRun:
             yield TaskEnded(step=end * EACH, task=task, seconds=(end - first) / PER_S, time=end / PER_S)
 
     def write(self, path: Path) -> None:
-        """As rank 0 would have: with a cache that lacks the last EVERY lines, the most that it ever does."""
+        """Write it as rank 0 would: with a cache that lacks the last EVERY lines, the most it ever lacks."""
         lines = [0]
         with path.open("wb") as stream:
             for record in self.records():

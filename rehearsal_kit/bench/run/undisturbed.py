@@ -24,14 +24,14 @@ from rehearsal_kit.bench.spread import Interval
 from rehearsal_kit.bench.table import Table
 
 LIMIT = 0.98
-"""Of the steps per second without disturbance."""
+"""Lower limit of the steps per second, as a share of those without disturbance."""
 FULL = Turns(folder=Path(), side=64, stored=5000, arriving_bytes=4 * 2**30, steps=25, rounds=5)
 QUICK = Turns(folder=Path(), side=16, stored=32, arriving_bytes=8 * 2**20, steps=3, rounds=2)
 
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """Of all ranks together: they step at the same time."""
+    """How fast all ranks together train beside each disturbance: they step at the same time."""
 
     turns: Turns
     ranks: int
@@ -60,7 +60,7 @@ class Undisturbed:
         return f"below {LIMIT}" if found.high < LIMIT else "not resolved"
 
     def line(self, disturbance: str) -> tuple[str, ...]:
-        """Of the table."""
+        """This disturbance's line of the table."""
         found = Interval.of(self.ratios(disturbance))
         blocks = [block for block in self.found.blocks if block.disturbance == disturbance]
         return (
@@ -120,7 +120,7 @@ class Undisturbed:
 
 
 def measure(turns: Turns, ranks: int) -> Undisturbed:
-    """On real ranks, in a folder that is removed again."""
+    """Measure on real ranks, in a folder that is removed again."""
     with tempfile.TemporaryDirectory(prefix="rehearsal-bench-") as folder:
         here = replace(turns, folder=Path(folder))
         lay_out(here, ranks)

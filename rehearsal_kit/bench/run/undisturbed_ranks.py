@@ -45,15 +45,15 @@ class Turns:
 
     folder: Path
     side: int
-    """Of the images."""
+    """Side length of the images, in pixels."""
     stored: int
     """Samples in the buffer of each rank; all are there before anything is measured."""
     arriving_bytes: int
-    """Of a file that arrives."""
+    """Bytes of a file that arrives."""
     steps: int
-    """Of a block without disturbance, and at least of one with."""
+    """Steps of a block without disturbance, and the fewest of one with."""
     rounds: int
-    """Of blocks, each disturbance once."""
+    """Number of rounds of blocks, each disturbance once in a round."""
 
     @property
     def run(self) -> Path:
@@ -89,9 +89,9 @@ class Measurement:
     """What rank 0 has seen."""
 
     blocks: tuple[Block, ...]
-    """In order; the last is without disturbance."""
+    """All blocks in order; the last is without disturbance."""
     shard_bytes: int
-    """Of the largest checkpoint."""
+    """Bytes of the largest checkpoint."""
 
 
 def lay_out(turns: Turns, ranks: int) -> None:

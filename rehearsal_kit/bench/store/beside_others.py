@@ -48,7 +48,7 @@ class Entry:
     module: str = ""
     """That must be installed."""
     extra: str = ""
-    """Of this package, that installs it."""
+    """Extra of this package that installs the module."""
     caution: str = ""
     """What a person should know before installing it."""
 
@@ -66,7 +66,7 @@ class Outcome:
     """Why it could not be measured."""
 
     def line(self, workload: Workload) -> tuple[str, ...]:
-        """Of the table."""
+        """This outcome's line of the table."""
         if self.missing:
             return (
                 self.entry.name,

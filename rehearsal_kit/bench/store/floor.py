@@ -47,6 +47,6 @@ class Floor:
         return {name: store.index_select(0, rows) for name, store in self._stores.items()}
 
     def contestant(self, *, resets: bool = True) -> Contestant:
-        """As one of those that are measured."""
+        """The floor as one of those that are measured."""
         phases = both(self.update, self.draw)
         return Contestant(phases, reset=self.reset) if resets else Contestant(phases)

@@ -29,13 +29,13 @@ class Growth:
 
     @property
     def ratios(self) -> list[Spread]:
-        """Of each size: its cost over that of the first size in the same round."""
+        """Cost at each size over that at the first size in the same round."""
         columns = zip(*self.rounds, strict=True)
         firsts = [line[0] for line in self.rounds]
         return [Spread.of([a / b for a, b in zip(c, firsts, strict=True)]) for c in columns]
 
     def cells(self) -> tuple[str, ...]:
-        """For each size: median and, in brackets, median ratio to the first."""
+        """One text for each size: median and, in brackets, median ratio to the first."""
         costs = [Spread.of(column).median for column in zip(*self.rounds, strict=True)]
         return tuple(f"{c:.0f} ({r.median:.2f})" for c, r in zip(costs, self.ratios, strict=True))
 
@@ -53,9 +53,9 @@ class Resident:
     """Memory that the operating system counts for one process, in bytes."""
 
     before: int
-    """With everything imported and used once, but for the store."""
+    """Bytes with everything imported and used once, but for the store."""
     grown: int
-    """By a store that was filled."""
+    """Bytes added by a store that was filled."""
     rows: int
     """What the rows of that store add up to."""
 

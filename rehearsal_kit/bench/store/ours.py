@@ -47,7 +47,7 @@ class OurStore:
         return len(self._store)
 
     def fill(self) -> OurStore:
-        """As many distinct samples as the capacity, all of which are kept."""
+        """Offer as many distinct samples as the capacity, all of which are kept."""
         for count in portions(self._workload.capacity, self._workload.batch):
             self._offer(count)
         return self
@@ -90,7 +90,7 @@ class OurStore:
             self._store.fill(contents)
 
     def contestant(self) -> Contestant:
-        """As one of those that are measured."""
+        """The store as one of those that are measured."""
         return Contestant(both(self.update, self.draw), reset=self.go_back)
 
     def _offer(self, count: int | None) -> None:
@@ -133,7 +133,7 @@ class WholeBuffer:
         self._step(None)
 
     def contestant(self) -> Contestant:
-        """As one of those that are measured."""
+        """The buffer as one of those that are measured."""
         return Contestant({"both": self.step}, settle=self._settle, close=self._buffer.close)
 
     def _step(self, count: int | None) -> None:

@@ -37,10 +37,10 @@ class TorchRL:
         phases = both(self.update_reservoir if reservoir else self.update, self.draw)
         self.reset()
         self.contestant = Contestant(phases, reset=self.reset)
-        """As one of those that are measured."""
+        """The buffer as one of those that are measured."""
 
     def reset(self) -> None:
-        """As many samples seen as the capacity; the rows stay as they are."""
+        """Go back to as many samples seen as the capacity; the rows stay as they are."""
         self._seen = self._workload.capacity
 
     def update(self) -> None:
@@ -82,7 +82,7 @@ class Avalanche:
         for count in portions(workload.capacity, workload.candidates):
             self._update(count)
         self.contestant = Contestant(both(self.update, self.draw))
-        """As one of those that are measured."""
+        """The buffer as one of those that are measured."""
 
     def update(self) -> None:
         """Offer the candidates of one mini-batch."""

@@ -19,9 +19,9 @@ class Paired:
     """CPU time in microseconds per step, round by round; both of a round one right after the other."""
 
     cpu_us: tuple[float, ...]
-    """Of what is judged."""
+    """CPU time of what is judged, in microseconds per step."""
     reference_us: tuple[float, ...]
-    """Of what it is judged by."""
+    """CPU time of what it is judged by, in microseconds per step."""
 
     @property
     def cost(self) -> Spread:

@@ -54,9 +54,9 @@ class Contestant:
     phases: Mapping[str, Work]
     """One step of each: "update", "draw" and "both", or "both" alone where the two cannot be parted."""
     reset: Work = nothing
-    """Before every block: back to the number of samples seen that is to be measured."""
+    """What precedes every block: going back to the number of samples seen that is to be measured."""
     settle: Work = nothing
-    """At the end of every block, and measured with it: wait for other threads."""
+    """What ends every block, and is measured with it: waiting for other threads."""
     close: Work = nothing
 
 

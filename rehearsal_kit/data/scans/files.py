@@ -118,7 +118,7 @@ def _require_regular(path: str | Path, status: os.stat_result) -> None:
 
 
 def _sha256_of(stream: BinaryIO, go_on: Callable[[int], bool]) -> str | None:
-    """In hexadecimal digits; None once `go_on` says no."""
+    """SHA-256 of a stream, in hexadecimal digits; None once `go_on` says no."""
     found, block, read = hashlib.sha256(), bytearray(BLOCK), 0
     while count := stream.readinto(block):  # type: ignore[attr-defined] # a buffered reader has it
         found.update(memoryview(block)[:count])

@@ -87,7 +87,7 @@ def _largest(dtype: np.dtype[Any]) -> int | None:
 
 
 def _largest_numbers(dtype: np.dtype[Any]) -> list[int]:
-    """Of the counters that fit into a type, and of the type itself."""
+    """Largest numbers of the counters that fit into a type, and of the type itself."""
     numbers = {2**bits - 1 for bits in COUNTERS}
     largest = _largest(dtype)
     if largest is None:

@@ -23,7 +23,7 @@ class _Layout:
 
 
 LAYOUTS: Mapping[str, _Layout] = {"cxi": _Layout(cxi.recognises, cxi.describe)}
-"""By name; the first that recognises a file reads it."""
+"""Layouts by name; the first that recognises a file reads it."""
 
 
 SAMPLE = 16

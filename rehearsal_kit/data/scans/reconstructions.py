@@ -34,7 +34,7 @@ class Reconstruction:
     positions_px: Floats
     """Centre of each patch (frame, 2), row and column, in pixels of the object."""
     layout: str
-    """Of the source: "rpie", "cdtools", "ptychopinn" or "specimen"."""
+    """Layout of the source: "rpie", "cdtools", "ptychopinn" or "specimen"."""
 
 
 def read_reconstruction(path: str | Path) -> Reconstruction:

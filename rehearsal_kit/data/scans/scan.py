@@ -33,7 +33,7 @@ class Scan:
 
     path: Path
     layout: str
-    """Of the file, for example "cxi"."""
+    """Layout of the file, for example "cxi"."""
     frames_at: str
     """Path of the dataset of counts (frame, row, column) in the file."""
     object_at: str | None

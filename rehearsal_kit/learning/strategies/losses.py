@@ -11,7 +11,7 @@ from rehearsal_kit.base.errors import SettingsError
 
 Tensors = Mapping[str, torch.Tensor]
 Loss = Callable[[Tensors, Tensors], torch.Tensor]
-"""From outputs and targets, named tensors (sample, ...), to the loss of each sample: (sample,)."""
+"""Function from outputs and targets, named tensors (sample, ...), to the loss of each sample: (sample,)."""
 
 
 def supervised_loss(outputs: Tensors, targets: Tensors) -> torch.Tensor:

@@ -16,14 +16,14 @@ class Part:
     """One part of an augmented mini-batch after the forward pass; it may have no samples."""
 
     outputs: Tensors
-    """Of the network as it is now, (sample, ...)."""
+    """Outputs of the network as it is now, (sample, ...)."""
     targets: Tensors
     """(sample, ...), named like the outputs they are compared with."""
     stored: Tensors
     """Outputs that an earlier network made of the same samples, (sample, ...); empty unless distilled."""
 
     def loss(self, of: Loss = supervised_loss) -> torch.Tensor:
-        """Of each sample: (sample,)."""
+        """Loss of each sample: (sample,)."""
         return of(self.outputs, self.targets)
 
 
@@ -51,7 +51,7 @@ class Strategy:
 
     @property
     def name(self) -> str:
-        """As it is called in tables."""
+        """Name of the strategy in tables."""
         return type(self).__name__
 
     def tasks(self, newest: int) -> range:
