@@ -49,12 +49,14 @@ LONG = (
     "test_environment.py",
     "test_rank.py",
     "test_exporting.py",
+    "test_runs.py",
     "test_files_in_runs.py",
     "test_doctor.py",
     "test_keeper.py",
     "test_report.py",
     "test_reservoir.py",
     "test_bench_children.py",
+    "test_reporter.py",
     "test_endurance.py",
 )
 """Files that take longest, the longest first: begun last, one of them would keep one process busy alone. The
