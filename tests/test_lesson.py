@@ -12,7 +12,7 @@ from rehearsal_kit.data.task_loader import TaskLoader, dealt_out
 EPOCHS = 2
 
 
-def lesson_of(size, largest, batch):
+def loader_of(size, largest, batch):
     return TaskLoader(
         task=0,
         tasks=[0],
@@ -37,9 +37,9 @@ def taken(loader):
 @pytest.mark.parametrize("batch", [1, 2, 3, 8, 16])
 def test_every_sample_comes_once_an_epoch_none_alone_and_all_ranks_take_equally_many_steps(batch):
     for largest in range(1, 40):
-        steps = lesson_of(largest, largest, batch).steps
+        steps = loader_of(largest, largest, batch).steps
         for size in range(max(0, largest - 3), largest + 1):
-            batches = taken(lesson_of(size, largest, batch))
+            batches = taken(loader_of(size, largest, batch))
             assert len(batches) == steps
             assert sorted(itertools.chain(*batches)) == sorted([*range(size)] * EPOCHS)
             assert batch == 1 or size == 1 or all(len(each) != 1 for each in batches)
@@ -48,7 +48,7 @@ def test_every_sample_comes_once_an_epoch_none_alone_and_all_ranks_take_equally_
 
 @pytest.mark.parametrize(("largest", "batch"), [(32, 16), (40, 16), (35, 16), (96, 8)])
 def test_where_no_sample_is_alone_the_dealing_is_that_of_even_slices(largest, batch):
-    loader = lesson_of(largest, largest, batch)
+    loader = loader_of(largest, largest, batch)
     order = loader.left()
     slices = [part.tolist() for part in order.split(batch)]
     assert taken(loader)[: len(slices)] == slices
@@ -56,7 +56,7 @@ def test_where_no_sample_is_alone_the_dealing_is_that_of_even_slices(largest, ba
 
 def test_another_size_of_mini_batches_in_the_middle_loses_and_repeats_nothing():
     for size, first, then, when in itertools.product((17, 18, 33), (1, 4, 16), (1, 3, 16), (1, 2, 3)):
-        loader = lesson_of(size, 33, first)
+        loader = loader_of(size, 33, first)
         batches = []
         for number in itertools.count():
             if loader.epoch:

@@ -1,4 +1,4 @@
-"""Going on from a checkpoint: weights, buffer, tasks and lesson, as far as they are still there."""
+"""Going on from a checkpoint: weights, buffer, tasks, the one under way, as far as they are still there."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class CheckpointTakeup:
         """Which of these tasks, by default all still trained there, this rank cannot read now, and why."""
         gone: dict[int, str] = {}
         waiting = range(ready.run_state.begun, len(ready.stream))
-        for task in (*_lesson_tasks(ready.loaded.state), *waiting) if tasks is None else tasks:
+        for task in (*_loader_tasks(ready.loaded.state), *waiting) if tasks is None else tasks:
             experience = ready.stream[task]
             try:
                 if isinstance(experience, ArrivedExperience):
@@ -101,9 +101,9 @@ class CheckpointTakeup:
         return gone
 
     def unreadable(self, ready: Ready) -> dict[int, str]:
-        """Which tasks of the lesson under way there are as they arrived and cannot be read all the same."""
+        """Which tasks of the loader under way there are as they arrived and cannot be read all the same."""
         found: dict[int, str] = {}
-        for task in _lesson_tasks(ready.loaded.state):
+        for task in _loader_tasks(ready.loaded.state):
             try:
                 if ready.stream[task] is not None:
                     ready.stream.training_samples([task])
@@ -155,9 +155,9 @@ class CheckpointTakeup:
         if plain is None:
             return UnfinishedTask(None)
         if all(stream[int(task)] is not None for task in plain["tasks"]):
-            return UnfinishedTask(self._task_lifecycle.lesson_of(plain, stream, under_way=now))
+            return UnfinishedTask(self._task_lifecycle.loader_of(plain, stream, under_way=now))
         there = stream[int(plain["task"])] is not None
-        loader = self._task_lifecycle.lesson_anew(plain, stream) if there else None
+        loader = self._task_lifecycle.loader_anew(plain, stream) if there else None
         return UnfinishedTask(loader, anew=True, began=int(plain["began"]))
 
     def adopt(self, loaded: LoadedCheckpoint, under_way: UnfinishedTask) -> None:
@@ -203,11 +203,11 @@ class CheckpointTakeup:
 def arrivals_to_train(state: Mapping[str, Any]) -> list[Arrived]:
     """The tasks that are still to be trained by the state of a checkpoint, the one under way among them."""
     stream = state["stream"]
-    tasks = (*_lesson_tasks(state), *range(int(state["course"]["begun"]), len(stream)))
+    tasks = (*_loader_tasks(state), *range(int(state["course"]["begun"]), len(stream)))
     return [Arrived(**with_tuples(stream[task][0])) for task in tasks if not stream[task][1]]
 
 
-def _lesson_tasks(state: Mapping[str, Any]) -> list[int]:
+def _loader_tasks(state: Mapping[str, Any]) -> list[int]:
     """All that the task under way is trained with; none between two tasks."""
     plain = state.get("lesson")
     return [] if plain is None else [int(task) for task in plain["tasks"]]

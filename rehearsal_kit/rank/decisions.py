@@ -62,7 +62,7 @@ class Decision:
 
 
 class Decisions:
-    """This rank's end of the control loop. Rank 0 has the mailbox, the watcher, the ledger and the script."""
+    """This rank's end of the control loop; rank 0 has mailbox, folder watch, ledger and replay queue."""
 
     def __init__(self, run: RunFolder, groups: ProcessGroups, mailbox: Mailbox) -> None:
         self._run = run
@@ -99,8 +99,8 @@ class Decisions:
     ) -> None:
         """Recorded effects come before anything new; to be called before the first decision.
 
-        outstanding: decisions of a branch that was left, to be made again once the script is at its end.
-        otherwise: what is recorded where the script of this run cannot come about, so that the next
+        outstanding: decisions of a branch that was left, to be made again once the replay queue is empty.
+        otherwise: what is recorded where what the replay queue holds cannot come about, so that the next
         generation of ranks goes another way. All are empty on ranks other than 0.
         """
         self._replay_queue, self._outstanding, self._otherwise = replay_queue, outstanding, otherwise

@@ -1,4 +1,4 @@
-"""Which task comes next: reads it, begins its lesson, sets it aside, ends it, takes one up again."""
+"""Which task comes next: reads it, makes its loader, sets it aside, ends it, takes one up again."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rehearsal_kit.record.records import Noted, TaskBegan, TaskEnded, TaskSetAsi
 Dealings = list[tuple[int, int]]
 """How an epoch was dealt out: number of ranks, and samples per rank passed while there were so many."""
 TakenUp = tuple[TaskLoader, Dealings]
-"""A lesson in the middle, and how its epoch was dealt out before."""
+"""A loader in the middle of its task, and how its epoch was dealt out before."""
 NOTHING_TO_TRAIN = "no training frame has any counts; was the shutter closed?"
 
 
@@ -38,7 +38,7 @@ class TaskLifecycle:
         another number of ranks."""
 
     def begin(self) -> TaskLoader | None:
-        """The next task's lesson; None if there is none, or it had to be set aside."""
+        """The next task's loader; None if there is none, or it had to be set aside."""
         its, run_state = self._with, self._with.run_state
         task = its.stream.next_from(run_state.begun)
         if task == len(its.stream):
@@ -126,12 +126,12 @@ class TaskLifecycle:
         values = {name: getattr(loader, name) for name in names}
         return {**values, "tasks": list(loader.tasks), "dealings": dealings}
 
-    def lesson_of(
+    def loader_of(
         self, plain: Mapping[str, Any], stream: TaskStream, *, under_way: TaskLoader | None = None
     ) -> tuple[TaskLoader, list[tuple[int, int]]]:
-        """The lesson that `to_plain` was told of; without asking the other ranks. For `take_up`.
+        """The loader that `to_plain` was told of; without asking the other ranks. For `take_up`.
 
-        under_way: a lesson of the same stream; if it has the same tasks, its samples are not read again.
+        under_way: a loader of the same stream; if it has the same tasks, its samples are not read again.
 
         Where it was begun on another number of ranks, what was left of the epoch is dealt out anew, so that
         every sample is still trained once. stream: the tasks in the order that was theirs then.
@@ -160,25 +160,25 @@ class TaskLifecycle:
             loader.epoch, loader.place, loader.rest = loader.epoch + 1, 0, None
         return loader, dealings[:-1]
 
-    def lesson_anew(self, plain: Mapping[str, Any], stream: TaskStream) -> TakenUp:
-        """That lesson from its first mini-batch on, without those of its tasks that are gone."""
+    def loader_anew(self, plain: Mapping[str, Any], stream: TaskStream) -> TakenUp:
+        """That loader from its first mini-batch on, without those of its tasks that are gone."""
         tasks = [int(task) for task in plain["tasks"] if stream[int(task)] is not None]
         loader = self._loader(int(plain["task"]), tasks, stream)
         loader.seconds = float(plain["seconds"])
         return loader, []
 
     def measure(self, loader: TaskLoader) -> None:
-        """Learn how long a lesson is: all ranks call this together."""
+        """Learn how long a task is: all ranks call this together."""
         loader.largest = self._with.groups.max(loader.largest)
 
     def take_up(self, dealings: Dealings) -> None:
-        """Go on with a lesson that `lesson_of` has made."""
+        """Go on with a loader that `loader_of` has made."""
         self._dealings = dealings
 
     # Reading --------------------------------------------------------------------------------------------
 
     def _read(self, task: int) -> tuple[TaskLoader | None, Signature | None, str]:
-        """A lesson, once all that the task brings was seen to fit the run; or why not, on all ranks alike.
+        """A loader, once all that the task brings was seen to fit the run; or why not, on all ranks alike.
 
         Tasks before it that cannot be read any more are left out of it, and said.
         """
