@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 from intruder import NOBODY, listening
-from ranks import Tiny
+from ranks import CODE, Tiny
 
 from rehearsal_kit.base.errors import ClusterError, ClusterGoneError
 from rehearsal_kit.base.network_interfaces import interface_named, interfaces, is_loopback
@@ -49,7 +49,7 @@ def commands(folder: Path) -> str:
 @contextlib.contextmanager
 def running(script: str, log: Path):
     """A shell with this script and everything it starts."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, CODE))}
     # As job scripts leave it; the ranks listen where `dask worker` does, all the same.
     environment["GLOO_SOCKET_IFNAME"] = interfaces()[-1].name
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"

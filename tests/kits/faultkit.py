@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ranks import CODE
 from safetensors.torch import load_file
 
 from rehearsal_kit.base.processes import family, is_alive
@@ -166,7 +167,7 @@ def shared_cluster(workers: int = 2, *, check: bool = True) -> Iterator[Cluster]
 
     check: whether all workers have to be there at the end.
     """
-    with start_cluster("cpu", workers=workers, idle_timeout_s=300, code=Path(__file__).parent) as cluster:
+    with start_cluster("cpu", workers=workers, idle_timeout_s=300, code=CODE) as cluster:
         yield cluster
         wait_for(lambda: not check or len(cluster.client.scheduler_info(n_workers=-1)["workers"]) == workers)
 
@@ -386,7 +387,7 @@ def kernel(work: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     code = f"import faultkit; faultkit.{work}(*{list(arguments)!r})"
     process = subprocess.Popen(
         [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, CODE))},
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 import labkit
 import pytest
 from intruder import NOBODY, as_nobody, break_in, disguises, listening, pages, spill, web_ports
-from ranks import Tiny
+from ranks import CODE, Tiny
 
 from rehearsal_kit.base.errors import ClusterError, RunFolderError
 from rehearsal_kit.base.processes import family, words
@@ -55,7 +55,7 @@ def cluster(home):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REHEARSAL_KIT_HOME", str(home / "kit"))
         # The workers import the network of these tests from where it is defined.
-        cluster = start_cluster("cpu", workers=2, idle_timeout_s=300, code=Path(__file__).parent)
+        cluster = start_cluster("cpu", workers=2, idle_timeout_s=300, code=CODE)
     with cluster:
         yield cluster
 

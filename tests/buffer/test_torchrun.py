@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rehearsal_kit.buffer.snapshots import read_shards
 
-README = Path(__file__).parents[1] / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 
 
 def example() -> str:

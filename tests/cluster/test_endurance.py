@@ -2,9 +2,9 @@
 
 A few of each are in test_faults.py, for CI. The long versions, one command each, minutes to hours:
 
-    python -m pytest -s -m endurance tests/test_endurance.py -k kills
-    python -m pytest -s -m endurance tests/test_endurance.py -k soak
-    python -m pytest -s -m endurance tests/test_endurance.py -k "not kills and not soak"
+    python -m pytest -s -m endurance tests/cluster/test_endurance.py -k kills
+    python -m pytest -s -m endurance tests/cluster/test_endurance.py -k soak
+    python -m pytest -s -m endurance tests/cluster/test_endurance.py -k "not kills and not soak"
 
 REHEARSAL_KIT_ENDURANCE=10 makes a tenth of the kills and of the generations.
 """

@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 from intruder import listening
+from ranks import CODE
 
 from rehearsal_kit.base.errors import ClusterError, ClusterGoneError
 from rehearsal_kit.base.network_interfaces import interfaces, is_loopback
@@ -182,7 +183,7 @@ def listen_everywhere() -> int:
 
 def test_it_is_bound_to_one_interface_and_ends_when_something_listens_on_all():
     wanted = next((each for each in interfaces() if not is_loopback(each.address)), interfaces()[0])
-    with start_cluster("cpu", workers=1, interface=wanted.name, code=Path(__file__).parent) as cluster:
+    with start_cluster("cpu", workers=1, interface=wanted.name, code=CODE) as cluster:
         assert cluster.address.scheduler.startswith(f"tls://{wanted.address}:")
         server, *others = cluster.processes()[1:]
         assert {host for host, _ in listening(others)} == {wanted.address}

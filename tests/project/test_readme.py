@@ -15,7 +15,7 @@ from rehearsal_kit.learning.networks.convnet import ConvNet
 from rehearsal_kit.record.commands import FinishStream
 from rehearsal_kit.record.records import Steps, TaskEnded
 
-README = Path(__file__).parents[1] / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 
 
 def own_strategy():

@@ -7,13 +7,12 @@ import socket
 import ssl
 import stat
 import time
-from pathlib import Path
 
 import cloudpickle
 import pytest
 from distributed import Client
 from intruder import listening
-from ranks import Tiny
+from ranks import CODE, Tiny
 
 from rehearsal_kit.base.errors import (
     ClusterError,
@@ -43,7 +42,7 @@ DEADLINE_S = 60
 @pytest.fixture(scope="module")
 def cluster():
     # The workers import the network of these tests from where it is defined.
-    with start_cluster("cpu", workers=2, idle_timeout_s=300, code=Path(__file__).parent) as cluster:
+    with start_cluster("cpu", workers=2, idle_timeout_s=300, code=CODE) as cluster:
         yield cluster
 
 

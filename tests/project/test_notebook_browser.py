@@ -12,7 +12,7 @@ import labkit
 import psutil
 import pytest
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 ARRIVED = """() => [...document.querySelectorAll('.rk-tasks tr')]
     .filter(row => row.textContent.includes('scan_0')).length >= 2"""
 PLOTTED = """() => { const plot = document.querySelector('.js-plotly-plot');

@@ -9,11 +9,10 @@ import os
 from types import SimpleNamespace
 
 import pytest
-from runkit import ALONE, KERNEL, CutOffError, carry_out, class_tasks, job_in, same, weights_of
+from runkit import ALONE, KERNEL, CutOffError, carry_out, class_tasks, job_in, order_for, same, weights_of
 
 from rehearsal_kit.cluster.acceptance import Acceptance
 from rehearsal_kit.cluster.coordinator import Coordinator
-from rehearsal_kit.cluster.protocol import RunOrder
 from rehearsal_kit.cluster.worker_pool import WorkerPool
 from rehearsal_kit.record.commands import Arrived, FinishStream, Note, Stop, TakeCheckpoint, Wish, to_plain
 from rehearsal_kit.record.lease import BEAT_S, LeaseWatch, RunLease, require_free
@@ -170,13 +169,6 @@ class Hosts:
     async def rehearsal_kit_give_up(self, topic):
         self.outcome = "failed"
         return ""
-
-
-def order_for(run, topic="rehearsal-kit/1", **place):
-    made = RunOrder(
-        topic=topic, run=str(run.path), spec=b"", ranks=1, place=place, restarts=0, stall_s=60, wait_s=60
-    )
-    return vars(made)
 
 
 @contextlib.asynccontextmanager

@@ -10,8 +10,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from runkit import job_in
-from test_acceptance import order_for
+from runkit import job_in, order_for
 
 from rehearsal_kit.base.errors import LeaseError, SessionError
 from rehearsal_kit.base.files import write_private

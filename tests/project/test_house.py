@@ -15,7 +15,7 @@ import pytest
 
 import rehearsal_kit
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CONTRIBUTING = ROOT / ".github" / "CONTRIBUTING.md"
 
 

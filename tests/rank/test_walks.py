@@ -3,7 +3,7 @@
 What is looked for is in `walks.broken_promises`: nothing lost, no task twice, all ranks equal, every step
 told once, nothing left behind, a replay that is bit-identical, and no end but the one that was due.
 
-    python -m pytest -m endurance tests/test_walks.py       # all pairs, and WALKS random walks (default 2000)
+    python -m pytest -m endurance tests/rank/test_walks.py  # all pairs, and WALKS random walks (default 2000)
 """
 
 from __future__ import annotations

@@ -6,8 +6,9 @@ everything stored anywhere; 8 share of other ranks; 9 one exchange a step; 10 ov
 aliasing; 12 first steps, every hand-over stored once; 13 life cycle, a killed rank; 14 snapshots; 15
 learning; 16 cost of a step.
 
-Checks of one store alone (4, 5, 6) are in test_buffer.py, 14 in test_snapshots.py, 15 in test_cli.py (ER
-below Incremental) and test_rank.py (r = 0 is Incremental bit for bit), 16 in `rehearsal-kit bench step`.
+Checks of one store alone (4, 5, 6) are in test_store.py, 14 in test_snapshots.py, 15 in test_cli.py (ER
+below Incremental) and test_training_loop.py (r = 0 is Incremental bit for bit), 16 in `rehearsal-kit bench
+step`.
 """
 
 from __future__ import annotations

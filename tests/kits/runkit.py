@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.base.settings import Recovery, Rehearsal, Training
+from rehearsal_kit.cluster.protocol import RunOrder
 from rehearsal_kit.data.preparation import Preparation
 from rehearsal_kit.data.tensor_tasks import split_classes, write_task
 from rehearsal_kit.learning.strategies.dark import DERpp
@@ -226,3 +227,11 @@ def weights_of(spec: RunSpec) -> dict[str, torch.Tensor]:
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def order_for(run: RunFolder, topic: str = "rehearsal-kit/1", **place: Any) -> dict[str, Any]:
+    """What a kernel tells the coordinator of a run without a network: for orders that no rank carries out."""
+    made = RunOrder(
+        topic=topic, run=str(run.path), spec=b"", ranks=1, place=place, restarts=0, stall_s=60, wait_s=60
+    )
+    return vars(made)
