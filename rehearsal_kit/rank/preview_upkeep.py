@@ -35,6 +35,5 @@ class PreviewUpkeep:
         self._tell()
 
     def _tell(self) -> None:
-        reason = self._previewer.news()
-        if reason is not None:
+        while (reason := self._previewer.news()) is not None:
             self._reporter.tell(NotKept(what="previews", reason=reason, time=time.time()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -50,7 +51,8 @@ class Previewer:
         self._made = 0.0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="previews", initializer=step_back)
         self._writes: list[Future[None]] = []
-        self._news: str | None = None
+        self._news: deque[str] = deque()
+        """What was not said yet, in order: a trouble must be said, also where it is over already."""
         self._troubled = False
 
     def ask(self, task: int | None) -> None:
@@ -90,8 +92,7 @@ class Previewer:
     def news(self) -> str | None:
         """Why previews are missing, said once; empty when none is any more; None where that is no news."""
         self._look()
-        words, self._news = self._news, None
-        return words
+        return self._news.popleft() if self._news else None
 
     def close(self) -> None:
         """Let the last ones be written, if the disk still answers."""
@@ -113,14 +114,16 @@ class Previewer:
         for write in done:
             error = write.exception()
             if error is None and self._troubled:
-                self._news, self._troubled = "", False
+                self._troubled = False
+                self._news.append("")  # after the trouble, which may not have been said yet
             elif error is not None:
                 words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
                 self._went_wrong(f"{self._folder} cannot be written: {words}")
 
     def _went_wrong(self, words: str) -> None:
         if not self._troubled:
-            self._news, self._troubled = words, True
+            self._troubled = True
+            self._news.append(words)
 
     def _make(self, task: int, step: int) -> Preview | None:
         if self._learner.signature is None:

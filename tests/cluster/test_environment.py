@@ -44,7 +44,7 @@ BESIDE = """
     def kept(dask_scheduler):
         runs = dask_scheduler.plugins["rehearsal-kit-coordinator"]._runs.values()
         events = sum(len(dask_scheduler.get_events(run.order.topic)) for run in runs)
-        return sum(len(run.order.job) for run in runs), events
+        return sum(len(run.order.spec) for run in runs), events
     """
 KERNEL = """
     import json, os, sys

@@ -172,6 +172,17 @@ def test_a_file_of_previews_that_is_damaged_costs_a_warning(tmp_path, tasks):
         assert [after for after, _ in read_previews(tmp_path / "previews")] == [0]
 
 
+def test_what_went_wrong_and_is_over_before_anybody_asks_is_said_all_the_same(tmp_path, tasks):
+    previewer, _ = hung(tmp_path, Counted(tasks[0]))
+    (tmp_path / "previews").mkdir()
+    (tmp_path / "previews" / "after_000000.h5").write_bytes(b"no HDF5")
+    previewer.keep([0], after=0, step=0)
+    previewer.keep([0], after=1, step=1)
+    previewer.close()
+    assert "previews cannot be written" in previewer.news()
+    assert (previewer.news(), previewer.news()) == ("", None)
+
+
 def test_what_went_wrong_is_said_once_and_when_it_is_over(tmp_path, tasks):
     lost = Counted(tasks[1])
     previewer, _ = hung(tmp_path, Counted(tasks[0]), lost)
