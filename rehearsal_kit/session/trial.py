@@ -40,9 +40,18 @@ def _asked(cluster: Cluster, packed: bytes, tasks: Sequence[Arrived]) -> str:
         if not workers:  # they may come later
             return ""
         answers: dict[str, str] = within(
-            client, CHECK_S, client._run, check_on_worker, packed, tasks, workers=workers
+            client,
+            CHECK_S,
+            client._run,
+            check_on_worker,
+            packed,
+            tasks,
+            workers=workers,
+            gone=lambda: cluster.has_ended,
         )
     except TimeoutError as error:
+        if cluster.has_ended:
+            raise SessionError("the cluster has ended; start another one, and then this run.") from error
         raise SessionError(
             f"no worker has answered the check of this run for {CHECK_S:.0f} s; are they frozen? Look at "
             "them, or start another cluster, and then this run."

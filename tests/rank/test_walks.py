@@ -341,9 +341,15 @@ PLANTS = [
 )
 def test_a_mend_that_is_taken_out_again_is_missed(tasks, monkeypatch, fault, interruption, said):
     fault(monkeypatch.setattr)
-    broken = broken_by(pair(COMMANDS["note"], INTERRUPTIONS[interruption], late=True), tasks)
-    # In its own words: a walk that is broken for another reason says nothing of the mend.
-    assert any(re.match(said, each) for each in broken), broken
+    walk = pair(COMMANDS["note"], INTERRUPTIONS[interruption], late=True)
+    # In its own words: a walk that is broken for another reason says nothing of the mend. More than one walk:
+    # whether a checkpoint was whole before a kill depends on the clock, and with it what a walk comes across.
+    broken: list[str] = []
+    for _ in range(5):
+        broken += broken_by(walk, tasks)
+        if any(re.match(said, each) for each in broken):
+            return
+    pytest.fail(f"not missed in five walks: {broken}")
 
 
 def kept(walk: Walk, tasks: Tasks, folder: Path) -> tuple[Timeline, list[dict[str, Any]]]:
