@@ -154,8 +154,14 @@ def test_a_bad_scan_among_good_ones_is_named_and_the_rest_is_learned(tmp_path, c
     assert "set aside torn" in said
     # What it leaves can be replayed: the scans that were set aside are set aside again.
     (folder,) = tmp_path.rglob("er")
-    assert main(["replay", str(folder), "--check"]) == 0
+    settings = json.loads((folder / "settings.json").read_text())
+    settings["versions"]["code of rehearsal-kit"] = "of last week"
+    (folder / "settings.json").write_text(json.dumps(settings))
+    assert main(["replay", str(folder), "--check"]) == 1
+    assert "code of rehearsal-kit of last week then" in capsys.readouterr().err
+    assert main(["replay", str(folder), "--check", "--any-versions"]) == 0
     said = capsys.readouterr().out
+    assert "with other versions" in said
     assert "DIFFERENT" not in said
     assert "4 of 4 bit-identical" in said
 
