@@ -1,7 +1,8 @@
-"""Entry point of `python -m rehearsal_kit.cli`."""
+"""The command line, as `python -m rehearsal_kit.cli`."""
 
 import sys
 
 from rehearsal_kit.cli.main import main
 
-sys.exit(main())
+if __name__ == "__main__":  # a process that is spawned may import it
+    sys.exit(main())
