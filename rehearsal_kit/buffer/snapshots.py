@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rehearsal_kit.base.errors import SnapshotError
 from rehearsal_kit.base.tensor_files import Sliced, Stored, Written, nothing, per_block, write_tensors
 from rehearsal_kit.buffer.group_index import GroupIndex
-from rehearsal_kit.buffer.policies import POLICIES
+from rehearsal_kit.buffer.policies import POLICIES, AbstractPolicy
 from rehearsal_kit.buffer.row_layout import IDENTITY, WORD, RowLayout, Rows
 from rehearsal_kit.buffer.shards import (
     DRAWN,
@@ -137,7 +137,7 @@ def _fair_order(shards: Sequence[Shard], layout: RowLayout) -> tuple[Rows, Rows]
     sizes = [shard.shape(f"{STORE}/groups")[0] for shard in shards]
     of = np.repeat(np.arange(len(shards)), sizes)
     row = np.concatenate([np.arange(size) for size in sizes])
-    if POLICIES[shards[0].about["policy"]].by_age:  # oldest first, age counted as a share of each shard
+    if _policy_of(shards[0]).by_age:  # oldest first, age counted as a share of each shard
         ages = [
             (np.arange(size) - int(shard.about["oldest"])) % size / size
             for size, shard in zip(sizes, shards, strict=True)
@@ -153,6 +153,16 @@ def _fair_order(shards: Sequence[Shard], layout: RowLayout) -> tuple[Rows, Rows]
         known = np.concatenate([_column(shard, word) for shard in shards])[order]
         order = order[np.sort(np.unique(known, return_index=True)[1])]
     return of[order], row[order]
+
+
+def _policy_of(shard: Shard) -> type[AbstractPolicy]:
+    name = shard.about["policy"]
+    if name not in POLICIES:
+        raise SnapshotError(
+            f"a shard was written with the policy {name!r}, which is not there; known are "
+            f"{', '.join(POLICIES)}. Read it with the version that wrote it."
+        )
+    return POLICIES[name]
 
 
 def _column(shard: Shard, word: int) -> NDArray[np.int64]:

@@ -117,6 +117,14 @@ def test_dealing_shares_every_group_evenly(tmp_path):
     assert counts.sum() == 40
 
 
+def test_a_shard_of_a_policy_that_is_not_there_is_refused_in_words(tmp_path):
+    path = alone(tmp_path)
+    tensors, about = opened(path)
+    save_file(tensors, path, metadata={**about, "policy": "lifo"})
+    with pytest.raises(SnapshotError, match="policy 'lifo', which is not there; known are quotas"):
+        read_shards(tmp_path, rank=0, ranks=2)
+
+
 def test_dealing_keeps_the_order_of_age(tmp_path):
     path = alone(tmp_path, "fifo")
     assert opened(path)[1]["oldest"] != "0"  # the ring has turned
