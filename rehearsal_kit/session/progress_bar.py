@@ -28,6 +28,8 @@ from rehearsal_kit.session.session import Session
 
 PLAIN_S = 10.0
 """Seconds between two lines where there is no terminal on which one could be renewed."""
+SOON_S = 1e-3
+"""Seconds before which a bar shows nothing by itself; any above zero."""
 SAY_S = 2.0
 """Seconds between two looks at the backlog."""
 
@@ -41,7 +43,8 @@ def follow(session: Session, title: str, *, expected: int, finish: bool) -> None
     seen, finished = 0, not finish
     # The first task tells how long the others will be: equally long, or longer and longer from scratch.
     weights = [len(session.strategy.tasks(task)) for task in range(expected)]
-    with _bar(title) as bar:
+    with new_bar(title) as bar:
+        bar.refresh()
         progress = Progress(bar, weights)
         while not session.over:
             session.timeline.wait(seen, 0.2)
@@ -73,12 +76,17 @@ def train_to_the_end(session: Session, title: str, *, expected: int, finish: boo
         )
 
 
-def _bar(title: str) -> Any:
-    """One line that is renewed on a terminal; in a file or a pipe, a plain line now and then."""
+def new_bar(title: str) -> Any:
+    """One line that is renewed on a terminal; in a file or a pipe, a plain line now and then.
+
+    It shows nothing until it is asked to. A bar that is interrupted while it is made would keep tqdm's lock,
+    and whichever thread collects it as garbage would wait for that for ever: that of Dask's connection did.
+    """
+    common: dict[str, Any] = {"desc": title, "unit": "step", "delay": SOON_S}
     if sys.stderr.isatty():
-        return tqdm(desc=title, unit="step", dynamic_ncols=True)
+        return tqdm(**common, dynamic_ncols=True)
     lines: Any = PlainLines(sys.stderr)
-    return tqdm(desc=title, unit="step", file=lines, ncols=100, mininterval=PLAIN_S, maxinterval=PLAIN_S)
+    return tqdm(**common, file=lines, mininterval=PLAIN_S, maxinterval=PLAIN_S)
 
 
 class PlainLines:
