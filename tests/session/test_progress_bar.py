@@ -17,7 +17,7 @@ def test_what_would_be_written_over_the_last_line_is_one_of_its_own():
 
 
 def test_a_bar_shows_nothing_while_it_is_made(monkeypatch):
-    """Ctrl-C in that moment would leave tqdm's lock taken, and a half-made bar that waits for it when it goes."""
+    """Ctrl-C then would leave tqdm's lock taken, and a half-made bar that waits for it when it goes."""
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
     with new_bar("ER") as bar:
