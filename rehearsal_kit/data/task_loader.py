@@ -6,14 +6,19 @@ sample. So the last mini-batch of a shard may have one more than the others.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 
 from rehearsal_kit.base.randomness import generator
 from rehearsal_kit.buffer.row_layout import Samples
+
+Dealing = tuple[int, int]
+"""How an epoch was dealt out: number of ranks, and samples per rank passed while there were so many."""
+_PLAIN = ("task", "batch", "began", "epoch", "place", "taken", "seconds", "largest")
 
 
 @dataclass
@@ -48,6 +53,8 @@ class TaskLoader:
     """What is left of the epoch under way where that was begun on another number of ranks; in its order."""
     rest_begins: int = 0
     """The place of the first of these."""
+    dealt: Sequence[Dealing] = ()
+    """How the epoch under way was dealt out before that: one dealing for each other number of ranks."""
     _order: tuple[int, torch.Tensor] | None = field(default=None, repr=False)
     """Number of the epoch under way, and the order of its samples."""
 
@@ -72,12 +79,47 @@ class TaskLoader:
 
     def finish(self) -> None:
         """Take no more."""
-        self.epoch, self.place, self.rest = self.epochs, 0, None
+        self._go_to_epoch(self.epochs)
 
     def again(self, step: int) -> None:
         """Back to the first mini-batch, at this step."""
-        self.taken = self.epoch = self.place = 0
-        self.began, self.rest = step, None
+        self.taken, self.began = 0, step
+        self._go_to_epoch(0)
+
+    def resize(self, batch: int) -> None:
+        """So many new samples per step from the next mini-batch on; all ranks call it alike."""
+        self.batch = batch
+
+    def measure(self, largest: int) -> None:
+        """Learn the samples of the largest shard, and with it how many steps there are."""
+        self.largest = largest
+
+    def spend(self, seconds: float) -> None:
+        """Count the time of a training step."""
+        self.seconds += seconds
+
+    def to_plain(self, *, ranks: int) -> dict[str, Any]:
+        """Where in its task it is, as plain values; ranks: how many there are now. For `go_on`."""
+        passed = self.place if self.rest is None else self.place - self.rest_begins
+        values = {name: getattr(self, name) for name in _PLAIN}
+        return {**values, "tasks": list(self.tasks), "dealings": [*self.dealt, (ranks, passed)]}
+
+    def go_on(self, plain: Mapping[str, Any]) -> None:
+        """Be where `to_plain` was called, on as many ranks as there were then."""
+        for name in _PLAIN:
+            setattr(self, name, plain[name])
+
+    def go_on_with(self, rest: Samples, *, longest: int, dealings: Sequence[Dealing]) -> None:
+        """Go on with what is left of the epoch under way, dealt out anew to another number of ranks.
+
+        rest: this rank's part, (sample, ...). longest: samples of the longest part. dealings: all there were,
+        the newest last.
+        """
+        self.rest, self.dealt = rest, tuple(dealings[:-1])
+        self.rest_begins = self.largest - longest
+        self.place = self.rest_begins + dealings[-1][1]
+        if not longest:
+            self._go_to_epoch(self.epoch + 1)
 
     def next(self) -> Samples:
         """The next mini-batch; shorter at the end of an epoch, empty where the shard is used up."""
@@ -91,7 +133,7 @@ class TaskLoader:
         self.taken += 1
         self.place += self.batch
         if self.ended_at(self.place):
-            self.epoch, self.place, self.rest = self.epoch + 1, 0, None
+            self._go_to_epoch(self.epoch + 1)
         return {name: tensor[chosen] for name, tensor in samples.items()}
 
     def ended_at(self, place: int) -> bool:
@@ -106,6 +148,9 @@ class TaskLoader:
             order = generator(seed, "epoch", rank, self.task, self.epoch).permutation(count)
             self._order = (self.epoch, torch.from_numpy(order.astype(np.int64)))
         return self._order[1][first_left(len(self._order[1]), self.place) :]
+
+    def _go_to_epoch(self, epoch: int) -> None:
+        self.epoch, self.place, self.rest, self.dealt = epoch, 0, None, ()
 
     def _steps_from(self, place: int) -> int:
         return max(1, -(-(self.largest - 1 - place) // self.batch))

@@ -20,7 +20,8 @@ from rehearsal_kit.rank.checkpoint_loader import LoadedCheckpoint
 from rehearsal_kit.rank.context import RankContext
 from rehearsal_kit.rank.live_settings import LiveSettings
 from rehearsal_kit.rank.run_state import RunState
-from rehearsal_kit.rank.task_lifecycle import TakenUp, TaskLifecycle
+from rehearsal_kit.rank.task_lifecycle import TaskLifecycle
+from rehearsal_kit.rank.task_loaders import UnfinishedTask, unfinished_task
 from rehearsal_kit.record.commands import Arrived
 from rehearsal_kit.record.records import UNTRAINED
 
@@ -34,16 +35,6 @@ class Ready:
     preparation: Preparation
     stream: TaskStream
     """Its tasks in their order then; their files are opened when something of them is asked for."""
-
-
-@dataclass(frozen=True)
-class UnfinishedTask:
-    """The task that a checkpoint was taken in the middle of, as far as it is still there."""
-
-    loader: TakenUp | None
-    anew: bool = False
-    """Whether a task of it is gone: weights and optimizer go back to where it began."""
-    began: int = 0
 
 
 @dataclass
@@ -128,7 +119,7 @@ class CheckpointTakeup:
     def settle(self) -> None:
         """Learn how long a task begun anew is, after a checkpoint was taken up, on all ranks alike."""
         if self.now.loader is not None and not self.now.loader.taken:
-            self._task_lifecycle.measure(self.now.loader)
+            self.now.loader.measure(self._with.groups.max(self.now.loader.largest))
 
     def forget(self) -> None:
         """Be as before the first step, whatever of a checkpoint was taken up."""
@@ -151,14 +142,7 @@ class CheckpointTakeup:
 
         now: what is under way; if it is made of the same tasks, its samples are not read again.
         """
-        plain = loaded.state["lesson"]
-        if plain is None:
-            return UnfinishedTask(None)
-        if all(stream[int(task)] is not None for task in plain["tasks"]):
-            return UnfinishedTask(self._task_lifecycle.loader_of(plain, stream, under_way=now))
-        there = stream[int(plain["task"])] is not None
-        loader = self._task_lifecycle.loader_anew(plain, stream) if there else None
-        return UnfinishedTask(loader, anew=True, began=int(plain["began"]))
+        return unfinished_task(self._with, loaded.state["lesson"], stream, under_way=now)
 
     def adopt(self, loaded: LoadedCheckpoint, under_way: UnfinishedTask) -> None:
         """Be what was learned there; the course is there already."""
@@ -168,15 +152,12 @@ class CheckpointTakeup:
         its.learner.signature = None if known is None else Signature.from_plain(known)
         its.learner.learning_rate = run_state.live_settings.learning_rate
         its.evaluation.restore(loaded.state["evaluation"])
-        self.now.loader = None
-        if under_way.loader is not None:
-            self.now.loader = under_way.loader[0]
-            self._task_lifecycle.take_up(under_way.loader[1])
+        self.now.loader = under_way.loader
         if under_way.anew:
             its.learner.go_back()
-            run_state.spoilt.append(range(under_way.began, run_state.step))
+            run_state.take_back(under_way.began)
         if self.now.loader is not None and under_way.anew:
-            self.now.loader.batch = run_state.live_settings.batch
+            self.now.loader.resize(run_state.live_settings.batch)
             self._task_lifecycle.again(self.now.loader)
         if self.now.buffer is not None:  # of a checkpoint that could not be taken up
             self.now.buffer.abandon()

@@ -12,13 +12,14 @@ from rehearsal_kit.data.open_experience import ArrivedExperience
 from rehearsal_kit.data.task_stream import TaskStream
 from rehearsal_kit.learning.strategies.choice import require_stored
 from rehearsal_kit.rank.checkpoint_loader import LoadedCheckpoint, load_checkpoint
-from rehearsal_kit.rank.checkpoint_takeup import CheckpointTakeup, UnfinishedTask
+from rehearsal_kit.rank.checkpoint_takeup import CheckpointTakeup
 from rehearsal_kit.rank.checkpoint_writer import CheckpointCopy
 from rehearsal_kit.rank.context import RankContext
 from rehearsal_kit.rank.decisions import Commit
 from rehearsal_kit.rank.live_settings import LiveSettings
 from rehearsal_kit.rank.run_state import RunState
 from rehearsal_kit.rank.task_lifecycle import TaskLifecycle
+from rehearsal_kit.rank.task_loaders import UnfinishedTask
 from rehearsal_kit.record.commands import (
     Arrived,
     BeginAgain,
@@ -76,7 +77,7 @@ class CommandHandlers:
             case Pause() | Resume() | Stop():
                 return lambda: run_state.change(type(command).__name__)
             case FinishStream():
-                return lambda: setattr(run_state, "finishing", True)
+                return run_state.finish_stream
             case Reopen():
                 return self._reopen
             case FinishTask():
@@ -207,10 +208,10 @@ class CommandHandlers:
     def _steer(self, steered: LiveSettings) -> None:
         its = self._with
         its.reporter.flush()  # its records are each of one strategy
-        its.run_state.live_settings = steered
+        its.run_state.steer(steered)
         its.learner.learning_rate = steered.learning_rate
         if self._now.loader is not None:
-            self._now.loader.batch = steered.batch
+            self._now.loader.resize(steered.batch)
 
     def _reopen(self) -> None:
         run_state = self._with.run_state
@@ -218,9 +219,7 @@ class CommandHandlers:
             return
         stream = self._with.stream
         left = stream.next_from(run_state.begun) < len(stream) or self._now.loader is not None
-        if run_state.outcome == "finished" or not left:  # now more may come
-            run_state.finishing = False
-        run_state.change("Reopen")
+        run_state.reopen(more_may_come=run_state.outcome == "finished" or not left)
 
     def _note(self, command: Note) -> None:
         its = self._with
@@ -246,8 +245,7 @@ class CommandHandlers:
                 f"the ranks hold different weights before step {run_state.step} ({', '.join(everyone)}), so "
                 "this generation ends; does the network or the strategy depend on the rank?"
             )
-        run_state.checkpoints += 1
-        run_state.kept = run_state.outcome
+        run_state.count_checkpoint()
         buffer = self._now.buffer
         copied = CheckpointCopy(
             number=run_state.checkpoints,
@@ -262,13 +260,13 @@ class CommandHandlers:
         its.checkpoint_writer.take(copied, step=run_state.step)
 
     def _state(self) -> dict[str, object]:
-        its = self._with
+        its, loader = self._with, self._now.loader
         arrivals = [[asdict(arrived), gone] for arrived, gone in its.stream.arrivals]
         return {
             "course": its.run_state.to_plain(),
             "stream": arrivals,
             "order": its.stream.order,
-            "lesson": self._task_lifecycle.to_plain(self._now.loader),
+            "lesson": None if loader is None else loader.to_plain(ranks=its.groups.ranks),
             "signature": None if its.learner.signature is None else its.learner.signature.to_plain(),
             "evaluation": its.evaluation.to_plain(),
             "preparation": asdict(self._now.preparation),

@@ -104,9 +104,8 @@ class RehearsalStep:
             return True
         if buffer is not None:
             buffer.close()
-        run_state.trouble = (
+        run_state.pause_by_itself(
             f"the rehearsal buffer cannot be made: {reason} Nothing is lost: steer(capacity=...), "
             "resume() and wait again, or stop."
         )
-        run_state.paused = True
         return False

@@ -14,7 +14,7 @@ from rehearsal_kit.record.run_states import CHANGES, FATES, Event, Fate
 
 @dataclass
 class RunState:
-    """Changed by commands and steps only, so it is the same on every rank."""
+    """Changed by commands and steps only, so it is the same on every rank; and only by its own methods."""
 
     live_settings: LiveSettings
     branch: int = 0
@@ -61,6 +61,44 @@ class RunState:
         spoilt = [range(*steps) for steps in values.pop("spoilt")]
         live_settings = first.steered(Steer(**plain["in_force"]))
         return RunState(live_settings=live_settings, spoilt=spoilt, **values)
+
+    def stepped(self) -> None:
+        """All ranks have begun the step that was next."""
+        self.step += 1
+
+    def count_begun(self, tasks: int) -> None:
+        """So many tasks were begun, or set aside instead."""
+        self.begun = tasks
+
+    def count_command(self, number: int) -> None:
+        """A command of this number was applied; 0: of one that the ranks gave themselves."""
+        self.command = max(self.command, number)
+
+    def steer(self, live_settings: LiveSettings) -> None:
+        """These settings are in force from the next step on."""
+        self.live_settings = live_settings
+
+    def pause_by_itself(self, trouble: str) -> None:
+        """Wait for a person, who is told of the trouble and of what may help."""
+        self.paused, self.trouble = True, trouble
+
+    def count_checkpoint(self) -> None:
+        """One more checkpoint was taken, which keeps also whether the run has ended."""
+        self.checkpoints += 1
+        self.kept = self.outcome
+
+    def take_back(self, began: int) -> None:
+        """The steps from that one to now are taken back: outputs made in them do not count."""
+        self.spoilt.append(range(began, self.step))
+
+    def finish_stream(self) -> None:
+        """No more tasks will come."""
+        self.finishing = True
+
+    def reopen(self, *, more_may_come: bool) -> None:
+        """Go on after the end; more_may_come: whether the stream of tasks is open again."""
+        self.finishing = self.finishing and not more_may_come
+        self.change("Reopen")
 
     def change(self, kind: str) -> None:
         """What a command of this kind makes of the state of the run."""

@@ -1,30 +1,24 @@
-"""Which task comes next: reads it, makes its loader, sets it aside, ends it, takes one up again."""
+"""Which task comes next: reads it, makes its loader, sets it aside, ends it."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 
 from rehearsal_kit.base.errors import said_before
-from rehearsal_kit.buffer.row_layout import IDENTITY, Samples
+from rehearsal_kit.buffer.row_layout import Samples
 from rehearsal_kit.data.experience import HELD_OUT
-from rehearsal_kit.data.task_loader import TaskLoader, dealt_out, first_left
-from rehearsal_kit.data.task_stream import TaskStream
+from rehearsal_kit.data.task_loader import TaskLoader
 from rehearsal_kit.learning.signature import Signature
 from rehearsal_kit.rank.context import RankContext
 from rehearsal_kit.rank.run_spec import keep_inputs
+from rehearsal_kit.rank.task_loaders import new_loader
 from rehearsal_kit.record.commands import SetAside, TaskDone
 from rehearsal_kit.record.records import Noted, TaskBegan, TaskEnded, TaskSetAside
 
-Dealings = list[tuple[int, int]]
-"""How an epoch was dealt out: number of ranks, and samples per rank passed while there were so many."""
-TakenUp = tuple[TaskLoader, Dealings]
-"""A loader in the middle of its task, and how its epoch was dealt out before."""
 NOTHING_TO_TRAIN = "no training frame has any counts; was the shutter closed?"
 
 
@@ -33,21 +27,18 @@ class TaskLifecycle:
 
     def __init__(self, context: RankContext) -> None:
         self._with = context
-        self._dealings: Dealings = []
-        """How the epoch under way was dealt out before the present dealing: empty unless a run went on with
-        another number of ranks."""
 
     def begin(self) -> TaskLoader | None:
         """The next task's loader; None if there is none, or it had to be set aside."""
         its, run_state = self._with, self._with.run_state
         task = its.stream.next_from(run_state.begun)
         if task == len(its.stream):
-            run_state.begun = task
+            run_state.count_begun(task)
             if run_state.finishing:
                 its.decisions.finished(run_state.position)
                 run_state.change("Finished")
             return None
-        run_state.begun = task + 1
+        run_state.count_begun(task + 1)
         for gone, why in its.decisions.recorded_set_asides(run_state.position).items():
             self._leave_out(gone, why)
         if its.stream[task] is None:
@@ -62,7 +53,6 @@ class TaskLifecycle:
         its.learner.keep()  # what it goes back to where this task is given up
         if run_state.live_settings.strategy.restarts:
             its.learner.restart()
-        self._dealings = []
         its.reporter.tell(TaskBegan(step=run_state.step, task=task, steps=loader.steps, time=time.time()))
         return loader
 
@@ -84,8 +74,7 @@ class TaskLifecycle:
 
     def go_back(self, loader: TaskLoader) -> None:
         """Weights and optimizer as they were before the task."""
-        run_state = self._with.run_state
-        run_state.spoilt.append(range(loader.began, run_state.step))
+        self._with.run_state.take_back(loader.began)
         self._with.learner.go_back()
 
     def again(self, loader: TaskLoader) -> None:
@@ -114,67 +103,6 @@ class TaskLifecycle:
         )
         return evaluated
 
-    # Checkpoints ----------------------------------------------------------------------------------------
-
-    def to_plain(self, loader: TaskLoader | None) -> dict[str, Any] | None:
-        """Where in a task the run is."""
-        if loader is None:
-            return None
-        names = ("task", "batch", "began", "epoch", "place", "taken", "seconds", "largest")
-        passed = loader.place if loader.rest is None else loader.place - loader.rest_begins
-        dealings = [*(self._dealings if loader.rest is not None else []), (self._with.groups.ranks, passed)]
-        values = {name: getattr(loader, name) for name in names}
-        return {**values, "tasks": list(loader.tasks), "dealings": dealings}
-
-    def loader_of(
-        self, plain: Mapping[str, Any], stream: TaskStream, *, under_way: TaskLoader | None = None
-    ) -> tuple[TaskLoader, list[tuple[int, int]]]:
-        """The loader that `to_plain` was told of; without asking the other ranks. For `take_up`.
-
-        under_way: a loader of the same stream; if it has the same tasks, its samples are not read again.
-
-        Where it was begun on another number of ranks, what was left of the epoch is dealt out anew, so that
-        every sample is still trained once. stream: the tasks in the order that was theirs then.
-        """
-        rank, ranks = self._with.groups.rank, self._with.groups.ranks
-        dealings = [(int(count), int(passed)) for count, passed in plain["dealings"]]
-        tasks = [int(task) for task in plain["tasks"]]
-        same = under_way is not None and list(under_way.tasks) == tasks
-        known = under_way.samples if under_way is not None and same else None
-        loader = self._loader(int(plain["task"]), tasks, stream, known=known)
-        loader.largest = int(plain["largest"])
-        for name in ("batch", "began", "epoch", "place", "taken", "seconds"):
-            setattr(loader, name, plain[name])
-        if len(dealings) == 1 and dealings[0][0] == ranks:
-            return loader, []
-        if dealings[-1][0] != ranks:
-            dealings.append((ranks, 0))
-        left = _left(loader, stream, dealings[:-1])
-        dealt = [stream.training_samples(tasks, of=(each, ranks)) for each in range(ranks)]
-        loader.largest = max(len(samples[IDENTITY]) for samples in dealt)
-        places = dealt_out(len(left[IDENTITY]), ranks=ranks)
-        loader.rest = {name: tensor[places[rank]] for name, tensor in left.items()}
-        loader.rest_begins = loader.largest - max(map(len, places))
-        loader.place = loader.rest_begins + dealings[-1][1]
-        if not len(left[IDENTITY]):
-            loader.epoch, loader.place, loader.rest = loader.epoch + 1, 0, None
-        return loader, dealings[:-1]
-
-    def loader_anew(self, plain: Mapping[str, Any], stream: TaskStream) -> TakenUp:
-        """That loader from its first mini-batch on, without those of its tasks that are gone."""
-        tasks = [int(task) for task in plain["tasks"] if stream[int(task)] is not None]
-        loader = self._loader(int(plain["task"]), tasks, stream)
-        loader.seconds = float(plain["seconds"])
-        return loader, []
-
-    def measure(self, loader: TaskLoader) -> None:
-        """Learn how long a task is: all ranks call this together."""
-        loader.largest = self._with.groups.max(loader.largest)
-
-    def take_up(self, dealings: Dealings) -> None:
-        """Go on with a loader that `loader_of` has made."""
-        self._dealings = dealings
-
     # Reading --------------------------------------------------------------------------------------------
 
     def _read(self, task: int) -> tuple[TaskLoader | None, Signature | None, str]:
@@ -201,8 +129,9 @@ class TaskLifecycle:
             self.set_aside(earlier, why)
         wanted = its.run_state.live_settings.strategy.tasks(task)
         tasks = [each for each in wanted if each in parts and each not in gone]
-        loader = self._loader(task, tasks, its.stream, known=_together([parts[each] for each in tasks]))
-        self.measure(loader)
+        known = _together([parts[each] for each in tasks])
+        loader = new_loader(its, task, tasks, stream=its.stream, known=known)
+        loader.measure(its.groups.max(loader.largest))
         return (loader if loader.largest else None), signature, ""
 
     def _newest(self, task: int) -> tuple[Signature, Samples]:
@@ -226,24 +155,6 @@ class TaskLifecycle:
             except Exception as error:  # it was trained long ago; the others are there
                 lost[earlier] = said_before(error, rank=its.groups.rank, step=its.run_state.step)
         return lost
-
-    def _loader(
-        self, task: int, tasks: Sequence[int], stream: TaskStream, *, known: Samples | None = None
-    ) -> TaskLoader:
-        its = self._with
-        samples = stream.training_samples(tasks) if known is None else known
-        experience = stream[task]
-        return TaskLoader(
-            task=task,
-            tasks=tasks,
-            samples=samples,
-            largest=len(samples[IDENTITY]),
-            epochs=its.spec.training.epochs,
-            batch=its.run_state.live_settings.batch,
-            key=(its.spec.seed, its.groups.rank),
-            began=its.run_state.step,
-            group=None if experience is None else experience.group,
-        )
 
     def _meet(self, signature: Signature, task: int) -> None:
         its = self._with
@@ -284,19 +195,3 @@ class TaskLifecycle:
 
 def _together(parts: Sequence[Samples]) -> Samples:
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-
-def _left(loader: TaskLoader, stream: TaskStream, dealings: Sequence[tuple[int, int]]) -> Samples:
-    """What is left of an epoch that was dealt out like this, in the order in which it was left."""
-    ranks, passed = dealings[0]
-    parts = []
-    for rank in range(ranks):
-        samples = stream.training_samples(loader.tasks, of=(rank, ranks))
-        begun = replace(loader, samples=samples, key=(loader.key[0], rank), place=passed, _order=None)
-        chosen = begun.left()
-        parts.append({name: tensor[chosen] for name, tensor in samples.items()})
-    left = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    for ranks, passed in dealings[1:]:
-        rows = [part[first_left(len(part), passed) :] for part in dealt_out(len(left[IDENTITY]), ranks=ranks)]
-        left = {name: tensor[torch.cat(rows)] for name, tensor in left.items()}
-    return left

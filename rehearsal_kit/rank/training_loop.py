@@ -232,9 +232,9 @@ class Rank:
             return
         self._rehearsing.offer(new, stepped, loader)
         seconds = time.perf_counter() - began
-        loader.seconds += seconds
+        loader.spend(seconds)
         self._reporter.stepped(run_state.step, loader.task, stepped=stepped, seconds=seconds)
-        run_state.step += 1
+        run_state.stepped()
         self._preview_upkeep.refresh(run_state.begun - 1, step=run_state.step)
 
     def _stepped(self, batch: MiniBatch, factor: float) -> Stepped:
@@ -258,7 +258,7 @@ class Rank:
         where = f"(rank {self._groups.rank}, at step {self._run_state.step})"
         return f"{stepped.error} {where}" if stepped.error else ""
 
-    def _start_over(self, loader: TaskLoader, trouble: str, *, guilty: bool = False) -> None:
+    def _start_over(self, loader: TaskLoader, why: str, *, guilty: bool = False) -> None:
         """Go back to where the task began after a loss that is not finite, and wait for a person.
 
         The weights that made this loss may be spoilt already, so the step before is no place to go on from.
@@ -267,21 +267,21 @@ class Rank:
         ranks = self._groups.where(guilty)
         experience = self._stream[loader.task]
         where = f"rank {', '.join(map(str, ranks))}" if ranks else "the sum over all ranks"
-        run_state.trouble = (
+        trouble = (
             f"task {loader.task} ({experience.name if experience is not None else ''}), "
-            f"step {run_state.step}, {where}: {trouble}. Weights and optimizer are back where this task "
+            f"step {run_state.step}, {where}: {why}. Weights and optimizer are back where this task "
             "began, and nothing else is lost: lower the learning rate "
             f"({self._learner.learning_rate:g}) and resume, or stop."
         )
-        run_state.step += 1  # all ranks have begun it; nothing of it is offered
+        run_state.stepped()  # all ranks have begun it; nothing of it is offered
         self._task_lifecycle.go_back(loader)
         self._task_lifecycle.again(loader)
-        run_state.paused = True
+        run_state.pause_by_itself(trouble)
 
     def _give_up(self, loader: TaskLoader, reason: str, *, recorded: bool = False) -> None:
         """Give a task up after an error of network or strategy on any rank: the next may well be trained."""
         self._reporter.flush()
-        self._run_state.step += 1  # all ranks have begun it; nothing of it is offered
+        self._run_state.stepped()  # all ranks have begun it; nothing of it is offered
         self._task_lifecycle.give_up(loader, reason, recorded=recorded)
         self._now.loader = None
 
@@ -339,7 +339,7 @@ class Rank:
 
     def _acknowledge(self, decision: Decision) -> None:
         run_state, wish, refused = self._run_state, decision.wish, decision.refused
-        run_state.command = max(run_state.command, wish.number)
+        run_state.count_command(wish.number)
         self._reporter.tell_of_myself(
             Applied(
                 rank=self._groups.rank,
