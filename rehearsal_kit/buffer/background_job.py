@@ -1,4 +1,18 @@
-"""The background job of the distributed buffer: it alone touches the store."""
+"""The background job of the distributed buffer: it alone touches the store.
+
+    step               t - 1                     t                       t + 1
+    training    take, train, offer      take, train, offer      take, train, offer
+                     |         |          ^                       ^
+                     |         +-pending--|----+                  |
+                     |                    |    v                  |
+    background  store what t-2 offered, header, plan, rows   store what t-1 offered, ...
+
+A job begins when step t takes its representatives: it stores what step t - 1 offered, and what it draws is
+taken by step t + 1. One header per rank says what that rank holds and which settings it works with; ranks
+that do not agree end there, before rows are exchanged. Every rank makes the same plan, and one all-to-all of
+uneven parts carries the rows. An error while storing travels in the header, so that no rank waits for one
+that has failed.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,14 @@
-"""The pure plan of a draw: from what all ranks hold to who sends which samples to whom."""
+"""The pure plan of a draw: from what all ranks hold to who sends which samples to whom.
+
+    stores      rank 0: 3        rank 1: 0   rank 2: 4
+    union       0   1   2        -           3   4   5   6          ends = 3, 3, 7
+    positions   of rank 0: 1, 5   of rank 1: 0, 2   of rank 2: 3, 4    (two for each destination)
+    sent by     rank 0: its 1 to rank 0, its 0 and 2 to rank 1; rank 2: its 2 to rank 0, its 0 and 1 to rank 2
+
+All stores, one after the other, are one row of places. Every destination draws distinct places of it,
+uniformly, so that each stored sample is equally likely wherever it lies. Each rank makes the plan for all
+destinations from the same random numbers and the stored counts alone: nobody has to be asked who sends what.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,11 @@
 """The coordinator on the scheduler's side: starts generations of ranks, watches them and starts them again.
 
+    kernel --begin, post--> wishes written down --> rank 0          log_event <-- records <-- ranks
+                                                                        |
+    _drive:  workers assembled --> orders sent --> watched --> ended well: over
+                  ^                                   |
+                  +--- pause <--- failed, not too often
+
 So a run outlives the kernel that started it. Ranks are never mended inside a generation: whatever happens to
 one of them ends it, and the next one begins at a checkpoint (after torchelastic: fail all rather than one).
 """
@@ -21,11 +27,11 @@ from distributed import Scheduler
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 from rehearsal_kit.base.errors import LeaseError, said
-from rehearsal_kit.base.patience import Patience
 from rehearsal_kit.cluster.acceptance import refusal, too_late
 from rehearsal_kit.cluster.protocol import CLOSING_TOPIC, Order, RunOrder
 from rehearsal_kit.cluster.watchdog import LOOK_S, GenerationError, Watchdog
 from rehearsal_kit.cluster.watched_run import WatchedRun
+from rehearsal_kit.cluster.winding_down import while_they_get_on
 from rehearsal_kit.cluster.worker_pool import WorkerPool
 from rehearsal_kit.record.lease import BEAT_S
 from rehearsal_kit.record.rank_records import GenerationBegan, GenerationEnded, LeaseTaken, RunOver, Stalled
@@ -39,8 +45,6 @@ LOOK_SOON_S = 0.05
 LONGEST_PAUSE_S = 30.0
 KNOWN_RUNS = 10
 """Runs that are over and are remembered, for kernels that have not heard of their end."""
-WIND_DOWN_S = 10.0
-"""Without any progress for so long, runs are not waited for that stop and write their last checkpoint."""
 
 
 class Coordinator(SchedulerPlugin):
@@ -203,24 +207,7 @@ class Coordinator(SchedulerPlugin):
         for run in going:
             run.ending = True
             await self._interrupt(run)
-        await self._while_they_get_on(going, beat)
-
-    async def _while_they_get_on(self, going: list[WatchedRun], beat: Callable[[], None]) -> None:
-        """Wait for the end of runs: however large their last checkpoints are, as long as they are written."""
-        began, beats, patience = [run.generation for run in going], [-1], Patience(WIND_DOWN_S)
-        # Ranks that are started anew know nothing of the end, and are not waited for.
-        while left := [r for r, g in zip(going, began, strict=True) if not r.outcome and r.generation == g]:
-            asked = [self._worker_pool.statuses(run.workers, run.order.topic) for run in left]
-            statuses = [status for each in await asyncio.gather(*asked) for status in each]
-            now = [-1 if status is None else status.beats for status in statuses]
-            if now != beats:
-                beats = now
-                beat()
-            if not patience.lasts(now):
-                names = ", ".join(run.order.run for run in left)
-                LOG.warning("no last checkpoint of %s: no progress in %.0f s", names, WIND_DOWN_S)
-                return
-            await asyncio.sleep(LOOK_SOON_S)
+        await while_they_get_on(going, self._worker_pool, beat)
 
     # Generations ----------------------------------------------------------------------------------------
 

@@ -1,4 +1,14 @@
-"""Writes checkpoints beside training: one background thread per rank, and rank 0 puts the parts together."""
+"""Writes checkpoints beside training: one background thread per rank, and rank 0 puts the parts together.
+
+    training thread of all ranks      ready (rank 0 makes the folder) --> all meet --> take (a frozen copy)
+    background thread of rank 1, 2    write the shard of its buffer --> say which files, or why not
+    background thread of rank 0       write its shard, state and tensors --> collect what the others say
+                                      --> complete: a manifest, flushed; the folder gets its name --> prune
+
+A folder that has its name is whole: whatever ends the ranks before leaves a partial one, which nobody reads
+and the next start removes. Ranks that write give signs of life, so that a slow disk is waited for and a lost
+rank is not.
+"""
 
 from __future__ import annotations
 

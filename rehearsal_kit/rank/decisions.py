@@ -1,9 +1,19 @@
-"""Decisions at a step boundary: rank 0 decides, all ranks vote, all of them apply a command or none does."""
+"""Decisions at a step boundary: rank 0 decides, all ranks vote, all of them apply a command or none does.
+
+    rank 0        recorded effects, else: wishes of people, arrivals --> what is to be decided at this step
+                       | broadcast
+    every rank    prepare (checks, reads, changes nothing) --> vote: can everybody?
+                       |                                        | no: refused, with the first reason
+    rank 0        on disk, in the ledger of effects             |
+    every rank    commit (cannot fail) ------------------------ acknowledge, with the step
+
+What took effect before, for ranks that begin again and in a replay, comes at its step and before anything
+new; where it cannot be, a replay ends, and a run goes on from its checkpoint as another branch.
+"""
 
 from __future__ import annotations
 
 import json
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,38 +22,25 @@ from rehearsal_kit.base.errors import (
     AlreadyTaskError,
     RankError,
     ReplayError,
-    SettingsError,
     said_before,
 )
 from rehearsal_kit.base.process_groups import ProcessGroups
-from rehearsal_kit.data.folder_watch import FolderWatch
 from rehearsal_kit.rank.mailbox import Mailbox
+from rehearsal_kit.rank.wish_queue import WishQueue
 from rehearsal_kit.record.commands import (
-    OF_RANKS,
     Arrived,
     Command,
     Finished,
-    FinishStream,
-    Note,
-    Reopen,
-    Reorder,
     SetAside,
-    Skip,
     TakeCheckpoint,
     TaskDone,
-    Watch,
     Wish,
     to_plain,
     wish_of,
 )
-from rehearsal_kit.record.ledger import Ledger, read_ledger
+from rehearsal_kit.record.ledger import Ledger
 from rehearsal_kit.record.replay_queue import AGAIN, Entry, Outstanding, Position, ReplayQueue, renumbers
 from rehearsal_kit.record.run_folder import RunFolder
-
-IN_ORDER = (Arrived, Watch, FinishStream, Skip, Reorder)
-"""Wishes that go through the reader: those whose files it reads, and those that count or name tasks, which
-must not overtake them. All others take effect meanwhile."""
-
 
 Commit = Callable[[], None]
 Prepare = Callable[[Command], Commit]
@@ -65,16 +62,11 @@ class Decisions:
     """This rank's end of the control loop; rank 0 has mailbox, folder watch, ledger and replay queue."""
 
     def __init__(self, run: RunFolder, groups: ProcessGroups, mailbox: Mailbox) -> None:
-        self._run = run
         self._groups = groups
-        self._mailbox = mailbox
-        self._folder_watch = FolderWatch()
+        self._wish_queue = WishQueue(run, mailbox)
         self._replay_queue = ReplayQueue()
         self._outstanding = Outstanding()
         self._otherwise: Entry | None = None
-        self._waiting: deque[Wish] = deque()
-        self._received: set[tuple[str, int]] = set()
-        """Holders and numbers of wishes; not all before the newest are answered, as some wait for files."""
         self.decided = 0
         """Step boundaries that were passed, waiting included."""
         self.given_up = False
@@ -91,7 +83,7 @@ class Decisions:
         """Whether rank 0 has read the file of the arrival that is being prepared a moment ago."""
         self._effects: Ledger | None = None
         if groups.rank == 0:
-            self._catch_up(run)
+            self._wish_queue.catch_up()
             self._effects = Ledger(run.effects, durable=True)
 
     def follow(
@@ -178,39 +170,14 @@ class Decisions:
 
     def close(self) -> None:
         """End the reader and close the ledger."""
-        self._folder_watch.close()
+        self._wish_queue.close()
         if self._effects is not None:
             self._effects.close()
 
     # Rank 0 ---------------------------------------------------------------------------------------------
 
-    def _catch_up(self, run: RunFolder) -> None:
-        """What this run's ledgers say: wishes not answered yet, files that have arrived, patterns watched."""
-        for entry in read_ledger(run.effects):
-            self._received.add((entry.get("holder", ""), entry["number"]))
-            if entry["kind"] == "SetAside" and entry.get("task") is None:
-                path, digest = run.find(entry["path"]), entry.get("digest", "")
-                self._folder_watch.set_aside(Arrived(name=entry["name"], path=path, digest=digest))
-            elif entry["kind"] in ("Arrived", "SetAside"):
-                self._folder_watch.know(run.find(entry["path"]))
-            elif entry["kind"] == "Watch" and "refused" not in entry:
-                self._folder_watch.watch(entry["pattern"], known=entry["known"])
-        # Nobody else's: whoever never steered this run has nothing to say in it, whatever the file holds.
-        held = {entry.get("holder") for entry in read_ledger(run.generations)}
-        for entry in read_ledger(run.wishes):
-            entry.pop("time", None)
-            if entry.get("holder") and entry["holder"] in held:
-                self._receive(_wish(json.dumps(entry)))
-
-    def _receive(self, wish: Wish) -> None:
-        # A wish may come twice, from the ledger and from the mailbox, after ranks were started anew.
-        if not wish.number or (wish.holder, wish.number) not in self._received:
-            self._received.add((wish.holder, wish.number))
-            self._waiting.append(wish)
-
     def _collect(self, position: Position, *, due: bool, idle: bool) -> dict[str, Any]:
-        while not self._mailbox.empty():
-            self._receive(_wish(self._mailbox.get()))
+        self._wish_queue.receive()
         if self.closing:  # whatever waits stands in the ledger of wishes
             return {"interrupted": True, "follows": bool(self._replay_queue)}
         if self._replay_queue:
@@ -233,34 +200,11 @@ class Decisions:
 
     def _next(self, position: Position, *, idle: bool) -> Iterator[dict[str, Any]]:
         """What is to be decided now: decisions of a branch that was left, wishes of people, arrivals."""
-        new = any(not isinstance(wish.command, Reopen) for wish in self._waiting)
+        new = self._wish_queue.asks_for_more
         for entry in self._outstanding.due(position[1], all_of_them=new, next_one=idle):
             yield _without_position(entry)
-        if self._outstanding:
-            return
-        while self._waiting:
-            wish = self._waiting.popleft()
-            if isinstance(wish.command, IN_ORDER):
-                self._ask(wish)
-                continue
-            yield from map(to_plain, self._came(position))
-            yield to_plain(wish)
-        yield from map(to_plain, self._came(position))
-
-    def _ask(self, wish: Wish) -> None:
-        """Have the reader complete a wish; it is given whole paths."""
-        command = wish.command
-        if isinstance(command, Arrived):
-            command = replace(command, path=self._run.find(command.path))
-        self._folder_watch.ask(replace(wish, command=command))
-
-    def _came(self, position: Position) -> Iterator[Wish]:
-        """What the reader has ready; files in the run folder are written down by their place in there."""
-        for wish in self._folder_watch.poll():
-            command = _placed(wish, position).command
-            if isinstance(command, Arrived | SetAside):
-                command = replace(command, path=self._run.inside(command.path))
-            yield replace(wish, command=command)
+        if not self._outstanding:
+            yield from map(to_plain, self._wish_queue.due(position))
 
     # Votes ----------------------------------------------------------------------------------------------
 
@@ -275,7 +219,7 @@ class Decisions:
             aside = SetAside(name=command.name, path=command.path, reason=refused, digest=command.digest)
             wish, refused, commit = replace(wish, command=aside), "", prepare(aside)
             if self._groups.rank == 0:
-                self._folder_watch.set_aside(replace(command, path=self._run.find(command.path)))
+                self._wish_queue.set_aside(command)
         decision = Decision(wish, refused, decision.again)
         entry = self._entry(position, decision)
         if decision.again:
@@ -359,29 +303,6 @@ class Decisions:
         if decision.again:
             entry[AGAIN] = True
         return {**entry, "refused": decision.refused} if decision.refused else entry
-
-
-def _wish(text: str) -> Wish:
-    """A wish that was written down or sent; a note in its place if a kernel has let a wrong one pass."""
-    try:
-        wish = Wish.from_json(text)
-        if isinstance(wish.command, OF_RANKS):
-            kind = type(wish.command).__name__
-            raise SettingsError(f"{kind} is found by the ranks themselves; nobody can wish for it.")
-        return wish
-    except (SettingsError, ValueError) as error:
-        plain = json.loads(text)
-        number = plain.get("number") if isinstance(plain.get("number"), int) else 0
-        return Wish(number, Note(text=f"refused by rank 0: {error}"), str(plain.get("holder", "")))
-
-
-def _placed(wish: Wish, position: Position) -> Wish:
-    """A file that the reader sets aside is so at this position, as far as rank 0 can see."""
-    command = wish.command
-    if not isinstance(command, SetAside):
-        return wish
-    reason = f"{command.reason} (rank 0, before step {position[1]})"
-    return replace(wish, command=replace(command, reason=reason))
 
 
 def _without_position(entry: Mapping[str, Any], *, recorded: bool = False) -> dict[str, Any]:

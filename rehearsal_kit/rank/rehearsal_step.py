@@ -18,10 +18,9 @@ from rehearsal_kit.rank.context import RankContext
 class RehearsalStep:
     """One rank's end; all ranks call the same methods at the same step."""
 
-    def __init__(self, context: RankContext, learning: Learning, *, generation: int) -> None:
+    def __init__(self, context: RankContext, learning: Learning) -> None:
         self._with = context
         self._now = learning
-        self._generation = generation
 
     def is_ready(self, loader: TaskLoader) -> bool:
         """Whether a step can be taken: the buffer is made where the settings in force need one.
@@ -70,7 +69,7 @@ class RehearsalStep:
                 policy=live_settings.rehearsal.policy,
                 settings=int(live_settings.digest[:15], 16),
                 command=run_state.command,
-                generation=self._generation,
+                generation=self._with.generation,
                 branch=run_state.branch,
             )
         )

@@ -48,17 +48,17 @@ class Resumption:
         self._prepare = prepare
         self._effects = Effects()
 
-    def begin(self, *, generation: int) -> None:
+    def begin(self) -> None:
         """Be where the run is; what has taken effect from there on takes effect again."""
         its = self._with
         if its.spec.replays is None:
-            self._go_on(generation)
+            self._go_on()
         else:
             self._replay()
 
     # A run of one's own ---------------------------------------------------------------------------------
 
-    def _go_on(self, generation: int) -> None:
+    def _go_on(self) -> None:
         its = self._with
         self._effects = effects_recorded(its.spec.run, its.groups)
         candidates = find_candidates(its.spec.run, self._effects, its.groups)
@@ -69,9 +69,14 @@ class Resumption:
         after = [] if again is not None else self._effects.after(number)
         outstanding = Outstanding(self._outstanding(number, again), renumbered=self._effects.renumbered)
         its.decisions.follow(ReplayQueue(after), outstanding, otherwise=self._otherwise(number))
-        if number or generation > 1:
+        if number or its.generation > 1:
             its.reporter.tell(
-                Restored(step=its.run_state.step, checkpoint=number, generation=generation, time=time.time())
+                Restored(
+                    step=its.run_state.step,
+                    checkpoint=number,
+                    generation=its.generation,
+                    time=time.time(),
+                )
             )
         if again is not None:
             decided = its.decisions.own(its.run_state.position, Wish(0, again), self._prepare)

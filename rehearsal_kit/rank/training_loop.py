@@ -1,11 +1,21 @@
-"""One rank: the training loop, written out. A plain object that can run alone in one process."""
+"""One rank: the training loop, written out. A plain object that can run alone in one process.
+
+    run:  begin ---> goes on? ---> loader? ---> step ---------> end of the task? ---> end
+             |           |            |           |                   |
+             |       decisions    the task    take representatives,   evaluate,
+       a checkpoint, at this step  under way,  train, offer, tell     write down
+       if there is    boundary     or the next                        that it ended
+
+Everything that another rank must do too happens at a step boundary, in the same order on all ranks. What this
+loop calls lies beside it: `decisions`, `task_lifecycle`, `rehearsal_step`, `command_handlers`, `resumption`.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from safetensors.torch import save
 
@@ -13,31 +23,22 @@ from rehearsal_kit.base.files import write_private
 from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.base.randomness import torch_seed
 from rehearsal_kit.data.task_loader import TaskLoader
-from rehearsal_kit.data.task_stream import TaskStream
 from rehearsal_kit.learning.forward_pass import MiniBatch
 from rehearsal_kit.learning.joint_step import Stepped
-from rehearsal_kit.learning.learner import Learner
-from rehearsal_kit.rank.checkpoint_loader import went_back_to
 from rehearsal_kit.rank.checkpoint_takeup import CheckpointTakeup, Learning
-from rehearsal_kit.rank.checkpoint_writer import CheckpointWriter
 from rehearsal_kit.rank.command_handlers import CommandHandlers
-from rehearsal_kit.rank.context import RankContext
-from rehearsal_kit.rank.decisions import Decision, Decisions
-from rehearsal_kit.rank.evaluation import Evaluation
-from rehearsal_kit.rank.live_settings import LiveSettings
+from rehearsal_kit.rank.context import Publish, RankContext
+from rehearsal_kit.rank.decisions import Decision
 from rehearsal_kit.rank.mailbox import Mailbox
 from rehearsal_kit.rank.preview_upkeep import PreviewUpkeep
-from rehearsal_kit.rank.previewer import Previewer
 from rehearsal_kit.rank.rehearsal_step import RehearsalStep
-from rehearsal_kit.rank.reporter import Reporter
 from rehearsal_kit.rank.resumption import Resumption
-from rehearsal_kit.rank.run_spec import RunSpec, stored_identity
-from rehearsal_kit.rank.run_state import RunState
+from rehearsal_kit.rank.run_spec import RunSpec
 from rehearsal_kit.rank.task_lifecycle import TaskLifecycle
 from rehearsal_kit.record.commands import TakeCheckpoint, Wish
 from rehearsal_kit.record.lease import LeaseWatch
 from rehearsal_kit.record.rank_records import Joined
-from rehearsal_kit.record.records import Applied, Noted, Record
+from rehearsal_kit.record.records import Applied, Noted
 from rehearsal_kit.record.run_states import INTERRUPTED
 
 IDLE_S = 0.02
@@ -57,57 +58,24 @@ class Rank:
         groups: ProcessGroups,
         *,
         mailbox: Mailbox,
-        publish: Callable[[Record, int | None], None],
+        publish: Publish,
         generation: int = 0,
         lease: str = "",
     ) -> None:
-        self._spec = spec
-        self._lease = LeaseWatch(spec.run, lease)
-        self._lease.require()
-        self._groups = groups
-        self._generation = generation
-        identity = stored_identity(spec.run)
-        run_state = RunState(LiveSettings.of(spec))
-        self._run_state = run_state
-        self._learner = Learner(spec.network, spec.training, device=spec.device, groups=groups)
-        decisions = Decisions(spec.run, groups, mailbox)
-        self._decisions = decisions
-        self._reporter = Reporter(spec.run, groups.rank, publish)
-        self._stream = TaskStream(groups, seed=spec.seed)
-        self.previewer = Previewer(self._learner, self._stream, spec.run.previews)
-        """Previews; only rank 0 makes any."""
-        context = RankContext(
-            spec=spec,
-            identity=identity,
-            groups=groups,
-            run_state=run_state,
-            decisions=decisions,
-            reporter=self._reporter,
-            learner=self._learner,
-            stream=self._stream,
-            evaluation=Evaluation(
-                self._learner,
-                self._stream,
-                groups=groups,
-                reporter=self._reporter,
-                earlier=spec.training.evaluated,
-            ),
-            previewer=self.previewer,
-            checkpoint_writer=CheckpointWriter(
-                spec.run.checkpoints,
-                spec.recovery,
-                groups,
-                generation=generation,
-                run=identity,
-                lease=self._lease,
-            ),
+        lease_watch = LeaseWatch(spec.run, lease)
+        lease_watch.require()
+        context = RankContext.of(
+            spec, groups, mailbox=mailbox, publish=publish, generation=generation, lease=lease_watch
         )
         self._with = context
-        if groups.rank == 0:  # which alone removes checkpoints
-            context.checkpoint_writer.pinned |= went_back_to(spec.replays or spec.run)
+        self._spec, self._groups = spec, groups
+        self._run_state, self._decisions = context.run_state, context.decisions
+        self._learner, self._stream, self._reporter = context.learner, context.stream, context.reporter
+        self.previewer = context.previewer
+        """Previews; only rank 0 makes any."""
         self._task_lifecycle = TaskLifecycle(context)
         self._now = Learning(spec.preparation)
-        self._rehearsing = RehearsalStep(context, self._now, generation=generation)
+        self._rehearsing = RehearsalStep(context, self._now)
         takeup = CheckpointTakeup(context, self._task_lifecycle, self._now)
         self._steering = CommandHandlers(context, self._task_lifecycle, takeup)
         self._resumption = Resumption(context, takeup, self._steering.prepare)
@@ -170,10 +138,10 @@ class Rank:
             device=self._spec.device,
             process=os.getpid(),
             time=time.time(),
-            generation=self._generation,
+            generation=self._with.generation,
         )
         self._reporter.tell_of_myself(joined)
-        self._resumption.begin(generation=self._generation)
+        self._resumption.begin()
         self._reporter.branch = self._run_state.branch
 
     def _end(self) -> None:
@@ -303,7 +271,7 @@ class Rank:
     def _goes_on(self) -> bool:
         """Apply what is to take effect before this step; whether there is more to do then."""
         run_state = self._run_state
-        self._lease.look()
+        self._with.lease.look()
         branch, decided = -1, 1
         # Once more where another branch has begun, and after the end of the run, which may be reopened.
         while not self._decisions.interrupted and (
