@@ -266,7 +266,8 @@ class FolderWatch:
         What is no HDF5 file is handed over as it is: the ranks say together why they cannot use it.
         """
         try:
-            with opened(Path(arrived.path)):  # before all of it is read
+            # Not spared: only this tells that a writer holds it, and digesting first reads it all each time.
+            with opened(Path(arrived.path)):
                 pass
         except NotYetError:
             raise
