@@ -15,6 +15,8 @@ from rehearsal_kit.data.experience import NUMBER, Experience, shard
 from rehearsal_kit.data.folder_order import is_same_file
 from rehearsal_kit.record.commands import Arrived
 
+NUMBER_BITS = 40
+"""Bits of a `sample_id` that say which sample of its task it is; those above them are the task's number."""
 EVALUATION_BATCH = 256
 MOST_LOOKED_AT = 65
 """Samples that are searched for one to show: a scan in which the shutter was closed has thousands without."""
@@ -165,7 +167,7 @@ class TaskStream:
         chosen = shard(experience, seed=self._seed, task=task, rank=rank, ranks=ranks)
         samples = experience.load("training", chosen)
         numbers = samples.pop(NUMBER)
-        return {**samples, IDENTITY: (task << 40) + numbers}
+        return {**samples, IDENTITY: (task << NUMBER_BITS) + numbers}
 
 
 def _lit(experience: Experience) -> Samples | None:
