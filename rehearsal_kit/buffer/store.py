@@ -197,7 +197,7 @@ class LocalStore:
         accepted.copy_into(self._rows, rows, sources)
 
     def _before(self, changing: Rows) -> None:
-        # Those who read what the store was some moments ago are told what is about to change.
+        """Tell those who read what the store was some moments ago what is about to change."""
         self._frozen = [frozen for frozen in self._frozen if not frozen.over]
         for frozen in self._frozen:
             frozen.keep(changing)

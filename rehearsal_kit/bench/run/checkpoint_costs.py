@@ -150,7 +150,7 @@ class _Clock(Boundaries):
 
     @property
     def _warm_up(self) -> int:
-        # Until the buffers are full: then every checkpoint has the same size.
+        """Steps after which the buffers are full: then every checkpoint has the same size."""
         return self._windows.capacity // 16 // 2 + 5
 
     def measured(self) -> tuple[list[float], list[float]]:
