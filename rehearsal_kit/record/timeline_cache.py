@@ -15,7 +15,6 @@ from typing import Any
 
 from rehearsal_kit.base.checked_values import record_of
 from rehearsal_kit.base.files import write_private
-from rehearsal_kit.base.settings import with_tuples
 from rehearsal_kit.record.record_lines import RecordLines
 from rehearsal_kit.record.records import Record
 from rehearsal_kit.record.series import merged
@@ -122,5 +121,5 @@ def _read_body(body: bytes) -> Iterator[tuple[int, Record]]:
 
 
 def _record(kind: type[Any], names: list[str], row: list[Any]) -> Record:
-    record: Record = record_of(kind, with_tuples(dict(zip(names, row, strict=True))))
+    record: Record = record_of(kind, dict(zip(names, row, strict=True)))
     return record
