@@ -32,6 +32,13 @@ LONG_ROW = 1024
 """Bytes from which copying row by row beats gathering all rows first and scattering them then."""
 
 
+def joined(parts: Sequence[Samples]) -> Samples:
+    """The samples of all parts, one after the other; of a single one its own, so that none is held twice."""
+    if len(parts) == 1:
+        return parts[0]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
 def tensor_of(array: torch.Tensor | NDArray[Any], what: str) -> torch.Tensor:
     """What somebody gave, as a tensor on the CPU: of the same numbers, perhaps in the same memory.
 

@@ -10,7 +10,7 @@ import torch
 
 from rehearsal_kit.base.errors import AlreadyTaskError, RehearsalKitError
 from rehearsal_kit.base.process_groups import ProcessGroups
-from rehearsal_kit.buffer.row_layout import IDENTITY, Samples
+from rehearsal_kit.buffer.row_layout import IDENTITY, Samples, joined
 from rehearsal_kit.data.experience import NUMBER, Experience, shard
 from rehearsal_kit.data.folder_order import is_same_file
 from rehearsal_kit.record.commands import Arrived
@@ -130,9 +130,7 @@ class TaskStream:
         """
         rank, ranks = of or (self._groups.rank, self._groups.ranks)
         parts = [self._shard(task, rank, ranks) for task in tasks if self._experiences[task] is not None]
-        if len(parts) == 1:  # without holding it twice
-            return parts[0]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return joined(parts)
 
     def held_out(self, task: int, split: str) -> Iterator[Samples]:
         """This rank's part of the "watched" or "test" samples of a task, in batches."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from rehearsal_kit.base.errors import said_before
-from rehearsal_kit.buffer.row_layout import IDENTITY, Samples
+from rehearsal_kit.buffer.row_layout import IDENTITY, Samples, joined
 from rehearsal_kit.data.experience import HELD_OUT
 from rehearsal_kit.data.task_loader import TaskLoader, dealt_out, first_left
 from rehearsal_kit.data.task_stream import TaskStream
@@ -201,7 +201,7 @@ class TaskLifecycle:
             self.set_aside(earlier, why)
         wanted = its.run_state.live_settings.strategy.tasks(task)
         tasks = [each for each in wanted if each in parts and each not in gone]
-        loader = self._loader(task, tasks, its.stream, known=_together([parts[each] for each in tasks]))
+        loader = self._loader(task, tasks, its.stream, known=joined([parts[each] for each in tasks]))
         self.measure(loader)
         return (loader if loader.largest else None), signature, ""
 
@@ -282,10 +282,6 @@ class TaskLifecycle:
         self._with.stream.set_aside(task)
 
 
-def _together(parts: Sequence[Samples]) -> Samples:
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-
 def _left(loader: TaskLoader, stream: TaskStream, dealings: Sequence[tuple[int, int]]) -> Samples:
     """What is left of an epoch that was dealt out like this, in the order in which it was left."""
     ranks, passed = dealings[0]
@@ -295,7 +291,7 @@ def _left(loader: TaskLoader, stream: TaskStream, dealings: Sequence[tuple[int, 
         begun = replace(loader, samples=samples, key=(loader.key[0], rank), place=passed, _order=None)
         chosen = begun.left()
         parts.append({name: tensor[chosen] for name, tensor in samples.items()})
-    left = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    left = joined(parts)
     for ranks, passed in dealings[1:]:
         rows = [part[first_left(len(part), passed) :] for part in dealt_out(len(left[IDENTITY]), ranks=ranks)]
         left = {name: tensor[torch.cat(rows)] for name, tensor in left.items()}
