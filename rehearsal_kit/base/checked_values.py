@@ -1,16 +1,25 @@
-"""Immutable records made of values that came from a file or a network: each of the type that it says."""
+"""Immutable records made of plain values from a file or a network: each of the type that it says."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
+from rehearsal_kit.base.settings import with_tuples
 
-def record_of(kind: Any, values: Mapping[str, Any]) -> Any:
-    """A record of this kind; TypeError for a value that is missing, unknown, or of another type."""
+
+def record_of(kind: Any, plain: Mapping[str, Any]) -> Any:
+    """A record of this kind, tuples and records inside it included, of the values that JSON made of it.
+
+    TypeError for a value that is missing, unknown, or of another type.
+    """
+    if not isinstance(plain, Mapping):
+        raise TypeError(f"{kind.__name__} is {plain!r:.80}; it must be a dictionary of its values by name.")
+    values = with_tuples(plain)
+    values |= {name: record_of(inner, values[name]) for name, inner in _inner(kind).items() if name in values}
     record = kind(**values)
     for name, (types, parts) in _types(kind).items():
         value = getattr(record, name)
@@ -18,6 +27,12 @@ def record_of(kind: Any, values: Mapping[str, Any]) -> Any:
         if not isinstance(value, types) or (parts and not all(isinstance(part, parts) for part in inside)):
             raise TypeError(f"{kind.__name__} has {name} = {value!r:.80}, which is of another type.")
     return record
+
+
+@functools.cache
+def _inner(kind: Any) -> Mapping[str, Any]:
+    """Kinds of the records inside a record, by name of the value."""
+    return {name: hint for name, hint in get_type_hints(kind).items() if is_dataclass(hint)}
 
 
 @functools.cache

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rehearsal_kit.base.digests import DIGITS
 from rehearsal_kit.base.errors import SettingsError
 
 POLICIES = ("quotas", "reservoir", "fifo")
@@ -203,4 +204,4 @@ def with_tuples(plain: Mapping[str, Any]) -> dict[str, Any]:
 def digest(values: Mapping[str, object]) -> str:
     """Short fingerprint of plain values; equal on two ranks exactly when the values are equal."""
     text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]

@@ -20,15 +20,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rehearsal_kit.base.byte_units import MIB
 from rehearsal_kit.base.files import written_whole
 
-BLOCK_BYTES = 4 * 2**20
+BLOCK_BYTES = 4 * MIB
 """Copied, hashed and written at once."""
 PIECE_BYTES = 2**17
 """Hashed between two system calls: so long may Linux let a thread run on, whatever its priority."""
-SYNC_BYTES = 64 * 2**20
+SYNC_BYTES = 64 * MIB
 """Written before the disk is waited for: so progress is real, and nobody is held up at the end."""
-LARGEST_HEADER = 100 * 2**20
+LARGEST_HEADER = 100 * MIB
 """Bound of the format itself."""
 ABOUT = "__metadata__"
 LENGTH = struct.Struct("<Q")

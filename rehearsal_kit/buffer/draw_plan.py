@@ -110,8 +110,10 @@ def _joined(tables: Sequence[Positions], ends: NDArray[np.int64]) -> DrawPlan:
 
 
 def _distinct(total: int, shape: tuple[int, int], random: np.random.Generator) -> Positions:
-    # In every line min(count, total) distinct integers below total: every set of them is equally likely,
-    # but not every order, so that a part of a line is no smaller draw.
+    """Draw in every line min(count, total) distinct integers below total.
+
+    Every set of them is equally likely, but not every order, so that a part of a line is no smaller draw.
+    """
     lines, count = shape[0], min(shape[1], total)
     if count * count > total:
         return _floyd(total, (lines, count), random)
@@ -124,7 +126,7 @@ def _distinct(total: int, shape: tuple[int, int], random: np.random.Generator) -
 
 
 def _line(total: int, count: int, random: np.random.Generator) -> list[int]:
-    # One short line, as in a run on one rank, is drawn faster without arrays.
+    """One short line, as in a run on one rank: it is drawn faster without arrays."""
     limit = 2**64 - 2**64 % total
     while True:
         words = random.bit_generator.random_raw(count).tolist()
@@ -134,14 +136,14 @@ def _line(total: int, count: int, random: np.random.Generator) -> list[int]:
 
 
 def _with_repeats(table: Positions) -> NDArray[np.int64] | None:
-    # The lines in which a number occurs twice, or None.
+    """The lines in which a number occurs twice, or None."""
     ordered = np.sort(table, axis=1)
     repeats = ordered[:, 1:] == ordered[:, :-1]
     return np.flatnonzero(repeats.any(axis=1)) if repeats.any() else None
 
 
 def _floyd(total: int, shape: tuple[int, int], random: np.random.Generator) -> Positions:
-    # Bentley and Floyd, "A sample of brilliance", CACM 1987: exact, and never draws again.
+    """Bentley and Floyd, "A sample of brilliance", CACM 1987: exact, and never draws again."""
     table = np.empty(shape, dtype=np.int64)
     for column, last in enumerate(range(total - shape[1], total)):
         drawn = random.integers(last + 1, size=shape[0])
@@ -153,7 +155,7 @@ def _floyd(total: int, shape: tuple[int, int], random: np.random.Generator) -> P
 def _by_group(
     held: NDArray[np.int64], shape: tuple[int, int], random: np.random.Generator
 ) -> tuple[Positions, Positions]:
-    # Which group each drawn sample comes from, and its place among the samples of that group on all ranks.
+    """Which group each drawn sample comes from, and its place among that group's samples on all ranks."""
     lines = shape[0]
     shares, rest = equal_shares(held, shape[1])
     able = np.flatnonzero(held > shares)

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from rehearsal_kit.base.digests import number_of
 from rehearsal_kit.base.errors import RankError, SettingsError
 from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.buffer.draw_plan import DrawPlan
@@ -90,7 +91,7 @@ class GroupExchange:
 
 def require_agreement(values: object, exchange: Exchange) -> None:
     """SettingsError on every rank unless all ranks give values that print alike (frozen settings do)."""
-    mine = int.from_bytes(hashlib.sha256(repr(values).encode()).digest()[:7], "little")
+    mine = number_of(hashlib.sha256(repr(values).encode()).hexdigest())
     everyone = [number for (number,) in exchange.gather([mine])]
     if len(set(everyone)) > 1:
         others = [rank for rank, number in enumerate(everyone) if number != everyone[0]]

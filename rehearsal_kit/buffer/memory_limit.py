@@ -10,6 +10,8 @@ from pathlib import Path
 
 import psutil
 
+from rehearsal_kit.base.byte_units import GIB
+from rehearsal_kit.base.digests import number_of
 from rehearsal_kit.base.errors import SettingsError
 from rehearsal_kit.buffer.exchange import Exchange
 
@@ -46,7 +48,7 @@ def require_room(wanted: int, exchange: Exchange) -> int:
     wanted: bytes that this rank is going to take. Returns how many ranks share this machine. Called by all
     ranks at the same point.
     """
-    host = int.from_bytes(hashlib.sha256(socket.gethostname().encode()).digest()[:7], "little")
+    host = number_of(hashlib.sha256(socket.gethostname().encode()).hexdigest())
     everyone = exchange.gather([host, wanted, available_bytes()])
     for machine in {row[0] for row in everyone}:
         here = [row for row in everyone if row[0] == machine]
@@ -58,8 +60,8 @@ def require_fitting(wanted: int, available: int) -> None:
     """SettingsError if so many bytes are more than may be taken of those available on one machine."""
     if wanted > USABLE * available:
         raise SettingsError(
-            f"the buffers on one machine would take {wanted / 2**30:.2f} GiB, but only "
-            f"{available / 2**30:.2f} GiB are free there, of which they may take {USABLE:.0%}. Lower "
+            f"the buffers on one machine would take {wanted / GIB:.2f} GiB, but only "
+            f"{available / GIB:.2f} GiB are free there, of which they may take {USABLE:.0%}. Lower "
             "capacity, store fields as float16 (half), or use more machines."
         )
 

@@ -32,6 +32,13 @@ LONG_ROW = 1024
 """Bytes from which copying row by row beats gathering all rows first and scattering them then."""
 
 
+def joined(parts: Sequence[Samples]) -> Samples:
+    """The samples of all parts, one after the other; of a single one its own, so that none is held twice."""
+    if len(parts) == 1:
+        return parts[0]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
 def tensor_of(array: torch.Tensor | NDArray[Any], what: str) -> torch.Tensor:
     """What somebody gave, as a tensor on the CPU: of the same numbers, perhaps in the same memory.
 
@@ -204,12 +211,12 @@ class RowLayout:
 
     @cached_property
     def _places(self) -> list[tuple[Field, int]]:
-        # Where each field begins in a row, counted in its numbers.
+        """Where each field begins in a row, counted in its numbers."""
         return [(field, self.offsets[field.name] // field.stored.itemsize) for field in self.fields]
 
     @cached_property
     def _columns(self) -> list[tuple[type[np.generic], list[tuple[str, tuple[int, ...], int, int]]]]:
-        # By numpy's dtype: name and shape of each field, where it begins and ends in a row in its numbers.
+        """Name, shape, begin and end of each field in a row, counted in its numbers, by numpy's dtype."""
         found: dict[type[np.generic], list[tuple[str, tuple[int, ...], int, int]]] = {}
         for field, begin in self._places:
             place = (field.name, field.shape, begin, begin + field.values)
@@ -218,7 +225,7 @@ class RowLayout:
 
     @cached_property
     def _converted(self) -> list[Field]:
-        # What numpy does not know, or what is given back in another dtype than stored.
+        """Fields that numpy does not know, or that are given back in another dtype than stored."""
         return [field for field in self.fields if field.half or field.stored == torch.bfloat16]
 
     @cached_property
@@ -260,7 +267,7 @@ class Accepted:
 def _copy_rows(
     target: NDArray[np.generic], source: NDArray[np.generic], *, slots: Rows, picked: Rows
 ) -> None:
-    # target[slots] = source[picked], (row, number) both; long rows one by one, without gathering them first.
+    """Set target[slots] to source[picked], (row, number) both; long rows singly, without gathering them."""
     if target.shape[1] * target.itemsize < LONG_ROW:
         target[slots] = source[picked]
         return
@@ -269,7 +276,7 @@ def _copy_rows(
 
 
 def _as_stored(field: Field, tensor: torch.Tensor, wanted: Rows) -> tuple[torch.Tensor, Rows]:
-    # (sample, number) on the CPU in the stored dtype, and which of its rows are wanted.
+    """The values (sample, number) on the CPU in the stored dtype, and which of its rows are wanted."""
     tensor = tensor.detach()
     if field.half or tensor.device.type != "cpu" or not tensor.is_contiguous():
         index = torch.from_numpy(wanted).to(tensor.device)
@@ -296,7 +303,7 @@ def _refuse_not_finite(field: Field, values: torch.Tensor, *, picked: Rows, want
 
 
 def _carried(values: torch.Tensor) -> NDArray[np.generic]:
-    # Copying needs no arithmetic, and numpy has no bfloat16: numbers as integers of the same width.
+    """The same numbers as integers of their width: copying needs no arithmetic, and numpy has no bfloat16."""
     return np.asarray(values.view(_CARRIERS[values.dtype.itemsize]).numpy())
 
 
@@ -307,7 +314,7 @@ def _part_of(rows: torch.Tensor, field: Field, begin: int) -> torch.Tensor:
 
 
 def _numpy_dtype(dtype: torch.dtype) -> type[np.generic]:
-    # Of the same width where numpy has no such numbers (bfloat16).
+    """The dtype that numpy calls it, or an integer as wide where numpy has no such numbers (bfloat16)."""
     try:
         return torch.empty(0, dtype=dtype).numpy().dtype.type
     except TypeError:

@@ -133,7 +133,7 @@ def _dealt(shards: Sequence[Shard], mine: slice) -> BufferState:
 
 
 def _fair_order(shards: Sequence[Shard], layout: RowLayout) -> tuple[Rows, Rows]:
-    # All rows of all shards in an order in which every k-th row is a fair part: which shard, which row.
+    """Shard and row of all rows of all shards, in an order in which every k-th row is a fair part."""
     sizes = [shard.shape(f"{STORE}/groups")[0] for shard in shards]
     of = np.repeat(np.arange(len(shards)), sizes)
     row = np.concatenate([np.arange(size) for size in sizes])
@@ -166,7 +166,7 @@ def _policy_of(shard: Shard) -> type[AbstractPolicy]:
 
 
 def _column(shard: Shard, word: int) -> NDArray[np.int64]:
-    # One word of every row, without holding the rows.
+    """One word of every row, without holding the rows."""
     count, words = shard.shape(f"{STORE}/{ROWS}")
     column, each = np.empty(count, np.int64), per_block(words * WORD)
     for begin in range(0, count, each):

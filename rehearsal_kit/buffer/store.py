@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from rehearsal_kit.base.byte_units import MIB
 from rehearsal_kit.base.errors import SettingsError
 from rehearsal_kit.buffer.frozen_rows import FrozenRows
 from rehearsal_kit.buffer.group_index import GroupIndex
@@ -19,7 +20,7 @@ CHUNK = 4096
 SPARE = 8
 """While a checkpoint is written, one row in so many may be held twice: those that change meanwhile. What
 `room` leaves free is counted with it."""
-LEAST_SPARE_BYTES = 16 * 2**20
+LEAST_SPARE_BYTES = 16 * MIB
 """And so much in any case: small stores change as a whole while a disk answers."""
 
 
@@ -196,7 +197,7 @@ class LocalStore:
         accepted.copy_into(self._rows, rows, sources)
 
     def _before(self, changing: Rows) -> None:
-        # Those who read what the store was some moments ago are told what is about to change.
+        """Tell those who read what the store was some moments ago what is about to change."""
         self._frozen = [frozen for frozen in self._frozen if not frozen.over]
         for frozen in self._frozen:
             frozen.keep(changing)

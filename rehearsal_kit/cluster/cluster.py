@@ -17,6 +17,7 @@ from types import TracebackType
 import psutil
 from distributed import Client
 
+from rehearsal_kit.base.checked_values import record_of
 from rehearsal_kit.base.errors import ClusterError, ClusterGoneError
 from rehearsal_kit.base.files import write_private
 from rehearsal_kit.base.network_interfaces import interface_named
@@ -256,9 +257,10 @@ def running_clusters() -> list[ClusterFiles]:
 def starter_of(files: ClusterFiles) -> ProcessIdentity | None:
     """The process that has started a cluster; None where its folder does not tell, or is about to go."""
     try:
-        return ProcessIdentity(**json.loads(files.starter.read_text()))
+        starter: ProcessIdentity = record_of(ProcessIdentity, json.loads(files.starter.read_text()))
     except (OSError, ValueError, TypeError):
         return None
+    return starter
 
 
 def stop_cluster(files: ClusterFiles) -> str:

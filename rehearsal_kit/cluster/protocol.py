@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rehearsal_kit.base.natural_order import natural_key
+
 TOPIC_PREFIX = "rehearsal-kit/"
 """Beginning of the topics under which ranks tell their records."""
 CLOSING_TOPIC = "rehearsal-kit-closing"
 """Under which a worker tells the coordinator the topic of its run when it closes by itself."""
+
+
+def rank_key(host: str, name: object) -> tuple[str, list[int | str]]:
+    """Sorts workers as they become ranks, for the kernel and the scheduler alike: by host, then by name.
+
+    Names survive a restart of a worker, addresses do not.
+    """
+    return host, natural_key(str(name))
 
 
 @dataclass(frozen=True, kw_only=True)

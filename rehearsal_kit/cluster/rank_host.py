@@ -128,16 +128,17 @@ class RankHost(WorkerPlugin):
 
     async def post(self, topic: str, wishes: list[str]) -> str:
         """Put wishes (JSON) into the mailbox; rank 0 takes them out at its next step boundary."""
-        if self._hosted is None or self._hosted.order.topic != topic:
+        hosted = self._hosted_of(topic)
+        if hosted is None:
             return f"worker {self._worker.name} has no rank of this run; was it restarted?"
         for wish in wishes:
-            self._hosted.mailbox.put(wish)
+            hosted.mailbox.put(wish)
         return ""
 
     async def give_up(self, topic: str) -> str:
         """Have the rank of this run fail at its next step boundary, if it gets there."""
-        hosted = self._hosted
-        if hosted is not None and hosted.order.topic == topic:
+        hosted = self._hosted_of(topic)
+        if hosted is not None:
             hosted.given_up = True
             if hosted.rank is not None:
                 hosted.rank.give_up()
@@ -145,8 +146,8 @@ class RankHost(WorkerPlugin):
 
     async def interrupt(self, topic: str) -> str:
         """Have all ranks of this run end at their next step boundary; heard by rank 0."""
-        hosted = self._hosted
-        if hosted is not None and hosted.order.topic == topic:
+        hosted = self._hosted_of(topic)
+        if hosted is not None:
             hosted.interrupted = True
             if hosted.rank is not None:
                 hosted.rank.interrupt()
@@ -154,9 +155,9 @@ class RankHost(WorkerPlugin):
 
     async def status(self, topic: str) -> dict[str, Any]:
         """How the rank of this run is: a `HostStatus`."""
-        hosted = self._hosted
-        if hosted is None or hosted.order.topic != topic:
-            alive = hosted is not None and hosted.thread.is_alive()
+        hosted = self._hosted_of(topic)
+        if hosted is None:
+            alive = self._hosted is not None and self._hosted.thread.is_alive()
             return asdict(HostStatus(alive=alive or self._closing))
         rank = hosted.rank
         return asdict(
@@ -175,12 +176,17 @@ class RankHost(WorkerPlugin):
 
     def preview(self, topic: str, task: int | None) -> Preview | None:
         """The newest preview of a task, kept fresh for some seconds from now on; None: the newest task."""
-        hosted = self._hosted
-        rank = hosted.rank if hosted is not None and hosted.order.topic == topic else None
+        hosted = self._hosted_of(topic)
+        rank = None if hosted is None else hosted.rank
         if rank is None:
             return None
         rank.previewer.ask(task)
         return rank.previewer.newest(task)
+
+    def _hosted_of(self, topic: str) -> _Hosted | None:
+        """The rank of the run of this topic; None if the rank here, if there is one, is of another run."""
+        hosted = self._hosted
+        return hosted if hosted is not None and hosted.order.topic == topic else None
 
     def _train(self) -> None:
         hosted = self._hosted

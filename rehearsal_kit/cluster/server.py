@@ -29,6 +29,7 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.security import Security
 from distributed.utils import get_mp_context
 
+from rehearsal_kit.base.checked_values import record_of
 from rehearsal_kit.base.errors import ClusterError
 from rehearsal_kit.base.files import write_private
 from rehearsal_kit.base.network_interfaces import Interface, interface_named, socket_variables, strays
@@ -161,14 +162,10 @@ class ServerRecord:
     def read(files: ClusterFiles) -> ServerRecord:
         """ClusterError where there is none, or none that can be read."""
         try:
-            plain = json.loads(files.address.read_text())
-            parts = {
-                "address": ClusterAddress(**plain["address"]),
-                "code": CodeFolders(**{name: tuple(paths) for name, paths in plain["code"].items()}),
-            }
-            return ServerRecord(**{**plain, **parts})
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            record: ServerRecord = record_of(ServerRecord, json.loads(files.address.read_text()))
+        except (OSError, ValueError, TypeError) as error:
             raise ClusterError(f"{files.folder} is not the folder of a running cluster: {error}.") from error
+        return record
 
 
 class ServerPlugin(SchedulerPlugin):
@@ -217,7 +214,7 @@ def serve(files: ClusterFiles, scratch: str) -> None:
 
     scratch: a folder for temporary files, of this cluster alone.
     """
-    order = ClusterOrder(**json.loads(files.order.read_text()))
+    order: ClusterOrder = record_of(ClusterOrder, json.loads(files.order.read_text()))
     interface, code = interface_named(order.interface), take_up(order.code)
     plugin = ServerPlugin()
 

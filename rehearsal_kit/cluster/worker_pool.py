@@ -11,9 +11,9 @@ from typing import Any
 
 from distributed import Scheduler
 
-from rehearsal_kit.cluster.protocol import HostStatus, Order, RunOrder
+from rehearsal_kit.base.byte_units import MIB
+from rehearsal_kit.cluster.protocol import HostStatus, Order, RunOrder, rank_key
 from rehearsal_kit.cluster.watchdog import GenerationError
-from rehearsal_kit.data.folder_order import natural_key
 
 LOG = logging.getLogger(__name__)
 ANSWER_TIMEOUT_S = 5.0
@@ -21,7 +21,7 @@ STATUS_TIMEOUT_S = 2.0
 GRACE_S = 3.0
 """What a rank has to end by itself once another has failed; then its worker is restarted."""
 RESTART_TIMEOUT_S = 30.0
-SLOW_BYTES_S = 10 * 2**20
+SLOW_BYTES_S = 10 * MIB
 """A worker takes what it is sent no slower than that."""
 
 
@@ -109,7 +109,7 @@ class WorkerPool:
 
     def _place(self, address: str) -> tuple[str, list[int | str]]:
         worker = self._scheduler.workers[address]
-        return worker.host, natural_key(str(worker.name))
+        return rank_key(worker.host, worker.name)
 
     async def _restart(self, addresses: Sequence[str]) -> None:
         present = [address for address in addresses if address in self._scheduler.workers]

@@ -6,15 +6,13 @@ from typing import Any
 
 from rehearsal_kit.cluster.cluster import Cluster
 from rehearsal_kit.cluster.cluster_calls import ask_identity
-from rehearsal_kit.data.folder_order import natural_key
+from rehearsal_kit.cluster.protocol import rank_key
 
 
 def workers_in_order(cluster: Cluster) -> list[str]:
-    """Addresses by (host, name): names survive a restart of a worker, addresses do not."""
+    """Addresses in order of rank."""
     known = known_workers(cluster)
-    return sorted(
-        known, key=lambda address: (known[address]["host"], natural_key(str(known[address]["name"])))
-    )
+    return sorted(known, key=lambda address: rank_key(known[address]["host"], known[address]["name"]))
 
 
 def known_workers(cluster: Cluster) -> dict[str, Any]:

@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import glob
 import os
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from rehearsal_kit.base.digests import DIGITS
 from rehearsal_kit.base.errors import ScanError, TaskError
+from rehearsal_kit.base.natural_order import in_natural_order
 from rehearsal_kit.data.scans.files import Facts, digest_of, facts_of
 from rehearsal_kit.record.commands import Arrived
-
-DIGITS = 16
-"""Hexadecimal digits of a digest, as people read it."""
-
-
-def natural_key(path: str) -> list[int | str]:
-    """Sorts scan_9 before scan_10."""
-    # Only the digits that int() knows: a superscript two is a digit to str, and no number.
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path)]
-
 
 # Patterns -----------------------------------------------------------------------------------------------
 
@@ -32,7 +23,7 @@ def matching(pattern: str) -> list[str]:
     A pattern that is the name of something is that name, and so is the longest beginning of it that is the
     name of a folder: brackets and stars are allowed in names.
     """
-    return sorted(unordered(pattern), key=natural_key)
+    return in_natural_order(unordered(pattern))
 
 
 def unordered(pattern: str) -> list[str]:

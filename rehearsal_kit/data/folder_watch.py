@@ -21,8 +21,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from rehearsal_kit.base.byte_units import MIB
 from rehearsal_kit.base.errors import NotYetError, RankError, ScanError, said
-from rehearsal_kit.data.folder_order import matching, natural_key, unordered, with_digest
+from rehearsal_kit.base.natural_order import in_natural_order
+from rehearsal_kit.data.folder_order import matching, unordered, with_digest
 from rehearsal_kit.data.scans.files import Facts, facts_of
 from rehearsal_kit.data.scans.hdf5 import opened
 from rehearsal_kit.record.commands import (
@@ -266,7 +268,8 @@ class FolderWatch:
         What is no HDF5 file is handed over as it is: the ranks say together why they cannot use it.
         """
         try:
-            with opened(Path(arrived.path)):  # before all of it is read
+            # Not spared: only this tells that a writer holds it, and digesting first reads it all each time.
+            with opened(Path(arrived.path)):
                 pass
         except NotYetError:
             raise
@@ -282,7 +285,7 @@ class FolderWatch:
             nonlocal told
             if not told and time.monotonic() - began >= self._say_s:
                 told = True
-                done, size = (f"{count / 2**20:.0f}" for count in (read, facts_of(path).size))
+                done, size = (f"{count / MIB:.0f}" for count in (read, facts_of(path).size))
                 self._say(
                     f"{path} is being read: {done} of {size} MiB in {self._say_s:.0f} s; it becomes a "
                     "task once all of it is, and gives way to training until then."
@@ -307,9 +310,7 @@ class FolderWatch:
         found -= self._known
         self._seen = {path: seen for path, seen in self._seen.items() if path in found | waiting}
         other: list[str] = []
-        ready = [
-            path for path in sorted(found - waiting, key=natural_key) if self._is_ready(path, now, other)
-        ]
+        ready = [path for path in in_natural_order(found - waiting) if self._is_ready(path, now, other)]
         if other:
             self._say(f"{_named(other)} matches what is watched and is no file; only files become tasks.")
         self._ready.extend(ready)

@@ -13,7 +13,8 @@ from rehearsal_kit.data.folder_order import require_as_it_arrived
 from rehearsal_kit.data.preparation import Preparation
 from rehearsal_kit.data.scan_tasks import split_scan
 from rehearsal_kit.data.scans.files import Facts
-from rehearsal_kit.data.scans.opening import open_scan
+from rehearsal_kit.data.scans.hdf5 import opened
+from rehearsal_kit.data.scans.opening import scan_in
 from rehearsal_kit.data.tensor_tasks import is_tensor_task, open_tensor_task
 from rehearsal_kit.record.commands import Arrived
 
@@ -24,13 +25,17 @@ KEPT_OPEN = 4
 def open_experience(arrived: Arrived, preparation: Preparation) -> Experience:
     """A file written by `write_task`, or a scan; the preparation is fitted to a scan if it was not yet.
 
+    The file is opened once, so that all that is told of it is of one file: opened again, it may be another
+    that took its place meanwhile, and shared file systems take their time each time.
+
     Raises:
         TaskError, ScanError: a file that cannot be used, with the reason.
     """
-    if is_tensor_task(arrived.path):
-        return open_tensor_task(arrived)
-    scan = open_scan(arrived.path)
-    return split_scan(scan, arrived, preparation.fitted(scan))
+    with opened(Path(arrived.path)) as file:
+        if is_tensor_task(file):
+            return open_tensor_task(arrived, file=file)
+        scan = scan_in(file)
+        return split_scan(scan, arrived, preparation.fitted(scan, file=file), file=file)
 
 
 class Shelf:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import h5py
 import numpy as np
 import torch
 
@@ -50,11 +51,12 @@ class Preparation:
         """Raises a ScanError that names the file unless the frames of a scan can be prepared."""
         self.require_shape(scan.frame_shape, f"{scan.path}: ")
 
-    def fitted(self, scan: Scan) -> Preparation:
+    def fitted(self, scan: Scan, *, file: h5py.File | None = None) -> Preparation:
         """The same with the scale fixed by a scan, the first task: most inputs then lie in 0..1.
 
         The scale is the 99.9th percentile of the transformed counts of 64 frames, spread over the whole scan:
         its first ones may have been taken before the shutter opened. A scale that is set already stays.
+        file: the scan's own, where it is open already.
 
         Raises:
             ScanError: frames that do not fit, or no counts in them.
@@ -62,7 +64,7 @@ class Preparation:
         self.require_fit(scan)
         if self.scale is not None:
             return self
-        frames, looked_at = _lit_frames(scan)
+        frames, looked_at = _lit_frames(scan, file)
         scale = float(np.percentile(self._transformed(frames), 99.9)) if len(frames) else 0.0
         if scale <= 0:
             raise ScanError(
@@ -108,13 +110,13 @@ class Preparation:
             )
 
 
-def _lit_frames(scan: Scan) -> tuple[Frames, int]:
+def _lit_frames(scan: Scan, file: h5py.File | None) -> tuple[Frames, int]:
     """Some frames with counts from all over a scan, and how many were looked at to find them."""
     # The golden ratio spreads the first few of these numbers as evenly as all of them.
     order = np.argsort(np.arange(len(scan)) * ((5**0.5 - 1) / 2) % 1, kind="stable")[:_LOOKED_AT]
     found: list[Frames] = []
     for begin in range(0, len(order), _FITTED_ON):
-        frames = scan.frames(np.sort(order[begin : begin + _FITTED_ON]))
+        frames = scan.frames(np.sort(order[begin : begin + _FITTED_ON]), file=file)
         found.append(frames[frames.any(axis=(1, 2))])
         if sum(map(len, found)) >= _FITTED_ON:
             break

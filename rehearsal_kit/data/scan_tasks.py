@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
+import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from rehearsal_kit.base.errors import ScanError
 from rehearsal_kit.data.experience import NUMBER, SPLITS, Indices
 from rehearsal_kit.data.preparation import Preparation
+from rehearsal_kit.data.scans.hdf5 import opened
 from rehearsal_kit.data.scans.opening import open_scan
 from rehearsal_kit.data.scans.scan import Scan, patch_corners
 from rehearsal_kit.record.commands import Arrived, Box
@@ -82,8 +84,9 @@ class ScanExperience:
             ScanError: a frame that cannot be read, or with counts that are negative or not finite.
         """
         indices = self._frames(split)[places]
-        diffraction, lit = self._diffraction(indices)
-        patches = _patches(self, indices[lit])
+        with opened(self.scan.path) as file:
+            diffraction, lit = self._diffraction(indices, file)
+            patches = _patches(self, indices[lit], file)
         # numpy's angle is in [-pi, pi]; the cut belongs to one side only.
         phase = np.angle(patches)
         phase[phase <= -np.float32(np.pi)] = np.pi
@@ -94,7 +97,7 @@ class ScanExperience:
             NUMBER: torch.from_numpy(indices[lit]),
         }
 
-    def _diffraction(self, indices: Indices) -> tuple[torch.Tensor, NDArray[np.bool_]]:
+    def _diffraction(self, indices: Indices, file: h5py.File) -> tuple[torch.Tensor, NDArray[np.bool_]]:
         """What the network is given of those frames that have any counts, and which they are.
 
         Frames are read a part at a time: those of a large detector would not fit into memory together.
@@ -103,7 +106,7 @@ class ScanExperience:
         each = max(1, FRAME_BYTES // (4 * rows * columns))
         prepared, lit = [], np.zeros(len(indices), bool)
         for begin in range(0, max(1, len(indices)), each):
-            frames = self.scan.frames(indices[begin : begin + each])
+            frames = self.scan.frames(indices[begin : begin + each], file=file)
             lit[begin : begin + each] = frames.any(axis=(1, 2))
             prepared.append(self.preparation.apply(frames[lit[begin : begin + each]]))
         return torch.cat(prepared), lit
@@ -113,18 +116,20 @@ class ScanExperience:
         return frames
 
 
-def split_scan(scan: Scan, arrived: Arrived, preparation: Preparation) -> ScanExperience:
-    """Split an open scan into training, watched and test frames; reads its object, no frames.
+def split_scan(
+    scan: Scan, arrived: Arrived, preparation: Preparation, *, file: h5py.File | None = None
+) -> ScanExperience:
+    """Split a scan into training, watched and test frames; reads its object, no frames.
 
     Training targets (`preparation.size` pixels around the centre) lie in `arrived.region` and do not touch
     the box that is held out. Targets wholly inside that box are held out: one half watched, one half
-    tested, on two sides of a line that neither crosses.
+    tested, on two sides of a line that neither crosses. file: the scan's own, where it is open already.
 
     Raises:
         ScanError: no object, frames that do not fit the preparation, or a set that is empty.
     """
     preparation.require_fit(scan)
-    image = scan.object()
+    image = scan.object(file=file)
     size = preparation.size
     corners = patch_corners(scan.positions_px, size)
     inside = _within(corners, size, (0, image.shape[0], 0, image.shape[1]))
@@ -234,9 +239,9 @@ def _unit(path: Path, image: NDArray[np.complex64], *, corners: Indices, size: i
     return complex(np.median(amplitude) * turn / abs(turn))
 
 
-def _patches(experience: ScanExperience, indices: Indices) -> NDArray[np.complex64]:
+def _patches(experience: ScanExperience, indices: Indices, file: h5py.File) -> NDArray[np.complex64]:
     size = experience.preparation.size
-    image = experience.scan.object() / np.complex64(experience.unit)
+    image = experience.scan.object(file=file) / np.complex64(experience.unit)
     patches = np.empty((len(indices), size, size), np.complex64)
     corners = patch_corners(experience.scan.positions_px[indices], size)
     for patch, (row, column) in zip(patches, corners, strict=True):

@@ -10,11 +10,13 @@ import torch
 
 from rehearsal_kit.base.errors import AlreadyTaskError, RehearsalKitError
 from rehearsal_kit.base.process_groups import ProcessGroups
-from rehearsal_kit.buffer.row_layout import IDENTITY, Samples
+from rehearsal_kit.buffer.row_layout import IDENTITY, Samples, joined
 from rehearsal_kit.data.experience import NUMBER, Experience, shard
 from rehearsal_kit.data.folder_order import is_same_file
 from rehearsal_kit.record.commands import Arrived
 
+NUMBER_BITS = 40
+"""Bits of a `sample_id` that say which sample of its task it is; those above them are the task's number."""
 EVALUATION_BATCH = 256
 MOST_LOOKED_AT = 65
 """Samples that are searched for one to show: a scan in which the shutter was closed has thousands without."""
@@ -128,9 +130,7 @@ class TaskStream:
         """
         rank, ranks = of or (self._groups.rank, self._groups.ranks)
         parts = [self._shard(task, rank, ranks) for task in tasks if self._experiences[task] is not None]
-        if len(parts) == 1:  # without holding it twice
-            return parts[0]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return joined(parts)
 
     def held_out(self, task: int, split: str) -> Iterator[Samples]:
         """This rank's part of the "watched" or "test" samples of a task, in batches."""
@@ -165,7 +165,7 @@ class TaskStream:
         chosen = shard(experience, seed=self._seed, task=task, rank=rank, ranks=ranks)
         samples = experience.load("training", chosen)
         numbers = samples.pop(NUMBER)
-        return {**samples, IDENTITY: (task << 40) + numbers}
+        return {**samples, IDENTITY: (task << NUMBER_BITS) + numbers}
 
 
 def _lit(experience: Experience) -> Samples | None:

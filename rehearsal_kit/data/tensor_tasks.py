@@ -17,7 +17,7 @@ from rehearsal_kit.base.files import written_whole
 from rehearsal_kit.base.randomness import generator
 from rehearsal_kit.buffer.row_layout import IDENTITY, RowLayout, Samples, tensor_of
 from rehearsal_kit.data.experience import NUMBER, SPLITS, Indices
-from rehearsal_kit.data.scans.hdf5 import attribute, dataset_of, find, opened
+from rehearsal_kit.data.scans.hdf5 import attribute, dataset_of, find, opened, opened_once
 from rehearsal_kit.record.commands import Arrived
 
 Array = torch.Tensor | NDArray[Any]
@@ -190,13 +190,9 @@ def write_task(task: TensorTask, path: str | Path) -> Arrived:
     return Arrived(name=task.name, path=str(Path(path).absolute()))
 
 
-def is_tensor_task(path: str | Path) -> bool:
-    """Whether a file was written by `write_task`; False for what is no HDF5 file at all."""
-    try:
-        with opened(Path(path)) as file:
-            return FORMAT in file.attrs
-    except ScanError:
-        return False
+def is_tensor_task(file: h5py.File) -> bool:
+    """Whether an open file was written by `write_task`."""
+    return FORMAT in file.attrs
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -234,18 +230,19 @@ class TensorExperience:
         return {**samples, NUMBER: torch.from_numpy(places)}
 
 
-def open_tensor_task(arrived: Arrived) -> TensorExperience:
-    """Look at what `write_task` wrote; reads shapes only.
+def open_tensor_task(arrived: Arrived, *, file: h5py.File | None = None) -> TensorExperience:
+    """Look at what `write_task` wrote; reads shapes only. file: the task's own, where it is open already.
 
     Raises:
         NotYetError: no such file, or one that its writer has not finished.
         TaskError: another version, a split that is missing or has no samples, fields of unequal length.
     """
     try:
-        with opened(Path(arrived.path)) as file:
-            version, inputs, group = (attribute(file, name) for name in (FORMAT, "inputs", "group"))
-            shapes = {s: {n: d.shape for n, d in _fields(file, s).items()} for s in SPLITS if find(file, s)}
-            groups = None if group is None else dataset_of(file, f"training/{group}")
+        with opened_once(Path(arrived.path), file) as source:
+            version, inputs, group = (attribute(source, name) for name in (FORMAT, "inputs", "group"))
+            splits = [split for split in SPLITS if find(source, split)]
+            shapes = {s: {n: d.shape for n, d in _fields(source, s).items()} for s in splits}
+            groups = None if group is None else dataset_of(source, f"training/{group}")
             grouped = groups is None or (groups.ndim == 1 and groups.dtype.kind in "iu")
     except NotYetError:
         raise

@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from rehearsal_kit.base.digests import DIGITS
 from rehearsal_kit.base.errors import CheckpointError, said
 from rehearsal_kit.base.files import write_private
 from rehearsal_kit.base.tensor_files import Stored, Written, nothing, write_tensors
@@ -186,4 +187,8 @@ def _sync(folder: Path) -> None:
 
 
 def _words(file: Mapping[str, Any] | None) -> str:
-    return "no such file" if file is None else f"{file['bytes']} bytes, SHA-256 {str(file['sha256'])[:16]}..."
+    return (
+        "no such file"
+        if file is None
+        else f"{file['bytes']} bytes, SHA-256 {str(file['sha256'])[:DIGITS]}..."
+    )

@@ -126,7 +126,7 @@ class CheckpointParts:
             return True
 
     def _look(self, rank: int) -> dict[str, Any] | None:
-        # What a rank has written; None if it still writes.
+        """What a rank has written; None if it still writes."""
         sign = _changed(_alive(self._folder, rank))
         file = _file(self._folder, rank)
         if file.exists():
@@ -141,7 +141,7 @@ class CheckpointParts:
 
 
 def _looks() -> Iterator[None]:
-    # Ever rarer, so that a thousand ranks do not keep the disk busy by looking at it.
+    """Pauses between looks, ever longer: a thousand ranks must not keep the disk busy by looking at it."""
     pause_s = SOON_S
     while True:
         yield

@@ -47,6 +47,7 @@ from rehearsal_kit.record.records import (
     TaskSetAside,
     TasksReordered,
 )
+from rehearsal_kit.record.replay_queue import Position
 
 VISIBLE_S = 5.0
 """How long a rank waits for a file to appear on its machine that rank 0 has read on another."""
@@ -292,23 +293,14 @@ class CommandHandlers:
         its, run_state = self._with, self._with.run_state
         stream, under_way = to
         its.reporter.flush()
-        parent, left = run_state.position
+        left = run_state.position
         if self._now.buffer is not None:
             self._now.buffer.close()
             self._now.buffer = None
         run_state.back_to(there)
         its.stream.take_order_of(stream)
         its.checkpoint_writer.pinned.add(loaded.number)
-        self._tell_branch(
-            BranchBegan(
-                branch=run_state.branch,
-                step=run_state.step,
-                checkpoint=loaded.number,
-                parent=parent,
-                left=left,
-                time=time.time(),
-            )
-        )
+        self._tell_branch(loaded.number, left=left)
         self._takeup.adopt(loaded, under_way)
         self._takeup.settle()
         self._remark = self._not_taken_back(loaded)
@@ -319,24 +311,29 @@ class CommandHandlers:
         its.checkpoint_writer.pinned.add(command.checkpoint)
         stream = its.stream
         aside = tuple(task for task in range(len(stream)) if stream[task] is None)
-        self._tell_branch(
-            BranchBegan(
-                branch=run_state.branch,
-                step=run_state.step,
-                checkpoint=command.checkpoint,
-                parent=command.parent,
-                left=command.left,
-                time=time.time(),
-                tasks=len(stream),
-                aside=aside,
-            )
-        )
+        left = (command.parent, command.left)
+        self._tell_branch(command.checkpoint, left=left, tasks=len(stream), aside=aside)
         for task, reason in command.lost:
             self._task_lifecycle.tell_lost(task, reason)
 
-    def _tell_branch(self, began: BranchBegan) -> None:
-        self._with.reporter.branch = began.branch
-        self._with.reporter.tell(began)
+    def _tell_branch(
+        self, checkpoint: int, *, left: Position, tasks: int | None = None, aside: tuple[int, ...] = ()
+    ) -> None:
+        """Tell that the present branch began at a checkpoint, and of the position that was left for it."""
+        reporter, run_state = self._with.reporter, self._with.run_state
+        reporter.branch = run_state.branch
+        reporter.tell(
+            BranchBegan(
+                branch=run_state.branch,
+                step=run_state.step,
+                checkpoint=checkpoint,
+                parent=left[0],
+                left=left[1],
+                time=time.time(),
+                tasks=tasks,
+                aside=aside,
+            )
+        )
 
     def _not_taken_back(self, loaded: LoadedCheckpoint) -> str:
         """What a roll back leaves as it is, and the way back from there; empty where that is nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rehearsal_kit.base.digests import number_of
 from rehearsal_kit.base.errors import SettingsError, said_before
 from rehearsal_kit.buffer.distributed_buffer import DistributedBuffer
 from rehearsal_kit.buffer.exchange import GroupExchange
@@ -67,7 +68,7 @@ class RehearsalStep:
                 capacity=live_settings.rehearsal.samples(buffer.layout.row_bytes),
                 candidates=live_settings.rehearsal.candidates,
                 policy=live_settings.rehearsal.policy,
-                settings=int(live_settings.digest[:15], 16),
+                settings=number_of(live_settings.digest),
                 command=run_state.command,
                 generation=self._with.generation,
                 branch=run_state.branch,

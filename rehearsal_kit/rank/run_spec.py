@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
+from rehearsal_kit.base.digests import DIGITS
 from rehearsal_kit.base.errors import RunFolderError, SettingsError, said
 from rehearsal_kit.base.files import write_private
 from rehearsal_kit.base.settings import Recovery, Rehearsal, Training, with_tuples
@@ -128,7 +129,7 @@ def versions() -> dict[str, str]:
     return {
         "python": sys.version.split()[0],
         **{name: version(name) for name in ("rehearsal-kit", "torch", "numpy", "distributed", "h5py")},
-        "code of rehearsal-kit": code.hexdigest()[:16],
+        "code of rehearsal-kit": code.hexdigest()[:DIGITS],
         "CPU capability": torch.backends.cpu.get_cpu_capability(),
     }
 
@@ -218,7 +219,7 @@ def read_network(run: RunFolder, network: torch.nn.Module | None = None) -> torc
 def _source(kind: type) -> str:
     """Fingerprint of the source of a class; empty where it cannot be found."""
     try:
-        return hashlib.sha256(inspect.getsource(kind).encode()).hexdigest()[:16]
+        return hashlib.sha256(inspect.getsource(kind).encode()).hexdigest()[:DIGITS]
     except (OSError, TypeError):
         return ""
 

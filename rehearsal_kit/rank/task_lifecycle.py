@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
-
-import torch
 
 from rehearsal_kit.base.errors import said_before
-from rehearsal_kit.buffer.row_layout import Samples
+from rehearsal_kit.buffer.row_layout import Samples, joined
 from rehearsal_kit.data.experience import HELD_OUT
 from rehearsal_kit.data.task_loader import TaskLoader
 from rehearsal_kit.learning.signature import Signature
@@ -129,7 +126,7 @@ class TaskLifecycle:
             self.set_aside(earlier, why)
         wanted = its.run_state.live_settings.strategy.tasks(task)
         tasks = [each for each in wanted if each in parts and each not in gone]
-        known = _together([parts[each] for each in tasks])
+        known = joined([parts[each] for each in tasks])
         loader = new_loader(its, task, tasks, stream=its.stream, known=known)
         loader.measure(its.groups.max(loader.largest))
         return (loader if loader.largest else None), signature, ""
@@ -191,7 +188,3 @@ class TaskLifecycle:
     def _leave_out(self, task: int, reason: str, *, in_vain: bool = False) -> None:
         self.tell_lost(task, reason, in_vain=in_vain)
         self._with.stream.set_aside(task)
-
-
-def _together(parts: Sequence[Samples]) -> Samples:
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from rehearsal_kit.buffer.row_layout import IDENTITY, Samples
+from rehearsal_kit.buffer.row_layout import IDENTITY, Samples, joined
 from rehearsal_kit.data.task_loader import Dealing, TaskLoader, dealt_out, first_left
 from rehearsal_kit.data.task_stream import TaskStream
 from rehearsal_kit.rank.context import RankContext
@@ -111,7 +111,7 @@ def _left(loader: TaskLoader, stream: TaskStream, dealings: Sequence[Dealing]) -
         begun = replace(loader, samples=samples, key=(loader.key[0], rank), place=passed, _order=None)
         chosen = begun.left()
         parts.append({name: tensor[chosen] for name, tensor in samples.items()})
-    left = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    left = joined(parts)
     for ranks, passed in dealings[1:]:
         rows = [part[first_left(len(part), passed) :] for part in dealt_out(len(left[IDENTITY]), ranks=ranks)]
         left = {name: tensor[torch.cat(rows)] for name, tensor in left.items()}

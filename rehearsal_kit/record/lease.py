@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rehearsal_kit.base.checked_values import record_of
 from rehearsal_kit.base.errors import LeaseError
 from rehearsal_kit.base.process_identity import ProcessIdentity
 from rehearsal_kit.record.ledger import last_generation
@@ -62,10 +63,10 @@ class Holder:
         with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder), "rb") as stream:
             content = stream.read()
         try:
-            plain = json.loads(content)
-            return Holder(**{**plain, "process": ProcessIdentity(**plain["process"])})
-        except (ValueError, TypeError, KeyError):
+            holder: Holder = record_of(Holder, json.loads(content))
+        except (ValueError, TypeError):
             return None
+        return holder
 
     def words(self, run: RunFolder) -> str:
         """Where the run is, and what can be typed there."""

@@ -100,5 +100,5 @@ def _read(group: h5py.Group) -> Preview:
 
 
 def _images(group: h5py.Group, part: str) -> dict[str, Image]:
-    # None where only classes are predicted.
+    """Images of a part by name of the field; empty where only classes are predicted."""
     return {field: np.asarray(image, np.float32) for field, image in group.get(part, {}).items()}

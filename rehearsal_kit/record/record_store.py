@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +26,7 @@ from rehearsal_kit.record.records import (
     StateChanged,
     Steps,
 )
-from rehearsal_kit.record.series import Series
+from rehearsal_kit.record.series import Series, merged
 from rehearsal_kit.record.thinning import POINTS, thinned
 
 NEWEST = 1_000
@@ -76,8 +75,7 @@ class RecordStore:
 
     def placed(self, since: int = 0, until: int | None = None) -> list[tuple[int, Record]]:
         """Places and records of all kinds in order of place, from one on, up to but without another."""
-        each = [series.placed(since, until) for series in self._series.values()]
-        return list(heapq.merge(*each, key=lambda pair: pair[0]))
+        return list(merged(series.placed(since, until) for series in self._series.values()))
 
     def newest(self, kinds: tuple[type, ...], since: int = 0) -> Record | None:
         """The newest record of any of these kinds, from one place on."""

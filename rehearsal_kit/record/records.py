@@ -13,7 +13,6 @@ from typing import Any
 from rehearsal_kit.base.checked_values import record_of
 from rehearsal_kit.base.errors import SettingsError
 from rehearsal_kit.base.printable import printable
-from rehearsal_kit.base.settings import with_tuples
 from rehearsal_kit.record.rank_records import (
     Ended,
     GenerationBegan,
@@ -336,7 +335,7 @@ def from_plain(plain: Mapping[str, Any]) -> Record:
     """The record that a dictionary of plain values describes; ValueError or TypeError if that is none."""
     if not isinstance(plain, Mapping):
         raise SettingsError(f"a record is {plain!r}; it must be a dictionary of its values by name.")
-    values = with_tuples(plain)
+    values = dict(plain)
     kind = _KINDS.get(values.pop("record", ""))
     if kind is None:
         raise SettingsError(f"record type {plain.get('record')!r} is unknown; known are {', '.join(_KINDS)}.")

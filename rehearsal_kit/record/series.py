@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import heapq
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from operator import itemgetter
 from typing import Generic, TypeVar
 
 Kind = TypeVar("Kind")
+
+
+def merged(each: Iterable[list[tuple[int, Kind]]]) -> Iterator[tuple[int, Kind]]:
+    """Places and records of several series, each in order of place, as one in order of place."""
+    return heapq.merge(*each, key=itemgetter(0))
 
 
 class Series(Generic[Kind]):

@@ -7,7 +7,6 @@ are read instead.
 from __future__ import annotations
 
 import hashlib
-import heapq
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -18,6 +17,7 @@ from rehearsal_kit.base.checked_values import record_of
 from rehearsal_kit.base.files import write_private
 from rehearsal_kit.record.record_lines import RecordLines
 from rehearsal_kit.record.records import Record
+from rehearsal_kit.record.series import merged
 from rehearsal_kit.record.thinning import ThinnedSteps
 from rehearsal_kit.record.timeline import Timeline
 
@@ -117,10 +117,9 @@ def _read_body(body: bytes) -> Iterator[tuple[int, Record]]:
         kind, names = _KINDS[table["kind"]], table["names"]
         rows = zip(table["places"], table["rows"], strict=True)
         each.append([(int(place), _record(kind, names, row)) for place, row in rows])
-    return heapq.merge(*each, key=lambda pair: pair[0])
+    return merged(each)
 
 
 def _record(kind: type[Any], names: list[str], row: list[Any]) -> Record:
-    values = (tuple(value) if isinstance(value, list) else value for value in row)
-    record: Record = record_of(kind, dict(zip(names, values, strict=True)))
+    record: Record = record_of(kind, dict(zip(names, row, strict=True)))
     return record

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from html import escape
 from typing import Any
 
+from rehearsal_kit.base.byte_units import MIB
 from rehearsal_kit.record.records import Applied, Steps, TaskSetAside
 from rehearsal_kit.record.timeline import Timeline
 from rehearsal_kit.reports.measures import (
@@ -194,7 +195,7 @@ class Comparison:
         head, rows = self.rows()
         lines = [self._matrices(), _aligned([head, *rows]), "", *self.notes()]
         if self.memory_bytes:
-            lines.append(f"peak memory of all processes together: {self.memory_bytes / 2**20:.0f} MiB")
+            lines.append(f"peak memory of all processes together: {self.memory_bytes / MIB:.0f} MiB")
         return "\n".join(lines)
 
     def markdown(self) -> str:
@@ -296,7 +297,7 @@ class Comparison:
             _spread(ratios, digits=2),
             f"{outcomes[0].steps}",
             f"{100 * sum(o.waited for o in outcomes) / max(1e-9, seconds * len(outcomes)):.2f} %",
-            f"{memory / 2**20:.0f} MiB" if memory else "-",
+            f"{memory / MIB:.0f} MiB" if memory else "-",
         ]
 
     def _matrices(self) -> str:

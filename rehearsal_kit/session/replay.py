@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from rehearsal_kit.base.digests import DIGITS
 from rehearsal_kit.base.errors import ReplayError, TaskError
 from rehearsal_kit.base.settings import Recovery
 from rehearsal_kit.cluster.cluster import start_cluster
@@ -133,4 +134,4 @@ def _of_file(path: Path) -> str:
     seen = hashlib.sha256()
     for name, tensor in sorted(load_file(path).items()):
         seen.update(name.encode() + tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return seen.hexdigest()[:16]
+    return seen.hexdigest()[:DIGITS]

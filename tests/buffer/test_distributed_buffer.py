@@ -420,18 +420,24 @@ def test_alone_it_works_without_any_process_group():
     assert set(seen[-1][3]) == {0}
 
 
-def get_stuck(groups):
-    buffer = new_buffer(groups)
+def step_until_lost(groups, buffer, number):
+    """What is said of rank 1, and at which step, after it has sent itself this signal at step 12."""
     for step in range(40):
         try:
             buffer.advance()
         except RankError as error:
-            buffer.abandon()
             return str(error), step
         if (groups.rank, step) == (1, 12):
-            os.kill(os.getpid(), signal.SIGSTOP)
+            os.kill(os.getpid(), number)
         buffer.offer(batch_of(groups.rank, step, 8), group=0)
     return "", 40
+
+
+def get_stuck(groups):
+    buffer = new_buffer(groups)
+    found = step_until_lost(groups, buffer, signal.SIGSTOP)
+    buffer.abandon()
+    return found
 
 
 def test_a_rank_that_hangs_ends_the_others_by_the_time_out(tmp_path):
@@ -443,15 +449,7 @@ def test_a_rank_that_hangs_ends_the_others_by_the_time_out(tmp_path):
 
 def lose_a_rank(groups):
     buffer = new_buffer(groups)
-    for step in range(40):
-        try:
-            buffer.advance()
-        except RankError as error:
-            said, lost_at = str(error), step
-            break
-        if (groups.rank, step) == (1, 12):
-            os.kill(os.getpid(), signal.SIGKILL)
-        buffer.offer(batch_of(groups.rank, step, 8), group=0)
+    said, lost_at = step_until_lost(groups, buffer, signal.SIGKILL)
     state = buffer.state()
     buffer.abandon()
     with new_buffer(

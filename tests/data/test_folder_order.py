@@ -11,17 +11,11 @@ from rehearsal_kit.base.errors import NotYetError, ScanError, TaskError
 from rehearsal_kit.data.folder_order import (
     is_same_file,
     matching,
-    natural_key,
     require_as_it_arrived,
     require_possible,
     with_digest,
 )
 from rehearsal_kit.record.commands import Arrived
-
-
-def test_natural_key():
-    assert sorted(["a10b2", "a9b10", "a9b9"], key=natural_key) == ["a9b9", "a9b10", "a10b2"]
-    assert sorted(["a²", "a1"], key=natural_key) == ["a1", "a²"]
 
 
 def arrived_in(folder, name="a.cxi", content=b"abc", **changes) -> Arrived:

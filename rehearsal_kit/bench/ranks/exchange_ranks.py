@@ -82,7 +82,8 @@ def measure_exchange(groups: ProcessGroups, rows: Rows, steps: int) -> RankTimes
 
 @dataclass(frozen=True)
 class _Part:
-    # One step of the job taken apart: see RankTimes.
+    """One step of the job taken apart: see RankTimes."""
+
     header_s: float
     gather_s: float
     all_to_all_s: float
@@ -90,7 +91,7 @@ class _Part:
 
 
 def _parts(groups: ProcessGroups, rows: Rows, steps: int) -> list[_Part]:
-    # The same calls as the background job makes, in the same order, but in this thread.
+    """Steps of the background job taken apart: the same calls in the same order, but in this thread."""
     layout = RowLayout.of(rows.samples(0))
     store = LocalStore(layout, rows.capacity, policy=Quotas())
     filler = Rekeyed(SEED, "store")
@@ -140,7 +141,7 @@ def _header(rows: Rows, step: int) -> Header:
 
 
 def _jobs(groups: ProcessGroups, rows: Rows, steps: int) -> list[float]:
-    # Seconds of each background job, which runs while nothing else does on this rank.
+    """Seconds of each background job, which runs while nothing else does on this rank."""
     rehearsal = Rehearsal(
         representatives=rows.representatives,
         candidates=rows.candidates,

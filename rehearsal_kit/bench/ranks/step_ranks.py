@@ -108,7 +108,7 @@ class _Pair:
 
 
 class _Arms:
-    # The two kinds of steps, of the same network on the same mini-batches.
+    """The two kinds of steps, of the same network on the same mini-batches."""
 
     def __init__(
         self, trial: Trial, subject: Subject, *, learner: Learner, buffer: DistributedBuffer
@@ -172,7 +172,7 @@ class _Arms:
 
 
 def _long_enough(groups: ProcessGroups, trial: Trial, device: str) -> tuple[Subject, Learner]:
-    # The first subject, from small to large, whose step is long enough; the last one if none is.
+    """The first subject, from small to large, whose step is long enough; the last one if none is."""
     samples = trial.batch + trial.representatives
     for subject in trial.subjects:
         training = Training(learning_rate=1e-4, precision="float32")
@@ -184,7 +184,7 @@ def _long_enough(groups: ProcessGroups, trial: Trial, device: str) -> tuple[Subj
 
 
 def _step_s(groups: ProcessGroups, subject: Subject, *, learner: Learner, samples: int) -> float:
-    # Shortest of some steps, mean over the ranks: one number for all of them, so that they choose alike.
+    """Shortest of some steps, mean over the ranks: one number for all of them, so that they choose alike."""
     batch, lengths = _on(learner.device, subject, samples), []
     for _ in range(1 + PROBES):
         began = time.perf_counter()

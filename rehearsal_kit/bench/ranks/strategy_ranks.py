@@ -61,7 +61,7 @@ def measure_turns(groups: ProcessGroups, turns: Turns) -> dict[str, list[float]]
 
 
 class _Arm:
-    # One strategy with a network, an optimizer and a full buffer of its own.
+    """One strategy with a network, an optimizer and a full buffer of its own."""
 
     def __init__(
         self, strategy: Strategy, stream: CompareStream, *, groups: ProcessGroups, turns: Turns

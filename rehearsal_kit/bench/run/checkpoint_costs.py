@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from rehearsal_kit.base.byte_units import MIB
 from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.base.settings import Recovery, Rehearsal, Training
 from rehearsal_kit.bench.run.boundaries import Boundaries
@@ -68,7 +69,7 @@ class CheckpointCost:
         return (
             f"PtychoNN {self.windows.size}, {self.windows.capacity} samples of {self.windows.side} x "
             f"{self.windows.side}, {self.ranks} ranks",
-            f"{self.bytes / 2**20:.0f}",
+            f"{self.bytes / MIB:.0f}",
             f"{Spread.of(self.written_s).median * 1e3:.0f}",
             f"{Spread.of(self.without_s).median / self.windows.steps * 1e3:.0f}",
             Spread(*(1e3 * s for s in (self.cost_s.low, self.cost_s.median, self.cost_s.high))).text(0),
@@ -149,7 +150,7 @@ class _Clock(Boundaries):
 
     @property
     def _warm_up(self) -> int:
-        # Until the buffers are full: then every checkpoint has the same size.
+        """Steps after which the buffers are full: then every checkpoint has the same size."""
         return self._windows.capacity // 16 // 2 + 5
 
     def measured(self) -> tuple[list[float], list[float]]:

@@ -119,7 +119,7 @@ def _until(session: Session, holds: Callable[[], bool]) -> None:
 
 
 def _step_s(steps: list[Steps]) -> float:
-    # From one record to the next: what lies between two steps counts too.
+    """Seconds of a step, from one record to the next: what lies between two steps counts too."""
     if len(steps) < 2:
         return steps[0].seconds / len(steps[0].losses) if steps else 0.0
     passed = steps[-1].time - steps[0].time

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from rehearsal_kit.base.byte_units import MIB
 from rehearsal_kit.base.settings import Rehearsal, Training
 from rehearsal_kit.bench.children import in_child
 from rehearsal_kit.bench.run.long_runs import LongRun
@@ -217,7 +218,7 @@ def _seconds(call: Callable[[], object], times: int) -> float:
 
 def _resident_mib() -> float:
     gc.collect()
-    return float(psutil.Process().memory_info().rss) / 2**20
+    return float(psutil.Process().memory_info().rss) / MIB
 
 
 def _cell(value: float, first: float, digits: int) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rehearsal_kit.base.byte_units import GIB, MIB
 from rehearsal_kit.bench.children import on_ranks
 from rehearsal_kit.bench.run.undisturbed_ranks import (
     ARRIVAL,
@@ -25,8 +26,8 @@ from rehearsal_kit.bench.table import Table
 
 LIMIT = 0.98
 """Lower limit of the steps per second, as a share of those without disturbance."""
-FULL = Turns(folder=Path(), side=64, stored=5000, arriving_bytes=4 * 2**30, steps=25, rounds=5)
-QUICK = Turns(folder=Path(), side=16, stored=32, arriving_bytes=8 * 2**20, steps=3, rounds=2)
+FULL = Turns(folder=Path(), side=64, stored=5000, arriving_bytes=4 * GIB, steps=25, rounds=5)
+QUICK = Turns(folder=Path(), side=16, stored=32, arriving_bytes=8 * MIB, steps=3, rounds=2)
 
 
 @dataclass(frozen=True)
@@ -113,9 +114,9 @@ class Undisturbed:
 
     def _words(self, disturbance: str) -> str:
         if disturbance == ARRIVAL:
-            return f"a file of {self.turns.arriving_bytes / 2**20:.0f} MiB arrives"
+            return f"a file of {self.turns.arriving_bytes / MIB:.0f} MiB arrives"
         if disturbance == CHECKPOINT:
-            return f"a checkpoint of {self.found.shard_bytes / 2**20:.0f} MiB is written"
+            return f"a checkpoint of {self.found.shard_bytes / MIB:.0f} MiB is written"
         return "previews are asked for every second"
 
 

@@ -116,7 +116,7 @@ def measure(policy: str, sizes: Sizes) -> Found:
 
 
 def _along_the_stream(policy: str, sizes: Sizes) -> Growth:
-    # Stores that have seen streams of these lengths, in turns.
+    """Costs of stores that have seen streams of these lengths, measured in turns."""
     workload = Workload(capacity=STREAM_CAPACITY, fields=SLIM_FIELDS)
     stores = [OurStore(workload, policy).fill().see(batches * workload.batch) for batches in sizes.batches]
     for store in stores:
@@ -136,8 +136,11 @@ def _with_the_capacity(policy: str, sizes: Sizes) -> Growth:
 
 
 def _beyond_full(policy: str, capacity: int, *, fewest_steps: int) -> float:
-    # Mean from full until a quarter more has been seen: then a reservoir of any size rejects the same share
-    # of its offers and makes room as often, which it does at once for a thirtysecond of its rows.
+    """Mean cost from full until a quarter more has been seen.
+
+    Then a reservoir of any size rejects the same share of its offers and makes room as often, which it does
+    at once for a thirtysecond of its rows.
+    """
     workload = Workload(capacity=capacity, fields=SLIM_FIELDS)
     steps = -(-capacity // (4 * workload.batch))
     repeated = [

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rehearsal_kit.base.byte_units import MIB
 from rehearsal_kit.bench.store.growth import STREAM_CAPACITY, Found, Growth, Sizes
 from rehearsal_kit.bench.table import Table
 
-MIB = 2**20
 RATIO_NOTE = "In brackets: the ratio to the first column, both measured in turns."
 
 

@@ -15,6 +15,7 @@ import tempfile
 import threading
 from pathlib import Path
 
+from rehearsal_kit.base.byte_units import GIB
 from rehearsal_kit.base.errors import RehearsalKitError
 from rehearsal_kit.base.network_interfaces import interface_named, interfaces
 from rehearsal_kit.buffer.memory_limit import available_bytes
@@ -22,7 +23,7 @@ from rehearsal_kit.cli.doctor.finding import Finding
 from rehearsal_kit.cluster.key_files import require_private_folder, security_of, write_key
 from rehearsal_kit.cluster.server_process import home_folder
 
-NEEDED_BYTES = 2**30
+NEEDED_BYTES = GIB
 """What two small ranks, a scheduler and a notebook take."""
 ANSWER_S = 10.0
 BATCH_JOBS = (
@@ -41,7 +42,7 @@ def memory_and_cores() -> Finding:
     free, cores = available_bytes(), _cores()
     return Finding(
         what="memory, cores",
-        found=f"{free / 2**30:.1f} GiB free, {cores} core{'s' if cores > 1 else ''}",
+        found=f"{free / GIB:.1f} GiB free, {cores} core{'s' if cores > 1 else ''}",
         fix="" if free >= NEEDED_BYTES else "free some memory: two small ranks take about 1 GiB",
     )
 
@@ -79,7 +80,7 @@ def temporary_folder() -> Finding:
     free = shutil.disk_usage(folder).free
     return Finding(
         what="temporary files",
-        found=f"{free / 2**30:.1f} GiB free in {folder}",
+        found=f"{free / GIB:.1f} GiB free in {folder}",
         fix="" if free >= NEEDED_BYTES else "set TMPDIR to a folder on a local disk with more room",
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -46,6 +46,11 @@ def opened(path: Path) -> Iterator[h5py.File]:
         file = _opened(path, plain)
     with file:
         yield file
+
+
+def opened_once(path: Path, file: h5py.File | None) -> AbstractContextManager[h5py.File]:
+    """The file that is open already, which stays so when the block ends; `opened(path)` where it is None."""
+    return opened(path) if file is None else nullcontext(file)
 
 
 def find(file: h5py.File, at: str) -> h5py.Group | h5py.Dataset | None:

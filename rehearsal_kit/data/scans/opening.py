@@ -47,18 +47,24 @@ def open_scan(path: str | Path, *, layout: str | None = None) -> Scan:
         ScanError: not HDF5, no known layout, a dataset that is missing, of the wrong shape or outside the
             file, or values that may be markers or counts.
     """
-    known = ", ".join(LAYOUTS)
     if layout is not None and layout not in LAYOUTS:
-        raise ScanError(f"layout {layout!r} is unknown; known are: {known}.")
+        raise ScanError(f"layout {layout!r} is unknown; known are: {', '.join(LAYOUTS)}.")
     with opened(Path(path)) as file:
-        if layout is not None:
-            return _without_markers(LAYOUTS[layout].describe(file), file)
-        for candidate in LAYOUTS.values():
-            if candidate.recognises(file):
-                return _without_markers(candidate.describe(file), file)
+        return scan_in(file, layout=layout)
+
+
+def scan_in(file: h5py.File, *, layout: str | None = None) -> Scan:
+    """The scan in a file that is open already, as `open_scan` describes it; ScanError if there is none.
+
+    layout: one of `LAYOUTS`, or None to recognise it.
+    """
+    candidates = LAYOUTS.values() if layout is None else [LAYOUTS[layout]]
+    for candidate in candidates:
+        if layout is not None or candidate.recognises(file):
+            return _without_markers(candidate.describe(file), file)
     raise ScanError(
-        f"{path}: is HDF5 of no known layout (known: {known}, which has cxi_version at its root). Convert "
-        "it, or pass layout= if it is one of these without its mark."
+        f"{file.filename}: is HDF5 of no known layout (known: {', '.join(LAYOUTS)}, which has cxi_version at "
+        "its root). Convert it, or pass layout= if it is one of these without its mark."
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rehearsal_kit.base.errors import ScanError
-from rehearsal_kit.data.scans.hdf5 import dataset_of, opened, values_of
+from rehearsal_kit.data.scans.hdf5 import dataset_of, opened_once, values_of
 from rehearsal_kit.data.scans.markers import markers_in
 
 Floats = NDArray[np.float64]
@@ -29,7 +29,10 @@ def patch_corners(positions_px: Floats, side: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scan:
-    """What a file tells about one acquisition. Holds no open file: every read opens and closes it."""
+    """What a file tells about one acquisition. Holds no open file.
+
+    Every read opens and closes it, unless it is given the file where that is open already.
+    """
 
     path: Path
     layout: str
@@ -86,11 +89,11 @@ class Scan:
             )
         return self.translations_m
 
-    def frames(self, indices: Sequence[int] | NDArray[np.int64]) -> Frames:
+    def frames(self, indices: Sequence[int] | NDArray[np.int64], *, file: h5py.File | None = None) -> Frames:
         """Counts (frame, row, column), DC in the centre, bad pixels filled from their neighbours.
 
         A pixel that holds the largest number of its type in one of the frames is bad in that frame. A frame
-        without any good pixel has no counts.
+        without any good pixel has no counts. file: the scan's own, where it is open already.
 
         Raises:
             ScanError: an index outside the scan, a chunk that cannot be read, a count in a good pixel that
@@ -100,8 +103,8 @@ class Scan:
         numbers, back = np.unique(wanted, return_inverse=True)
         counts = np.empty((len(numbers), *self.frame_shape), np.float32)
         good = self.good_pixels
-        with opened(self.path) as file:
-            dataset = dataset_of(file, self.frames_at)
+        with opened_once(self.path, file) as source:
+            dataset = dataset_of(source, self.frames_at)
             for first, last in _runs(numbers):
                 place = slice(*np.searchsorted(numbers, (first, last)))
                 block = self._read(dataset, first, last)
@@ -111,17 +114,17 @@ class Scan:
         ordered: Frames = counts[back]
         return ordered
 
-    def object(self) -> NDArray[np.complex64]:
-        """The reconstruction (row, column).
+    def object(self, *, file: h5py.File | None = None) -> NDArray[np.complex64]:
+        """The reconstruction (row, column). file: the scan's own, where it is open already.
 
         Raises:
             ScanError: the file has none, none whose place is known, or it holds values that are not finite.
         """
         if self.object_at is None:
             raise ScanError(f"{self.path}: {self.no_object}.")
-        with opened(self.path) as file:
+        with opened_once(self.path, file) as source:
             shapes = () if self.object_shape is None else (self.object_shape,)
-            values = values_of(file, self.object_at, shapes=shapes, kinds="ciuf").astype(np.complex64)
+            values = values_of(source, self.object_at, shapes=shapes, kinds="ciuf").astype(np.complex64)
         if not np.isfinite(values).all():
             raise ScanError(f"{self.path}: {self.object_at} holds NaN or infinite values; mend or remove it.")
         return values
