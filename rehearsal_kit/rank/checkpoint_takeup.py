@@ -135,7 +135,7 @@ class CheckpointTakeup:
         its = self._with
         its.run_state.restart(RunState(LiveSettings.of(its.spec)))
         its.stream.become(TaskStream(its.groups, seed=its.spec.seed))
-        its.learner.restart()
+        its.learner.state.restart()
         its.learner.signature = None
         its.learner.learning_rate = its.run_state.live_settings.learning_rate
         its.evaluation.restore({"newest": UNTRAINED, "seen": [], "errors": []})
@@ -163,7 +163,7 @@ class CheckpointTakeup:
     def adopt(self, loaded: LoadedCheckpoint, under_way: UnfinishedTask) -> None:
         """Be what was learned there; the course is there already."""
         its, run_state = self._with, self._with.run_state
-        its.learner.adopt(loaded.tensors)
+        its.learner.state.adopt(loaded.tensors)
         known = loaded.state["signature"]
         its.learner.signature = None if known is None else Signature.from_plain(known)
         its.learner.learning_rate = run_state.live_settings.learning_rate
@@ -173,7 +173,7 @@ class CheckpointTakeup:
             self.now.loader = under_way.loader[0]
             self._task_lifecycle.take_up(under_way.loader[1])
         if under_way.anew:
-            its.learner.go_back()
+            its.learner.state.go_back()
             run_state.spoilt.append(range(under_way.began, run_state.step))
         if self.now.loader is not None and under_way.anew:
             self.now.loader.batch = run_state.live_settings.batch

@@ -166,8 +166,8 @@ def _stepped(spec: RunSpec, samples: Samples, inputs: str) -> str:
                 stepped = learner.step(batch, strategy=strategy)
                 if stepped.failed:
                     return stepped.error
-            learner.tensors()
-            learner.fingerprint()
+            learner.state.tensors()
+            learner.state.fingerprint()
         except Exception as error:  # whatever the network's own code raises
             return said_where(error)
     return ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from safetensors.torch import load_file
 
 from rehearsal_kit.base.errors import ReplayError, TaskError
 from rehearsal_kit.base.settings import Recovery
+from rehearsal_kit.base.tensor_fingerprint import tensor_fingerprint
 from rehearsal_kit.cluster.cluster import start_cluster
 from rehearsal_kit.learning.strategies.strategy import Strategy
 from rehearsal_kit.rank.run_spec import (
@@ -130,7 +130,4 @@ def _fingerprints(run: RunFolder) -> dict[str, str]:
 
 
 def _of_file(path: Path) -> str:
-    seen = hashlib.sha256()
-    for name, tensor in sorted(load_file(path).items()):
-        seen.update(name.encode() + tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return seen.hexdigest()[:16]
+    return tensor_fingerprint(dict(sorted(load_file(path).items())))  # in any order they may lie in a file
