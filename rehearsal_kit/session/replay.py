@@ -58,8 +58,9 @@ def replay_run(
 
     Where the run went on with another number of ranks, the replay does so as well.
 
-    network, strategy: needed where they are not of this package. any_versions: try it with other versions
-    than the run was made with, too; `compare_runs` says whether the bits are the same.
+    network, strategy: needed where they are not of this package, or the network was altered after it was
+    made. any_versions: try it with other versions than the run was made with, too; `compare_runs` says
+    whether the bits are the same.
 
     Raises:
         ReplayError: other versions of Python, torch or this package, or data that have changed.
