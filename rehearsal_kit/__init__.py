@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from rehearsal_kit.learning.networks.registry import NETWORKS as _NETWORKS
+
 if TYPE_CHECKING:
     from rehearsal_kit.base.errors import RehearsalKitError as RehearsalKitError
     from rehearsal_kit.base.settings import Recovery as Recovery
@@ -26,9 +28,7 @@ if TYPE_CHECKING:
     from rehearsal_kit.data.tensor_tasks import TensorTask as TensorTask
     from rehearsal_kit.data.tensor_tasks import split_classes as split_classes
     from rehearsal_kit.data.tensor_tasks import split_instances as split_instances
-    from rehearsal_kit.learning.networks.convnet import ConvNet as ConvNet
-    from rehearsal_kit.learning.networks.ptychonn import PtychoNN as PtychoNN
-    from rehearsal_kit.learning.networks.resnet import ResNet as ResNet
+    from rehearsal_kit.learning.networks.registry import *  # noqa: F403 - all of them
     from rehearsal_kit.learning.strategies.dark import DER as DER
     from rehearsal_kit.learning.strategies.dark import DERpp as DERpp
     from rehearsal_kit.learning.strategies.references import Cumulative as Cumulative
@@ -54,18 +54,15 @@ __all__ = [
     "Arrived",
     "Beamline",
     "Cluster",
-    "ConvNet",
     "Cumulative",
     "DERpp",
     "DistributedBuffer",
     "FromScratch",
     "Incremental",
     "Preparation",
-    "PtychoNN",
     "Recovery",
     "Rehearsal",
     "RehearsalKitError",
-    "ResNet",
     "Scan",
     "Session",
     "Strategy",
@@ -83,6 +80,7 @@ __all__ = [
     "split_instances",
     "start_cluster",
 ]
+__all__ += list(_NETWORKS)
 
 _HOMES = {
     "AGEM": "learning.strategies.replay",
@@ -91,18 +89,15 @@ _HOMES = {
     "Arrived": "record.commands",
     "Beamline": "data.simulated_beamline",
     "Cluster": "cluster.cluster",
-    "ConvNet": "learning.networks.convnet",
     "Cumulative": "learning.strategies.references",
     "DERpp": "learning.strategies.dark",
     "DistributedBuffer": "buffer.distributed_buffer",
     "FromScratch": "learning.strategies.references",
     "Incremental": "learning.strategies.references",
     "Preparation": "data.preparation",
-    "PtychoNN": "learning.networks.ptychonn",
     "Recovery": "base.settings",
     "Rehearsal": "base.settings",
     "RehearsalKitError": "base.errors",
-    "ResNet": "learning.networks.resnet",
     "Scan": "data.scans.scan",
     "Session": "session.session",
     "Strategy": "learning.strategies.strategy",
@@ -119,6 +114,7 @@ _HOMES = {
     "split_classes": "data.tensor_tasks",
     "split_instances": "data.tensor_tasks",
     "start_cluster": "cluster.cluster",
+    **{name: f"learning.networks.{module}" for name, module in _NETWORKS.items()},
 }
 
 

@@ -14,6 +14,7 @@ from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.buffer.row_layout import Samples
 from rehearsal_kit.learning.forward_pass import ForwardPass, MiniBatch
 from rehearsal_kit.learning.module_state import ModuleBuffers, count_of, numbers_of, shaped_as
+from rehearsal_kit.learning.packed_sum import PackedSum
 from rehearsal_kit.learning.signature import Signature
 from rehearsal_kit.learning.strategies.strategy import Strategy, Term
 
@@ -176,12 +177,29 @@ class JointStep:
 
     def _meeting(self, own: _Own) -> _Told:
         ranks, counts = self._groups.ranks, [len(term.values) for term in own.terms]
-        having = [int(rank == self._groups.rank and own.samples > 0) for rank in range(ranks)]
-        unused = [0] * (TERMS - len(counts))
-        numbers = [bool(own.error), len(counts), len(counts) ** 2, *having, *counts, *unused]
-        mine = torch.tensor(numbers, dtype=torch.int64, device=self._device)
-        summed = self._groups.sum(torch.cat([mine, own.changed.to(self._device, torch.int64)]))
-        failed, terms, squares, *rest = summed.tolist()
+        sizes = {
+            "failed": 1,
+            "terms": 1,
+            "squared terms": 1,
+            "having": ranks,
+            "counts": TERMS,  # as many as there may be: the ranks do not know yet that they agree
+            "changed": len(own.changed),
+        }
+        vector = PackedSum(sizes, dtype=torch.int64, device=self._device)
+        packed = vector.pack(
+            {
+                "failed": [bool(own.error)],
+                "terms": [len(counts)],
+                "squared terms": [len(counts) ** 2],
+                "having": [rank == self._groups.rank and own.samples > 0 for rank in range(ranks)],
+                "counts": [*counts, *[0] * (TERMS - len(counts))],
+                "changed": [own.changed],
+            }
+        )
+        # From a GPU as a whole: every copy of a part would wait for the device once more.
+        parts = vector.unpack(self._groups.sum(packed).cpu())
+        told = {name: part.tolist() for name, part in parts.items()}
+        (failed,), (terms,), (squares,) = told["failed"], told["terms"], told["squared terms"]
         if not failed and terms**2 != ranks * squares:  # equal exactly if all ranks have equally many
             failed = ranks
             own.error = (
@@ -190,9 +208,9 @@ class JointStep:
             )
         return _Told(
             failed=bool(failed),
-            counts=rest[ranks : ranks + len(counts)],
-            having=[rank for rank in range(ranks) if rest[rank]],
-            changed=[bool(count) for count in rest[ranks + TERMS :]],
+            counts=told["counts"][: len(counts)],
+            having=[rank for rank, has_samples in enumerate(told["having"]) if has_samples],
+            changed=[bool(count) for count in told["changed"]],
         )
 
     def _summed(
@@ -201,24 +219,26 @@ class JointStep:
         # One flat sum for gradients, buffers and loss. DistributedDataParallel would rebuild its buckets
         # after the first step and add in another order after a restart; this adds in one order.
         began = time.perf_counter()
-        ranks, means = self._groups.ranks, buffers.means(told.changed)
+        means = buffers.means(told.changed)
         dtype = _widest([*self._parameters, *means])
         losses, gradients = self._backward(own, told, apart=strategy.separate, dtype=dtype)
-        shares = [numbers_of(tensor).to(dtype) / len(told.having) for tensor in means]
-        if not own.samples:  # what this rank has is of the step before
-            shares = [torch.zeros_like(share) for share in shares]
-        spent = torch.zeros(1 + ranks, dtype=dtype, device=self._device)
-        spent[0] = bool(own.error)
-        spent[1 + self._groups.rank] = own.seconds + time.perf_counter() - began
-        packed = [gradients.flatten(), *shares, losses.to(dtype), spent]
-        sizes = [gradients.numel(), sum(share.numel() for share in shares), len(losses), len(spent)]
-        rows, averaged, losses_of_all, spent = self._groups.sum(torch.cat(packed)).split(sizes)
-        summed = rows.view(gradients.shape)
-        gradient = strategy.direction(summed) if strategy.separate else summed[0]
-        failed, *seconds = spent.tolist()
-        if failed:
+        vector = self._layout(gradients.numel(), means, terms=len(told.counts), dtype=dtype)
+        packed = vector.pack(
+            {
+                "gradients": [gradients],
+                "buffers": self._shares(own, told, means=means, dtype=dtype),
+                "losses": [losses],
+                "failed": [torch.full((1,), float(bool(own.error)), dtype=dtype, device=self._device)],
+                "seconds": [self._at_this_rank(own.seconds + time.perf_counter() - began, dtype)],
+            }
+        )
+        parts = vector.unpack(self._groups.sum(packed))
+        rows = parts["gradients"].view(gradients.shape)
+        gradient = strategy.direction(rows) if strategy.separate else rows[0]
+        numbers = torch.cat([parts["losses"], gradient.norm()[None], parts["failed"]])  # read at once, too
+        *values, norm, any_failed = numbers.tolist()
+        if any_failed:
             return _failed(own), None
-        *values, norm = torch.cat([losses_of_all, gradient.norm()[None]]).tolist()
         trouble = _trouble(values, norm)
         names = [term.name for term in own.terms]
         stepped = Stepped(
@@ -226,14 +246,43 @@ class JointStep:
             own.outputs,
             trouble,
             guilty=bool(trouble) and not bool(losses.isfinite().all()),
-            busy=tuple(seconds),
+            busy=tuple(parts["seconds"].tolist()),
         )
         if trouble:
             return stepped, None
-        for tensor, part in zip(means, averaged.split([share.numel() for share in shares]), strict=True):
+        averaged = parts["buffers"].split([*map(count_of, means)])
+        for tensor, part in zip(means, averaged, strict=True):
             tensor.copy_(shaped_as(tensor, part))
         buffers.share(told.changed, self._groups, source=told.having[0])
         return stepped, gradient
+
+    def _layout(
+        self, gradients: int, means: Sequence[torch.Tensor], *, terms: int, dtype: torch.dtype
+    ) -> PackedSum:
+        """What is added up after the backward passes; made anew, for other buffers may change every time."""
+        sizes = {
+            "gradients": gradients,
+            "buffers": sum(map(count_of, means)),
+            "losses": terms,
+            "failed": 1,
+            "seconds": self._groups.ranks,
+        }
+        return PackedSum(sizes, dtype=dtype, device=self._device)
+
+    def _shares(
+        self, own: _Own, told: _Told, *, means: Sequence[torch.Tensor], dtype: torch.dtype
+    ) -> list[torch.Tensor]:
+        """What this rank adds to the mean of each buffer, (number,)."""
+        shares = [numbers_of(tensor).to(dtype) / len(told.having) for tensor in means]
+        if not own.samples:  # what this rank has is of the step before
+            return [torch.zeros_like(share) for share in shares]
+        return shares
+
+    def _at_this_rank(self, number: float, dtype: torch.dtype) -> torch.Tensor:
+        """The number in the place of this rank, and zeros for all others: (rank,)."""
+        places = torch.zeros(self._groups.ranks, dtype=dtype, device=self._device)
+        places[self._groups.rank] = number
+        return places
 
 
 def _failed(own: _Own) -> Stepped:

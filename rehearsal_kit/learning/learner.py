@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 
@@ -16,6 +12,7 @@ from rehearsal_kit.base.settings import Training
 from rehearsal_kit.buffer.row_layout import Samples
 from rehearsal_kit.learning.forward_pass import ForwardPass, MiniBatch
 from rehearsal_kit.learning.joint_step import JointStep, Stepped
+from rehearsal_kit.learning.learner_state import LearnerState
 from rehearsal_kit.learning.metrics import Scores, TaskMetrics
 from rehearsal_kit.learning.module_state import count_of, shaped_as
 from rehearsal_kit.learning.signature import Signature, targets_of
@@ -33,6 +30,7 @@ class Learner:
         self, network: torch.nn.Module, training: Training, *, device: str, groups: ProcessGroups
     ) -> None:
         self.network = network.to(device)
+        self.state = LearnerState(self.network, training)
         self.device = device
         self.signature: Signature | None = None
         """None until a first task was met."""
@@ -44,9 +42,6 @@ class Learner:
         self._groups = groups
         self._forward = ForwardPass(self.network, device=device, precision=training.precision)
         self._steps = JointStep(self.network, self._forward, device=device, groups=groups)
-        self._initial = copy.deepcopy(self.network.state_dict())
-        self._optimizer = self._new_optimizer()
-        self._kept: tuple[dict[str, Any], dict[str, Any]] | None = None
 
     def meet(self, samples: Samples, inputs: str) -> Signature:
         """What goes into the network and comes out, by trying it on one sample; changes no state.
@@ -61,32 +56,6 @@ class Learner:
             some = some.expand(shape) if len(some) else torch.zeros(shape, dtype=some.dtype)
         outputs = self._forward.predict(some, [*targets_of(samples, inputs)])
         return Signature.of(samples, outputs, inputs=inputs)
-
-    def restart(self) -> None:
-        """Back to the initial weights, with a fresh optimizer."""
-        self.network.load_state_dict(self._initial)
-        self._optimizer = self._new_optimizer()
-
-    def keep(self) -> None:
-        """Remember weights and optimizer as they are now, for `go_back`."""
-        self._kept = copy.deepcopy((self.network.state_dict(), self._optimizer.state_dict()))
-
-    def go_back(self) -> None:
-        """Weights and optimizer as they were when `keep` was called."""
-        assert self._kept is not None  # noqa: S101 - for the type checker; every task begins with keep()
-        weights, optimizer = copy.deepcopy(self._kept)
-        self.network.load_state_dict(weights)
-        self._optimizer.load_state_dict(optimizer)
-
-    @contextlib.contextmanager
-    def untrained(self) -> Iterator[None]:
-        """The initial weights for as long as the block runs."""
-        weights = copy.deepcopy(self.network.state_dict())
-        self.network.load_state_dict(self._initial)
-        try:
-            yield
-        finally:
-            self.network.load_state_dict(weights)
 
     def step(self, batch: MiniBatch, *, strategy: Strategy, factor: float = 1.0, seed: int = 0) -> Stepped:
         """Train on the augmented mini-batches of all ranks, unless their loss is not finite.
@@ -122,38 +91,6 @@ class Learner:
             raise TaskError(reason)
         return metrics.over_all(self._groups)
 
-    def weights(self) -> Mapping[str, torch.Tensor]:
-        """Parameters and buffers, on the CPU: copies, so that also tied ones can be written."""
-        return {name: t.detach().cpu().clone().contiguous() for name, t in self.network.state_dict().items()}
-
-    def fingerprint(self) -> str:
-        """Fingerprint of the weights: equal on two ranks exactly when they hold the same numbers."""
-        seen = hashlib.sha256()
-        for name, tensor in self.network.state_dict().items():
-            seen.update(name.encode())
-            seen.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        return seen.hexdigest()[:16]
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """All that training has changed, by name, on the CPU: copies. For `adopt`."""
-        states = {"now": (self.network.state_dict(), self._optimizer.state_dict())}
-        if self._kept is not None:
-            states["kept"] = self._kept
-        return {
-            f"{which}.{name}": tensor.detach().cpu().clone().contiguous()
-            for which, (weights, optimizer) in states.items()
-            for name, tensor in _flat(weights, optimizer).items()
-        }
-
-    def adopt(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Go on where `tensors` was called."""
-        weights, optimizer = _unflat(_under("now.", tensors), self._optimizer.state_dict())
-        self.network.load_state_dict(weights)
-        self._optimizer = self._new_optimizer()
-        self._optimizer.load_state_dict(optimizer)
-        kept = _under("kept.", tensors)
-        self._kept = _unflat(kept, self._optimizer.state_dict()) if kept else None
-
     @property
     def _known(self) -> Signature:
         if self.signature is None:
@@ -166,39 +103,6 @@ class Learner:
             parameter.grad = shaped_as(parameter, part)
         if self._training.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(parameters, self._training.clip_norm)
-        for group in self._optimizer.param_groups:
+        for group in self.state.optimizer.param_groups:
             group["lr"] = self.learning_rate * factor
-        self._optimizer.step()
-
-    def _new_optimizer(self) -> torch.optim.Optimizer:
-        parameters = [p for p in self.network.parameters() if p.requires_grad]
-        rate, decay = self.learning_rate, self._training.weight_decay
-        match self._training.optimizer:
-            case "sgd":
-                return torch.optim.SGD(parameters, lr=rate, momentum=0.9, weight_decay=decay)
-            case "adamw":
-                return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
-        return torch.optim.Adam(parameters, lr=rate, weight_decay=decay)
-
-
-def _flat(weights: Mapping[str, torch.Tensor], optimizer: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    named = {f"weights.{name}": tensor for name, tensor in weights.items()}
-    for number, values in optimizer["state"].items():
-        named |= {f"optimizer.{number}.{n}": v for n, v in values.items() if isinstance(v, torch.Tensor)}
-    return named
-
-
-def _unflat(
-    tensors: Mapping[str, torch.Tensor], optimizer: Mapping[str, Any]
-) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Weights and state of the optimizer; its groups are those of the one that is given."""
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for name, tensor in _under("optimizer.", tensors).items():
-        number, _, value = name.partition(".")
-        state.setdefault(int(number), {})[value] = tensor.clone()
-    groups = {"state": state, "param_groups": optimizer["param_groups"]}
-    return {name: tensor.clone() for name, tensor in _under("weights.", tensors).items()}, groups
-
-
-def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        self.state.optimizer.step()

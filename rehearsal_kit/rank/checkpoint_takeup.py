@@ -126,7 +126,7 @@ class CheckpointTakeup:
         its = self._with
         its.run_state.restart(RunState(LiveSettings.of(its.spec)))
         its.stream.become(TaskStream(its.groups, seed=its.spec.seed))
-        its.learner.restart()
+        its.learner.state.restart()
         its.learner.signature = None
         its.learner.learning_rate = its.run_state.live_settings.learning_rate
         its.evaluation.restore({"newest": UNTRAINED, "seen": [], "errors": []})
@@ -147,14 +147,14 @@ class CheckpointTakeup:
     def adopt(self, loaded: LoadedCheckpoint, under_way: UnfinishedTask) -> None:
         """Be what was learned there; the course is there already."""
         its, run_state = self._with, self._with.run_state
-        its.learner.adopt(loaded.tensors)
+        its.learner.state.adopt(loaded.tensors)
         known = loaded.state["signature"]
         its.learner.signature = None if known is None else Signature.from_plain(known)
         its.learner.learning_rate = run_state.live_settings.learning_rate
         its.evaluation.restore(loaded.state["evaluation"])
         self.now.loader = under_way.loader
         if under_way.anew:
-            its.learner.go_back()
+            its.learner.state.go_back()
             run_state.take_back(under_way.began)
         if self.now.loader is not None and under_way.anew:
             self.now.loader.resize(run_state.live_settings.batch)

@@ -238,7 +238,7 @@ class CommandHandlers:
         if command.spare is not None:
             its.checkpoint_writer.pinned.add(command.spare)
         its.reporter.flush()
-        weights = its.learner.fingerprint()
+        weights = its.learner.state.fingerprint()
         its.checkpoint_writer.ready(run_state.checkpoints + 1)
         everyone = its.groups.gather(weights)
         if len(set(everyone)) > 1:
@@ -251,7 +251,7 @@ class CommandHandlers:
         copied = CheckpointCopy(
             number=run_state.checkpoints,
             state=self._state(),
-            tensors=its.learner.tensors() if its.groups.rank == 0 else {},
+            tensors=its.learner.state.tensors() if its.groups.rank == 0 else {},
             buffer=None if buffer is None else buffer.frozen(),
             error=its.evaluation.error,
         )

@@ -48,7 +48,7 @@ class Evaluation:
 
     def before(self, task: int, *, step: int) -> None:
         """A task about to be trained, by the network as it is and by the untrained one: forward transfer."""
-        with self._learner.untrained():
+        with self._learner.state.untrained():
             self._tell(task, "test", after=UNTRAINED, step=step)
         if self.newest != UNTRAINED:
             self._tell(task, "test", after=self.newest, step=step)

@@ -23,6 +23,7 @@ from rehearsal_kit.data.open_experience import open_experience
 from rehearsal_kit.data.preparation import Preparation
 from rehearsal_kit.learning.forward_pass import MiniBatch
 from rehearsal_kit.learning.learner import Learner
+from rehearsal_kit.learning.networks.network import why_not_again
 from rehearsal_kit.learning.stored_outputs import with_outputs
 from rehearsal_kit.learning.strategies.choice import require_suited
 from rehearsal_kit.learning.strategies.strategy import Strategy
@@ -70,6 +71,17 @@ def require_sound(settings: RunSettings, network: object) -> None:
             f"no parameter of the network {type(network).__name__} has requires_grad, so there is nothing to "
             "train; switch it on for the parts to be trained."
         )
+
+
+def given_again(network: torch.nn.Module) -> str:
+    """What people must know who go on with a run of this network in another kernel; empty for one of ours."""
+    if not (reason := why_not_again(network)):
+        return ""
+    return (
+        f"{reason}. The run folder keeps its weights, but not its code: to go on in another kernel, or to "
+        "replay the run, give the same network again, as rk.resume(run, cluster, network=...), "
+        "rk.attach(run, network=...) or rehearsal-kit replay --network FILE.py:NAME."
+    )
 
 
 def _require_storable(network: torch.nn.Module) -> None:
@@ -166,8 +178,8 @@ def _stepped(spec: RunSpec, samples: Samples, inputs: str) -> str:
                 stepped = learner.step(batch, strategy=strategy)
                 if stepped.failed:
                     return stepped.error
-            learner.tensors()
-            learner.fingerprint()
+            learner.state.tensors()
+            learner.state.fingerprint()
         except Exception as error:  # whatever the network's own code raises
             return said_where(error)
     return ""

@@ -9,6 +9,7 @@ import json
 import pickle
 import secrets
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from importlib.resources import files
@@ -27,16 +28,12 @@ from rehearsal_kit.base.settings import Recovery, Rehearsal, Training, with_tupl
 from rehearsal_kit.data.experience import Experience
 from rehearsal_kit.data.preparation import Preparation
 from rehearsal_kit.learning.module_state import freeze, frozen_parameters, still_modules
-from rehearsal_kit.learning.networks.convnet import ConvNet
-from rehearsal_kit.learning.networks.ptychonn import PtychoNN
-from rehearsal_kit.learning.networks.resnet import ResNet
+from rehearsal_kit.learning.networks.network import network_again, plain_arguments
+from rehearsal_kit.learning.networks.registry import NETWORKS
 from rehearsal_kit.learning.signature import Signature
 from rehearsal_kit.learning.strategies.choice import WEIGHTS, named_strategy, plain_strategy
 from rehearsal_kit.learning.strategies.strategy import Strategy
 from rehearsal_kit.record.run_folder import RunFolder
-
-OURS: dict[str, type[torch.nn.Module]] = {kind.__name__: kind for kind in (ConvNet, PtychoNN, ResNet)}
-"""Networks that a run folder can make again by their name and arguments."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +97,7 @@ def keep_spec(spec: RunSpec, *, ranks: int) -> None:
         **plain_strategy(spec.strategy),
         "network": {
             "class": f"{network.__module__}:{network.__qualname__}",
-            "arguments": getattr(spec.network, "arguments", None),
+            "arguments": plain_arguments(spec.network),
             "source": _source(network),
             "frozen": frozen_parameters(spec.network),
             "still": still_modules(spec.network),
@@ -183,20 +180,11 @@ def stored_identity(run: RunFolder) -> str:
 def read_network(run: RunFolder, network: torch.nn.Module | None = None) -> torch.nn.Module:
     """The network of a run with its initial weights.
 
-    network: needed where it is not one of ours, with any weights. RunFolderError if it is missing or has
-    other parameters than the one that the run was made with.
+    network: needed where the folder cannot make it again, as `why_not_again` says, with any weights.
+    RunFolderError if it is missing or has other parameters than the one that the run was made with.
     """
     kept = _stored(run)["network"]
-    if network is None:
-        # By its name alone: runs of earlier versions say another module of this package.
-        module, _, name = kept["class"].partition(":")
-        kind = OURS.get(name) if module.partition(".")[0] == "rehearsal_kit" else None
-        if kind is None or kept["arguments"] is None:
-            raise RunFolderError(
-                f"run {run.path} was made with the network {kept['class']}, which is not one of ours and is "
-                "not stored with it; give it again: network=..."
-            )
-        network = kind(**kept["arguments"])
+    network = _network_again(run, kept) if network is None else network
     source = _source(type(network))
     if kept.get("source") and source and source != kept["source"]:
         raise RunFolderError(
@@ -214,6 +202,22 @@ def read_network(run: RunFolder, network: torch.nn.Module | None = None) -> torc
             f"the one that the run was made with. {error}"
         ) from error
     return network
+
+
+def _network_again(run: RunFolder, kept: Mapping[str, Any]) -> torch.nn.Module:
+    # By its name alone: runs of earlier versions say another module of this package.
+    module, _, name = kept["class"].partition(":")
+    if module.partition(".")[0] != "rehearsal_kit" or name not in NETWORKS:
+        raise RunFolderError(
+            f"run {run.path} was made with the network {kept['class']}, which is not one of ours and is "
+            "not stored with it; give it again: network=..."
+        )
+    if kept["arguments"] is None:
+        raise RunFolderError(
+            f"run {run.path} was made with a {name} that was altered after it was made, and how is not "
+            "stored with it; alter one in the same way, and give it again: network=..."
+        )
+    return network_again(name, kept["arguments"])
 
 
 def _source(kind: type) -> str:

@@ -47,9 +47,9 @@ class TaskLifecycle:
         if its.learner.signature is None:
             self._meet(signature, task)
         its.evaluation.before(task, step=run_state.step)
-        its.learner.keep()  # what it goes back to where this task is given up
+        its.learner.state.keep()  # what it goes back to where this task is given up
         if run_state.live_settings.strategy.restarts:
-            its.learner.restart()
+            its.learner.state.restart()
         its.reporter.tell(TaskBegan(step=run_state.step, task=task, steps=loader.steps, time=time.time()))
         return loader
 
@@ -72,12 +72,12 @@ class TaskLifecycle:
     def go_back(self, loader: TaskLoader) -> None:
         """Weights and optimizer as they were before the task."""
         self._with.run_state.take_back(loader.began)
-        self._with.learner.go_back()
+        self._with.learner.state.go_back()
 
     def again(self, loader: TaskLoader) -> None:
         """Begin the task again at this step."""
         if self._with.run_state.live_settings.strategy.restarts:
-            self._with.learner.restart()
+            self._with.learner.state.restart()
         loader.again(self._with.run_state.step)
 
     def end(self, loader: TaskLoader) -> list[int] | None:
@@ -87,7 +87,7 @@ class TaskLifecycle:
         evaluated = its.evaluation.after(loader.task, step=run_state.step)
         if not its.evaluation.sound:
             return None
-        weights = its.learner.fingerprint()
+        weights = its.learner.state.fingerprint()
         its.decisions.task_done(run_state.position, TaskDone(task=loader.task, weights=weights))
         its.reporter.tell(
             TaskEnded(

@@ -121,7 +121,7 @@ class Rank:
 
     def fingerprint(self) -> str:
         """Fingerprint of the weights."""
-        return self._learner.fingerprint()
+        return self._learner.state.fingerprint()
 
     def _loader(self) -> TaskLoader | None:
         if self._run_state.paused:
@@ -353,7 +353,7 @@ class Rank:
 
     def _save_weights(self) -> None:
         if self._groups.rank == 0:
-            write_private(self._spec.run.weights, save(dict(self._learner.weights())))
+            write_private(self._spec.run.weights, save(dict(self._learner.state.weights())))
 
     def _tell_of_checkpoints(self) -> None:
         for result in self._with.checkpoint_writer.finished():

@@ -29,8 +29,8 @@ def attach(
     Its curves are complete: from the files of the run, then from what is told. The kernel steers if no other
     does; take: steer from here, the other one only watches from then on.
 
-    network, strategy: needed only where they are not of this package: the network for `session.network()` and
-    what is made of it.
+    network, strategy: needed only where they are not of this package, or the network was altered after it was
+    made: the network for `session.network()` and what is made of it.
 
     Raises:
         RunFolderError: this is not the folder of a run, or not private.
@@ -72,7 +72,8 @@ def resume(
     decided after that checkpoint is decided again. A run that was stopped goes on with its tasks; one that
     had finished waits for more.
 
-    network, strategy: needed where they are not of this package.
+    network, strategy: needed where they are not of this package, or the network was altered after it was
+    made; the session that began the run has warned of that.
 
     Raises:
         RunFolderError: this is not the folder of a run, not private, or of another network.

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
-from rehearsal_kit.base.digests import DIGITS
 from rehearsal_kit.base.errors import ReplayError, TaskError
 from rehearsal_kit.base.settings import Recovery
+from rehearsal_kit.base.tensor_fingerprint import tensor_fingerprint
 from rehearsal_kit.cluster.cluster import start_cluster
 from rehearsal_kit.learning.strategies.strategy import Strategy
 from rehearsal_kit.rank.run_spec import (
@@ -59,8 +58,9 @@ def replay_run(
 
     Where the run went on with another number of ranks, the replay does so as well.
 
-    network, strategy: needed where they are not of this package. any_versions: try it with other versions
-    than the run was made with, too; `compare_runs` says whether the bits are the same.
+    network, strategy: needed where they are not of this package, or the network was altered after it was
+    made. any_versions: try it with other versions than the run was made with, too; `compare_runs` says
+    whether the bits are the same.
 
     Raises:
         ReplayError: other versions of Python, torch or this package, or data that have changed.
@@ -131,7 +131,4 @@ def _fingerprints(run: RunFolder) -> dict[str, str]:
 
 
 def _of_file(path: Path) -> str:
-    seen = hashlib.sha256()
-    for name, tensor in sorted(load_file(path).items()):
-        seen.update(name.encode() + tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return seen.hexdigest()[:DIGITS]
+    return tensor_fingerprint(dict(sorted(load_file(path).items())))  # in any order they may lie in a file

@@ -24,7 +24,7 @@ from rehearsal_kit.cluster.workers import known_workers
 from rehearsal_kit.data.preparation import Preparation
 from rehearsal_kit.learning.onnx_export import export_onnx
 from rehearsal_kit.learning.strategies.strategy import Strategy
-from rehearsal_kit.rank.run_check import CHECKED, known_tasks, require_sound
+from rehearsal_kit.rank.run_check import CHECKED, given_again, known_tasks, require_sound
 from rehearsal_kit.rank.run_spec import RunSettings, RunSpec, keep_spec, packed_spec, stored_ranks
 from rehearsal_kit.record.commands import Arrived, Command, Reopen, Resume, Stop, Watch, Wish
 from rehearsal_kit.record.ledger import read_ledger
@@ -66,6 +66,8 @@ class Session(Steering):
             recovery=recovery or Recovery(),
         )
         require_sound(spec, network)
+        if asked := given_again(network):  # now, while its code is at hand
+            warnings.warn(asked, stacklevel=2)
         spec.run.create()
         try:
             self._begin(cluster, spec)
@@ -369,7 +371,9 @@ class Session(Steering):
     def _trained(self) -> TrainedNetwork:
         if self._network is None:
             again = f"rk.attach({str(self.run.path)!r}, network=...)"
-            raise SessionError(f"the network of this run is not one of ours; give it again: {again}.")
+            raise SessionError(
+                f"the network of this run is not stored in its folder; give it again: {again}."
+            )
         return TrainedNetwork(self.run, self._network)
 
     def _require_no_trouble(self) -> None:

@@ -76,7 +76,7 @@ def train(learner, steps, *, seed=0):
 
 
 def state_of(learner):
-    return {name: tensor.clone() for name, tensor in learner.weights().items()}
+    return {name: tensor.clone() for name, tensor in learner.state.weights().items()}
 
 
 def same(first, second):
@@ -96,7 +96,7 @@ def test_restart_is_a_new_learner_bit_for_bit(optimizer):
     fresh = train(learner_of(Net(norm=True, dropout=0.3), **settings), 3)
     used = train(learner_of(Net(norm=True, dropout=0.3), **settings), 5, seed=50)
     assert not same(state_of(used), state_of(fresh))
-    used.restart()
+    used.state.restart()
     assert same(state_of(used), state_of(learner_of(Net(norm=True))))
     assert same(state_of(train(used, 3)), state_of(fresh))
 
@@ -104,11 +104,11 @@ def test_restart_is_a_new_learner_bit_for_bit(optimizer):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_going_back_undoes_every_step_since_bit_for_bit_and_more_than_once(optimizer):
     learner = train(learner_of(Net(norm=True), optimizer=optimizer, learning_rate=0.05), 3)
-    learner.keep()
+    learner.state.keep()
     kept, after = state_of(learner), state_of(train(learner, 4, seed=20))
     assert not same(kept, after)
     for _ in range(2):
-        learner.go_back()
+        learner.state.go_back()
         assert same(state_of(learner), kept)
         assert same(state_of(train(learner, 4, seed=20)), after)
 
@@ -119,7 +119,7 @@ def test_the_untrained_network_is_there_for_a_block_only_even_if_it_fails():
     seen = {}
 
     def look_and_fail():
-        with learner.untrained():
+        with learner.state.untrained():
             seen.update(state_of(learner))
             raise KeyError
 
@@ -224,7 +224,7 @@ def test_bfloat16_is_used_and_leaves_as_float32():
         stepped = learner.step(batch, strategy=Incremental())
         losses[precision], outputs[precision] = stepped.loss, stepped.outputs["label"]
         assert stepped.outputs["label"].dtype == learner.predict(batch.new["x"])["label"].dtype
-        assert {tensor.dtype for tensor in learner.weights().values()} == {torch.float32}
+        assert {tensor.dtype for tensor in learner.state.weights().values()} == {torch.float32}
     assert {tensor.dtype for tensor in outputs.values()} == {torch.float32}
     assert losses["auto"] == losses["float32"]
     assert losses["bfloat16"] != losses["float32"]
@@ -319,7 +319,7 @@ def test_samples_unlike_those_of_the_first_task_are_refused(came, words):
 
 
 def optimizer_of(learner):
-    state = learner._optimizer.state_dict()["state"]
+    state = learner.state.optimizer.state_dict()["state"]
     return {
         f"{n} {name}": torch.as_tensor(value).clone() for n, s in state.items() for name, value in s.items()
     }
@@ -360,10 +360,10 @@ def test_a_step_whose_loss_or_gradient_is_not_finite_is_not_taken(strategy, valu
 
 def test_going_back_also_mends_batch_norm_that_saw_nan():
     learner, other = train(learner_of(Net(norm=True)), 2), train(learner_of(Net(norm=True)), 2)
-    learner.keep()
+    learner.state.keep()
     before = state_of(learner)
     assert learner.step(MiniBatch(spoilt(8, float("nan")), {}, {}), strategy=Incremental()).trouble
-    learner.go_back()
+    learner.state.go_back()
     assert same(state_of(learner), before)
     assert same(state_of(train(learner, 2, seed=9)), state_of(train(other, 2, seed=9)))
 
@@ -382,11 +382,11 @@ def on_this_rank(groups):
 
     learner = learner_of(Net(norm=True), groups=groups)
     learner.step(MiniBatch(own, {}, {}), strategy=Incremental())
-    found["batch norm, one step"] = plain(learner.weights())
+    found["batch norm, one step"] = plain(learner.state.weights())
     for step in range(4):
         more = samples(3 + step, seed=10 * step + groups.rank)
         learner.step(MiniBatch(more, {}, {}), strategy=Incremental())
-    found["batch norm, five steps"] = plain(learner.weights())
+    found["batch norm, five steps"] = plain(learner.state.weights())
 
     for norm in (None, 0.01):
         learner = learner_of(groups=groups, optimizer="sgd", learning_rate=1.0, clip_norm=norm)
@@ -403,9 +403,9 @@ def on_this_rank(groups):
     stepped = learner.step(MiniBatch(own, {}, kept), strategy=DER())
     found["infinite"] = stepped.trouble, stepped.guilty
     found["nothing changed"] = same(state_of(learner), before) and same(optimizer_of(learner), optimizer)
-    found["after"] = plain(train(learner, 2, seed=100 * groups.rank).weights())
+    found["after"] = plain(train(learner, 2, seed=100 * groups.rank).state.weights())
     other = train(learner_of(groups=groups), 2, seed=100 * groups.rank)
-    found["never bad"] = plain(train(other, 2, seed=100 * groups.rank).weights())
+    found["never bad"] = plain(train(other, 2, seed=100 * groups.rank).state.weights())
 
     parts = [samples(9, seed=groups.rank), samples(4 * groups.rank, seed=8)]
     scores = learner.metrics(iter(parts))

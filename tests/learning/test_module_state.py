@@ -116,12 +116,12 @@ def test_a_body_of_another_dtype_is_trained_and_keeps_it(dtype):
 
     for optimizer in ("adam", "adamw", "sgd"):
         learner = learner_of(Mixed(), optimizer=optimizer, learning_rate=0.1, clip_norm=1.0)
-        before = learner.weights()
+        before = learner.state.weights()
         assert not learner.step(MiniBatch(samples(8), {}, {}), strategy=Incremental()).trouble
-        after = learner.weights()
+        after = learner.state.weights()
         assert all(after[n].dtype == before[n].dtype for n in before)
         assert all(not torch.equal(after[n], before[n]) for n in before)
-        learner.adopt(learner.tensors())
+        learner.state.adopt(learner.state.tensors())
 
 
 def test_complex_parameters_are_trained():
@@ -134,11 +134,11 @@ def test_complex_parameters_are_trained():
             return {"label": (x.to(torch.complex64) @ self.turn).abs()}
 
     learner = learner_of(Complex(), optimizer="adam", clip_norm=1.0)
-    before = learner.weights()["turn"]
+    before = learner.state.weights()["turn"]
     assert not learner.step(MiniBatch(samples(8), {}, {}), strategy=Incremental()).trouble
-    after = learner.weights()["turn"]
+    after = learner.state.weights()["turn"]
     assert not torch.equal(after, before)
-    assert learner.fingerprint() == learner.fingerprint()
+    assert learner.state.fingerprint() == learner.state.fingerprint()
 
 
 class Careless(Net):
@@ -269,15 +269,15 @@ def on_this_rank(groups):
         learner = learner_of(Net(), groups)
         for batch in batches:
             learner.step(batch, strategy=Incremental())
-        found[name] = {n: t.numpy().copy() for n, t in learner.weights().items()}
+        found[name] = {n: t.numpy().copy() for n, t in learner.state.weights().items()}
 
     for name, value in {"forward": 1e4, "backward": -1e4}.items():
         learner = learner_of(Failing(), groups)
         bad = {**own, "x": torch.full_like(own["x"], value)} if groups.rank else own
-        before = learner.fingerprint()
+        before = learner.state.fingerprint()
         stepped = learner.step(MiniBatch(bad, {}, {}), strategy=Incremental())
         found[name] = stepped.failed, bool(stepped.trouble), stepped.guilty, stepped.error
-        found[name, "unchanged"] = learner.fingerprint() == before
+        found[name, "unchanged"] = learner.state.fingerprint() == before
         found[name, "goes on"] = learner.step(MiniBatch(own, {}, {}), strategy=Incremental()).trouble
     found["uneven"] = learner.step(lonely, strategy=Uneven()).error
     try:

@@ -377,7 +377,7 @@ def weights_after(strategy, batch):
     learner = Learner(Normalised(), Training(precision="float32"), device="cpu", groups=BY_ITSELF)
     learner.signature = learner.meet(samples("label", 2, seed=0), "input")
     learner.step(batch, strategy=strategy)
-    return learner.weights()
+    return learner.state.weights()
 
 
 def same(first, second):

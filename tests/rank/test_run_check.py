@@ -13,11 +13,12 @@ from rehearsal_kit.base.errors import SettingsError
 from rehearsal_kit.base.settings import Rehearsal, Training
 from rehearsal_kit.buffer.memory_limit import available_bytes
 from rehearsal_kit.data.tensor_tasks import TensorTask, write_task
+from rehearsal_kit.learning.networks.convnet import ConvNet
 from rehearsal_kit.learning.strategies.references import Incremental
 from rehearsal_kit.learning.strategies.replay import AGEM, ER
 from rehearsal_kit.learning.strategies.strategy import Strategy
 from rehearsal_kit.rank.checkpoint_files import find_checkpoints
-from rehearsal_kit.rank.run_check import dry_run, known_tasks, require_sound
+from rehearsal_kit.rank.run_check import dry_run, given_again, known_tasks, require_sound
 from rehearsal_kit.record.commands import Arrived, FinishStream, Resume, Steer, TakeCheckpoint, Watch
 from rehearsal_kit.record.ledger import read_ledger
 from rehearsal_kit.record.records import Applied, Noted, Restored, StateChanged, TaskEnded, TaskSetAside
@@ -80,6 +81,11 @@ def test_what_no_task_can_make_right_is_refused_before_there_is_a_folder(tmp_pat
 def test_what_can_be_trained_is_not_refused(tmp_path):
     for network in (Net(), Net().bfloat16(), Net().double()):
         require_sound(job_in_existing(tmp_path), network)
+
+
+def test_whoever_brings_a_network_learns_at_the_start_what_going_on_elsewhere_will_ask_for():
+    assert given_again(ConvNet()) == ""
+    assert re.search(r"Net .*not one of ours.*rk\.resume\(run, cluster, network=\.\.\.\)", given_again(Net()))
 
 
 # By a dry step -------------------------------------------------------------------------------------------

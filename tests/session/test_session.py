@@ -218,7 +218,9 @@ def test_clear_refusals(cluster, tmp_path, scans):
     (tmp_path / "old" / "thesis.txt").write_text("mine")
     with pytest.raises(RunFolderError, match="never written over"):
         session_on(cluster, tmp_path / "old")
-    with session_on(cluster, tmp_path / "run") as session:
+    with pytest.warns(UserWarning, match=r"Tiny .*not one of ours.*resume\(run, cluster, network="):
+        session = session_on(cluster, tmp_path / "run")
+    with session:
         with pytest.raises(ScanError, match="does not exist"):
             session.watch(str(tmp_path / "nowhere" / "*.cxi"))
         session.start()

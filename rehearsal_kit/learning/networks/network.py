@@ -1,0 +1,79 @@
+"""What a network offers so that a run folder can make it again, and why one cannot be made so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import nn
+
+from rehearsal_kit.learning.networks.registry import NETWORKS, network_class
+
+
+@runtime_checkable
+class Network(Protocol):
+    """A torch.nn.Module that was made by `type(network)(**network.arguments)`, but for its weights.
+
+    A run folder keeps the name, the arguments and the weights of a network, and never code or a pickle. From
+    them a run is resumed in another kernel, replayed and exported, if the network stands in the registry.
+    Whatever else may be a network is given again there, as `network=...`.
+    """
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """All arguments of its constructor: values that JSON keeps as they are."""
+
+
+def network_again(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """A network of the registry once more, with the weights that it begins with."""
+    return network_class(name)(**arguments)
+
+
+def plain_arguments(network: nn.Module) -> Mapping[str, Any] | None:
+    """The arguments of a network as a run folder keeps them; None where it has none that JSON can keep.
+
+    None, too, for one of ours that was altered since: what they make would be another network.
+    """
+    arguments = network.arguments if isinstance(network, Network) else None
+    return arguments if _is_plain(arguments) and not _is_altered(network) else None
+
+
+def why_not_again(network: nn.Module) -> str:
+    """Why this network cannot be made again from its run folder alone, in words; empty if it can."""
+    kind = type(network)
+    if _is_ours(kind):
+        altered = f"this {kind.__name__} was altered after it was made (layers, their names or dtypes)"
+        return altered if _is_altered(network) else ""
+    if kind.__module__ == "__main__" or "<locals>" in kind.__qualname__:
+        return (
+            f"the class {kind.__name__} of the network cannot be imported: write it into a file of its own, "
+            "or keep the cell that defines it"
+        )
+    return f"the class {kind.__name__} of the network, from {kind.__module__}, is not one of ours"
+
+
+def _is_ours(kind: type[nn.Module]) -> bool:
+    return kind.__name__ in NETWORKS and network_class(kind.__name__) is kind
+
+
+def _is_altered(network: nn.Module) -> bool:
+    """Whether a network of ours is not any more what its arguments make, as far as its layers tell."""
+    kind = type(network)
+    if not _is_ours(kind) or not isinstance(network, Network):
+        return False
+    with torch.device("meta"):  # no memory, and no time for weights
+        again = network_again(kind.__name__, network.arguments)
+    return repr(again) != repr(network) or _kinds(again) != _kinds(network)
+
+
+def _kinds(network: nn.Module) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in network.state_dict().items()}
+
+
+def _is_plain(arguments: object) -> bool:
+    try:
+        return isinstance(arguments, Mapping) and json.loads(json.dumps(arguments)) == arguments
+    except (TypeError, ValueError):
+        return False
