@@ -36,11 +36,10 @@ class Learner:
         self.device = device
         self.signature: Signature | None = None
         """None until a first task was met."""
-        self.learning_rate = training.learning_rate
-        """Learning rate of the next step, before the schedule."""
+        self.training = training
+        """How the next step is taken; what of it may be steered can be changed between two steps."""
         self.calls = 0
         """Steps and predictions so far; grows while this learner gets on."""
-        self._training = training
         self._groups = groups
         self._forward = ForwardPass(self.network, device=device, precision=training.precision)
         self._steps = JointStep(self.network, self._forward, device=device, groups=groups)
@@ -164,16 +163,16 @@ class Learner:
         parameters = [p for p in self.network.parameters() if p.requires_grad]
         for parameter, part in zip(parameters, gradient.split([*map(count_of, parameters)]), strict=True):
             parameter.grad = shaped_as(parameter, part)
-        if self._training.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(parameters, self._training.clip_norm)
+        if self.training.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, self.training.clip_norm)
         for group in self._optimizer.param_groups:
-            group["lr"] = self.learning_rate * factor
+            group["lr"] = self.training.learning_rate * factor
         self._optimizer.step()
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
         parameters = [p for p in self.network.parameters() if p.requires_grad]
-        rate, decay = self.learning_rate, self._training.weight_decay
-        match self._training.optimizer:
+        rate, decay = self.training.learning_rate, self.training.weight_decay
+        match self.training.optimizer:
             case "sgd":
                 return torch.optim.SGD(parameters, lr=rate, momentum=0.9, weight_decay=decay)
             case "adamw":
