@@ -34,11 +34,10 @@ class Learner:
         self.device = device
         self.signature: Signature | None = None
         """None until a first task was met."""
-        self.learning_rate = training.learning_rate
-        """Learning rate of the next step, before the schedule."""
+        self.training = training
+        """How the next step is taken; what of it may be steered can be changed between two steps."""
         self.calls = 0
         """Steps and predictions so far; grows while this learner gets on."""
-        self._training = training
         self._groups = groups
         self._forward = ForwardPass(self.network, device=device, precision=training.precision)
         self._steps = JointStep(self.network, self._forward, device=device, groups=groups)
@@ -101,8 +100,8 @@ class Learner:
         parameters = [p for p in self.network.parameters() if p.requires_grad]
         for parameter, part in zip(parameters, gradient.split([*map(count_of, parameters)]), strict=True):
             parameter.grad = shaped_as(parameter, part)
-        if self._training.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(parameters, self._training.clip_norm)
+        if self.training.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, self.training.clip_norm)
         for group in self.state.optimizer.param_groups:
-            group["lr"] = self.learning_rate * factor
+            group["lr"] = self.training.learning_rate * factor
         self.state.optimizer.step()

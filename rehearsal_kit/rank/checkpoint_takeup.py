@@ -128,7 +128,7 @@ class CheckpointTakeup:
         its.stream.become(TaskStream(its.groups, seed=its.spec.seed))
         its.learner.state.restart()
         its.learner.signature = None
-        its.learner.learning_rate = its.run_state.live_settings.learning_rate
+        its.learner.training = its.run_state.live_settings.training
         its.evaluation.restore({"newest": UNTRAINED, "seen": [], "errors": []})
         self.now.preparation, self.now.loader = its.spec.preparation, None
         if self.now.buffer is not None:
@@ -150,7 +150,7 @@ class CheckpointTakeup:
         its.learner.state.adopt(loaded.tensors)
         known = loaded.state["signature"]
         its.learner.signature = None if known is None else Signature.from_plain(known)
-        its.learner.learning_rate = run_state.live_settings.learning_rate
+        its.learner.training = run_state.live_settings.training
         its.evaluation.restore(loaded.state["evaluation"])
         self.now.loader = under_way.loader
         if under_way.anew:

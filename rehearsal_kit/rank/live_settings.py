@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from rehearsal_kit.base.settings import Rehearsal, digest
+from rehearsal_kit.base.settings import Rehearsal, Training, digest
+from rehearsal_kit.base.steerable import SETTINGS, Value
 from rehearsal_kit.buffer.row_layout import RowLayout, Samples
 from rehearsal_kit.learning.stored_outputs import NO_MODEL, named_halves, with_outputs
 from rehearsal_kit.learning.strategies.choice import plain_strategy, require_suited, switched
@@ -18,42 +19,39 @@ from rehearsal_kit.record.commands import Steer
 class LiveSettings:
     """The same on all ranks at every step."""
 
-    learning_rate: float
-    """Learning rate before the schedule."""
-    batch: int
-    """New samples per rank and step (b)."""
+    training: Training
+    """With the learning rate before the schedule, and b."""
     rehearsal: Rehearsal
     strategy: Strategy
 
     @staticmethod
     def of(spec: RunSpec) -> LiveSettings:
         """What a run begins with."""
-        return LiveSettings(
-            learning_rate=spec.training.learning_rate,
-            batch=spec.training.batch,
-            rehearsal=spec.rehearsal,
-            strategy=spec.strategy,
-        )
+        return LiveSettings(training=spec.training, rehearsal=spec.rehearsal, strategy=spec.strategy)
 
     @property
-    def plain(self) -> dict[str, float | str]:
-        """The settings as plain values, for records and people."""
-        values: dict[str, float | str] = {
-            "learning_rate": self.learning_rate,
-            "batch": self.batch,
-            "representatives": self.rehearsal.representatives,
-            "distillation": self.rehearsal.distillation,
-            "candidates": self.rehearsal.candidates,
-            "policy": self.rehearsal.policy,
-        }
-        if not isinstance(self.rehearsal.capacity, str):
-            values["capacity"] = self.rehearsal.capacity
+    def plain(self) -> dict[str, Value]:
+        """The settings that may change as plain values, for records and people.
+
+        One that is not of the kind that can be steered to, as a capacity in bytes, is not among them.
+        """
+        values: dict[str, Value] = {}
+        for name, setting in SETTINGS.items():
+            if setting.owner in ("training", "rehearsal"):
+                value = getattr(getattr(self, setting.owner), name)
+                if setting.is_plain(value):
+                    values[name] = value
         return {**values, **plain_strategy(self.strategy)}
 
     @cached_property
     def digest(self) -> str:
         """Fingerprint of the plain values."""
         return digest(self.plain)
+
+    @property
+    def batch(self) -> int:
+        """New samples per rank and step (b)."""
+        return self.training.batch
 
     @property
     def representatives(self) -> int:
@@ -88,13 +86,9 @@ class LiveSettings:
 
     def steered(self, command: Steer) -> LiveSettings:
         """What will be in force after a command; SettingsError if that cannot be."""
-        names = ("representatives", "capacity", "distillation", "candidates", "policy")
-        wanted = {name: value for name in names if (value := getattr(command, name)) is not None}
-        rate, batch = command.learning_rate, command.batch
         steered = LiveSettings(
-            learning_rate=self.learning_rate if rate is None else rate,
-            batch=self.batch if batch is None else batch,
-            rehearsal=replace(self.rehearsal, **wanted),
+            training=replace(self.training, **command.values("training")),
+            rehearsal=replace(self.rehearsal, **command.values("rehearsal")),
             strategy=switched(self.strategy, command),
         )
         require_suited(steered.strategy, steered.rehearsal)

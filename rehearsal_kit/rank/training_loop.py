@@ -239,7 +239,7 @@ class Rank:
             f"task {loader.task} ({experience.name if experience is not None else ''}), "
             f"step {run_state.step}, {where}: {why}. Weights and optimizer are back where this task "
             "began, and nothing else is lost: lower the learning rate "
-            f"({self._learner.learning_rate:g}) and resume, or stop."
+            f"({self._learner.training.learning_rate:g}) and resume, or stop."
         )
         run_state.stepped()  # all ranks have begun it; nothing of it is offered
         self._task_lifecycle.go_back(loader)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rehearsal_kit.base.errors import SettingsError
-from rehearsal_kit.base.settings import POLICIES, require_integer, require_number, require_one_of, with_tuples
+from rehearsal_kit.base.settings import require_integer, with_tuples
+from rehearsal_kit.base.steerable import SETTINGS, Value, require_steerable
 
 NOTE_LENGTH = 2000
-DRAWN = ("representatives", "distillation", "candidates")
 Box = tuple[float, float, float, float]
 """Rows from, rows to, columns from, columns to, in object pixels; the ends do not belong to it."""
 
@@ -202,44 +202,33 @@ class BeginAgain:
         object.__setattr__(self, "lost", tuple((int(task), str(reason)) for task, reason in self.lost))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, init=False, repr=False)
 class Steer:
-    """New values of the settings that may change while the run goes on; None leaves one as it is."""
+    """New values of settings that may change while the run goes on: those of the table `SETTINGS`."""
 
-    learning_rate: float | None = None
-    representatives: int | None = None
-    capacity: int | None = None
-    """Samples that the buffers of all ranks together may hold."""
-    distillation: int | None = None
-    candidates: int | None = None
-    """Samples of every mini-batch that a full buffer is offered, per rank."""
-    policy: str | None = None
-    """What stays in the buffer: "quotas", "reservoir" or "fifo"."""
-    batch: int | None = None
-    """New samples per rank and step, from the next mini-batch on."""
-    strategy: str | None = None
-    """Name of one of our strategies."""
-    alpha: float | None = None
-    """Weight of the distillation (DER, DERpp)."""
-    beta: float | None = None
-    """Weight of the representatives (DERpp)."""
+    given: tuple[tuple[str, Value], ...]
+    """Names and new values, in the order of the table; every other setting stays as it is."""
 
-    def __post_init__(self) -> None:
-        if all(getattr(self, field.name) is None for field in fields(self)):
-            names = ", ".join(field.name for field in fields(self))
-            raise SettingsError(f"steer was called without a value; it takes any of: {names}.")
-        if self.learning_rate is not None:
-            require_number("learning_rate", self.learning_rate, low=1e-9, high=10.0)
-        if self.policy is not None:
-            require_one_of("policy", self.policy, POLICIES)
-        if self.strategy is not None and not isinstance(self.strategy, str):
-            raise SettingsError(f"strategy is {self.strategy!r}; it must be the name of one.")
-        for name, low in {"batch": 1, "capacity": 1, **dict.fromkeys(DRAWN, 0)}.items():
-            if (count := getattr(self, name)) is not None:
-                require_integer(name, count, low=low, high=2**40 if name == "capacity" else 2**20)
-        for name in ("alpha", "beta"):
-            if (weight := getattr(self, name)) is not None:
-                require_number(name, weight, low=0, high=1e6)
+    def __init__(self, **settings: Value | None) -> None:
+        """None leaves a setting as it is; SettingsError for a name or a value that is not allowed."""
+        require_steerable(settings)
+        given = tuple((name, value) for name in SETTINGS if (value := settings.get(name)) is not None)
+        if not given:
+            raise SettingsError(f"steer was called without a value; it takes any of: {', '.join(SETTINGS)}.")
+        for name, value in given:
+            SETTINGS[name].require(value)
+        object.__setattr__(self, "given", given)
+
+    def __repr__(self) -> str:
+        return f"Steer({', '.join(f'{name}={value!r}' for name, value in self.given)})"
+
+    def values(self, owner: str) -> dict[str, Any]:
+        """What is to change of the settings that `owner` has."""
+        return {name: value for name, value in self.given if SETTINGS[name].owner == owner}
+
+    def to_plain(self) -> dict[str, object]:
+        """Every setting of the table by name, None where it stays: the form in ledgers since the first."""
+        return dict.fromkeys(SETTINGS) | dict(self.given)
 
 
 Command = (
@@ -289,8 +278,9 @@ class Wish:
 
 def to_plain(wish: Wish) -> dict[str, object]:
     """The wish as a dictionary of plain values, with its kind."""
-    holder = {"holder": wish.holder} if wish.holder else {}
-    return {"number": wish.number, **holder, "kind": type(wish.command).__name__, **asdict(wish.command)}
+    holder, command = {"holder": wish.holder} if wish.holder else {}, wish.command
+    values = command.to_plain() if isinstance(command, Steer) else asdict(command)
+    return {"number": wish.number, **holder, "kind": type(command).__name__, **values}
 
 
 def wish_of(plain: Mapping[str, Any]) -> Wish:

@@ -93,4 +93,5 @@ def _since(path: Path, checkpoint: int) -> Iterator[Record]:
 
 def _identity(record: Record) -> bytes:
     same = {name: value for name, value in to_plain(record).items() if name not in OF_THE_CLOCK}
-    return hashlib.blake2b(repr(sorted(same.items())).encode(), digest_size=16).digest()
+    # Sorted inside as well: settings may stand in another order in what an earlier version wrote.
+    return hashlib.blake2b(json.dumps(same, sort_keys=True).encode(), digest_size=16).digest()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
+from typing import ParamSpec
 
+from rehearsal_kit.base.steerable import SETTINGS, Value
 from rehearsal_kit.data.folder_order import require_possible
 from rehearsal_kit.data.tensor_tasks import TensorTask, write_task
 from rehearsal_kit.learning.strategies.choice import steer_to
@@ -25,6 +29,28 @@ from rehearsal_kit.record.commands import (
     Watch,
 )
 from rehearsal_kit.record.run_folder import RunFolder
+
+Taken = ParamSpec("Taken")
+
+
+def _takes_settings(steer: Callable[Taken, int]) -> Callable[Taken, int]:
+    """The method with all settings of the table in its signature and docstring, for people and for Tab."""
+    signature = inspect.signature(steer)
+    written = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
+    filled_in = [setting for name, setting in SETTINGS.items() if name not in signature.parameters]
+    keywords = [
+        inspect.Parameter(
+            setting.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=f"{setting.limits.types[-1].__name__} | None",
+        )
+        for setting in filled_in
+    ]
+    lines = [f"{setting.name}: {setting.limits}. {setting.text}." for setting in filled_in]
+    steer.__doc__ = "\n".join([inspect.getdoc(steer) or "", *lines])
+    vars(steer)["__signature__"] = signature.replace(parameters=[*written, *keywords])
+    return steer
 
 
 class Steering(ABC):
@@ -78,38 +104,16 @@ class Steering(ABC):
         """No more tasks: the run ends when those that have arrived are trained."""
         return self._wish(FinishStream())
 
-    def steer(  # noqa: PLR0913 - one for each setting that may change
-        self,
-        *,
-        learning_rate: float | None = None,
-        representatives: int | None = None,
-        capacity: int | None = None,
-        distillation: int | None = None,
-        candidates: int | None = None,
-        policy: str | None = None,
-        batch: int | None = None,
-        strategy: Strategy | None = None,
-        alpha: float | None = None,
-        beta: float | None = None,
-    ) -> int:
+    @_takes_settings
+    def steer(self, *, strategy: Strategy | None = None, **settings: Value | None) -> int:
         """Change settings at the next step boundary, on all ranks at the same step or on none.
 
         Returns the number of the wish; `timeline` has an `Applied` record of each rank with that number
-        and the step. SettingsError if a value is not allowed. strategy: one of ours with its weights, such as
-        DERpp(alpha=0.3); the loss of the run stays.
+        and the step. SettingsError for a name or a value that is not allowed. strategy: one of ours with its
+        weights, such as DERpp(alpha=0.3); the loss of the run stays.
         """
-        weights = {"alpha": alpha, "beta": beta} if strategy is None else steer_to(strategy)
-        wanted = Steer(
-            learning_rate=learning_rate,
-            representatives=representatives,
-            capacity=capacity,
-            distillation=distillation,
-            candidates=candidates,
-            policy=policy,
-            batch=batch,
-            **weights,
-        )
-        return self._wish(wanted)
+        weights = {} if strategy is None else steer_to(strategy)
+        return self._wish(Steer(**{**settings, **weights}))
 
     def finish_task(self) -> int:
         """The task under way has been trained enough: evaluate it and begin the next that waits."""

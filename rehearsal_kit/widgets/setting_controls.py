@@ -9,26 +9,13 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from rehearsal_kit.base.settings import POLICIES
+from rehearsal_kit.base.steerable import SETTINGS, Setting, Value, Whole, Word
 from rehearsal_kit.learning.strategies.choice import OURS, WEIGHTS, named_strategy, plain_strategy
-from rehearsal_kit.learning.strategies.strategy import Strategy
+from rehearsal_kit.rank.live_settings import LiveSettings
 from rehearsal_kit.record.records import Applied
 from rehearsal_kit.session.session import Session
 from rehearsal_kit.widgets.buttons import allow, row
 from rehearsal_kit.widgets.requests import Requests, spelt
-
-MOST = 2**20
-TOOLTIPS = {
-    "batch": "New samples per rank and step, from the next mini-batch on",
-    "candidates": "Samples of a mini-batch that a full buffer is offered, per rank",
-    "distillation": "Stored samples drawn to compare their outputs (DER, DERpp), per rank",
-    "capacity": "Samples that the buffers of all ranks together may hold",
-    "policy": "What stays in the buffer",
-    "strategy": "What is trained on and with which loss",
-    "alpha": "Weight of the distillation",
-    "beta": "Weight of the representatives",
-}
-_Value = float | str
 
 
 class SettingControls:
@@ -37,17 +24,16 @@ class SettingControls:
     def __init__(self, session: Session, wishes: Requests) -> None:
         self._session = session
         self._wishes = wishes
-        self.chosen = _chosen(session)
+        self.chosen = _in_force_at_first(session)
         """What the run was started with."""
-        self.widgets = _made(self.chosen, session.strategy)
+        self.widgets = _made(self.chosen)
         """Widgets by name of the setting, as in `Session.steer`."""
-        self._known: dict[str, _Value] = {name: widget.value for name, widget in self.widgets.items()}
+        self._known: dict[str, Value] = {name: widget.value for name, widget in self.widgets.items()}
         """What each was last told, by a person or by the ranks: its echo is not a new wish."""
         for name, widget in self.widgets.items():
             widget.observe(lambda change, name=name: self._on_change(name, change["new"]), "value")
-        shown = ("learning_rate", "representatives")
-        self.main = row([self.widgets[name] for name in shown])
-        more = row([widget for name, widget in self.widgets.items() if name not in shown])
+        self.main = row([widget for name, widget in self.widgets.items() if SETTINGS[name].slider])
+        more = row([widget for name, widget in self.widgets.items() if not SETTINGS[name].slider])
         self.more = widgets.Accordion([more], titles=("more settings",), selected_index=None)
         self._show_weights()
 
@@ -59,9 +45,9 @@ class SettingControls:
         """Show what is in force, and whether it can be changed now."""
         self._follow(applied)
         for name, widget in self.widgets.items():
-            allow(widget, why_not, tooltip=TOOLTIPS.get(name, "Takes effect on all ranks at one step"))
+            allow(widget, why_not, tooltip=SETTINGS[name].text)
 
-    def _on_change(self, name: str, value: _Value) -> None:
+    def _on_change(self, name: str, value: Value) -> None:
         if value == self._known[name]:
             return
         self._known[name] = value
@@ -99,78 +85,45 @@ class SettingControls:
             self.widgets[name].layout.display = None if name in has else "none"
 
 
-def _chosen(session: Session) -> dict[str, _Value]:
-    training, rehearsal = session.training, session.rehearsal
-    values: dict[str, _Value] = {
-        "learning_rate": training.learning_rate,
-        "representatives": rehearsal.representatives,
-        "batch": training.batch,
-        "candidates": rehearsal.candidates,
-        "distillation": rehearsal.distillation,
-        "policy": rehearsal.policy,
-    }
-    if not isinstance(rehearsal.capacity, str):  # given in bytes it has no field
-        values["capacity"] = rehearsal.capacity
-    return {**values, **plain_strategy(session.strategy)}
+def _in_force_at_first(session: Session) -> dict[str, Value]:
+    live_settings = LiveSettings(
+        training=session.training, rehearsal=session.rehearsal, strategy=session.strategy
+    )
+    return live_settings.plain
 
 
-def _made(values: Mapping[str, Any], strategy: Strategy) -> dict[str, Any]:
-    made = {
-        "learning_rate": _learning_rate_slider(values["learning_rate"]),
-        "representatives": _whole_slider("representatives", values["representatives"]),
-        "strategy": _menu("strategy", [kind.__name__ for kind in OURS], strategy.name),
-        **{name: _weight(name, getattr(strategy, name, getattr(_DEFAULTS, name))) for name in WEIGHTS},
-        "policy": _menu("policy", [*POLICIES], values["policy"]),
-        "batch": _whole("batch", values["batch"], low=1),
-        "candidates": _whole("candidates", values["candidates"], low=0),
-    }
-    if "capacity" in values:
-        made["capacity"] = _whole("capacity", values["capacity"], low=1)
-    return {**made, "distillation": _whole("distillation", values["distillation"], low=0)}
+def _made(chosen: Mapping[str, Value]) -> dict[str, Any]:
+    """Widgets of all settings that have a value; of weights, also those that only other strategies have."""
+    values = {name: value for kind in OURS for name, value in plain_strategy(kind()).items()}
+    values |= chosen
+    return {name: _control(setting, values[name]) for name, setting in SETTINGS.items() if name in values}
 
 
-_DEFAULTS: Any = named_strategy("DERpp")
+def _control(setting: Setting, value: Any) -> Any:
+    limits, slider = setting.limits, setting.slider
+    looks: dict[str, Any] = {"description": setting.label, "style": {"description_width": "auto"}}
+    if isinstance(limits, Word):
+        words = limits.words or [kind.__name__ for kind in OURS]
+        options = list(dict.fromkeys([*words, value]))
+        return widgets.Dropdown(options=options, value=value, layout={"width": "168px"}, **looks)
+    looks |= {"continuous_update": False, "layout": {"width": "136px" if slider is None else "290px"}}
+    if slider is None:
+        ends = {"min": limits.low, "max": limits.high}
+        if isinstance(limits, Whole):
+            return widgets.BoundedIntText(value=value, **ends, **looks)
+        return widgets.BoundedFloatText(value=value, **ends, step=0.1, **looks)
+    if isinstance(limits, Whole):
+        return widgets.IntSlider(value=value, min=slider[0], max=max(slider[1], 2 * value), **looks)
+    low, high = map(math.log10, slider)
+    made = widgets.FloatLogSlider(
+        value=slider[0], min=low, max=high, step=0.05, readout_format=".2e", **looks
+    )
+    _reach(made, value)
+    made.value = value
+    return made
 
 
-def _menu(name: str, options: list[str], value: str) -> Any:
-    return widgets.Dropdown(
-        options=list(dict.fromkeys([*options, value])), value=value, description=name,
-        style={"description_width": "auto"}, layout={"width": "168px"},
-    )  # fmt: skip
-
-
-def _whole(name: str, value: int, *, low: int) -> Any:
-    return widgets.BoundedIntText(
-        value=value, min=low, max=max(MOST, value), description=name, continuous_update=False,
-        style={"description_width": "auto"}, layout={"width": "136px"},
-    )  # fmt: skip
-
-
-def _weight(name: str, value: float) -> Any:
-    return widgets.BoundedFloatText(
-        value=value, min=0, max=1e6, step=0.1, description=name, continuous_update=False,
-        style={"description_width": "auto"}, layout={"width": "130px"},
-    )  # fmt: skip
-
-
-def _learning_rate_slider(value: float) -> Any:
-    slider = widgets.FloatLogSlider(
-        value=1e-3, min=-6, max=-1, step=0.05, readout_format=".2e", description="learning rate",
-        continuous_update=False, style={"description_width": "84px"}, layout={"width": "290px"},
-    )  # fmt: skip
-    _reach(slider, value)
-    slider.value = value
-    return slider
-
-
-def _whole_slider(name: str, value: int) -> Any:
-    return widgets.IntSlider(
-        value=value, min=0, max=max(64, 2 * value), description=name,
-        continuous_update=False, style={"description_width": "112px"}, layout={"width": "290px"},
-    )  # fmt: skip
-
-
-def _reach(widget: Any, value: _Value) -> None:
+def _reach(widget: Any, value: Value) -> None:
     """Widen a widget that cannot show this value."""
     if isinstance(value, str):
         if value not in widget.options:

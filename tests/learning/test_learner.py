@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -203,7 +204,7 @@ def test_factor_and_steered_learning_rate_scale_the_step():
     whole = change_of(learner_of(optimizer="sgd", learning_rate=0.4), new_only())
     quarter = change_of(learner_of(optimizer="sgd", learning_rate=0.4), new_only(), factor=0.25)
     steered = learner_of(optimizer="sgd", learning_rate=0.1)
-    steered.learning_rate = 0.4
+    steered.training = replace(steered.training, learning_rate=0.4)
     torch.testing.assert_close(4 * quarter, whole, rtol=1e-4, atol=1e-6)
     assert torch.equal(change_of(steered, new_only()), whole)
 

@@ -16,6 +16,7 @@ from rehearsal_kit.rank.reporter import Reporter
 from rehearsal_kit.record.commands import FinishStream
 from rehearsal_kit.record.ledger import Ledger, read_ledger
 from rehearsal_kit.record.records import (
+    Applied,
     CheckpointTaken,
     Noted,
     NotKept,
@@ -133,6 +134,14 @@ def test_only_what_can_come_again_is_remembered_after_a_restart(run):
     assert SeenRecords.since(run.timeline, 1).has(note(11))
     assert SeenRecords.since(run.timeline, 0).has(note(1))
     assert SeenRecords.since(run.timeline, 9).has(note(21))  # it is not said where that was taken
+
+
+def test_the_order_in_which_settings_were_written_makes_no_other_record(run):
+    said = {"rank": 0, "step": 3, "number": 1, "kind": "Steer", "digest": "d"}
+    written(run, [Applied(settings={"batch": 4, "policy": "fifo"}, **said)])
+    told = SeenRecords.since(run.timeline, 0)
+    assert told.has(Applied(settings={"policy": "fifo", "batch": 4}, **said))
+    assert not told.has(Applied(settings={"policy": "fifo", "batch": 5}, **said))
 
 
 def test_what_was_told_before_a_checkpoint_was_taken_again_is_remembered(run):

@@ -232,7 +232,7 @@ def test_an_interruption_while_effects_are_followed_loses_none_of_them(tmp_path,
 def a_course(spec, number):
     values = {
         "branch": number - 1,
-        "live_settings": replace(LiveSettings.of(spec), batch=number),
+        "live_settings": replace(LiveSettings.of(spec), training=replace(spec.training, batch=number)),
         "paused": bool(number % 2),
         "finishing": bool(number % 2),
         "trouble": f"trouble {number}",

@@ -73,8 +73,7 @@ class _Arm:
         self._inputs = "image" if stream.measure == CLASSES else "diffraction"
         self._learner.signature = self._learner.meet(self._pool[0], self._inputs)
         self._live_settings = LiveSettings(
-            learning_rate=training.learning_rate,
-            batch=training.batch,
+            training=training,
             rehearsal=replace(stream.rehearsal, capacity=turns.capacity),
             strategy=strategy,
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 from rehearsal_kit.base.errors import SettingsError
 from rehearsal_kit.base.settings import Rehearsal
+from rehearsal_kit.base.steerable import SETTINGS
 from rehearsal_kit.buffer.row_layout import RowLayout
 from rehearsal_kit.learning.stored_outputs import stores_outputs
 from rehearsal_kit.learning.strategies.dark import DER, DERpp
@@ -17,7 +18,7 @@ from rehearsal_kit.learning.strategies.strategy import Strategy
 from rehearsal_kit.record.commands import Steer
 
 OURS: tuple[type[Any], ...] = (Incremental, FromScratch, Cumulative, ER, AGEM, DER, DERpp)
-WEIGHTS = ("alpha", "beta")
+WEIGHTS = tuple(name for name, setting in SETTINGS.items() if setting.owner == "strategy")
 
 
 def named_strategy(name: str, **values: Any) -> Strategy:
@@ -57,11 +58,11 @@ def steer_to(strategy: Strategy) -> Mapping[str, Any]:
 
 def switched(current: Strategy, command: Steer) -> Strategy:
     """The strategy in force after a command; an own loss stays. SettingsError for weights it has not."""
-    weights = {name: value for name in WEIGHTS if (value := getattr(command, name)) is not None}
-    if command.strategy is not None and command.strategy != current.name:
+    weights, name = command.values("strategy"), command.values("run").get("strategy")
+    if name is not None and name != current.name:
         loss = {"loss": getattr(current, "loss")} if _has(current, "loss") else {}  # noqa: B009 - its base has none
-        return named_strategy(command.strategy, **weights, **loss)
-    missing = [name for name in weights if not _has(current, name)]
+        return named_strategy(name, **weights, **loss)
+    missing = [weight for weight in weights if not _has(current, weight)]
     if missing:
         raise SettingsError(f"{current.name} has no {', '.join(missing)}; give the strategy as well.")
     return _with(current, **weights) if weights else current

@@ -1,0 +1,177 @@
+"""The table of steerable settings is the only place: all that handles a setting follows from its entry."""
+
+from __future__ import annotations
+
+import inspect
+import json
+
+import pytest
+
+from rehearsal_kit.base.errors import SettingsError
+from rehearsal_kit.base.settings import Rehearsal, Training
+from rehearsal_kit.base.steerable import SETTINGS, Real, Whole
+from rehearsal_kit.learning.strategies.choice import named_strategy
+from rehearsal_kit.learning.strategies.dark import DERpp
+from rehearsal_kit.rank.live_settings import LiveSettings
+from rehearsal_kit.record.commands import Steer, Wish
+from rehearsal_kit.session.session import Session
+from rehearsal_kit.session.steering import Steering
+from rehearsal_kit.widgets.requests import Requests
+from rehearsal_kit.widgets.setting_controls import SettingControls
+
+
+def value_of(setting, place):
+    """One of two allowed values: that at the beginning (0) and that steered to (1)."""
+    limits = setting.limits
+    if isinstance(limits, Whole):
+        return limits.low + 5 + place
+    if isinstance(limits, Real):
+        return (limits.low + limits.high) / (4 - 2 * place)
+    return (limits.words or ("DERpp", "AGEM"))[-place]
+
+
+def owned(owner, place=0):
+    return {name: value_of(each, place) for name, each in SETTINGS.items() if each.owner == owner}
+
+
+AT_FIRST = LiveSettings(
+    training=Training(**owned("training")),
+    rehearsal=Rehearsal(**owned("rehearsal")),
+    strategy=DERpp(**owned("strategy")),
+)
+
+
+class Steered(Steering):
+    """A session that only keeps what it was asked."""
+
+    def __init__(self):
+        self.training, self.rehearsal, self.strategy = (
+            AT_FIRST.training,
+            AT_FIRST.rehearsal,
+            AT_FIRST.strategy,
+        )
+        self.holder, self.refused, self.asked = "", "", []
+
+    def _wish(self, command):
+        self.asked.append(command)
+        return len(self.asked)
+
+    def _require_going(self, kind):
+        pass
+
+
+KINDS = {"training": Training, "rehearsal": Rehearsal, "strategy": DERpp}
+
+every_setting = pytest.mark.parametrize("setting", SETTINGS.values(), ids=list(SETTINGS))
+every_field = pytest.mark.parametrize(
+    "setting", [each for each in SETTINGS.values() if each.owner in KINDS], ids=lambda setting: setting.name
+)
+
+
+@every_setting
+def test_it_is_steered_written_down_and_in_force(setting):
+    session, wanted = Steered(), value_of(setting, 1)
+    session.steer(**{setting.name: named_strategy(wanted) if setting.name == "strategy" else wanted})
+    (command,) = session.asked
+    wish = Wish(7, command)
+    assert Wish.from_json(wish.to_json()) == wish
+    plain = json.loads(wish.to_json())
+    assert {name: plain[name] for name in SETTINGS} == {**dict.fromkeys(SETTINGS), setting.name: wanted}
+    before, after = AT_FIRST, AT_FIRST.steered(command)
+    assert (before.plain[setting.name], after.plain[setting.name]) == (value_of(setting, 0), wanted)
+    assert before.digest != after.digest
+    assert before.steered(Steer(**after.plain)) == after  # as checkpoints keep it
+
+
+@every_setting
+def test_what_is_not_allowed_is_refused_with_its_name(setting):
+    limits = setting.limits
+    wrong = [True, "so", [1]]
+    if isinstance(limits, Whole):
+        wrong += [limits.low - 1, limits.high + 1, limits.low + 0.5]
+    elif isinstance(limits, Real):
+        wrong += [limits.low - 1, limits.high * 2, float("nan")]
+    else:
+        wrong = [True, 3, *(["so"] if limits.words else [])]
+    for value in wrong:
+        with pytest.raises(SettingsError, match=rf"^{setting.name} is .*; it must be "):
+            Steer(**{setting.name: value})
+
+
+@every_field
+def test_what_a_run_may_begin_with_it_may_be_steered_to_and_nothing_else(setting):
+    """With narrower limits than its owner's a checkpoint could not be taken up again."""
+    limits, none_drawn = setting.limits, {"capacity": 2**40, "representatives": 0, "distillation": 0}
+    others = none_drawn if setting.owner == "rehearsal" else {}
+    ends = [limits.low, limits.high] if isinstance(limits, Whole | Real) else limits.words
+    for value in ends:
+        made = KINDS[setting.owner](**{**others, setting.name: value})
+        assert setting.is_plain(getattr(made, setting.name))
+    beyond = [limits.low - 1, limits.high + 1] if isinstance(limits, Whole | Real) else ["so"]
+    for value in beyond:
+        with pytest.raises(SettingsError, match=setting.name):
+            KINDS[setting.owner](**{**others, setting.name: value})
+
+
+@every_setting
+def test_it_has_a_control_with_its_limits_that_steers(setting):
+    session, wanted = Steered(), value_of(setting, 1)
+    controls = SettingControls(session, Requests(session, asked=lambda: None))
+    controls.refresh([], "")
+    control, limits = controls[setting.name], setting.limits
+    assert (control.description, control.tooltip) == (setting.label, setting.text)
+    (more,) = controls.more.children
+    assert (control in controls.main.children, control in more.children) == (
+        setting.slider is not None,
+        setting.slider is None,
+    )
+    if not isinstance(limits, Whole | Real):
+        assert set(limits.words) <= set(control.options)
+    elif setting.slider is None:
+        assert (control.min, control.max) == (limits.low, limits.high)
+    assert control.value == value_of(setting, 0)
+    control.value = wanted
+    assert session.asked == [Steer(**{setting.name: wanted})]
+
+
+def test_steer_names_every_setting_with_its_limits():
+    signature, said = inspect.signature(Session.steer), inspect.getdoc(Session.steer)
+    assert set(signature.parameters) == {"self", *SETTINGS}
+    for name, setting in SETTINGS.items():
+        keyword = signature.parameters[name]
+        assert (keyword.kind, keyword.default) == (keyword.KEYWORD_ONLY, None)
+        assert f"{name}: {setting.limits}. {setting.text}." in said or name == "strategy"
+
+
+def test_an_unknown_setting_is_refused_with_the_one_that_was_meant():
+    for steer in (Steered().steer, Steer):
+        with pytest.raises(SettingsError, match=r"'learning_rat' is not .* did you mean learning_rate\?"):
+            steer(learning_rat=1e-3)
+        with pytest.raises(
+            SettingsError, match=r"'epochs' is not a setting that may change .* representatives, "
+        ):
+            steer(epochs=3)
+    with pytest.raises(SettingsError, match="'epochs' is not a setting"):
+        Wish.from_json('{"number": 1, "kind": "Steer", "epochs": 3}')
+
+
+def test_ledgers_and_digests_are_what_they_were():
+    """Runs of earlier versions are taken up; ranks of one run agree by this digest."""
+    line = (
+        '{"number": 3, "holder": "k", "kind": "Steer", "learning_rate": 0.0002, "representatives": 5, '
+        '"capacity": null, "distillation": null, "candidates": null, "policy": "fifo", "batch": null, '
+        '"strategy": "DERpp", "alpha": 0.25, "beta": 1.0}'
+    )
+    command = Steer(
+        learning_rate=2e-4, representatives=5, policy="fifo", strategy="DERpp", alpha=0.25, beta=1.0
+    )
+    assert Wish.from_json(line) == Wish(3, command, "k")
+    written, before = json.loads(Wish(3, command, "k").to_json()), json.loads(line)
+    assert [pair for pair in written.items() if pair[0] in before] == [*before.items()]
+    assert Wish.from_json('{"number": 3, "kind": "Steer", "batch": 4}') == Wish(3, Steer(batch=4))
+    counted = LiveSettings(training=Training(), rehearsal=Rehearsal(distillation=2), strategy=DERpp())
+    assert counted.digest == "7fcc4b29d898dc57"
+    in_bytes = LiveSettings(
+        training=Training(), rehearsal=Rehearsal(capacity="1 MiB"), strategy=named_strategy("ER")
+    )
+    assert in_bytes.digest == "356c4e673a1fee41"
