@@ -17,10 +17,13 @@ from rehearsal_kit.record.commands import (
     FinishTask,
     Note,
     Pause,
+    Reopen,
     Reorder,
+    Resume,
     RollBack,
     Skip,
     Steer,
+    Stop,
     TakeCheckpoint,
     Watch,
 )
@@ -145,3 +148,15 @@ class Steering(ABC):
     def pause(self) -> int:
         """Take no more steps until `resume`; the ranks stay ready."""
         return self._wish(Pause())
+
+    def resume(self) -> int:
+        """Go on after a pause."""
+        return self._wish(Resume())
+
+    def stop(self) -> int:
+        """End the run at the next step boundary."""
+        return self._wish(Stop())
+
+    def reopen(self) -> int:
+        """Let a run that was stopped or finished go on once it is started again."""
+        return self._wish(Reopen())
