@@ -8,10 +8,11 @@ import math
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import torch
 
@@ -52,8 +53,6 @@ class Handle(Steering):
         self.rehearsal = settings.rehearsal
         self.ranks = origin.ranks
         """How many ranks train: one per worker of the cluster."""
-        self.panel: Any = None
-        """The one dashboard of this session, once it was asked for."""
         self._settings = settings
         self._network = origin.network
         self._is_new = origin.is_new
@@ -69,6 +68,7 @@ class Handle(Steering):
         """What `wait` has said already of wishes that were not accepted."""
         self._answered = ""
         """The trouble after which somebody has said how to go on; the ranks may not have heard it yet."""
+        self._on_close: list[Callable[[], object]] = []
 
     def __repr__(self) -> str:
         what = f"{type(self.strategy).__name__}, {self.state}, {self.ranks} ranks"
@@ -171,9 +171,22 @@ class Handle(Steering):
         self._run_connection.close(None)
         self._let_go()
 
+    def on_close(self, callback: Callable[[], object]) -> Callable[[], None]:
+        """Call this when the session has let go of its run and knows how that ended, by whatever way.
+
+        Returns what takes it back.
+        """
+        self._on_close.append(callback)
+
+        def take_back() -> None:
+            with contextlib.suppress(ValueError):  # it was called meanwhile
+                self._on_close.remove(callback)
+
+        return take_back
+
     def _let_go(self) -> None:
-        if self.panel is not None:  # last, so that it shows how the run ended
-            self.panel.close()
+        while self._on_close:
+            self._on_close.pop()()
 
     # Inside ---------------------------------------------------------------------------------------------
 
