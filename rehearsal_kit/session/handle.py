@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import torch
 
@@ -27,6 +27,8 @@ from rehearsal_kit.record.run_states import ENDED
 from rehearsal_kit.session.results import left_out
 from rehearsal_kit.session.run_connection import LOOK_S, RunConnection
 from rehearsal_kit.session.steering import Steering
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ class Handle(Steering):
             raise SessionError("wait() would block this notebook; write `await session.done()`.")
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         while not self._run_connection.over.wait(min(LOOK_S, max(0.0, deadline - time.monotonic()))):
-            self._require_no_trouble()
+            self._require_no_trouble(self.refused, self.trouble)
             if time.monotonic() >= deadline:
                 raise TimeoutError(f"the run is still {self.state} after {timeout} s; it goes on.")
         return self._verdict()
@@ -153,9 +155,32 @@ class Handle(Steering):
         """Wait until the run is over without blocking the notebook; returns and raises like `wait`."""
         self._require_started()
         while not self.over:
-            self._require_no_trouble()
+            self._require_no_trouble(self.refused, self.trouble)
             await asyncio.sleep(0.1)
         return self._verdict()
+
+    def until(self, holds: Callable[[Self], T], *, timeout: float | None = None) -> T:
+        """Block until something is true of this session; returns what `holds(session)` returned then.
+
+        Asks at every record that is told, and every second: `until(lambda session: session.preview())`.
+        Raises TimeoutError after `timeout` seconds, with the state, and all that `wait` raises, SessionError
+        too where the run has ended first; what is true in that moment counts. A notebook shows curves
+        meanwhile, but takes no clicks.
+        """
+        self._require_started()
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        while True:
+            # Looked at first: what was told until then is seen by `holds`.
+            seen, ended, refused, trouble = len(self.timeline), self.over, self.refused, self.trouble
+            if value := holds(self):
+                return value
+            if ended:
+                ends = self._verdict()
+                raise SessionError(f"the run is {ends}, and what was waited for has not come. {self.error}")
+            self._require_no_trouble(refused, trouble)
+            if (left := deadline - time.monotonic()) <= 0:
+                raise TimeoutError(f"not in {timeout} s; the run is {self.state}, and it goes on.")
+            self.timeline.wait(seen, min(LOOK_S, left))
 
     def close(self) -> None:
         """Stop the run if it goes on and this kernel steers it, wait for that, and let go of it."""
@@ -228,11 +253,11 @@ class Handle(Steering):
             again = f"rk.resume({str(self.run.path)!r}, cluster)"
             raise SessionError(f"{kind.__name__} came too late: this run is {self.state}. To go on: {again}.")
 
-    def _require_no_trouble(self) -> None:
-        if self.refused != self._told:  # who waits would wait for what was never asked
-            self._told = self.refused
-            raise SessionError(self.refused)
-        if (trouble := self.trouble) not in ("", self._answered):
+    def _require_no_trouble(self, refused: str, trouble: str) -> None:
+        if refused != self._told:  # who waits would wait for what was never asked
+            self._told = refused
+            raise SessionError(refused)
+        if trouble not in ("", self._answered):
             raise RankError(trouble)
 
     def _require_started(self) -> None:
