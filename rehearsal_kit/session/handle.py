@@ -42,6 +42,8 @@ class Origin:
     ranks: int
     is_new: bool = False
     """Whether the run folder was made for this session."""
+    owns_connection: bool = False
+    """Whether the connection to the cluster was made for this session, and nobody else holds it."""
 
 
 class Handle(Steering):
@@ -59,6 +61,7 @@ class Handle(Steering):
         self._network = origin.network
         self._is_new = origin.is_new
         """Whether this session has made the run folder, and nothing was started in it."""
+        self._owns_connection = origin.owns_connection
         self._first: list[Arrived | Watch] = []
         """The first tasks asked for, for the check."""
         self._run_connection = RunConnection(origin.cluster, settings.run)
@@ -183,18 +186,23 @@ class Handle(Steering):
             self.timeline.wait(seen, min(LOOK_S, left))
 
     def close(self) -> None:
-        """Stop the run if it goes on and this kernel steers it, wait for that, and let go of it."""
+        """Stop the run if it goes on and this kernel steers it, wait for that, and let go of it.
+
+        Where another kernel steers, this is `leave`. Else `cluster` stays connected: its `close` ends it.
+        """
         stop = None
         with contextlib.suppress(SessionError):  # it has ended this moment
             if self.leads and self.state not in ("created", "left", *ENDED):
                 stop = self._send(Stop())
-        self._run_connection.close(stop)
-        self._let_go()
+        self._let_go(stop)
 
     def leave(self) -> None:
-        """Let go of a run that goes on; any kernel may steer it then, by `rk.attach`."""
-        self._run_connection.close(None)
+        """Let go of a run that goes on; any kernel may steer it then, by `rk.attach`.
+
+        A connection to the cluster that `rk.attach` has made is closed, too.
+        """
         self._let_go()
+        self._disconnect()
 
     def on_close(self, callback: Callable[[], object]) -> Callable[[], None]:
         """Call this when the session has let go of its run and knows how that ended, by whatever way.
@@ -209,15 +217,21 @@ class Handle(Steering):
 
         return take_back
 
-    def _let_go(self) -> None:
+    def _let_go(self, stop: Wish | None = None) -> None:
+        self._run_connection.close(stop)
         while self._on_close:
             self._on_close.pop()()
+        if self.state == "left":
+            self._disconnect()
+
+    def _disconnect(self) -> None:
+        if self._owns_connection:  # it would keep the cluster from idling as long as this kernel lives
+            self.cluster.disconnect()
 
     # Inside ---------------------------------------------------------------------------------------------
 
     def _discard(self) -> None:
         """Give up a run that was never started, and leave its folder free."""
-        self._run_connection.close(None)
         self._let_go()
         if self._is_new:
             self.run.discard()
@@ -249,9 +263,11 @@ class Handle(Steering):
             raise SessionError(f"another kernel steers this run; to steer from here: {here}.")
 
     def _require_not_over(self, kind: type) -> None:
+        late, run = f"{kind.__name__} came too late", str(self.run.path)
+        if self.state == "left":
+            raise SessionError(f"{late}: this session has left its run; rk.attach({run!r}) joins it.")
         if self.over:
-            again = f"rk.resume({str(self.run.path)!r}, cluster)"
-            raise SessionError(f"{kind.__name__} came too late: this run is {self.state}. To go on: {again}.")
+            raise SessionError(f"{late}: this run is {self.state}. To go on: rk.resume({run!r}, cluster).")
 
     def _require_no_trouble(self, refused: str, trouble: str) -> None:
         if refused != self._told:  # who waits would wait for what was never asked

@@ -151,8 +151,12 @@ class ContinuedSession(Session):
     def attached(
         cls, cluster: Cluster, settings: RunSettings, network: torch.nn.Module | None, *, take: bool
     ) -> Session:
-        """A handle on a run that goes on already; what `rk.attach` returns."""
-        session = cls(Origin(cluster, settings, network, ranks=stored_ranks(settings.run)))
+        """A handle on a run that goes on already; what `rk.attach` returns.
+
+        cluster: a connection of this session's own.
+        """
+        ranks = stored_ranks(settings.run)
+        session = cls(Origin(cluster, settings, network, ranks=ranks, owns_connection=True))
         session._run_connection.attach(take=take)
         return session
 

@@ -51,17 +51,22 @@ class Steering(ABC):
         """
         self._require_going(Arrived)
         if isinstance(task, TensorTask):
-            return self._wish(self._written(task))
+            return self._submitted(task)
         if not isinstance(task, Arrived):
             path = Path(task).expanduser().absolute()
             task = Arrived(name=path.stem, path=str(path))
         return self._wish(task)
 
-    def _written(self, task: TensorTask) -> Arrived:
+    def _submitted(self, task: TensorTask) -> int:
         path = self.run.new_task()
         try:
-            return write_task(task, path)
+            arrived = write_task(task, path)
         except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        try:
+            return self._wish(arrived)
+        except Exception:  # the run has ended meanwhile; an interrupt may come when the wish is on its way
             path.unlink(missing_ok=True)
             raise
 

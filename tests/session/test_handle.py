@@ -1,4 +1,4 @@
-"""What every session does for who holds it: waiting and letting go."""
+"""What every session does for who holds it: waiting, letting go, and tensors that are refused."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ import threading
 import time
 
 import pytest
+import torch
 from played_line import Line, session_on
+from runkit import until
 
 from rehearsal_kit.base.errors import RankError, SessionError, TaskError
+from rehearsal_kit.data.tensor_tasks import split_classes, write_task
 from rehearsal_kit.record.rank_records import GenerationBegan, RunOver
 from rehearsal_kit.record.records import StateChanged, TaskSetAside
+from rehearsal_kit.session import steering
 from rehearsal_kit.widgets.panel import dashboard
 
 BEGAN = GenerationBegan(generation=1, workers=("tls://w0",), time=0.0)
@@ -117,3 +121,75 @@ def test_the_dashboard_is_closed_last_and_shows_how_the_run_ended(line, session,
     again = dashboard(session)  # what it was can still be looked at
     assert again is not panel
     again.close()
+
+
+def test_a_connection_that_attach_has_made_is_closed_by_who_leaves_the_run_to_others(line, session):
+    """It kept the cluster from idling as long as the kernel lived."""
+    session.leave()
+    assert session.state == "left"
+    assert not line.is_open
+
+
+def test_who_ends_a_run_keeps_the_connection_to_end_the_cluster_too(line, session):
+    line.record(STOPPED)
+    session.close()
+    assert session.state == "stopped"
+    assert line.is_open
+
+
+def test_after_it_has_left_a_session_refuses_every_command_in_words(line, session):
+    session.leave()
+    for command in (session.pause, session.stop, session.reopen, lambda: session.submit("scan.cxi")):
+        with pytest.raises(
+            SessionError, match=r"came too late: this session has left its run\. rk\.attach\("
+        ):
+            command()
+    assert not line.posted
+
+
+# Tensors of tasks ---------------------------------------------------------------------------------------
+
+
+def tensors_of(session):
+    return sorted(path.name for path in session.run.tasks.glob("*"))
+
+
+def own_task():
+    data = torch.zeros(80, 6), torch.arange(80) % 2
+    return split_classes(*data, classes_per_task=2, test=data)[0]
+
+
+def test_a_run_that_ends_while_its_tensors_are_written_keeps_none_of_them(line, session, monkeypatch):
+    session.submit(own_task())
+    until(lambda: line.posted)
+
+    def written(task, path):
+        line.record(STOPPED)
+        return write_task(task, path)
+
+    monkeypatch.setattr(steering, "write_task", written)
+    with pytest.raises(SessionError, match="Arrived came too late: this run is stopped"):
+        session.submit(own_task())
+    session.close()
+    assert tensors_of(session) == ["0000.h5"]
+
+
+def test_tensors_whose_wish_is_refused_are_removed_but_none_that_an_accepted_wish_names(line, session):
+    accepted = []
+
+    def post(topic, wishes, *, holder):
+        """The first one is written down, and its answer lost."""
+        with session.run.wishes.open("a") as ledger:
+            ledger.writelines(f"{wish}\n" for wish in wishes[: not accepted])
+        accepted.extend(wishes)
+        return "not accepted: it came too late."
+
+    line.post_wishes = post
+    session.submit(own_task())
+    session.until(lambda session: session.refused, timeout=20)
+    assert tensors_of(session) == ["0000.h5"]
+    session.submit(own_task())
+    session.submit(session.run.tasks / "0000.h5")  # once more
+    until(lambda: len(accepted) == 3)
+    session.leave()
+    assert tensors_of(session) == ["0000.h5"]

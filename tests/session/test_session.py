@@ -30,7 +30,7 @@ from rehearsal_kit.learning.strategies.replay import ER
 from rehearsal_kit.learning.strategies.strategy import Strategy
 from rehearsal_kit.record.rank_records import Joined
 from rehearsal_kit.record.records import StateChanged, Steps, TaskArrived, TaskSetAside
-from rehearsal_kit.session.attach import resume
+from rehearsal_kit.session.attach import attach, resume
 from rehearsal_kit.session.progress_bar import train_to_the_end
 from rehearsal_kit.session.session import Session
 
@@ -200,6 +200,29 @@ def test_one_run_at_a_time(cluster, tmp_path, scans):
         with resume(second.run.path, cluster, network=Tiny(seed=1)) as again:  # as it was said
             again.until(lambda session: session.timeline.last(StateChanged), timeout=DEADLINE_S)
             assert again.state == "waiting"
+
+
+def test_who_leaves_a_run_that_starts_lets_it_go_on_and_another_kernel_steers_it(cluster, tmp_path, scans):
+    first = session_on(cluster, tmp_path / "run", epochs=200)
+    first.submit(scans[0])
+    first.start()
+    first.leave()
+    assert first.state == "left"
+    assert cluster.client.status == "running"  # it is not this session's own
+    second = attach(tmp_path / "run")
+    assert second.leads  # nobody else does
+    second.leave()
+    assert second.cluster.client.status == "closed"
+    with pytest.raises(SessionError, match=r"too late: this session has left its run; rk\.attach\("):
+        second.pause()
+    with attach(tmp_path / "run", take=True) as third:
+        third.until(lambda session: session.timeline.records(Steps), timeout=DEADLINE_S)
+        steered = third.steer(learning_rate=2e-4)
+        third.until(lambda session: len(session.acknowledged(steered)) == 2, timeout=DEADLINE_S)
+        assert [record.refused for record in third.acknowledged(steered)] == ["", ""]
+        third.stop()
+        assert third.wait(DEADLINE_S) == "stopped"
+    third.cluster.disconnect()
 
 
 def test_clear_refusals(cluster, tmp_path, scans):
