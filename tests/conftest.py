@@ -51,6 +51,7 @@ LONG = (
     "test_onnx_export.py",
     "test_runs.py",
     "test_files_in_runs.py",
+    "test_readme.py",
     "test_doctor.py",
     "test_checkpoint_writer.py",
     "test_html_report.py",

@@ -67,12 +67,17 @@ class RunFolder:
         """What the network takes, and the fitted preparation, as JSON; from the first task on."""
         return self.path / "inputs.json"
 
+    @property
+    def tasks(self) -> Path:
+        """Folder of the tensors that were submitted; absent before the first."""
+        return self.path / TASKS
+
     def new_task(self) -> Path:
         """Where the next task of tensors is written; makes its private folder.
 
         The file is there, and empty: so no two calls, of whatever kernels, get the same.
         """
-        folder = self.path / TASKS
+        folder = self.tasks
         folder.mkdir(mode=0o700, exist_ok=True)
         known = [int(path.stem) for path in folder.glob("*.h5") if path.stem.isdecimal()]
         for number in itertools.count(1 + max(known, default=-1)):
@@ -100,7 +105,7 @@ class RunFolder:
         folder was moved, it is the one of that name in this folder.
         """
         path = self.path / written
-        moved = self.path / TASKS / path.name
+        moved = self.tasks / path.name
         return str(moved if path.parent.name == TASKS and not path.exists() and moved.exists() else path)
 
     @property
@@ -171,7 +176,7 @@ class RunFolder:
         """Remove what was written of a run that was never started; the folder, too, if it is empty then."""
         for path in (self.settings, self.initial_weights, self.wishes, self.path / LOCK):
             path.unlink(missing_ok=True)
-        shutil.rmtree(self.path / TASKS, ignore_errors=True)
+        shutil.rmtree(self.tasks, ignore_errors=True)
         with contextlib.suppress(OSError):
             self.path.rmdir()
 

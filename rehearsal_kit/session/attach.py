@@ -14,7 +14,7 @@ from rehearsal_kit.rank.run_spec import RunSettings, RunSpec, read_network, read
 from rehearsal_kit.record.effects import has_ended
 from rehearsal_kit.record.lease import require_free
 from rehearsal_kit.record.run_folder import RunFolder
-from rehearsal_kit.session.session import Session
+from rehearsal_kit.session.session import ContinuedSession, Session
 
 
 def attach(
@@ -83,7 +83,7 @@ def resume(
     require_free(folder)
     settings = read_settings(folder, strategy)
     spec = RunSpec(**vars(settings), network=read_network(folder, network))
-    session = Session.resumed(cluster, spec)
+    session = ContinuedSession.resumed(cluster, spec)
     if has_ended(folder):
         session.reopen()
     session.start()
@@ -101,7 +101,7 @@ def _folder(run: str | Path) -> RunFolder:
 def _joined(settings: RunSettings, network: torch.nn.Module | None, *, take: bool) -> Session:
     cluster = reach(_place(settings.run))
     try:
-        return Session.attached(cluster, settings, network, take=take)
+        return ContinuedSession.attached(cluster, settings, network, take=take)
     except BaseException:
         cluster.disconnect()  # nobody else knows of this connection; it would keep the cluster from idling
         raise

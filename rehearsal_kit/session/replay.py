@@ -16,6 +16,7 @@ from rehearsal_kit.cluster.cluster import start_cluster
 from rehearsal_kit.learning.strategies.strategy import Strategy
 from rehearsal_kit.rank.run_spec import (
     RunSpec,
+    keep_spec,
     read_network,
     read_settings,
     stored_ranks,
@@ -27,7 +28,7 @@ from rehearsal_kit.record.ledger import read_ledger
 from rehearsal_kit.record.records import CheckpointTaken, TaskEnded
 from rehearsal_kit.record.run_folder import RunFolder
 from rehearsal_kit.record.timeline import Timeline
-from rehearsal_kit.session.session import Session
+from rehearsal_kit.session.session import ContinuedSession
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,9 @@ def replay_run(
     )
     for part, ranks in enumerate(recorded_ranks(run)):
         with start_cluster("cpu", workers=ranks) as cluster:
-            session = Session.resumed(cluster, spec) if part else Session.of(cluster, spec)
-            with session:
+            if not part:
+                keep_spec(spec, ranks=ranks)
+            with ContinuedSession.resumed(cluster, spec) as session:
                 session.start()
                 with contextlib.suppress(TaskError):  # of the recorded run nothing was trained, either
                     session.wait()

@@ -29,6 +29,7 @@ from rehearsal_kit.record.records import Applied, StateChanged, from_plain
 from rehearsal_kit.record.run_folder import RunFolder
 from rehearsal_kit.record.run_states import ENDED
 from rehearsal_kit.record.tail import TimelineTail
+from rehearsal_kit.session.unclaimed_tasks import remove_unclaimed
 
 LOG = logging.getLogger(__name__)
 LOOK_S = 1.0
@@ -237,6 +238,7 @@ class RunConnection:
         patience_s = BROKEN_S + len(order.spec) / SLOW_BYTES_S
         refused = self._ask(begin_run, asdict(order), wishes, holder=self.holder, patience_s=patience_s)
         if refused:  # nothing was begun, so there are no last words of it to look for
+            remove_unclaimed(self._run, first)
             again = (
                 f"rk.resume({str(self._run.path)!r}, cluster) starts it, and what was asked is asked again"
             )
@@ -310,8 +312,7 @@ class RunConnection:
             )
             self._unanswered = []
             if refused:
-                self._unaccepted = frozenset(wish.number for wish in wishes)
-                self.refused = refused
+                self._refuse(wishes, refused)
         return not self._last_taken
 
     def _end_sending(self) -> None:
@@ -326,8 +327,12 @@ class RunConnection:
             self.refused = f"not answered: {names}. The cluster may have accepted it, or not; {again}."
 
     def _refuse_late(self, wishes: Sequence[Wish]) -> None:
+        self._refuse(wishes, refusal([to_plain(wish) for wish in wishes], too_late(self.state)))
+
+    def _refuse(self, wishes: Sequence[Wish], words: str) -> None:
+        remove_unclaimed(self._run, wishes)
         self._unaccepted = frozenset(wish.number for wish in wishes)
-        self.refused = refusal([to_plain(wish) for wish in wishes], too_late(self.state))
+        self.refused = words
 
     def _taken_out(self, *, wait_s: float) -> list[Wish]:
         """All wishes of the outbox, in order."""

@@ -21,10 +21,13 @@ from rehearsal_kit.record.commands import (
     FinishTask,
     Note,
     Pause,
+    Reopen,
     Reorder,
+    Resume,
     RollBack,
     Skip,
     Steer,
+    Stop,
     TakeCheckpoint,
     Watch,
 )
@@ -74,17 +77,22 @@ class Steering(ABC):
         """
         self._require_going(Arrived)
         if isinstance(task, TensorTask):
-            return self._wish(self._written(task))
+            return self._submitted(task)
         if not isinstance(task, Arrived):
             path = Path(task).expanduser().absolute()
             task = Arrived(name=path.stem, path=str(path))
         return self._wish(task)
 
-    def _written(self, task: TensorTask) -> Arrived:
+    def _submitted(self, task: TensorTask) -> int:
         path = self.run.new_task()
         try:
-            return write_task(task, path)
+            arrived = write_task(task, path)
         except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        try:
+            return self._wish(arrived)
+        except Exception:  # the run has ended meanwhile; an interrupt may come when the wish is on its way
             path.unlink(missing_ok=True)
             raise
 
@@ -149,3 +157,15 @@ class Steering(ABC):
     def pause(self) -> int:
         """Take no more steps until `resume`; the ranks stay ready."""
         return self._wish(Pause())
+
+    def resume(self) -> int:
+        """Go on after a pause."""
+        return self._wish(Resume())
+
+    def stop(self) -> int:
+        """End the run at the next step boundary."""
+        return self._wish(Stop())
+
+    def reopen(self) -> int:
+        """Let a run that was stopped or finished go on once it is started again."""
+        return self._wish(Reopen())

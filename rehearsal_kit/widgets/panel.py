@@ -46,18 +46,19 @@ CAPTIONS = (
 """Captions of the empty frames before the first picture: those of ptychography."""
 
 _log = logging.getLogger(__name__)
+_OPEN: dict[Session, Panel] = {}
+"""The dashboards that were asked for and are not closed."""
 
 
 def dashboard(session: Session) -> Panel:
     """The panel of this session; the same call gives the same panel, until it is closed."""
-    if session.panel is None:
-        session.panel = Panel(session)
-    panel: Panel = session.panel
-    return panel
+    if session not in _OPEN:
+        _OPEN[session] = Panel(session)
+    return _OPEN[session]
 
 
 class Panel:
-    """Shows a session and steers it. Nothing is lost with it: the session owns the state.
+    """Shows a session and steers it. Nothing is lost with it: the session owns the state, and closes it last.
 
     A thread of its own pushes twice a second, so that it goes on while a cell runs.
     """
@@ -94,6 +95,8 @@ class Panel:
         self._wake = threading.Event()
         self.line.observe(self._on_page, ["acknowledged", "hello", "theme"])
         self.pattern.observe(lambda _: self._wake.set(), "value")
+        self._outlive = session.on_close(self.close)
+        """Has the session close it no more."""
         self._thread = threading.Thread(target=self._pump, daemon=True, name="rehearsal-kit-panel")
         if pump:
             self._thread.start()
@@ -111,7 +114,9 @@ class Panel:
         self.controls.close()
         self.pattern.disabled = True
         self.line.closed = True
-        self.session.panel = None
+        self._outlive()
+        if _OPEN.get(self.session) is self:
+            del _OPEN[self.session]
 
     def push(self) -> None:
         """Send the present state to the page: all of it whenever anything changed, or may have got lost."""

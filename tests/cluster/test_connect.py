@@ -108,8 +108,7 @@ def test_a_run_on_a_cluster_that_was_started_by_hand(theirs, tmp_path):
             session.submit(scan)
             session.finish_stream()
             session.start()
-            while session.timeline.last(Steps) is None and not session.over:
-                session.timeline.wait(len(session.timeline), 0.1)
+            session.until(lambda session: session.timeline.last(Steps), timeout=DEADLINE_S)
             assert {host for host, _ in listening(workers)} == {"127.0.0.1"}
             assert session.wait(DEADLINE_S) == "finished"
         assert len(session.timeline.records(TaskEnded)) == 1

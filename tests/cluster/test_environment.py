@@ -70,8 +70,7 @@ KERNEL = """
                                          watched=vectors(8), test=vectors(8)))
             session.finish_stream()
             session.start()
-            while not session.timeline.records(Steps) and not session.over:
-                session.timeline.wait(len(session.timeline), 1)
+            session.until(lambda session: session.timeline.records(Steps), timeout=60)
             found["addresses"] = sorted({each.address for each in listeners(cluster.processes()[1:])})
             found["state"] = session.wait(60)
         found["kept"] = cluster.client.run_on_scheduler(kept)

@@ -328,7 +328,7 @@ def test_the_same_cell_twice_and_two_notebooks(cluster, expected, tmp_path):
             with pytest.raises(SessionError, match="take=True"):
                 viewer.pause()
             until(viewer, lambda timeline: timeline.records(Steps))
-            viewer.cluster.client.close()
+        assert viewer.cluster.client.status == "closed"
         with pytest.raises(LeaseError, match=r"rk\.attach\("):  # on the very cluster that trains it
             resume(tmp_path / "run", cluster)
         link = tmp_path / "link"

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import labkit
@@ -87,10 +86,7 @@ def session(cluster, ports, home):
     ) as session:
         session.submit(scan)
         session.start()
-        deadline = time.monotonic() + DEADLINE_S
-        while session.timeline.last(Steps) is None:
-            assert time.monotonic() < deadline, f"it does not train: {session}"
-            session.timeline.wait(len(session.timeline), 0.1)
+        session.until(lambda session: session.timeline.last(Steps), timeout=DEADLINE_S)
         yield session
 
 
@@ -98,10 +94,8 @@ def session(cluster, ports, home):
 def goes_on(session):
     """Fails a test after which the run has stopped, or has lost a rank."""
     yield
-    seen, deadline = session.timeline.last(Steps).first, time.monotonic() + DEADLINE_S
-    while session.timeline.last(Steps).first <= seen:
-        assert time.monotonic() < deadline, f"it does not train any more: {session} {session.error}"
-        session.timeline.wait(len(session.timeline), 0.1)
+    seen = session.timeline.last(Steps).first
+    session.until(lambda session: session.timeline.last(Steps).first > seen, timeout=DEADLINE_S)
     assert session.state == "running"
 
 

@@ -184,12 +184,7 @@ def wait_for(holds: Callable[[], Any], *, timeout_s: float = DEADLINE_S, but: st
 def until(session: Session, holds: Callable[[Timeline], Any]) -> Any:
     """Wait until something holds for the timeline of a run that goes on."""
 
-    def look() -> Any:
-        value = holds(session.timeline)
-        assert value or not session.over, f"the run ended first: {session} {session.error}"
-        return value
-
-    return wait_for(look, but=f"it did not come: {session}")
+    return session.until(lambda session: holds(session.timeline), timeout=DEADLINE_S)
 
 
 def answered(session: Session, number: int) -> list[Applied]:

@@ -1,27 +1,232 @@
-"""What README says about strategies of one's own runs as it stands there."""
+"""What README and CONTRIBUTING tell people to type is executed as it stands there, every block and every row.
+
+What takes minutes is executed by another test, or by `.ci/run`: then the words are compared with those.
+"""
 
 from __future__ import annotations
 
+import ast
+import asyncio
+import inspect
+import itertools
+import json
 import re
+import shlex
+import signal
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
 from distributed.protocol.pickle import dumps, loads
 from ranks import alone, small_job
 
 from rehearsal_kit.base.settings import Rehearsal, Training
+from rehearsal_kit.cli.main import COMMANDS, _parser, main
+from rehearsal_kit.compare.streams import STREAMS
+from rehearsal_kit.data.simulated_beamline import Beamline
 from rehearsal_kit.data.tensor_tasks import split_classes, write_task
 from rehearsal_kit.learning.networks.convnet import ConvNet
 from rehearsal_kit.record.commands import FinishStream
-from rehearsal_kit.record.records import Steps, TaskEnded
+from rehearsal_kit.record.records import Steps, TaskArrived, TaskEnded
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+README, CONTRIBUTING = ((ROOT / name).read_text() for name in ("README.md", ".github/CONTRIBUTING.md"))
+EXECUTED = {
+    "demo command": "tests/project/test_readme.py",
+    "test command": ".ci/run",
+    "lab command": "tests/project/test_readme.py",
+    "notebook example": "tests/project/test_readme.py",
+    "strategy example": "tests/project/test_readme.py",
+    "torchrun example": "tests/buffer/test_torchrun.py",
+}
+"""Who executes each block; the name stands in a comment before it."""
+PYTEST = ".venv-test/bin/python -m pytest"
+
+
+def blocks(text: str) -> list[tuple[str, str, str]]:
+    """Name, language and body of each fenced block."""
+    found = re.findall(r"(?:<!-- ([\w ]+) -->\n)?^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    assert 2 * len(found) == len(re.findall("^```", text, re.MULTILINE))
+    return found
+
+
+def block(name: str) -> str:
+    """The one of this name in README."""
+    (body,) = (body for each, _, body in blocks(README) if each == name)
+    return body.strip()
+
+
+def commands(text: str) -> list[str]:
+    """Whatever stands in a table below the word "command"."""
+    found, column = [], None
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)] if line.startswith("|") else []
+        if "command" in cells:
+            column = cells.index("command")
+        elif not cells:
+            column = None
+        elif column is not None and set(cells[column]) != {"-"}:
+            found.append(cells[column].strip("`").replace(r"\|", "|"))
+    return found
+
+
+def test_every_block_is_executed():
+    found = [(name, language) for text in (README, CONTRIBUTING) for name, language, _ in blocks(text)]
+    names = [name for name, language in found if language != "bibtex"]
+    assert sorted(names) == sorted(EXECUTED)
+    for name, file in EXECUTED.items():
+        said = (ROOT / file).read_text()
+        assert f"<!-- {name} -->" in said or f'block("{name}")' in said, (name, file)
+
+
+# Set-up and checks --------------------------------------------------------------------------------------
+
+
+def test_the_command_of_the_tests_is_the_one_that_ci_runs():
+    script = (ROOT / ".ci" / "run").read_text()
+    (line,) = re.findall("^command=.*$", script, re.MULTILINE)
+    found = subprocess.check_output(["bash", "-c", f'{line}; echo "$command"'], cwd=ROOT, text=True)
+    assert found.strip() == block("test command")
+    assert script.endswith('bash -euo pipefail -c "$command"\n')
+
+
+def test_the_set_up_of_the_demo_is_that_of_the_tests_with_the_package_as_it_is():
+    """Its wheel is built, and looked into, in test_house.py; a smaller demo is run in test_cli.py."""
+    *set_up, demo = block("demo command").split(" && ")
+    of_tests = block("test command").replace(".venv-test", ".venv").split(" && ")[:3]
+    assert set_up == [*of_tests[:2], of_tests[2].replace("-e '.[test]'", ".")]
+    require_parsed(demo)
+
+
+@pytest.mark.parametrize("command", [c for c in commands(CONTRIBUTING) if not c.startswith(PYTEST)])
+def test_a_command_that_contributing_names_is_one_that_ci_runs(command, tmp_path):
+    set_up, tests = block("test command").rsplit(" && ", 1)
+    assert tests in commands(CONTRIBUTING)
+    if command != ".ci/check":
+        assert command == set_up
+        return
+    (tmp_path / "bin").mkdir()
+    for tool in ("ruff", "mypy", "lint-imports"):
+        (tmp_path / "bin" / tool).write_text(f'#!/bin/sh\necho {tool} "$@" >> {tmp_path}/calls\n')
+        (tmp_path / "bin" / tool).chmod(0o700)
+    (tmp_path / ".ci").mkdir()
+    (tmp_path / command).write_bytes((ROOT / command).read_bytes())
+    (tmp_path / command).chmod((ROOT / command).stat().st_mode)
+    subprocess.run([tmp_path / command], check=True, env={"PATH": f"{tmp_path}/bin:/usr/bin:/bin"})
+    # All of which test_house.py runs in earnest.
+    called = (tmp_path / "calls").read_text().splitlines()
+    assert called == ["ruff check .", "ruff format --check .", "mypy", "lint-imports"]
+
+
+COLLECT = """
+import json, sys, pytest
+
+class Count:
+    def pytest_collection_finish(self, session):
+        counts.append(len(session.items))
+
+counts = []
+for words in json.loads(sys.argv[1]):
+    assert pytest.main([*words, "--collect-only", "-qq"], plugins=[Count()]) == 0, words
+print(json.dumps(counts))
+"""
+
+
+def test_the_tests_that_contributing_names_are_there():
+    named = [command for command in commands(CONTRIBUTING) if command.startswith(PYTEST)]
+    words = [shlex.split(command.removeprefix(PYTEST)) for command in named]
+    collect = [sys.executable, "-c", COLLECT, json.dumps(words)]
+    done = subprocess.run(collect, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    counts = dict(zip(named, json.loads(done.stdout.splitlines()[-1]), strict=True))
+    assert all(counts.values())
+    fast, every = counts[f"{PYTEST} -m fast -n 2"], counts[f"{PYTEST} -n 3 --dist loadfile"]
+    assert fast / every == pytest.approx(2 / 3, abs=0.07), "what the table says of it"
+
+
+# The command line ---------------------------------------------------------------------------------------
+
+
+def require_parsed(command: str) -> None:
+    """As a shell and the command line's own parser take it."""
+    program, *words = shlex.split(command, comments=True)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["scripts"] == {Path(program).name: "rehearsal_kit.cli.main:main"}
+    assert callable(_parser(words).parse_args(words).command)
+
+
+def spelt_out(usage: str) -> list[str]:
+    """A usage with everything that may be left out; one command for each of its alternatives."""
+    values = {"NAME": STREAMS[0].name, "N": "2"}
+    words = [values.get(word, word) for word in re.sub(r"[\[\]]| \.\.\.", "", usage).split()]
+    return [" ".join(chosen) for chosen in itertools.product(*(word.split("|") for word in words))]
+
+
+def test_the_table_has_every_command():
+    assert sorted(command.split()[1] for command in commands(README)) == sorted(COMMANDS)
+
+
+@pytest.mark.parametrize("usage", commands(README), ids=lambda usage: usage.split()[1])
+def test_a_command_of_the_table_is_what_the_command_line_takes(usage):
+    """Each is run in test_cli.py, test_doctor.py, test_compare.py, test_bench.py, or below."""
+    for command in spelt_out(usage):
+        require_parsed(command)
+
+
+def test_lab_is_called_as_readme_says():
+    require_parsed(block("lab command"))
+
+
+def test_key_and_stop_do_what_the_table_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("REHEARSAL_KIT_HOME", str(tmp_path / "home"))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert main(["key", "FILE"]) == 0
+        assert main(["stop"]) == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "PRIVATE KEY" in (tmp_path / "FILE").read_text()
+
+
+# In a notebook ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.cluster
+def test_the_notebook_example_runs_as_it_stands(tmp_path, monkeypatch):
+    """Statement by statement, with a scan of ours, one epoch, and a person who waits for its first steps."""
+    code = block("notebook example")
+    for there, here in (("/data/*.cxi", f"{tmp_path}/*.cxi"), ("epochs=10", "epochs=1")):
+        assert code.count(there) == 1
+        code = code.replace(there, here)
+    monkeypatch.chdir(tmp_path)
+    Beamline(folder=tmp_path, scans=1).write(0)
+    names = {"frames": np.ones((2, 64, 64), dtype=np.float32)}
+    try:
+        for statement in ast.parse(code).body:
+            part = compile(ast.Module([statement], []), "README.md", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+            if inspect.iscoroutine(awaited := eval(part, names)):
+                asyncio.run(awaited)
+            if "rk.dashboard" in ast.unparse(statement):
+                names["session"].until(lambda session: session.timeline.last(Steps), timeout=60)
+    finally:
+        names["session"].close(), names["cluster"].close()
+    session = names["session"]
+    assert session.state == "finished"
+    assert len(session.timeline.records(TaskArrived)) == len(session.table()) == 1
+    assert (tmp_path / "model.onnx").exists()
+
+
+# A strategy of one's own --------------------------------------------------------------------------------
 
 
 def own_strategy():
-    found = re.search(r"<!-- strategy example -->\n```python\n(.*?)```", README.read_text(), re.DOTALL)
     names = {"__name__": "__main__"}  # as a notebook's
-    exec(found[1], names)
+    exec(block("strategy example"), names)
     return names["Balanced"]()
 
 

@@ -6,7 +6,6 @@ import asyncio
 import json
 import re
 import stat
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,18 +136,8 @@ def session_on(cluster, run: Path, *, network: torch.nn.Module | None = None, **
     )
 
 
-def until(session: Session, holds) -> None:
-    """Wait until something holds for the session, looking again at every record."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not holds(session):
-        seen = len(session.timeline)
-        assert not session.over, f"the run ended first: {session} {session.error}"
-        assert time.monotonic() < deadline, f"it did not come: {session}"
-        session.timeline.wait(seen, 0.1)
-
-
 def acknowledged_by_all(session: Session, number: int):
-    until(session, lambda session: len(session.acknowledged(number)) == session.ranks)
+    session.until(lambda session: len(session.acknowledged(number)) == session.ranks, timeout=DEADLINE_S)
     return session.acknowledged(number)
 
 
@@ -357,7 +346,7 @@ def test_a_run_is_switched_to_another_strategy_on_all_ranks_at_one_step(cluster,
         wishes = session.run.wishes
         session.submit(two_tasks()[0])
         session.start()
-        until(session, lambda session: session.timeline.records(Steps))
+        session.until(lambda session: session.timeline.records(Steps), timeout=DEADLINE_S)
         lines = len(wishes.read_text().splitlines())
         for strategy in (Own(), OwnReplay()):
             with pytest.raises(SettingsError, match=r"switched to Incremental, .*ER, AGEM, DER, DERpp"):
@@ -375,7 +364,7 @@ def test_a_run_is_switched_to_another_strategy_on_all_ranks_at_one_step(cluster,
         for record in (first, second):
             assert record.settings["strategy"] == "DERpp"
             assert (record.settings["alpha"], record.settings["beta"]) == (0.25, 0.75)
-        until(session, lambda session: session.timeline.last(Steps).distilled > 0)
+        session.until(lambda session: session.timeline.last(Steps).distilled > 0, timeout=DEADLINE_S)
         before = [s for s in session.timeline.records(Steps) if s.first + len(s.losses) <= first.step]
         assert before
         assert not any(record.distilled for record in before)
@@ -394,7 +383,7 @@ def in_trouble(session: Session) -> None:
     session.submit(spoilt_task(17))
     session.finish_stream()
     session.start()
-    until(session, lambda session: session.trouble)
+    session.until(lambda session: session.trouble, timeout=DEADLINE_S)
 
 
 @pytest.mark.cluster
@@ -420,16 +409,16 @@ def test_a_loss_of_nan_pauses_the_run_says_where_and_costs_nothing(cluster, tmp_
         assert session.predict(labelled(4, seed=0)[0])["label"].shape == (4, CLASSES)
         assert list(session.table()["error now"].notna()) == [True, False]
         # The sample is as bad as before, so the same happens again, later and on the same rank.
-        acknowledged_by_all(session, session.steer(learning_rate=1e-3))
-        first = session.trouble
+        first, steered = session.trouble, session.steer(learning_rate=1e-3)
         session.resume()
-        until(session, lambda session: session.trouble not in ("", first))
+        acknowledged_by_all(session, steered)
+        session.until(lambda session: session.trouble not in ("", first), timeout=DEADLINE_S)
         again = re.match(r"task 1 \(spoilt\), step (\d+), rank ([01]): ", session.trouble)
         assert int(again[1]) > int(said[1])
         assert again[2] == said[2]
         assert "(0.001)" in session.trouble
         session.stop()
-        until(session, lambda session: session.over or session.state != "paused")
+        session.until(lambda session: session.over or session.state != "paused", timeout=DEADLINE_S)
         assert session.wait(DEADLINE_S) == "stopped"
         assert session.trouble == ""
     last = load_file(session.run.weights)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import threading
 import time
@@ -10,11 +9,11 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from played_line import TOPIC, Line
 from runkit import job_in, order_for
 
 from rehearsal_kit.base.errors import LeaseError, SessionError
 from rehearsal_kit.base.files import write_private
-from rehearsal_kit.cluster.acceptance import refusal, too_late
 from rehearsal_kit.cluster.protocol import RunOrder
 from rehearsal_kit.rank.run_spec import keep_spec
 from rehearsal_kit.record.commands import Note, Stop, Wish
@@ -24,63 +23,6 @@ from rehearsal_kit.record.records import Applied, StateChanged, to_plain
 from rehearsal_kit.record.run_folder import RunFolder
 from rehearsal_kit.session import attach
 from rehearsal_kit.session.run_connection import RunConnection
-
-TOPIC = "rehearsal-kit/1"
-
-
-class Line:
-    """Stands for a client of Dask and for the coordinator behind it.
-
-    refused: what the coordinator says to a run that is to begin.
-    """
-
-    def __init__(self, *, refused=""):
-        self.id, self.status, self.refused = "client-a", "running", refused
-        self.scheduler = SimpleNamespace(log_event=self.log_event)
-        self.found = {"topic": TOPIC, "outcome": "", "holder": ""}
-        self.posted, self.hear, self.deadlines = [], None, {}
-
-    def sync(self, call, *arguments, callback_timeout, **named):
-        assert callback_timeout, "a call without a deadline"
-        _, asked, *rest = arguments  # `within` asks by way of one that looks whether the cluster is gone
-        self.deadlines[getattr(rest[0] if rest else asked, "__name__", "")] = callback_timeout
-        return asyncio.run(call(*arguments, **named))
-
-    def subscribe_topic(self, topic, hear):
-        self.hear = hear
-
-    def unsubscribe_topic(self, topic):
-        self.hear = None
-
-    def tell(self, message):
-        if self.hear is not None:  # somebody listens
-            self.hear((0.0, message))
-
-    async def log_event(self, *, topic, msg):
-        self.tell(msg)
-
-    async def _register_worker_plugin(self, **_):
-        pass
-
-    _register_scheduler_plugin = _register_worker_plugin
-
-    async def _run_on_scheduler(self, function, *arguments, **named):
-        return getattr(self, function.__name__)(*arguments, **named)
-
-    def begin_run(self, order, wishes, *, holder):
-        return self.refused
-
-    def look_for(self, folder, *, holder=""):
-        return self.found
-
-    def post_wishes(self, topic, wishes, *, holder):
-        if self.found["outcome"]:
-            return refusal([json.loads(text) for text in wishes], too_late(self.found["outcome"]))
-        self.posted += wishes
-        return ""
-
-    def release_lease(self, topic, holder):
-        pass
 
 
 @pytest.fixture

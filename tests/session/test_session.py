@@ -6,7 +6,6 @@ import asyncio
 import socket
 import ssl
 import stat
-import time
 
 import cloudpickle
 import pytest
@@ -31,7 +30,7 @@ from rehearsal_kit.learning.strategies.replay import ER
 from rehearsal_kit.learning.strategies.strategy import Strategy
 from rehearsal_kit.record.rank_records import Joined
 from rehearsal_kit.record.records import StateChanged, Steps, TaskArrived, TaskSetAside
-from rehearsal_kit.session.attach import resume
+from rehearsal_kit.session.attach import attach, resume
 from rehearsal_kit.session.progress_bar import train_to_the_end
 from rehearsal_kit.session.session import Session
 
@@ -62,23 +61,13 @@ def session_on(cluster, run, *, epochs: int = 2, strategy: Strategy | None = Non
     return Session(cluster, run=run, strategy=strategy or ER(), **{**values, **changes})
 
 
-def until(session: Session, holds) -> None:
-    """Wait until something holds for the timeline, looking again at every record."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not holds(session.timeline):
-        seen = len(session.timeline)
-        assert not session.over, f"the run ended first: {session} {session.error}"
-        assert time.monotonic() < deadline, f"it did not come: {session}"
-        session.timeline.wait(seen, 0.1)
-
-
 def test_a_watched_folder_is_learned_and_half_of_the_representatives_come_from_the_other_rank(
     cluster, tmp_path, scans
 ):
     with session_on(cluster, tmp_path / "run") as session:
         session.watch(str(scans[0].parent / "*.cxi"))
         session.start()
-        until(session, lambda timeline: len(timeline.records(TaskArrived)) == 2)
+        session.until(lambda session: len(session.timeline.records(TaskArrived)) == 2, timeout=DEADLINE_S)
         session.finish_stream()
         assert session.wait(DEADLINE_S) == "finished"
         assert session.over
@@ -96,7 +85,7 @@ def test_a_run_that_was_stopped_is_not_taken_for_one_that_has_learned_all(cluste
     with session_on(cluster, tmp_path / "run", epochs=200) as session:
         session.submit(scans[0])
         session.start()
-        until(session, lambda timeline: timeline.records(Steps))
+        session.until(lambda session: session.timeline.records(Steps), timeout=DEADLINE_S)
         session.stop()
         with pytest.raises(RankError, match=r"was stopped before it had learned all; rk\.resume"):
             train_to_the_end(session, "stopped", expected=1, finish=False)
@@ -107,14 +96,14 @@ def test_a_person_steers_and_both_ranks_obey_at_the_same_step(cluster, tmp_path,
         for scan in scans:
             session.submit(scan)
         session.start()
-        until(session, lambda timeline: timeline.records(Steps))
+        session.until(lambda session: session.timeline.records(Steps), timeout=DEADLINE_S)
         number = session.pause()
-        until(session, lambda timeline: timeline.last(StateChanged).state == "paused")
+        session.until(lambda session: session.state == "paused", timeout=DEADLINE_S)
         still = session.timeline.last(Steps)
-        until(session, lambda _: session.preview() is not None)
+        session.until(lambda session: session.preview() is not None, timeout=DEADLINE_S)
         assert session.preview().predicted["phase"].shape == (16, 16)
         steered = session.steer(representatives=5, learning_rate=2e-4)
-        until(session, lambda _: len(session.acknowledged(steered)) == 2)
+        session.until(lambda session: len(session.acknowledged(steered)) == 2, timeout=DEADLINE_S)
         assert session.timeline.last(Steps) == still
         first, second = session.acknowledged(steered)
         assert (first.rank, second.rank) == (0, 1)
@@ -131,13 +120,13 @@ def test_a_person_steers_and_both_ranks_obey_at_the_same_step(cluster, tmp_path,
             "strategy": "ER",
         }
         resumed = session.resume()
-        until(session, lambda timeline: timeline.last(Steps).first > still.first)
+        session.until(lambda session: session.timeline.last(Steps).first > still.first, timeout=DEADLINE_S)
         larger = session.steer(capacity=120)
-        until(session, lambda timeline: timeline.last(Steps).stored == 120)
+        session.until(lambda session: session.timeline.last(Steps).stored == 120, timeout=DEADLINE_S)
         smaller = session.steer(capacity=40)
-        until(session, lambda timeline: timeline.last(Steps).stored == 40)
+        session.until(lambda session: session.timeline.last(Steps).stored == 40, timeout=DEADLINE_S)
         too_large = session.steer(capacity=2**40)
-        until(session, lambda _: len(session.acknowledged(too_large)) == 2)
+        session.until(lambda session: len(session.acknowledged(too_large)) == 2, timeout=DEADLINE_S)
         said = [record.refused for number in (larger, smaller) for record in session.acknowledged(number)]
         assert said == [""] * 4
         assert all("GiB are free there" in record.refused for record in session.acknowledged(too_large))
@@ -202,15 +191,38 @@ def test_waiting_does_not_block_a_notebook(cluster, tmp_path, scans):
 def test_one_run_at_a_time(cluster, tmp_path, scans):
     with session_on(cluster, tmp_path / "first") as first, session_on(cluster, tmp_path / "second") as second:
         first.start()
-        until(first, lambda timeline: timeline.last(StateChanged))
+        first.until(lambda session: session.timeline.last(StateChanged), timeout=DEADLINE_S)
         second.start()
         with pytest.raises(RankError, match=r"trains for .*first already"):
             second.wait(DEADLINE_S)
         assert first.state == "waiting"
         first.close()
         with resume(second.run.path, cluster, network=Tiny(seed=1)) as again:  # as it was said
-            until(again, lambda timeline: timeline.last(StateChanged))
+            again.until(lambda session: session.timeline.last(StateChanged), timeout=DEADLINE_S)
             assert again.state == "waiting"
+
+
+def test_who_leaves_a_run_that_starts_lets_it_go_on_and_another_kernel_steers_it(cluster, tmp_path, scans):
+    first = session_on(cluster, tmp_path / "run", epochs=200)
+    first.submit(scans[0])
+    first.start()
+    first.leave()
+    assert first.state == "left"
+    assert cluster.client.status == "running"  # it is not this session's own
+    second = attach(tmp_path / "run")
+    assert second.leads  # nobody else does
+    second.leave()
+    assert second.cluster.client.status == "closed"
+    with pytest.raises(SessionError, match=r"too late: this session has left its run; rk\.attach\("):
+        second.pause()
+    with attach(tmp_path / "run", take=True) as third:
+        third.until(lambda session: session.timeline.records(Steps), timeout=DEADLINE_S)
+        steered = third.steer(learning_rate=2e-4)
+        third.until(lambda session: len(session.acknowledged(steered)) == 2, timeout=DEADLINE_S)
+        assert [record.refused for record in third.acknowledged(steered)] == ["", ""]
+        third.stop()
+        assert third.wait(DEADLINE_S) == "stopped"
+    third.cluster.disconnect()
 
 
 def test_clear_refusals(cluster, tmp_path, scans):
@@ -300,5 +312,5 @@ def test_while_ranks_train_they_listen_on_loopback_only(cluster, tmp_path, scans
     with session_on(cluster, tmp_path / "run", epochs=200) as session:
         session.submit(scans[0])
         session.start()
-        until(session, lambda timeline: timeline.records(Steps))
+        session.until(lambda session: session.timeline.records(Steps), timeout=DEADLINE_S)
         assert {host for host, _ in listening(cluster.processes()[1:])} == {"127.0.0.1"}

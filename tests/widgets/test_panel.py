@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from html import escape
 from types import SimpleNamespace
 
@@ -57,7 +58,8 @@ class StandIn:
     """A session that only notes what it was asked."""
 
     def __init__(self, state: str = "running") -> None:
-        self.state, self.error, self.ranks, self.panel = state, "", 2, None
+        self.state, self.error, self.ranks = state, "", 2
+        self.at_its_end: list[Callable[[], object]] = []
         self.training, self.rehearsal, self.strategy = Training(), Rehearsal(), ER()
         self.leads, self.run = True, SimpleNamespace(path="/runs/<today>")
         self.holder, self.refused = "", ""
@@ -68,6 +70,10 @@ class StandIn:
     def _wish(self, wish: object) -> int:
         self.asked.append(wish)
         return len(self.asked)
+
+    def on_close(self, callback: Callable[[], object]) -> Callable[[], None]:
+        self.at_its_end.append(callback)
+        return lambda: self.at_its_end.remove(callback)
 
     def start(self) -> None:
         self._wish("start")
@@ -470,10 +476,12 @@ def test_theme_of_the_page_reaches_the_figure(session):
 def test_one_panel_per_session_and_no_thread_left(session):
     panel = dashboard(session)
     assert dashboard(session) is panel
-    assert session.panel is panel
     panel.close()
-    assert session.panel is None
+    assert not session.at_its_end
     assert panel.line.closed
+    again = dashboard(session)
+    assert again is not panel
+    again.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "rehearsal-kit-panel"]
 
 

@@ -110,12 +110,10 @@ def _one(session: Session, rate: float, pause: float) -> float:
 
 
 def _until(session: Session, holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + ANSWER_TIMEOUT_S
-    while not holds():
-        seen = len(session.timeline)
-        if session.over or time.monotonic() > deadline:
-            raise RehearsalKitError(f"the run did not answer: {session} {session.error}")
-        session.timeline.wait(seen, 0.5)
+    try:
+        session.until(lambda _: holds(), timeout=ANSWER_TIMEOUT_S)
+    except TimeoutError as error:
+        raise RehearsalKitError(f"the run did not answer: {session}") from error
 
 
 def _step_s(steps: list[Steps]) -> float:
