@@ -1,4 +1,14 @@
-"""Loss and gradient of one step over the samples of all ranks; an error on one of them is told to all."""
+"""Loss and gradient of one step over the samples of all ranks; an error on one of them is told to all.
+
+    every rank    forward passes of its mini-batch, the strategy's terms of each sample
+    all-reduce    how many samples each term has on all ranks, who has any, which buffers changed, who failed
+    every rank    each term over that number, backward
+    all-reduce    gradients, buffers of the network, losses, failures
+    every rank    the same sum: the step is taken, or buffers are put back and all say the same trouble
+
+Two collectives, because a term is a mean over the samples of all ranks and these may have unequal numbers of
+them. Both are made on every rank whatever goes wrong there, so that none waits for one that has failed.
+"""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Learner:
         self.signature: Signature | None = None
         """None until a first task was met."""
         self.training = training
-        """How the next step is taken; what of it may be steered can be changed between two steps."""
+        """How the next step is taken, as it was steered last."""
         self.calls = 0
         """Steps and predictions so far; grows while this learner gets on."""
         self._groups = groups
@@ -55,6 +55,14 @@ class Learner:
             some = some.expand(shape) if len(some) else torch.zeros(shape, dtype=some.dtype)
         outputs = self._forward.predict(some, [*targets_of(samples, inputs)])
         return Signature.of(samples, outputs, inputs=inputs)
+
+    def know(self, signature: Signature | None) -> None:
+        """This goes in and comes out from now on; None: nothing is known before another first task is met."""
+        self.signature = signature
+
+    def steer(self, training: Training) -> None:
+        """Take the next steps by these settings, as far as they may change between two steps."""
+        self.training = training
 
     def step(self, batch: MiniBatch, *, strategy: Strategy, factor: float = 1.0, seed: int = 0) -> Stepped:
         """Train on the augmented mini-batches of all ranks, unless their loss is not finite.

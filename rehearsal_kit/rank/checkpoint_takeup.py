@@ -127,8 +127,8 @@ class CheckpointTakeup:
         its.run_state.restart(RunState(LiveSettings.of(its.spec)))
         its.stream.become(TaskStream(its.groups, seed=its.spec.seed))
         its.learner.state.restart()
-        its.learner.signature = None
-        its.learner.training = its.run_state.live_settings.training
+        its.learner.know(None)
+        its.learner.steer(its.run_state.live_settings.training)
         its.evaluation.restore({"newest": UNTRAINED, "seen": [], "errors": []})
         self.now.preparation, self.now.loader = its.spec.preparation, None
         if self.now.buffer is not None:
@@ -149,8 +149,8 @@ class CheckpointTakeup:
         its, run_state = self._with, self._with.run_state
         its.learner.state.adopt(loaded.tensors)
         known = loaded.state["signature"]
-        its.learner.signature = None if known is None else Signature.from_plain(known)
-        its.learner.training = run_state.live_settings.training
+        its.learner.know(None if known is None else Signature.from_plain(known))
+        its.learner.steer(run_state.live_settings.training)
         its.evaluation.restore(loaded.state["evaluation"])
         self.now.loader = under_way.loader
         if under_way.anew:

@@ -210,7 +210,7 @@ class CommandHandlers:
         its = self._with
         its.reporter.flush()  # its records are each of one strategy
         its.run_state.steer(steered)
-        its.learner.training = steered.training
+        its.learner.steer(steered.training)
         if self._now.loader is not None:
             self._now.loader.resize(steered.batch)
 

@@ -161,7 +161,8 @@ def _stepped(spec: RunSpec, samples: Samples, inputs: str) -> str:
     with torch.random.fork_rng([spec.device] if spec.device != "cpu" else []):
         try:
             learner = Learner(spec.network, spec.training, device=spec.device, groups=ProcessGroups(0, 1))
-            signature = learner.signature = learner.meet(samples, inputs)
+            signature = learner.meet(samples, inputs)
+            learner.know(signature)
             signature.require(samples, half=spec.rehearsal.half)
             live_settings = LiveSettings.of(spec)
             if live_settings.needs_buffer:

@@ -155,7 +155,7 @@ class TaskLifecycle:
 
     def _meet(self, signature: Signature, task: int) -> None:
         its = self._with
-        its.learner.signature = signature
+        its.learner.know(signature)
         experience = its.stream[task]
         if its.groups.rank == 0 and experience is not None:
             keep_inputs(its.spec, experience, signature)

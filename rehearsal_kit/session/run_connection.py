@@ -1,4 +1,14 @@
-"""The kernel's end of the line to a run: hands it to the coordinator, sends wishes, hears what is told."""
+"""The kernel's end of the line to a run: hands it to the coordinator, sends wishes, hears what is told.
+
+    kernel's thread     start, send ------> outbox         timeline <-- history (the files of the run)
+                                              |               ^
+    session's thread    begins the run, posts wishes          | events, and a look now and then
+                                              v               |
+    scheduler           coordinator: accepts or refuses, writes down, passes on to rank 0
+
+No call of the kernel waits for ranks. A scheduler that does not answer is waited for with a deadline; then
+the run is said to be out of reach, and whatever was not accepted is said to be refused.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +22,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rehearsal_kit.base.errors import ClusterGoneError, SessionError, said
+from rehearsal_kit.base.errors import SessionError, said
 from rehearsal_kit.base.patience import Patience
 from rehearsal_kit.cluster.acceptance import named, refusal, too_late
 from rehearsal_kit.cluster.cluster import Cluster
-from rehearsal_kit.cluster.cluster_calls import ask_scheduler, ask_workers, within
+from rehearsal_kit.cluster.cluster_calls import ask_scheduler, within
 from rehearsal_kit.cluster.coordinator import Coordinator
+from rehearsal_kit.cluster.preview_call import ask_preview
 from rehearsal_kit.cluster.protocol import TOPIC_PREFIX, RunOrder
-from rehearsal_kit.cluster.rank_host import RankHost, get_preview
+from rehearsal_kit.cluster.rank_host import RankHost
 from rehearsal_kit.cluster.scheduler_calls import ask_lease, begin_run, look_for, post_wishes, release_lease
 from rehearsal_kit.record.commands import Wish, to_plain
 from rehearsal_kit.record.lease import require_free
@@ -42,7 +53,6 @@ SLOW_BYTES_S = 2**20
 CLOSE_TIMEOUT_S = 60.0
 OF_LATE = 100
 """Acknowledgements among which that of a stop is looked for."""
-PREVIEW_TIMEOUT_S = 5.0
 LAST_WORDS_S = 12.0
 """What ranks and coordinator have to write how a run ended whose cluster ends."""
 SUBSCRIBE_TIMEOUT_S = 60.0
@@ -182,20 +192,7 @@ class RunConnection:
         began, newest = self._newest(GenerationBegan), self._newest(GenerationBegan, Stalled)
         if self._state != "live" or began is None or (isinstance(newest, Stalled) and newest.seconds > 0):
             return None
-        address = began.workers[0]
-        # Its worker may be gone by now, or frozen.
-        with contextlib.suppress(OSError, ValueError, KeyError, ClusterGoneError):
-            answers = ask_workers(
-                self._cluster.client,
-                get_preview,
-                self._topic,
-                task,
-                workers=[address],
-                timeout_s=PREVIEW_TIMEOUT_S,
-            )
-            preview: Preview | None = answers[address]
-            return preview
-        return None
+        return ask_preview(self._cluster.client, began.workers[0], topic=self._topic, task=task)
 
     def _launch(self, order: RunOrder | None) -> None:
         self._thread = threading.Thread(target=self._drive, args=(order,), name="session", daemon=True)

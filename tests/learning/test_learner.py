@@ -65,7 +65,7 @@ def new_only(count=8, *, seed=0):
 def learner_of(network=None, *, groups=BY_ITSELF, **training):
     settings = Training(**{"precision": "float32", **training})
     learner = Learner(network or Net(), settings, device="cpu", groups=groups)
-    learner.signature = learner.meet(samples(2), "x")
+    learner.know(learner.meet(samples(2), "x"))
     return learner
 
 

@@ -59,7 +59,7 @@ def samples(count, *, seed=0):
 def learner_of(network, groups=ProcessGroups(0, 1), **training):  # noqa: B008 - it is frozen
     settings = Training(**{"precision": "float32", "optimizer": "sgd", **training})
     learner = Learner(network, settings, device="cpu", groups=groups)
-    learner.signature = learner.meet(samples(2), "x")
+    learner.know(learner.meet(samples(2), "x"))
     return learner
 
 

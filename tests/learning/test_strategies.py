@@ -123,7 +123,7 @@ def step_of(strategy, kind, batch, *, groups=BY_ITSELF, **training):
     before = flat(network)
     settings = Training(optimizer="sgd", learning_rate=1.0, precision="float32", **training)
     learner = Learner(network, settings, device="cpu", groups=groups)
-    learner.signature = learner.meet(samples(kind, 2, seed=0), "input")
+    learner.know(learner.meet(samples(kind, 2, seed=0), "input"))
     stepped = learner.step(batch, strategy=strategy)
     assert not stepped.trouble
     return stepped, before - flat(network), flat(network)
@@ -375,7 +375,7 @@ class Normalised(torch.nn.Module):
 def weights_after(strategy, batch):
     torch.manual_seed(0)
     learner = Learner(Normalised(), Training(precision="float32"), device="cpu", groups=BY_ITSELF)
-    learner.signature = learner.meet(samples("label", 2, seed=0), "input")
+    learner.know(learner.meet(samples("label", 2, seed=0), "input"))
     learner.step(batch, strategy=strategy)
     return learner.state.weights()
 

@@ -74,7 +74,7 @@ def hung(folder, *experiences) -> tuple[Previewer, Looked]:
         stream.append(Arrived(name=f"{number}", path="/nowhere"), experience)
     samples = {**experiences[0].inside.load("training", np.arange(4)), IDENTITY: torch.arange(4)}
     del samples[NUMBER]
-    learner.signature = learner.meet(samples, "image")
+    learner.know(learner.meet(samples, "image"))
     network.predictions = 0
     return Previewer(learner, stream, folder / "previews"), network
 

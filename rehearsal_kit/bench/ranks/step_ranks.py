@@ -177,7 +177,7 @@ def _long_enough(groups: ProcessGroups, trial: Trial, device: str) -> tuple[Subj
     for subject in trial.subjects:
         training = Training(learning_rate=1e-4, precision="float32")
         learner = Learner(subject.build(), training, device=device, groups=groups)
-        learner.signature = learner.meet(subject.samples(1), subject.inputs)
+        learner.know(learner.meet(subject.samples(1), subject.inputs))
         if _step_s(groups, subject, learner=learner, samples=samples) >= MARGIN * trial.least_s:
             break
     return subject, learner

@@ -71,7 +71,8 @@ class _Arm:
         training = replace(stream.training, precision="float32")
         self._learner = Learner(stream.small(SEED), training, device=self._device, groups=groups)
         self._inputs = "image" if stream.measure == CLASSES else "diffraction"
-        self._learner.signature = self._learner.meet(self._pool[0], self._inputs)
+        signature = self._learner.meet(self._pool[0], self._inputs)
+        self._learner.know(signature)
         self._live_settings = LiveSettings(
             training=training,
             rehearsal=replace(stream.rehearsal, capacity=turns.capacity),
@@ -80,9 +81,7 @@ class _Arm:
         self._steps = 0
         self._buffer = None
         if self._live_settings.needs_buffer:
-            layout, rehearsal = self._live_settings.stored(
-                self._pool[0], self._learner.signature.no_outputs("cpu")
-            )
+            layout, rehearsal = self._live_settings.stored(self._pool[0], signature.no_outputs("cpu"))
             exchange = GroupExchange(groups)
             self._buffer = DistributedBuffer(
                 layout, rehearsal, seed=SEED, exchange=exchange, device=self._device
