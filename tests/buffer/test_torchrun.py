@@ -13,7 +13,7 @@ README = Path(__file__).parents[2] / "README.md"
 
 
 def example() -> str:
-    found = re.search(r"<!-- torchrun example -->\n```python\n(.*?)```", README.read_text(), re.DOTALL)
+    found = re.search(r"```python torchrun example\n(.*?)```", README.read_text(), re.DOTALL)
     return found[1]
 
 

@@ -43,20 +43,20 @@ EXECUTED = {
     "strategy example": "tests/project/test_readme.py",
     "torchrun example": "tests/buffer/test_torchrun.py",
 }
-"""Who executes each block; the name stands in a comment before it."""
+"""Who executes each block, by the name after its language."""
 PYTEST = ".venv-test/bin/python -m pytest"
 
 
 def blocks(text: str) -> list[tuple[str, str, str]]:
-    """Name, language and body of each fenced block."""
-    found = re.findall(r"(?:<!-- ([\w ]+) -->\n)?^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    """Language, name and body of each fenced block."""
+    found = re.findall(r"^```(\w*) ?([\w ]*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     assert 2 * len(found) == len(re.findall("^```", text, re.MULTILINE))
     return found
 
 
 def block(name: str) -> str:
     """The one of this name in README."""
-    (body,) = (body for each, _, body in blocks(README) if each == name)
+    (body,) = (body for _, each, body in blocks(README) if each == name)
     return body.strip()
 
 
@@ -75,12 +75,12 @@ def commands(text: str) -> list[str]:
 
 
 def test_every_block_is_executed():
-    found = [(name, language) for text in (README, CONTRIBUTING) for name, language, _ in blocks(text)]
-    names = [name for name, language in found if language != "bibtex"]
+    found = [each for text in (README, CONTRIBUTING) for each in blocks(text)]
+    names = [name for language, name, _ in found if language != "bibtex"]
     assert sorted(names) == sorted(EXECUTED)
     for name, file in EXECUTED.items():
         said = (ROOT / file).read_text()
-        assert f"<!-- {name} -->" in said or f'block("{name}")' in said, (name, file)
+        assert re.search(rf"```\w+ {name}\b", said) or f'block("{name}")' in said, (name, file)
 
 
 # Set-up and checks --------------------------------------------------------------------------------------

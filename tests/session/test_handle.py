@@ -140,9 +140,7 @@ def test_who_ends_a_run_keeps_the_connection_to_end_the_cluster_too(line, sessio
 def test_after_it_has_left_a_session_refuses_every_command_in_words(line, session):
     session.leave()
     for command in (session.pause, session.stop, session.reopen, lambda: session.submit("scan.cxi")):
-        with pytest.raises(
-            SessionError, match=r"came too late: this session has left its run\. rk\.attach\("
-        ):
+        with pytest.raises(SessionError, match=r"came too late: this session has left its run; rk\.attach\("):
             command()
     assert not line.posted
 
