@@ -51,7 +51,14 @@ KEPT = frozenset({
 })  # fmt: skip
 """Variables of `FAMILIES` that our children keep: they belong to the machine, and change neither who
 reaches us nor what is computed."""
+LONGEST_FOLDER = 107 - len("/pymp-12345678/listener-12345678")
+"""Bytes of the name of a folder in which a fork server can have its socket (`man 7 unix`)."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def holds_fork_server(temporary: str) -> bool:
+    """Whether a fork server of multiprocessing can have its socket in this folder for temporary files."""
+    return len(os.fsencode(temporary)) <= LONGEST_FOLDER
 
 
 def child_environment(environ: Mapping[str, str]) -> dict[str, str]:

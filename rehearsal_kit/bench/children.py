@@ -12,13 +12,14 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rehearsal_kit.base.child_processes import imports_not_from_here
+from rehearsal_kit.base.child_processes import holds_fork_server, imports_not_from_here
 from rehearsal_kit.base.errors import RehearsalKitError
 from rehearsal_kit.base.process_groups import Meeting, meet
 
@@ -35,9 +36,10 @@ Call = tuple[Callable[..., Any], tuple[Any, ...]]
 def in_child(work: Callable[..., Any], *arguments: Any) -> Any:
     """What `work(*arguments)` returns in a fresh process with one torch thread.
 
-    RehearsalKitError, with the child's traceback, if it fails.
+    Nothing was imported there before, so that its memory is its own. RehearsalKitError, with the child's
+    traceback, if it fails.
     """
-    return _together([(work, arguments)])[0]
+    return _together([(work, arguments)], forked=False)[0]
 
 
 def in_children(
@@ -76,12 +78,26 @@ def on_ranks(devices: Sequence[str], work: Callable[..., Any], *arguments: Any) 
             )
             for rank, device in enumerate(devices)
         ]
-        return _together([(_as_rank, (meeting, work, *arguments)) for meeting in meetings])
+        forked = all(device == "cpu" for device in devices)
+        return _together([(_as_rank, (meeting, work, *arguments)) for meeting in meetings], forked=forked)
 
 
-def _together(calls: Sequence[Call]) -> list[Any]:
-    context = multiprocessing.get_context("spawn")
-    processes: list[SpawnProcess] = []
+def _context(*, forked: bool) -> ForkServerContext | SpawnContext:
+    """How processes begin: as copies of one that has imported torch, like workers on CPUs, or by themselves.
+
+    Never from what has used a GPU, which does not survive a fork; nor where the folder for temporary files
+    has too long a name for a socket.
+    """
+    if not forked or not holds_fork_server(tempfile.gettempdir()):
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["rehearsal_kit.rank.training_loop", __name__])
+    return context
+
+
+def _together(calls: Sequence[Call], *, forked: bool) -> list[Any]:
+    context = _context(forked=forked)
+    processes: list[BaseProcess] = []
     answers: dict[Connection, int] = {}
     grace = 0.0
     try:
@@ -89,7 +105,7 @@ def _together(calls: Sequence[Call]) -> list[Any]:
             receiving, sending = context.Pipe(duplex=False)
             answers[receiving] = number
             with closing(sending):  # the child then holds the only one, so that its end is noticed here
-                process = context.Process(target=_answer, args=(sending, *call), daemon=True)
+                process: BaseProcess = context.Process(target=_answer, args=(sending, *call), daemon=True)
                 with imports_not_from_here():
                     process.start()
             processes.append(process)

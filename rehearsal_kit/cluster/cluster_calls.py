@@ -76,9 +76,9 @@ def ask_workers(
     return answers
 
 
-def ask_identity(client: Client, *, timeout_s: float = ANSWER_S) -> dict[str, Any]:
-    """What the scheduler tells of itself and of all its workers."""
-    told: dict[str, Any] = _within(client, timeout_s, _identity, client)
+def ask_identity(client: Client, *, gone: Callable[[], bool] = never) -> dict[str, Any]:
+    """What the scheduler tells of itself and of all its workers; gone: as in `within`."""
+    told: dict[str, Any] = _within(client, ANSWER_S, _identity, client, gone=gone)
     return told
 
 
@@ -88,10 +88,19 @@ async def _identity(client: Client) -> dict[str, Any]:
     return told
 
 
-def _within(client: Client, timeout_s: float, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+def _within(
+    client: Client,
+    timeout_s: float,
+    call: Callable[..., Any],
+    *arguments: Any,
+    gone: Callable[[], bool] = never,
+    **named: Any,
+) -> Any:
     try:
-        return within(client, timeout_s, call, *arguments, **named)
+        return within(client, timeout_s, call, *arguments, gone=gone, **named)
     except TimeoutError as error:
+        if gone():
+            raise ClusterGoneError(f"{error}; start another one, by rk.start_cluster().") from error
         raise ClusterGoneError(
             f"{error}: it is frozen, or the way to it is broken. Try again; if it stays so, end it by "
             "`rehearsal-kit stop`, and go on by rk.resume(run, rk.start_cluster())."

@@ -30,6 +30,7 @@ from distributed.security import Security
 from distributed.utils import get_mp_context
 
 from rehearsal_kit.base.checked_values import record_of
+from rehearsal_kit.base.child_processes import holds_fork_server
 from rehearsal_kit.base.errors import ClusterError
 from rehearsal_kit.base.files import write_private
 from rehearsal_kit.base.network_interfaces import Interface, interface_named, socket_variables, strays
@@ -44,8 +45,6 @@ LOG = logging.getLogger(__name__)
 PLUGIN = "rehearsal-kit-server"
 CHECK_S = 0.2
 LISTENERS_CHECK_S = 3.0
-LONGEST_SCRATCH = 107 - len("/pymp-12345678/listener-12345678")
-"""Bytes of the name of a folder in which a fork server can have its socket (`man 7 unix`)."""
 LAST = -200
 """Priority of what multiprocessing does at the end of a process, after removing its own folder (-100)."""
 
@@ -245,7 +244,7 @@ def _start(order: ClusterOrder, files: ClusterFiles, *, scratch: str) -> LocalCl
     # The ranks meet where Dask is bound to, and nowhere else.
     variables = {**WORKER_ENVIRONMENT, **socket_variables(interface)}
     dask.config.set({**DASK_SETTINGS, "distributed.nanny.pre-spawn-environ": variables})
-    if order.kind == "cpu" and len(os.fsencode(scratch)) <= LONGEST_SCRATCH:
+    if order.kind == "cpu" and holds_fork_server(scratch):
         _share_imports()
     common = {
         "n_workers": order.workers,

@@ -19,5 +19,5 @@ def known_workers(cluster: Cluster) -> dict[str, Any]:
     """All workers by address. Asked directly: what `scheduler_info` returns is a copy that a timer of the
     client may have replaced, between the question and the answer, by one without the workers.
     """
-    workers: dict[str, Any] = ask_identity(cluster.client)["workers"]
+    workers: dict[str, Any] = ask_identity(cluster.client, gone=lambda: cluster.has_ended)["workers"]
     return workers

@@ -25,7 +25,7 @@ from rehearsal_kit.learning.forward_pass import MiniBatch
 from rehearsal_kit.learning.learner import Learner
 from rehearsal_kit.learning.networks.network import why_not_again
 from rehearsal_kit.learning.stored_outputs import with_outputs
-from rehearsal_kit.learning.strategies.choice import require_suited
+from rehearsal_kit.learning.strategies.choice import OURS, require_suited
 from rehearsal_kit.learning.strategies.strategy import Strategy
 from rehearsal_kit.rank.live_settings import LiveSettings
 from rehearsal_kit.rank.run_spec import RunSettings, RunSpec
@@ -73,14 +73,21 @@ def require_sound(settings: RunSettings, network: object) -> None:
         )
 
 
-def given_again(network: torch.nn.Module) -> str:
-    """What people must know who go on with a run of this network in another kernel; empty for one of ours."""
-    if not (reason := why_not_again(network)):
+def given_again(network: torch.nn.Module, strategy: Strategy) -> str:
+    """What people must know who go on with such a run in another kernel; empty where all of it is ours."""
+    reasons = {}
+    if reason := why_not_again(network):
+        reasons["network"] = reason
+    if type(strategy) not in OURS:
+        reasons["strategy"] = f"the strategy {strategy.name} is not one of ours"
+    if not reasons:
         return ""
+    given = ", ".join(f"{what}=..." for what in reasons)
+    options = " ".join(f"--{what} FILE.py:NAME" for what in reasons)
     return (
-        f"{reason}. The run folder keeps its weights, but not its code: to go on in another kernel, or to "
-        "replay the run, give the same network again, as rk.resume(run, cluster, network=...), "
-        "rk.attach(run, network=...) or rehearsal-kit replay --network FILE.py:NAME."
+        f"{'; '.join(reasons.values())}. The run folder keeps what was learned, but not this code: to go on "
+        f"in another kernel, or to replay the run, give the same {' and '.join(reasons)} again, as "
+        f"rk.resume(run, cluster, {given}), rk.attach(run, {given}) or rehearsal-kit replay {options}."
     )
 
 

@@ -55,7 +55,7 @@ class Session(Handle):
             recovery=recovery or Recovery(),
         )
         require_sound(spec, network)
-        if asked := given_again(network):  # now, while its code is at hand
+        if asked := given_again(network, strategy):  # now, while its code is at hand
             warnings.warn(asked, stacklevel=2)
         spec.run.create()
         try:

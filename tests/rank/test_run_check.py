@@ -83,9 +83,18 @@ def test_what_can_be_trained_is_not_refused(tmp_path):
         require_sound(job_in_existing(tmp_path), network)
 
 
-def test_whoever_brings_a_network_learns_at_the_start_what_going_on_elsewhere_will_ask_for():
-    assert given_again(ConvNet()) == ""
-    assert re.search(r"Net .*not one of ours.*rk\.resume\(run, cluster, network=\.\.\.\)", given_again(Net()))
+def test_whoever_brings_code_learns_at_the_start_what_going_on_elsewhere_will_ask_for():
+    assert given_again(ConvNet(), ER()) == ""
+    assert re.search(
+        r"Net .*not one of ours.*rk\.resume\(run, cluster, network=\.\.\.\)", given_again(Net(), ER())
+    )
+    said = given_again(ConvNet(), Forgetful())
+    assert "the strategy Forgetful is not one of ours" in said
+    assert "rk.attach(run, strategy=...)" in said
+    assert "network" not in said
+    both = given_again(Net(), Forgetful())
+    assert "rk.resume(run, cluster, network=..., strategy=...)" in both
+    assert "replay --network FILE.py:NAME --strategy FILE.py:NAME" in both
 
 
 # By a dry step -------------------------------------------------------------------------------------------

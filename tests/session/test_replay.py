@@ -22,6 +22,7 @@ from runkit import (
     job_in,
     job_in_existing,
     same,
+    until,
     weights_of,
 )
 
@@ -206,14 +207,16 @@ def test_a_task_set_aside_is_set_aside_again_though_its_file_can_be_read_now(tmp
 
 
 class Looking(Net):
-    """Writes down which samples it is trained on: their first number."""
+    """Writes down which samples it is trained on: their first number. Cut off once there is a checkpoint."""
 
-    def __init__(self, path, *, cut):
+    def __init__(self, path, *, cut, checkpoints):
         super().__init__(cut=cut)
-        self.path = path
+        self.path, self.checkpoints = path, checkpoints
 
     def forward(self, image):
         if self.training:
+            if self.steps == self.cut:  # else a part of it might be lost
+                until(lambda: find_checkpoints(self.checkpoints))
             with open(self.path, "a") as log:
                 log.writelines(f"{number}\n" for number in image[:, 0].int().tolist())
         return super().forward(image)
@@ -225,7 +228,8 @@ def looked_at(groups, folder, plan, cut, generation, log):
         training=replace(TRAINING, batch=4, epochs=2),
         strategy=Incremental(),
     )
-    network = Looking(log / f"{generation}-{groups.rank}", cut=cut)
+    kept = spec.run.checkpoints
+    network = Looking(log / f"{generation}-{groups.rank}", cut=cut, checkpoints=kept)
     try:
         return carry_out(groups, spec, plan, generation=generation, network=network)[0]
     except CutOffError:

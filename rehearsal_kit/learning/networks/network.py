@@ -63,8 +63,8 @@ def _is_altered(network: nn.Module) -> bool:
     kind = type(network)
     if not _is_ours(kind) or not isinstance(network, Network):
         return False
-    with torch.device("meta"):  # no memory, and no time for weights
-        again = network_again(kind.__name__, network.arguments)
+    # With weights: on torch's device "meta" they take no time, but the first use imports for a second.
+    again = network_again(kind.__name__, network.arguments)
     return repr(again) != repr(network) or _kinds(again) != _kinds(network)
 
 
