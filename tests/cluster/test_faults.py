@@ -225,7 +225,7 @@ def test_values_that_are_not_allowed(cluster, expected, tmp_path):
         ):
             with pytest.raises(SettingsError, match=next(iter(wrong))):
                 session.steer(**wrong)
-        with pytest.raises(TypeError, match="speed"):
+        with pytest.raises(SettingsError, match="speed"):
             session.steer(speed=1)
         forged = session.note("x")
         answered(session, forged)  # what comes after a higher number counts as known

@@ -10,7 +10,6 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
-from scipy.io import loadmat
 
 from rehearsal_kit.base.errors import ScanError
 from rehearsal_kit.data.scans.files import open_regular
@@ -31,6 +30,8 @@ def arrays_of(path: Path) -> Arrays:
         plain.seek(0)
         try:
             if path.suffix == ".mat":
+                from scipy.io import loadmat  # noqa: PLC0415 - every worker would import it at its start
+
                 found = loadmat(plain)
                 return {name: value for name, value in found.items() if not name.startswith("__")}
             _require_possible(path, plain, size)

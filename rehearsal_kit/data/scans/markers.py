@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 Mask = NDArray[np.bool_]
 
@@ -98,6 +97,8 @@ def _largest_numbers(dtype: np.dtype[Any]) -> list[int]:
 
 def _among_dark(found: Mask, typical: NDArray[Any], *, value: int, own: bool) -> Mask:
     """Those regions of `found` that are markers and no saturated spots, judged by what lies around them."""
+    from scipy import ndimage  # noqa: PLC0415 - a tenth of what a worker imports, for few files only
+
     marked = np.zeros(found.shape, bool)
     labels, _ = ndimage.label(found, structure=np.ones((3, 3), int))
     for number, place in enumerate(ndimage.find_objects(labels), start=1):
@@ -115,6 +116,8 @@ def _among_dark(found: Mask, typical: NDArray[Any], *, value: int, own: bool) ->
 
 def _dark_around(pixels: Mask, frame: NDArray[Any], *, below: float) -> Mask:
     """Those pixels whose region has only dark pixels around it."""
+    from scipy import ndimage  # noqa: PLC0415 - as above
+
     brightest = ndimage.maximum_filter(np.where(pixels, 0, frame), size=3, mode="nearest")
     labels, count = ndimage.label(pixels, structure=np.ones((3, 3), int))
     around = ndimage.maximum(brightest, labels, np.arange(1, count + 1))
