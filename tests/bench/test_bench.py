@@ -209,11 +209,12 @@ def test_interrupted_it_leaves_no_process(tmp_path):
 
 
 def wait_for_children(process: psutil.Process) -> list[psutil.Process]:
-    """Two ranks that have met: from then on they would train for a minute."""
+    """The fork server and two ranks that have met: from then on these would train for a minute."""
     while True:
-        ranks = [p for p in process.children() if "resource_tracker" not in " ".join(words(p))]
-        if len(ranks) == 2 and all(p.cpu_times().user > 3 for p in ranks):
-            return ranks
+        servers = [p for p in process.children() if "forkserver" in " ".join(words(p))]
+        ranks = [p for server in servers for p in server.children()]
+        if len(ranks) == 2 and all(p.cpu_times().user > 1 for p in ranks):
+            return servers + ranks
         time.sleep(0.1)
 
 
