@@ -53,6 +53,8 @@ KEPT = frozenset({
 reaches us nor what is computed."""
 LONGEST_FOLDER = 107 - len("/pymp-12345678/listener-12345678")
 """Bytes of the name of a folder in which a fork server can have its socket (`man 7 unix`)."""
+OF_OPTIMIZERS = "torch._dynamo"
+"""What torch imports when a process makes its first optimizer, for more than a second: by a fork server once."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 

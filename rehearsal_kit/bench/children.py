@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from rehearsal_kit.base.child_processes import holds_fork_server, imports_not_from_here
+from rehearsal_kit.base.child_processes import OF_OPTIMIZERS, holds_fork_server, imports_not_from_here
 from rehearsal_kit.base.errors import RehearsalKitError
 from rehearsal_kit.base.process_groups import Meeting, meet
 
@@ -91,7 +91,7 @@ def _context(*, forked: bool) -> ForkServerContext | SpawnContext:
     if not forked or not holds_fork_server(tempfile.gettempdir()):
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["rehearsal_kit.rank.training_loop", __name__])
+    context.set_forkserver_preload(["rehearsal_kit.rank.training_loop", __name__, OF_OPTIMIZERS])
     return context
 
 

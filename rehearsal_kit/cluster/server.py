@@ -30,7 +30,7 @@ from distributed.security import Security
 from distributed.utils import get_mp_context
 
 from rehearsal_kit.base.checked_values import record_of
-from rehearsal_kit.base.child_processes import holds_fork_server
+from rehearsal_kit.base.child_processes import OF_OPTIMIZERS, holds_fork_server
 from rehearsal_kit.base.errors import ClusterError
 from rehearsal_kit.base.files import write_private
 from rehearsal_kit.base.network_interfaces import Interface, interface_named, socket_variables, strays
@@ -276,7 +276,7 @@ def _share_imports() -> None:
     for temporary files has too long a name for a socket. There each worker imports by itself.
     """
     dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
-    get_mp_context().set_forkserver_preload(["rehearsal_kit.cluster.rank_host"])
+    get_mp_context().set_forkserver_preload(["rehearsal_kit.cluster.rank_host", OF_OPTIMIZERS])
 
 
 def _tell(
