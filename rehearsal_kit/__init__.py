@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from rehearsal_kit.learning.networks.registry import NETWORKS as _NETWORKS
+from rehearsal_kit.learning.strategies.registry import STRATEGIES as _STRATEGIES
 
 if TYPE_CHECKING:
     from rehearsal_kit.base.errors import RehearsalKitError as RehearsalKitError
@@ -29,13 +30,7 @@ if TYPE_CHECKING:
     from rehearsal_kit.data.tensor_tasks import split_classes as split_classes
     from rehearsal_kit.data.tensor_tasks import split_instances as split_instances
     from rehearsal_kit.learning.networks.registry import *  # noqa: F403 - all of them
-    from rehearsal_kit.learning.strategies.dark import DER as DER
-    from rehearsal_kit.learning.strategies.dark import DERpp as DERpp
-    from rehearsal_kit.learning.strategies.references import Cumulative as Cumulative
-    from rehearsal_kit.learning.strategies.references import FromScratch as FromScratch
-    from rehearsal_kit.learning.strategies.references import Incremental as Incremental
-    from rehearsal_kit.learning.strategies.replay import AGEM as AGEM
-    from rehearsal_kit.learning.strategies.replay import ER as ER
+    from rehearsal_kit.learning.strategies.registry import *  # noqa: F403 - all of them
     from rehearsal_kit.learning.strategies.strategy import Strategy as Strategy
     from rehearsal_kit.learning.strategies.strategy import Term as Term
     from rehearsal_kit.record.commands import Arrived as Arrived
@@ -48,17 +43,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "AGEM",
-    "DER",
-    "ER",
     "Arrived",
     "Beamline",
     "Cluster",
-    "Cumulative",
-    "DERpp",
     "DistributedBuffer",
-    "FromScratch",
-    "Incremental",
     "Preparation",
     "Recovery",
     "Rehearsal",
@@ -81,19 +69,13 @@ __all__ = [
     "start_cluster",
 ]
 __all__ += list(_NETWORKS)
+__all__ += list(_STRATEGIES)
 
 _HOMES = {
-    "AGEM": "learning.strategies.replay",
-    "DER": "learning.strategies.dark",
-    "ER": "learning.strategies.replay",
     "Arrived": "record.commands",
     "Beamline": "data.simulated_beamline",
     "Cluster": "cluster.cluster",
-    "Cumulative": "learning.strategies.references",
-    "DERpp": "learning.strategies.dark",
     "DistributedBuffer": "buffer.distributed_buffer",
-    "FromScratch": "learning.strategies.references",
-    "Incremental": "learning.strategies.references",
     "Preparation": "data.preparation",
     "Recovery": "base.settings",
     "Rehearsal": "base.settings",
@@ -115,6 +97,7 @@ _HOMES = {
     "split_instances": "data.tensor_tasks",
     "start_cluster": "cluster.cluster",
     **{name: f"learning.networks.{module}" for name, module in _NETWORKS.items()},
+    **{name: f"learning.strategies.{module}" for name, module in _STRATEGIES.items()},
 }
 
 

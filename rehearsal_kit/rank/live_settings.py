@@ -20,7 +20,7 @@ class LiveSettings:
     """The same on all ranks at every step."""
 
     training: Training
-    """With the learning rate before the schedule, and b."""
+    """The learning rate in it is that before the schedule."""
     rehearsal: Rehearsal
     strategy: Strategy
 

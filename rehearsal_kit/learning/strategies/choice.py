@@ -11,13 +11,11 @@ from rehearsal_kit.base.settings import Rehearsal
 from rehearsal_kit.base.steerable import SETTINGS
 from rehearsal_kit.buffer.row_layout import RowLayout
 from rehearsal_kit.learning.stored_outputs import stores_outputs
-from rehearsal_kit.learning.strategies.dark import DER, DERpp
-from rehearsal_kit.learning.strategies.references import Cumulative, FromScratch, Incremental
-from rehearsal_kit.learning.strategies.replay import AGEM, ER
+from rehearsal_kit.learning.strategies.registry import STRATEGIES, strategy_class
 from rehearsal_kit.learning.strategies.strategy import Strategy
 from rehearsal_kit.record.commands import Steer
 
-OURS: tuple[type[Any], ...] = (Incremental, FromScratch, Cumulative, ER, AGEM, DER, DERpp)
+OURS: tuple[type[Any], ...] = tuple(map(strategy_class, STRATEGIES))
 WEIGHTS = tuple(name for name, setting in SETTINGS.items() if setting.owner == "strategy")
 
 
