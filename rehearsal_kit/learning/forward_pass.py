@@ -102,9 +102,13 @@ class ForwardPass:
 
     @contextlib.contextmanager
     def _random(self, seed: int) -> Iterator[None]:
-        devices = [self._device] if self._device != "cpu" else []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(seed)
+        # Not by torch.manual_seed: for each kind of device that is not in use it writes down the whole stack.
+        on_gpu = self._device != "cpu"
+        with torch.random.fork_rng([self._device] if on_gpu else []):
+            torch.default_generator.manual_seed(seed)
+            if on_gpu:
+                with torch.cuda.device(self._device):
+                    torch.cuda.manual_seed(seed)
             yield
 
     def _autocast(self) -> torch.autocast:
