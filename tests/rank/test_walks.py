@@ -30,6 +30,7 @@ from rehearsal_kit.rank.evaluation import Evaluation
 from rehearsal_kit.rank.resumption import Resumption
 from rehearsal_kit.rank.run_state import RunState
 from rehearsal_kit.record.commands import (
+    OF_RANKS,
     Arrived,
     Command,
     Evaluate,
@@ -37,12 +38,15 @@ from rehearsal_kit.record.commands import (
     FinishTask,
     Note,
     Pause,
+    Reopen,
     Reorder,
     Resume,
     RollBack,
     Skip,
     Steer,
+    Stop,
     TakeCheckpoint,
+    Watch,
 )
 from rehearsal_kit.record.ledger import read_ledger
 from rehearsal_kit.record.records import TaskEnded
@@ -85,6 +89,12 @@ COMMANDS: dict[str, Command] = {
     "note": Note(text="seen"),
     "arrival": ARRIVAL,
 }
+ELSEWHERE = {
+    Stop: "how a generation ends that is stopped or half stopped",
+    Reopen: "what the generation after such a one begins with",
+    Watch: "it only makes arrivals, which are among `COMMANDS`: tests/data/test_folder_watch.py",
+}
+"""What a person may wish for that is not among `COMMANDS`, and why."""
 INTERRUPTIONS: dict[str, Generation] = {
     "rank 0 killed": Generation(ends="killed", victim=(0, 10**6)),
     "rank 1 killed": Generation(ends="killed", victim=(1, 10**6)),
@@ -205,6 +215,12 @@ def random_walks(count: int, tasks: Tasks, *, fixed: bool) -> None:
         assert broken_by(walk, tasks) == []
 
     walk_on()
+
+
+def test_every_command_that_a_person_may_wish_for_is_walked():
+    wished = set(Command.__args__) - set(OF_RANKS)
+    walked = {type(command) for command in COMMANDS.values()}
+    assert wished - walked == set(ELSEWHERE)
 
 
 @pytest.mark.parametrize("place", range(len(INTERRUPTIONS)), ids=list(INTERRUPTIONS))
