@@ -88,6 +88,8 @@ COMMANDS: dict[str, Command] = {
     "roll back": RollBack(checkpoint=1),
     "note": Note(text="seen"),
     "arrival": ARRIVAL,
+    "clipping": Steer(clip_norm=0.01),
+    "no clipping": Steer(clip_norm="off"),
 }
 ELSEWHERE = {
     Stop: "how a generation ends that is stopped or half stopped",
