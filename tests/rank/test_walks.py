@@ -25,10 +25,10 @@ from walks import MEANWHILE, SIZES, Generation, Walk, broken_promises, carry_out
 from rehearsal_kit.data import open_experience
 from rehearsal_kit.data.scans.files import facts_of
 from rehearsal_kit.rank import reporter, resumption
-from rehearsal_kit.rank.decisions import Decisions
 from rehearsal_kit.rank.evaluation import Evaluation
 from rehearsal_kit.rank.resumption import Resumption
 from rehearsal_kit.rank.run_state import RunState
+from rehearsal_kit.rank.wish_queue import WishQueue
 from rehearsal_kit.record.commands import (
     OF_RANKS,
     Arrived,
@@ -310,7 +310,7 @@ def _files_are_what_they_are_called(plant):
 
 
 def _wishes_are_heard_whenever_they_come(plant):
-    plant(Decisions, "_receive", lambda self, wish: self._waiting.append(wish))
+    plant(WishQueue, "_receive", lambda self, wish: self._waiting.append(wish))
 
 
 def _what_was_told_is_told_again(plant):
