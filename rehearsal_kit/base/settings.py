@@ -54,7 +54,8 @@ class Training:
     """"adam", "adamw" or "sgd" (momentum 0.9)."""
     weight_decay: float = 0.0
     clip_norm: float | None = None
-    """The gradient over all ranks is shortened to this norm where it is longer; None: never."""
+    """The gradient over all ranks is shortened to this norm where it is longer; None: never. Steerable while
+    the run goes on, back to None by "off"."""
     precision: str = "auto"
     """Precision of the forward pass: "float32", "bfloat16" (automatic mixed precision), or "auto": bfloat16
     on GPUs that know it."""

@@ -16,6 +16,8 @@ from rehearsal_kit.base.settings import POLICIES, require_integer, require_numbe
 
 Value = float | str
 """A setting as a plain value."""
+OFF = "off"
+"""The plain value of a setting that is None with its owner: None in a command leaves a setting as it is."""
 
 
 @dataclass(frozen=True)
@@ -86,19 +88,36 @@ class Setting:
     """What it is: the tooltip of its control, and its line in the docstring of `Session.steer`."""
     slider: tuple[float, float] | None = None
     """Ends of its slider in the main row of the dashboard; None: a field under "more settings"."""
+    may_be_off: bool = False
+    """Whether its owner may have None instead of a number, which is steered to as `OFF`."""
 
     @property
     def label(self) -> str:
         """Its name as people read it."""
         return self.name.replace("_", " ")
 
+    @property
+    def allowed(self) -> str:
+        """What it can be steered to, in words."""
+        return f'{self.limits}, or "{OFF}"' if self.may_be_off else str(self.limits)
+
     def require(self, value: object) -> None:
         """SettingsError, with its name, unless `value` is allowed."""
-        self.limits.require(self.name, value)
+        if not self.may_be_off:
+            self.limits.require(self.name, value)
+        elif value != OFF:
+            try:
+                self.limits.require(self.name, value)
+            except SettingsError as error:
+                raise SettingsError(f"{self.name} is {value!r}; it must be {self.allowed}.") from error
 
     def is_plain(self, value: object) -> bool:
         """Whether a value is of the kind that can be steered to: a capacity in bytes is not."""
-        return isinstance(value, self.limits.types)
+        return isinstance(value, self.limits.types) or (self.may_be_off and value == OFF)
+
+    def of_owner(self, value: Value) -> Value | None:
+        """A plain value as its owner has it: None for `OFF`."""
+        return None if self.may_be_off and value == OFF else value
 
 
 def _by_name(settings: Iterable[Setting]) -> Mapping[str, Setting]:
@@ -144,6 +163,13 @@ SETTINGS = _by_name([
         owner="training",
         limits=Whole(1),
         text="New samples per rank and step, from the next mini-batch on",
+    ),
+    Setting(
+        name="clip_norm",
+        owner="training",
+        limits=Real(1e-9, 1e9),
+        text=f'Norm to which a longer gradient over all ranks is shortened; "{OFF}": never',
+        may_be_off=True,
     ),
     Setting(name="strategy", owner="run", limits=Word(), text="What is trained on and with which loss"),
     Setting(

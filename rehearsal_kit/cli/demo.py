@@ -76,6 +76,8 @@ class Demo:
     def __post_init__(self) -> None:
         require_integer("workers", self.workers, low=1)
         require_integer("tasks", self.tasks, low=2)
+        if self.epochs is not None:
+            require_integer("epochs", self.epochs, low=1)
         for seed in self.seeds:
             require_integer("seed", seed, low=0)
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
@@ -144,12 +146,13 @@ def _stream(
 
 def _settings(demo: Demo, strategy: Strategy, *, seed: int, preset: Preset) -> dict[str, Any]:
     """The same for every strategy but for the strategy itself."""
+    epochs = preset.training.epochs if demo.epochs is None else demo.epochs
     return {
         "strategy": strategy,
         "network": PtychoNN(size="small", seed=seed),
         "seed": seed,
         "preparation": Preparation(size=preset.size),
-        "training": replace(preset.training, epochs=demo.epochs or preset.training.epochs),
+        "training": replace(preset.training, epochs=epochs),
         "rehearsal": preset.rehearsal,
     }
 

@@ -150,10 +150,12 @@ def start_cluster(
         warnings.warn(_words_of_another(already), stacklevel=2)
     require_number("idle_timeout_s", idle_timeout_s, low=1.0, high=1e9)
     chosen, reason, gpus = choose_devices(kind)
+    if workers is None:
+        workers = gpus if chosen == "cuda" else 2
     order = ClusterOrder(
         kind=chosen,
         reason=reason,
-        workers=require_integer("workers", workers or (gpus if chosen == "cuda" else 2), low=1, high=1024),
+        workers=require_integer("workers", workers, low=1, high=1024),
         interface=interface_named(interface).name,
         idle_timeout_s=idle_timeout_s,
         code=offered(code),

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from rehearsal_kit.base.settings import Rehearsal, Training, digest
-from rehearsal_kit.base.steerable import SETTINGS, Value
+from rehearsal_kit.base.steerable import OFF, SETTINGS, Value
 from rehearsal_kit.buffer.row_layout import RowLayout, Samples
 from rehearsal_kit.learning.stored_outputs import NO_MODEL, named_halves, with_outputs
 from rehearsal_kit.learning.strategies.choice import plain_strategy, require_suited, switched
@@ -23,6 +23,8 @@ class LiveSettings:
     """The learning rate in it is that before the schedule."""
     rehearsal: Rehearsal
     strategy: Strategy
+    off: frozenset[str] = frozenset()
+    """Settings that were steered to `OFF`; checkpoints tell it, as the run may have begun with a number."""
 
     @staticmethod
     def of(spec: RunSpec) -> LiveSettings:
@@ -33,12 +35,13 @@ class LiveSettings:
     def plain(self) -> dict[str, Value]:
         """The settings that may change as plain values, for records and people.
 
-        One that is not of the kind that can be steered to, as a capacity in bytes, is not among them.
+        One that is not of the kind that can be steered to, as a capacity in bytes, is not among them, nor is
+        one that has been None from the beginning.
         """
         values: dict[str, Value] = {}
         for name, setting in SETTINGS.items():
             if setting.owner in ("training", "rehearsal"):
-                value = getattr(getattr(self, setting.owner), name)
+                value = OFF if name in self.off else getattr(getattr(self, setting.owner), name)
                 if setting.is_plain(value):
                     values[name] = value
         return {**values, **plain_strategy(self.strategy)}
@@ -90,6 +93,7 @@ class LiveSettings:
             training=replace(self.training, **command.values("training")),
             rehearsal=replace(self.rehearsal, **command.values("rehearsal")),
             strategy=switched(self.strategy, command),
+            off=(self.off - {name for name, _ in command.given}) | command.off,
         )
         require_suited(steered.strategy, steered.rehearsal)
         return steered

@@ -223,8 +223,14 @@ class Steer:
         return f"Steer({', '.join(f'{name}={value!r}' for name, value in self.given)})"
 
     def values(self, owner: str) -> dict[str, Any]:
-        """What is to change of the settings that `owner` has."""
-        return {name: value for name, value in self.given if SETTINGS[name].owner == owner}
+        """What is to change of the settings that `owner` has, as it has them."""
+        mine = [(SETTINGS[name], value) for name, value in self.given if SETTINGS[name].owner == owner]
+        return {setting.name: setting.of_owner(value) for setting, value in mine}
+
+    @property
+    def off(self) -> frozenset[str]:
+        """The settings that are to be None from now on."""
+        return frozenset(name for name, value in self.given if SETTINGS[name].of_owner(value) is None)
 
     def to_plain(self) -> dict[str, object]:
         """Every setting of the table by name, None where it stays: the form in ledgers since the first."""

@@ -46,11 +46,11 @@ def _takes_settings(steer: Callable[Taken, int]) -> Callable[Taken, int]:
             setting.name,
             inspect.Parameter.KEYWORD_ONLY,
             default=None,
-            annotation=f"{setting.limits.types[-1].__name__} | None",
+            annotation=f"{setting.limits.types[-1].__name__}{' | str' * setting.may_be_off} | None",
         )
         for setting in filled_in
     ]
-    lines = [f"{setting.name}: {setting.limits}. {setting.text}." for setting in filled_in]
+    lines = [f"{setting.name}: {setting.allowed}. {setting.text}." for setting in filled_in]
     steer.__doc__ = "\n".join([inspect.getdoc(steer) or "", *lines])
     vars(steer)["__signature__"] = signature.replace(parameters=[*written, *keywords])
     return steer

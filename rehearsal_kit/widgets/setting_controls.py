@@ -9,7 +9,7 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from rehearsal_kit.base.steerable import SETTINGS, Setting, Value, Whole, Word
+from rehearsal_kit.base.steerable import OFF, SETTINGS, Setting, Value, Whole, Word
 from rehearsal_kit.learning.strategies.choice import OURS, WEIGHTS, named_strategy, plain_strategy
 from rehearsal_kit.rank.live_settings import LiveSettings
 from rehearsal_kit.record.records import Applied
@@ -28,7 +28,9 @@ class SettingControls:
         """What the run was started with."""
         self.widgets = _made(self.chosen)
         """Widgets by name of the setting, as in `Session.steer`."""
-        self._known: dict[str, Value] = {name: widget.value for name, widget in self.widgets.items()}
+        self._at_first = {name: _read(SETTINGS[name], widget.value) for name, widget in self.widgets.items()}
+        """What each showed in the beginning."""
+        self._known = dict(self._at_first)
         """What each was last told, by a person or by the ranks: its echo is not a new wish."""
         for name, widget in self.widgets.items():
             widget.observe(lambda change, name=name: self._on_change(name, change["new"]), "value")
@@ -47,7 +49,8 @@ class SettingControls:
         for name, widget in self.widgets.items():
             allow(widget, why_not, tooltip=SETTINGS[name].text)
 
-    def _on_change(self, name: str, value: Value) -> None:
+    def _on_change(self, name: str, shown: Value) -> None:
+        value = _read(SETTINGS[name], shown)
         if value == self._known[name]:
             return
         self._known[name] = value
@@ -71,11 +74,13 @@ class SettingControls:
         if not applied or on_its_way:
             return
         for name, widget in self.widgets.items():
-            value = applied[-1].settings.get(name, self._known[name])
-            if value != self._known[name] and isinstance(value, str) == isinstance(widget.value, str):
+            # One that may be off and is not told of is as the run began, even if it was rolled back to that.
+            untold = self._at_first if SETTINGS[name].may_be_off else self._known
+            value = applied[-1].settings.get(name, untold[name])
+            if value != self._known[name] and SETTINGS[name].is_plain(value):
                 self._known[name] = value
                 _reach(widget, value)
-                widget.value = value
+                widget.value = _shown(SETTINGS[name], value)
         self._show_weights()
 
     def _show_weights(self) -> None:
@@ -93,9 +98,9 @@ def _in_force_at_first(session: Session) -> dict[str, Value]:
 
 
 def _made(chosen: Mapping[str, Value]) -> dict[str, Any]:
-    """Widgets of all settings that have a value; of weights, also those that only other strategies have."""
+    """Widgets of all settings that have a value or may be off; of weights, also those of other strategies."""
     values = {name: value for kind in OURS for name, value in plain_strategy(kind()).items()}
-    values |= chosen
+    values |= {**{name: OFF for name, setting in SETTINGS.items() if setting.may_be_off}, **chosen}
     return {name: _control(setting, values[name]) for name, setting in SETTINGS.items() if name in values}
 
 
@@ -107,6 +112,8 @@ def _control(setting: Setting, value: Any) -> Any:
         options = list(dict.fromkeys([*words, value]))
         return widgets.Dropdown(options=options, value=value, layout={"width": "168px"}, **looks)
     looks |= {"continuous_update": False, "layout": {"width": "136px" if slider is None else "290px"}}
+    if setting.may_be_off:
+        return widgets.Text(value=_shown(setting, value), placeholder=OFF, **looks)
     if slider is None:
         ends = {"min": limits.low, "max": limits.high}
         if isinstance(limits, Whole):
@@ -123,8 +130,26 @@ def _control(setting: Setting, value: Any) -> Any:
     return made
 
 
+def _shown(setting: Setting, value: Value) -> Value:
+    """The value as its widget has it: text where it is a number or off."""
+    return str(value) if setting.may_be_off else value
+
+
+def _read(setting: Setting, shown: Value) -> Value:
+    """The value that a widget shows; an empty field is off, and what is no number is refused by `Steer`."""
+    if not setting.may_be_off:
+        return shown
+    text = str(shown).strip() or OFF
+    try:
+        return setting.limits.types[-1](text)
+    except ValueError:
+        return text
+
+
 def _reach(widget: Any, value: Value) -> None:
     """Widen a widget that cannot show this value."""
+    if isinstance(widget, widgets.Text):
+        return
     if isinstance(value, str):
         if value not in widget.options:
             widget.options = [*widget.options, value]

@@ -172,6 +172,7 @@ def test_a_bad_scan_among_good_ones_is_named_and_the_rest_is_learned(tmp_path, c
         (["--scans", "nowhere/*.cxi"], "no file matches"),
         (["--seed", "1", "1"], "must be distinct"),
         (["--workers", "0"], "whole number from 1"),
+        (["--epochs", "0"], "epochs is 0; it must be a whole number from 1"),
         (["--run", "."], "never written over"),
     ],
 )

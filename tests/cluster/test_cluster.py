@@ -19,7 +19,7 @@ import pytest
 from intruder import listening
 from ranks import CODE
 
-from rehearsal_kit.base.errors import ClusterError, ClusterGoneError
+from rehearsal_kit.base.errors import ClusterError, ClusterGoneError, SettingsError
 from rehearsal_kit.base.network_interfaces import interfaces, is_loopback
 from rehearsal_kit.base.processes import family
 from rehearsal_kit.cluster.cluster import connect, reach, running_clusters, start_cluster, stop_cluster
@@ -172,6 +172,11 @@ def test_no_gpu_is_said_and_cuda_is_refused_with_the_lack():
         pytest.skip("this machine has a GPU")
     with pytest.raises(ClusterError, match="no NVIDIA device"):
         start_cluster("cuda")
+
+
+def test_a_cluster_of_no_workers_is_not_one_of_as_many_as_by_default():
+    with pytest.raises(SettingsError, match="workers is 0; it must be a whole number from 1"):
+        start_cluster("cpu", workers=0)
 
 
 def listen_everywhere() -> int:

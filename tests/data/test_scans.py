@@ -1,5 +1,7 @@
 import fcntl
+import inspect
 import os
+import re
 import zipfile
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from real_data import real_data
 from rehearsal_kit.base.errors import NotYetError, ScanError, SettingsError
 from rehearsal_kit.data.scans.acquisition import Acquisition
 from rehearsal_kit.data.scans.cxi_writing import write_cxi
-from rehearsal_kit.data.scans.opening import open_scan
+from rehearsal_kit.data.scans.opening import LAYOUTS, open_scan
 from rehearsal_kit.data.scans.reconstructions import read_measured, read_reconstruction
 from rehearsal_kit.data.scans.scan import patch_corners
 
@@ -177,6 +179,18 @@ def test_files_that_are_no_scans_say_why(tmp_path, path):
             open_scan(tmp_path / name)
     with pytest.raises(ScanError, match=r"'nexus' is unknown; known are: cxi"):
         open_scan(path, layout="nexus")
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_layout_is_named_where_one_is_chosen_and_where_none_is_recognised(tmp_path, name):
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["x"] = 1
+    assert f'"{name}"' in inspect.getdoc(open_scan)
+    with pytest.raises(ScanError, match=rf"unknown; known are: .*\b{name}\b"):
+        open_scan(tmp_path / "other.h5", layout="nexus")
+    mark = re.escape(LAYOUTS[name].mark)
+    with pytest.raises(ScanError, match=rf"no known layout .*\b{name}, which has {mark}"):
+        open_scan(tmp_path / "other.h5")
 
 
 @pytest.mark.parametrize(

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import inspect
 import json
+from dataclasses import replace
 
 import pytest
 
 from rehearsal_kit.base.errors import SettingsError
 from rehearsal_kit.base.settings import Rehearsal, Training
-from rehearsal_kit.base.steerable import SETTINGS, Real, Whole
+from rehearsal_kit.base.steerable import OFF, SETTINGS, Real, Whole
 from rehearsal_kit.learning.strategies.choice import named_strategy
 from rehearsal_kit.learning.strategies.dark import DERpp
 from rehearsal_kit.rank.live_settings import LiveSettings
 from rehearsal_kit.record.commands import Steer, Wish
+from rehearsal_kit.record.records import Applied
 from rehearsal_kit.session.session import Session
 from rehearsal_kit.session.steering import Steering
 from rehearsal_kit.widgets.requests import Requests
@@ -63,6 +65,9 @@ class Steered(Steering):
 KINDS = {"training": Training, "rehearsal": Rehearsal, "strategy": DERpp}
 
 every_setting = pytest.mark.parametrize("setting", SETTINGS.values(), ids=list(SETTINGS))
+may_be_off = pytest.mark.parametrize(
+    "setting", [each for each in SETTINGS.values() if each.may_be_off], ids=lambda setting: setting.name
+)
 every_field = pytest.mark.parametrize(
     "setting", [each for each in SETTINGS.values() if each.owner in KINDS], ids=lambda setting: setting.name
 )
@@ -81,6 +86,22 @@ def test_it_is_steered_written_down_and_in_force(setting):
     assert (before.plain[setting.name], after.plain[setting.name]) == (value_of(setting, 0), wanted)
     assert before.digest != after.digest
     assert before.steered(Steer(**after.plain)) == after  # as checkpoints keep it
+
+
+@may_be_off
+def test_it_is_steered_to_off_and_back_and_checkpoints_keep_both(setting):
+    owner = {"training": Training(), "rehearsal": Rehearsal()}
+    never = replace(AT_FIRST, **{setting.owner: replace(owner[setting.owner], **{setting.name: None})})
+    assert setting.name not in never.plain  # as of a run of a version that could not steer it
+    for begun in (never, AT_FIRST):
+        off = begun.steered(Steer(**{setting.name: OFF}))
+        assert getattr(getattr(off, setting.owner), setting.name) is None
+        assert json.loads(Wish(1, Steer(**off.plain)).to_json())[setting.name] == OFF
+        assert begun.steered(Steer(**off.plain)) == off
+        back = off.steered(Steer(**{setting.name: value_of(setting, 1)}))
+        assert back.plain[setting.name] == value_of(setting, 1)
+        assert begun.steered(Steer(**back.plain)) == back
+        assert begun.steered(Steer(strategy="DERpp")) == begun
 
 
 @every_setting
@@ -111,6 +132,8 @@ def test_what_a_run_may_begin_with_it_may_be_steered_to_and_nothing_else(setting
     for value in beyond:
         with pytest.raises(SettingsError, match=setting.name):
             KINDS[setting.owner](**{**others, setting.name: value})
+    if setting.may_be_off:
+        KINDS[setting.owner](**{**others, setting.name: None})
 
 
 @every_setting
@@ -127,11 +150,44 @@ def test_it_has_a_control_with_its_limits_that_steers(setting):
     )
     if not isinstance(limits, Whole | Real):
         assert set(limits.words) <= set(control.options)
-    elif setting.slider is None:
+    elif setting.slider is None and not setting.may_be_off:
         assert (control.min, control.max) == (limits.low, limits.high)
-    assert control.value == value_of(setting, 0)
-    control.value = wanted
+    shown = str if setting.may_be_off else lambda value: value
+    assert control.value == shown(value_of(setting, 0))
+    control.value = shown(wanted)
     assert session.asked == [Steer(**{setting.name: wanted})]
+
+
+def test_every_setting_has_a_control_where_nothing_was_chosen():
+    session = Steered()
+    session.training, session.rehearsal, session.strategy = Training(), Rehearsal(), named_strategy("ER")
+    controls = SettingControls(session, Requests(session, asked=lambda: None))
+    without = set(SETTINGS) - set(controls.widgets)
+    assert not without, "where its owner may have None, its entry says may_be_off=True"
+
+
+@may_be_off
+def test_a_control_turns_it_off_by_word_or_empty_and_refuses_what_is_no_number(setting):
+    session = Steered()
+    requests = Requests(session, asked=lambda: None)
+    control = SettingControls(session, requests)[setting.name]
+    control.value = "much"
+    assert (session.asked, setting.allowed in requests.trouble) == ([], True)
+    for wanted in ("5", "", "7", f" {OFF} "):
+        control.value = wanted
+    assert [dict(command.given)[setting.name] for command in session.asked] == [5, OFF, 7, OFF]
+
+
+@may_be_off
+def test_a_control_follows_to_off_and_to_what_the_run_began_with(setting):
+    session = Steered()
+    controls = SettingControls(session, Requests(session, asked=lambda: None))
+    control, said = controls[setting.name], []
+    for settings in ({setting.name: OFF}, {setting.name: 0.1}, {}):
+        controls.refresh([Applied(rank=0, step=1, number=1, kind="Steer", settings=settings, digest="")], "")
+        said.append(control.value)
+    assert said == [OFF, "0.1", str(value_of(setting, 0))]
+    assert session.asked == []
 
 
 def test_steer_names_every_setting_with_its_limits():
@@ -140,7 +196,7 @@ def test_steer_names_every_setting_with_its_limits():
     for name, setting in SETTINGS.items():
         keyword = signature.parameters[name]
         assert (keyword.kind, keyword.default) == (keyword.KEYWORD_ONLY, None)
-        assert f"{name}: {setting.limits}. {setting.text}." in said or name == "strategy"
+        assert f"{name}: {setting.allowed}. {setting.text}." in said or name == "strategy"
 
 
 def test_an_unknown_setting_is_refused_with_the_one_that_was_meant():

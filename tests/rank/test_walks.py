@@ -25,11 +25,12 @@ from walks import MEANWHILE, SIZES, Generation, Walk, broken_promises, carry_out
 from rehearsal_kit.data import open_experience
 from rehearsal_kit.data.scans.files import facts_of
 from rehearsal_kit.rank import reporter, resumption
-from rehearsal_kit.rank.decisions import Decisions
 from rehearsal_kit.rank.evaluation import Evaluation
 from rehearsal_kit.rank.resumption import Resumption
 from rehearsal_kit.rank.run_state import RunState
+from rehearsal_kit.rank.wish_queue import WishQueue
 from rehearsal_kit.record.commands import (
+    OF_RANKS,
     Arrived,
     Command,
     Evaluate,
@@ -37,12 +38,15 @@ from rehearsal_kit.record.commands import (
     FinishTask,
     Note,
     Pause,
+    Reopen,
     Reorder,
     Resume,
     RollBack,
     Skip,
     Steer,
+    Stop,
     TakeCheckpoint,
+    Watch,
 )
 from rehearsal_kit.record.ledger import read_ledger
 from rehearsal_kit.record.records import TaskEnded
@@ -84,7 +88,15 @@ COMMANDS: dict[str, Command] = {
     "roll back": RollBack(checkpoint=1),
     "note": Note(text="seen"),
     "arrival": ARRIVAL,
+    "clipping": Steer(clip_norm=0.01),
+    "no clipping": Steer(clip_norm="off"),
 }
+ELSEWHERE = {
+    Stop: "how a generation ends that is stopped or half stopped",
+    Reopen: "what the generation after such a one begins with",
+    Watch: "it only makes arrivals, which are among `COMMANDS`: tests/data/test_folder_watch.py",
+}
+"""What a person may wish for that is not among `COMMANDS`, and why."""
 INTERRUPTIONS: dict[str, Generation] = {
     "rank 0 killed": Generation(ends="killed", victim=(0, 10**6)),
     "rank 1 killed": Generation(ends="killed", victim=(1, 10**6)),
@@ -207,6 +219,12 @@ def random_walks(count: int, tasks: Tasks, *, fixed: bool) -> None:
     walk_on()
 
 
+def test_every_command_that_a_person_may_wish_for_is_walked():
+    wished = set(Command.__args__) - set(OF_RANKS)
+    walked = {type(command) for command in COMMANDS.values()}
+    assert wished - walked == set(ELSEWHERE)
+
+
 @pytest.mark.parametrize("place", range(len(INTERRUPTIONS)), ids=list(INTERRUPTIONS))
 def test_a_sixth_of_the_pairs(tasks, place):
     """Every interruption with every sixth command, others for the next: all of both are met."""
@@ -292,7 +310,7 @@ def _files_are_what_they_are_called(plant):
 
 
 def _wishes_are_heard_whenever_they_come(plant):
-    plant(Decisions, "_receive", lambda self, wish: self._waiting.append(wish))
+    plant(WishQueue, "_receive", lambda self, wish: self._waiting.append(wish))
 
 
 def _what_was_told_is_told_again(plant):

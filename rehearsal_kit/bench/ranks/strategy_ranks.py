@@ -16,14 +16,17 @@ from rehearsal_kit.compare.streams import CLASSES, CompareStream, stream_named
 from rehearsal_kit.learning.forward_pass import MiniBatch
 from rehearsal_kit.learning.learner import Learner
 from rehearsal_kit.learning.stored_outputs import for_layout, without_outputs
-from rehearsal_kit.learning.strategies.choice import named_strategy
+from rehearsal_kit.learning.strategies.choice import OURS, named_strategy
 from rehearsal_kit.learning.strategies.strategy import Strategy
 from rehearsal_kit.rank.live_settings import LiveSettings
 
 SEED = 0
 POOL = 8
 """Different mini-batches, used again and again."""
-STRATEGIES = ("Incremental", "ER", "AGEM", "DER", "DERpp")
+STRATEGIES = tuple(
+    kind.__name__ for kind in OURS if kind.tasks is Strategy.tasks or kind.replays or kind.distils
+)
+"""All of ours whose step differs from Incremental's in more than the tasks its samples are from."""
 
 
 @dataclass(frozen=True)

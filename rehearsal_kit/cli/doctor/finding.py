@@ -28,7 +28,7 @@ def well(findings: Sequence[Finding]) -> bool:
 
 def report(findings: Sequence[Finding], *, width: int | None = None) -> str:
     """One line for each finding: what, found, fix; longer ones go on below."""
-    width = width or shutil.get_terminal_size((100, 24)).columns
+    width = shutil.get_terminal_size((100, 24)).columns if width is None else width
     column = max(len(finding.what) for finding in findings)
     lines = []
     for finding in findings:

@@ -8,10 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rehearsal_kit.base.errors import SettingsError
+from rehearsal_kit.data.scans.geometry import EV_TIMES_M
 from rehearsal_kit.data.scans.scan import Floats
-
-EV_TIMES_M = 1.23984198433e-6
-"""Photon energy times wavelength."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

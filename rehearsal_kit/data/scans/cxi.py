@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rehearsal_kit.base.errors import ScanError
-from rehearsal_kit.data.scans.acquisition import EV_TIMES_M
+from rehearsal_kit.data.scans.geometry import EV_TIMES_M, object_pixel_m
 from rehearsal_kit.data.scans.hdf5 import attribute, dataset_of, find, values_of
 from rehearsal_kit.data.scans.scan import Floats, Scan
 
@@ -56,7 +56,9 @@ def describe(file: h5py.File) -> Scan:
             "(frame, row, column)."
         )
     energy, distance, pixel = _geometry(file)
-    object_pixel = _object_pixel(path, (energy, distance, pixel), frames.shape[1:])
+    object_pixel = None
+    if energy is not None and distance is not None and pixel is not None:
+        object_pixel = object_pixel_m(path, (energy, distance, pixel), frame_shape=frames.shape[1:])
     translations, units = _translations(file, len(frames))
     if units == "m" and object_pixel is None:
         raise ScanError(
@@ -119,26 +121,6 @@ def _quantity(file: h5py.File, at: str, units: Mapping[str, float]) -> float | N
     if not 0 < value < np.inf:
         raise ScanError(f"{file.filename}: {at} is {value}; it must be a number above zero.")
     return value * units[unit]
-
-
-def _object_pixel(
-    path: Path, geometry: tuple[float | None, float | None, float | None], shape: tuple[int, int]
-) -> float | None:
-    energy, distance, pixel = geometry
-    if energy is None or distance is None or pixel is None:
-        return None
-    if shape[0] != shape[1]:
-        raise ScanError(
-            f"{path}: frames are {shape[0]} x {shape[1]} pixels, which makes the pixels of the object "
-            "oblong; crop them to a square around the beam."
-        )
-    side = EV_TIMES_M / energy * distance / (shape[0] * pixel)
-    if not 1e-11 <= side <= 1e-5:
-        raise ScanError(
-            f"{path}: energy {energy:g} eV, distance {distance:g} m and pixel {pixel:g} m give an object "
-            f"pixel of {side:g} m, outside 0.01 nm to 10 µm; check their units."
-        )
-    return side
 
 
 def _translations(file: h5py.File, frames: int) -> tuple[Floats, str]:

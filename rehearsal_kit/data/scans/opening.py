@@ -18,11 +18,15 @@ from rehearsal_kit.data.scans.scan import Scan
 
 @dataclass(frozen=True)
 class _Layout:
+    mark: str
+    """What a file of it has, in words for whoever has a file of none."""
     recognises: Callable[[h5py.File], bool]
     describe: Callable[[h5py.File], Scan]
 
 
-LAYOUTS: Mapping[str, _Layout] = {"cxi": _Layout(cxi.recognises, cxi.describe)}
+LAYOUTS: Mapping[str, _Layout] = {
+    "cxi": _Layout("cxi_version at its root", cxi.recognises, cxi.describe),
+}
 """Layouts by name; the first that recognises a file reads it."""
 
 
@@ -40,7 +44,7 @@ def open_scan(path: str | Path, *, layout: str | None = None) -> Scan:
 
     Args:
         path: an HDF5 file.
-        layout: "cxi", or None to recognise it.
+        layout: one of {layouts}, or None to recognise it.
 
     Raises:
         NotYetError: no such file, or one that its writer has not finished.
@@ -53,6 +57,9 @@ def open_scan(path: str | Path, *, layout: str | None = None) -> Scan:
         return scan_in(file, layout=layout)
 
 
+open_scan.__doc__ = (open_scan.__doc__ or "").replace("{layouts}", ", ".join(f'"{name}"' for name in LAYOUTS))
+
+
 def scan_in(file: h5py.File, *, layout: str | None = None) -> Scan:
     """The scan in a file that is open already, as `open_scan` describes it; ScanError if there is none.
 
@@ -62,9 +69,10 @@ def scan_in(file: h5py.File, *, layout: str | None = None) -> Scan:
     for candidate in candidates:
         if layout is not None or candidate.recognises(file):
             return _without_markers(candidate.describe(file), file)
+    known = "; ".join(f"{name}, which has {each.mark}" for name, each in LAYOUTS.items())
     raise ScanError(
-        f"{file.filename}: is HDF5 of no known layout (known: {', '.join(LAYOUTS)}, which has cxi_version at "
-        "its root). Convert it, or pass layout= if it is one of these without its mark."
+        f"{file.filename}: is HDF5 of no known layout (known: {known}). Convert it, or pass layout= if it is "
+        "one of these without its mark."
     )
 
 
