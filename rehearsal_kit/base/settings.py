@@ -13,7 +13,13 @@ from typing import Any
 from rehearsal_kit.base.digests import DIGITS
 from rehearsal_kit.base.errors import SettingsError
 
-POLICIES = ("quotas", "reservoir", "fifo")
+POLICIES: Mapping[str, str] = {
+    "quotas": "an equal share per group",
+    "reservoir": "every sample ever seen equally likely",
+    "fifo": "the newest",
+}
+"""Policies of the buffer, and what stays by each once it is full. Their classes are those of the same names
+in `buffer/policies.py`."""
 
 
 def require_integer(name: str, value: object, *, low: int, high: int = 2**40) -> int:
@@ -103,8 +109,8 @@ class Rehearsal:
     capacity: int | str = 2000
     """Held over all ranks together: a number of samples, or of bytes such as "512 MiB"."""
     policy: str = "quotas"
-    """What stays: "quotas" (an equal share per group), "reservoir" (every sample ever seen equally likely) or
-    "fifo" (the newest)."""
+    """What stays once the buffer is full: one of the names in `POLICIES` of this file, which says what each
+    of them keeps, such as "quotas" (an equal share per group)."""
     draw: str = "samples"
     """What is equally likely to come back: every one of the stored "samples", or of their "groups"."""
     half: tuple[str, ...] = ()
@@ -117,7 +123,7 @@ class Rehearsal:
         require_integer("representatives", self.representatives, low=0)
         require_integer("distillation", self.distillation, low=0)
         require_integer("candidates", self.candidates, low=0)
-        require_one_of("policy", self.policy, POLICIES)
+        require_one_of("policy", self.policy, tuple(POLICIES))
         require_one_of("draw", self.draw, ("samples", "groups"))
         object.__setattr__(self, "half", tuple(self.half))
         if isinstance(self.capacity, str):

@@ -157,7 +157,12 @@ SETTINGS = _by_name([
         limits=Whole(0),
         text="Samples of a mini-batch that a full buffer is offered, per rank",
     ),
-    Setting(name="policy", owner="rehearsal", limits=Word(POLICIES), text="What stays in the buffer"),
+    Setting(
+        name="policy",
+        owner="rehearsal",
+        limits=Word(tuple(POLICIES)),
+        text=f"What stays in the buffer: {', '.join(f'{what} ({name})' for name, what in POLICIES.items())}",
+    ),
     Setting(
         name="batch",
         owner="training",

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from rehearsal_kit.base.errors import SettingsError
-from rehearsal_kit.base.settings import require_integer
+from rehearsal_kit.base.settings import POLICIES, require_integer
 from rehearsal_kit.bench.children import in_children, on_ranks
 from rehearsal_kit.bench.machine import Machine
 from rehearsal_kit.bench.ranks.exchange_costs import ExchangeCost, exchange_table
@@ -90,7 +90,7 @@ def _buffer(chosen: argparse.Namespace) -> int:
     sizes = growth.QUICK if chosen.quick else growth.Sizes()
     each = [(entry, workload, effort) for entry in beside_others.entries()]
     outcomes = in_children(beside_others.measure, each, say=_say, shared=chosen.quick)
-    policies = [(policy, sizes) for policy in growth.POLICIES]
+    policies = [(policy, sizes) for policy in POLICIES]
     found = in_children(growth.measure, policies, say=_say, shared=chosen.quick)
     tables = beside_others.table(outcomes, workload, effort), *growth_tables(found, sizes)
     data = {

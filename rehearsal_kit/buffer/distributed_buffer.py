@@ -178,15 +178,13 @@ class DistributedBuffer:
         staged = None
         with contextlib.suppress(RankError):
             staged = self._in_flight.result() if self._in_flight is not None else None
-        policy = self._store.policy
         return BufferState(
             layout=self.layout,
             policy=self._rehearsal.policy,
             seed=self._seed,
             capacity=self._background_job.capacity,
             contents=self._store.contents,
-            oldest=policy.oldest,
-            threshold=policy.threshold,
+            policy_state=self._store.policy.state(),
             step=self._step,
             pending=self._pending,
             drawn=staged.drawn if staged is not None else None,
@@ -214,9 +212,7 @@ class DistributedBuffer:
                 "the same, and the first step not begun."
             )
         self._background_job.resize(state.capacity, step=state.step)
-        self._store.fill(state.contents)
-        self._store.trim(state.threshold)
-        self._store.policy.oldest = state.oldest
+        self._store.fill(state.contents, state=state.policy_state)
         self._step, self._intake, self._pending = state.step, self._store.intake, state.pending
         if state.drawn is not None:
             drawn = replace(state.drawn, rows=state.drawn.rows.clone())

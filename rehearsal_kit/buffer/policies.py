@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,6 +22,9 @@ _FACTORS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 OPEN = 2**63 - 1
 """The threshold of a reservoir that has not been full yet: every tag lies below it."""
 
+PolicyState = Mapping[str, int | float]
+"""What a policy remembers beside the rows of its store: finite numbers by name."""
+
 
 @dataclass(frozen=True)
 class Intake:
@@ -34,8 +37,8 @@ class Intake:
 class AbstractPolicy(ABC):
     """Chooses what goes when something comes. A sample that is held already is none of its business.
 
-    One of your own is a class here and an entry in `POLICIES`; its name stands in `settings.POLICIES`, too.
-    Whatever it has to remember is `threshold` and `oldest`: these are what checkpoints keep.
+    One of your own is a class here and an entry in `POLICIES`, with its name and what stays by it in
+    `base/settings.py`. What it has to remember it tells by `state`: checkpoints keep that, whatever it is.
     """
 
     name: ClassVar[str]
@@ -44,26 +47,23 @@ class AbstractPolicy(ABC):
     """Whether it must know a sample again, by a field sample_id; only then `fit` and `may_stay` are asked."""
     takes_count: ClassVar[bool] = True
     """Whether a full store is offered exactly as many candidates as the settings say."""
-    by_age: ClassVar[bool] = False
-    """Whether the order of rows, from `oldest` on, says which came first."""
 
     def __init__(self, seed: int = 0) -> None:
         """seed: of the run, the same on all ranks."""
         self.threshold = OPEN
         """Only samples whose tag lies below it may be held, on all ranks alike."""
-        self.oldest = 0
-        """The row that goes next; ages fall from it upwards, around the end of the store."""
 
     @abstractmethod
     def candidates(self, identities: Rows | int, *, count: int, intake: Intake, random: _Random) -> Rows:
         """Which samples of a mini-batch to offer: identities of its samples, or only their number.
 
-        count: the number of candidates (c).
+        count: the number of candidates (c). intake: all that is known of the store; the policy that is asked
+        is another object than that of the store, and its own state is that of the beginning.
         """
 
     @abstractmethod
-    def make_room(self, group: int, index: GroupIndex, *, capacity: int, uniform: float) -> int:
-        """The row that a new sample of `group` replaces in a full store."""
+    def make_room(self, group: int, index: GroupIndex, *, capacity: int, uniform: float) -> int | None:
+        """The row that a new sample of `group` replaces in a full store; None turns the sample away."""
 
     @abstractmethod
     def kept(self, index: GroupIndex, *, capacity: int, random: _Random) -> list[int]:
@@ -75,6 +75,24 @@ class AbstractPolicy(ABC):
     def may_stay(self, identities: Rows) -> NDArray[np.bool_]:
         """Which of these samples, held or arriving, may be held."""
         return np.ones(len(identities), dtype=bool)
+
+    def state(self) -> PolicyState:
+        """All that it remembers and later choices depend on, under the same names at any time."""
+        return {}
+
+    def restore(self, state: PolicyState) -> None:  # noqa: B027 - most remember nothing
+        """Go on with what `state` or `dealt` gave."""
+
+    def dealt(self, states: Sequence[PolicyState], ranks: int) -> list[PolicyState]:
+        """What each of so many ranks goes on with, once the rows of those with these states are dealt anew.
+
+        Default: as this policy, which has just begun; what is held is its past.
+        """
+        return [self.state() for _ in range(ranks)]
+
+    def ages(self, rows: int) -> Rows | None:
+        """How many of so many rows came before each, so that they are dealt by age; None: by group."""
+        return None
 
 
 _Random = np.random.Generator
@@ -118,7 +136,11 @@ class FirstInFirstOut(AbstractPolicy):
     """The store holds the newest samples of its rank: the oldest goes first."""
 
     name = "fifo"
-    by_age = True
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__(seed)
+        self.oldest = 0
+        """The row that goes next; ages fall from it upwards, around the end of the store."""
 
     def candidates(self, identities: Rows | int, *, count: int, intake: Intake, random: _Random) -> Rows:
         """All while there is room, then exactly `count`, uniformly chosen."""
@@ -134,6 +156,18 @@ class FirstInFirstOut(AbstractPolicy):
         order = [(self.oldest + i) % len(index) for i in range(len(index))]
         self.oldest = 0
         return order[max(0, len(order) - capacity) :]
+
+    def state(self) -> PolicyState:
+        """The row that goes next."""
+        return {"oldest": self.oldest}
+
+    def restore(self, state: PolicyState) -> None:
+        """Go on with that row."""
+        self.oldest = int(state["oldest"])
+
+    def ages(self, rows: int) -> Rows | None:
+        """Counted from the row that goes next, around the end of the store."""
+        return (np.arange(rows) - self.oldest) % rows
 
 
 class Reservoir(AbstractPolicy):
@@ -194,6 +228,18 @@ class Reservoir(AbstractPolicy):
         """Those whose tag lies below the threshold."""
         below: NDArray[np.bool_] = self.tags(identities) < self.threshold
         return below
+
+    def state(self) -> PolicyState:
+        """The threshold."""
+        return {"threshold": self.threshold}
+
+    def restore(self, state: PolicyState) -> None:
+        """Go on with that threshold."""
+        self.threshold = int(state["threshold"])
+
+    def dealt(self, states: Sequence[PolicyState], ranks: int) -> list[PolicyState]:
+        """The lowest threshold for all."""
+        return [{"threshold": min(state["threshold"] for state in states)} for _ in range(ranks)]
 
 
 POLICIES: Mapping[str, type[AbstractPolicy]] = {

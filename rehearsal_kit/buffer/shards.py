@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -16,12 +17,17 @@ from numpy.typing import NDArray
 
 from rehearsal_kit.base.errors import SnapshotError
 from rehearsal_kit.base.tensor_files import TensorFile, per_block
+from rehearsal_kit.buffer.policies import OPEN, PolicyState
 from rehearsal_kit.buffer.row_layout import Field, RowLayout, Rows, Words
 
 FORMAT = 1
 ROWS = "rows"
 STORE, PENDING, DRAWN = "store", "pending", "drawn"
 SUFFIX, OLD_SUFFIX = ".safetensors", ".h5"
+STATE = "state/"
+"""With this begins the name, in `about`, of what a policy remembers."""
+BARE_STATE: PolicyState = {"oldest": 0, "threshold": OPEN}
+"""And these stand there without it, in every shard: versions up to November 2026 know no others."""
 
 
 class Shard(Protocol):
@@ -144,6 +150,32 @@ def layout_of(shard: Shard) -> RowLayout:
     return RowLayout(tuple(Field(**field) for field in fields))
 
 
+def state_as_text(state: PolicyState) -> dict[str, str]:
+    """What a policy remembers, for `about`."""
+    numbers = {**BARE_STATE, **state}
+    return {name if name in BARE_STATE else STATE + name: json.dumps(numbers[name]) for name in numbers}
+
+
+def state_of(shard: Shard) -> PolicyState:
+    """All that policies remember by this shard. SnapshotError if any of it is no number of 64 bits."""
+    named = {name.removeprefix(STATE): name for name in shard.about if name.startswith(STATE)}
+    state = {}
+    for name, key in {**{name: name for name in BARE_STATE}, **named}.items():
+        state[name] = json.loads(shard.about[key])
+        if not _is_plain(state[name]):
+            raise SnapshotError(
+                f"its policy remembers {name} {state[name]!r}; that must be a whole number of 64 bits or a "
+                "finite one"
+            )
+    return state
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, int) and not isinstance(value, bool) and -OPEN <= value <= OPEN
+
+
 TENSORS = {STORE: (ROWS, "groups", "places"), PENDING: (ROWS, "groups"), DRAWN: (ROWS, "owners", "second")}
 """Names of the tensors of each part; the last two parts may be missing."""
 
@@ -151,8 +183,9 @@ TENSORS = {STORE: (ROWS, "groups", "places"), PENDING: (ROWS, "groups"), DRAWN: 
 def _require_sound(shard: Shard) -> None:
     if shard.about["format"] != str(FORMAT):
         raise SnapshotError(f"it has format {shard.about['format']}; this version reads format {FORMAT}")
-    for name in ("seed", "capacity", "oldest", "threshold", "step"):
+    for name in ("seed", "capacity", "step"):
         int(shard.about[name])
+    state_of(shard)
     words = layout_of(shard).words
     for part, names in TENSORS.items():
         if part != STORE and f"{part}/{ROWS}" not in shard:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rehearsal_kit.base.errors import SnapshotError
 from rehearsal_kit.base.tensor_files import Sliced, Stored, Written, nothing, per_block, write_tensors
 from rehearsal_kit.buffer.group_index import GroupIndex
-from rehearsal_kit.buffer.policies import POLICIES, AbstractPolicy
+from rehearsal_kit.buffer.policies import POLICIES, AbstractPolicy, PolicyState, new_policy
 from rehearsal_kit.buffer.row_layout import IDENTITY, WORD, RowLayout, Rows
 from rehearsal_kit.buffer.shards import (
     DRAWN,
@@ -30,6 +30,8 @@ from rehearsal_kit.buffer.shards import (
     layout_as_text,
     layout_of,
     open_shard,
+    state_as_text,
+    state_of,
 )
 from rehearsal_kit.buffer.states import BufferState, Drawn, Pending
 from rehearsal_kit.buffer.store import Contents
@@ -54,7 +56,8 @@ def write_shard(
         f"{STORE}/groups": contents.groups,
         f"{STORE}/places": contents.places,
     }
-    about = {name: str(getattr(state, name)) for name in (*COMMON[1:], "oldest", "threshold")}
+    about = {name: str(getattr(state, name)) for name in COMMON[1:]}
+    about |= state_as_text(state.policy_state)
     about |= {"format": str(FORMAT), "layout": layout_as_text(state.layout)}
     if pending is not None:
         numbers |= {f"{PENDING}/{ROWS}": pending.rows()}
@@ -89,7 +92,7 @@ def read_shards(folder: Path, *, rank: int, ranks: int, partial: bool = False) -
         warnings.warn(f"{folder}: {share} of the buffer are missing, and their samples lost.", stacklevel=2)
     if len(paths) == ranks and not missing:
         return _whole(open_shard(paths[rank]))
-    return _dealt([open_shard(path) for path in paths], slice(rank, None, ranks))
+    return _dealt([open_shard(path) for path in paths], rank=rank, ranks=ranks)
 
 
 def _whole(shard: Shard) -> BufferState:
@@ -107,13 +110,13 @@ def _whole(shard: Shard) -> BufferState:
         shard.read(f"{STORE}/groups"),
         shard.read(f"{STORE}/places"),
     )
-    return replace(
-        _common([shard], contents), pending=pending, drawn=drawn, oldest=int(shard.about["oldest"])
-    )
+    state = _state_of(shard, _new_policy(shard))
+    return replace(_common(shard, contents, state), pending=pending, drawn=drawn)
 
 
-def _dealt(shards: Sequence[Shard], mine: slice) -> BufferState:
-    layout = layout_of(shards[0])
+def _dealt(shards: Sequence[Shard], *, rank: int, ranks: int) -> BufferState:
+    _require_one_moment(shards)
+    layout, mine = layout_of(shards[0]), slice(rank, None, ranks)
     of, row = (part[mine] for part in _fair_order(shards, layout))
     groups = np.zeros(len(of), dtype=np.int64)
     sources = []
@@ -129,7 +132,9 @@ def _dealt(shards: Sequence[Shard], mine: slice) -> BufferState:
         offered = np.concatenate([shard.read(f"{PENDING}/{ROWS}") for shard in parts])[mine]
         of_groups = np.concatenate([shard.read(f"{PENDING}/groups") for shard in parts])[mine]
         pending = _handed_over(offered, of_groups)
-    return replace(_common(shards, contents), pending=pending)
+    policy = _new_policy(shards[0])
+    states = policy.dealt([_state_of(shard, policy) for shard in shards], ranks)
+    return replace(_common(shards[0], contents, states[rank]), pending=pending)
 
 
 def _fair_order(shards: Sequence[Shard], layout: RowLayout) -> tuple[Rows, Rows]:
@@ -137,13 +142,10 @@ def _fair_order(shards: Sequence[Shard], layout: RowLayout) -> tuple[Rows, Rows]
     sizes = [shard.shape(f"{STORE}/groups")[0] for shard in shards]
     of = np.repeat(np.arange(len(shards)), sizes)
     row = np.concatenate([np.arange(size) for size in sizes])
-    if _policy_of(shards[0]).by_age:  # oldest first, age counted as a share of each shard
-        ages = [
-            (np.arange(size) - int(shard.about["oldest"])) % size / size
-            for size, shard in zip(sizes, shards, strict=True)
-            if size
-        ]
-        order = np.lexsort((of, np.concatenate(ages) if ages else of))
+    ages = [_ages(shard, size) for shard, size in zip(shards, sizes, strict=True) if size]
+    by_age = [age / len(age) for age in ages if age is not None]
+    if by_age:  # oldest first, age counted as a share of each shard
+        order = np.lexsort((of, np.concatenate(by_age)))
     else:
         groups = np.concatenate([shard.read(f"{STORE}/groups") for shard in shards])
         places = np.concatenate([shard.read(f"{STORE}/places") for shard in shards])
@@ -155,14 +157,30 @@ def _fair_order(shards: Sequence[Shard], layout: RowLayout) -> tuple[Rows, Rows]
     return of[order], row[order]
 
 
-def _policy_of(shard: Shard) -> type[AbstractPolicy]:
+def _ages(shard: Shard, rows: int) -> Rows | None:
+    policy = _new_policy(shard)
+    policy.restore(_state_of(shard, policy))
+    return policy.ages(rows)
+
+
+def _state_of(shard: Shard, policy: AbstractPolicy) -> PolicyState:
+    found = state_of(shard)
+    if missing := [name for name in policy.state() if name not in found]:
+        raise SnapshotError(
+            f"a shard of the policy {policy.name} lacks {', '.join(missing)}, which that remembers. Read it "
+            "with the version that wrote it."
+        )
+    return {name: found[name] for name in policy.state()}
+
+
+def _new_policy(shard: Shard) -> AbstractPolicy:
     name = shard.about["policy"]
     if name not in POLICIES:
         raise SnapshotError(
             f"a shard was written with the policy {name!r}, which is not there; known are "
             f"{', '.join(POLICIES)}. Read it with the version that wrote it."
         )
-    return POLICIES[name]
+    return new_policy(name, int(shard.about["seed"]))
 
 
 def _column(shard: Shard, word: int) -> NDArray[np.int64]:
@@ -174,20 +192,22 @@ def _column(shard: Shard, word: int) -> NDArray[np.int64]:
     return column
 
 
-def _common(shards: Sequence[Shard], contents: Contents) -> BufferState:
+def _require_one_moment(shards: Sequence[Shard]) -> None:
     for name in COMMON:
         found = {shard.about[name] for shard in shards}
         if len(found) > 1:
             raise SnapshotError(f"the shards differ in {name}: {found}; they must be of the same moment.")
-    about = shards[0].about
+
+
+def _common(shard: Shard, contents: Contents, policy_state: PolicyState) -> BufferState:
+    about = shard.about
     return BufferState(
-        layout=layout_of(shards[0]),
+        layout=layout_of(shard),
         policy=about["policy"],
         seed=int(about["seed"]),
         capacity=int(about["capacity"]),
         contents=contents,
-        oldest=0,
-        threshold=min(int(shard.about["threshold"]) for shard in shards),
+        policy_state=policy_state,
         step=int(about["step"]),
         pending=None,
         drawn=None,

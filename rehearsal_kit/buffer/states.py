@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from rehearsal_kit.base.settings import Rehearsal
 from rehearsal_kit.buffer.frozen_rows import release
+from rehearsal_kit.buffer.policies import PolicyState
 from rehearsal_kit.buffer.row_layout import RowLayout, Words
 from rehearsal_kit.buffer.staging import Delivered
 from rehearsal_kit.buffer.store import Contents
@@ -118,8 +119,8 @@ class BufferState:
     capacity: int
     """Samples over all ranks."""
     contents: Contents
-    oldest: int
-    threshold: int
+    policy_state: PolicyState
+    """What the policy remembers."""
     step: int
     """The last step that was begun."""
     pending: Pending | None

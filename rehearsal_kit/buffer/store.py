@@ -13,7 +13,7 @@ from rehearsal_kit.base.byte_units import MIB
 from rehearsal_kit.base.errors import SettingsError
 from rehearsal_kit.buffer.frozen_rows import FrozenRows
 from rehearsal_kit.buffer.group_index import GroupIndex
-from rehearsal_kit.buffer.policies import AbstractPolicy, Intake
+from rehearsal_kit.buffer.policies import AbstractPolicy, Intake, PolicyState
 from rehearsal_kit.buffer.row_layout import Accepted, RowLayout, Rows, Samples, Words
 
 CHUNK = 4096
@@ -109,6 +109,8 @@ class LocalStore:
     ) -> None:
         """Store these samples, or the chosen ones among them, each in a free row or in place of another.
 
+        A policy may turn samples away from a full store.
+
         groups: the group of each sample to store. Where two of them meet in a row the later one stays.
         SettingsError, and nothing is stored, if names, shapes or dtypes are not those of this store, or a
         value is not finite where it must be.
@@ -155,14 +157,18 @@ class LocalStore:
         """Keep what is held, and let another policy decide from now on.
 
         What is held becomes the past of the new policy: a reservoir is fair to all that come later and to
-        what is held now, not to what was let go before; for first-in-first-out rows are as old as their
-        numbers are low.
+        what is held now, not to what was let go before; for policies that go by age rows are as old as
+        their numbers are low.
         """
         require_identity(policy, self.layout)
         self.policy = policy
 
-    def fill(self, contents: Contents) -> None:
-        """Hold exactly this; for a store that is empty. SettingsError if it does not fit."""
+    def fill(self, contents: Contents, *, state: PolicyState | None = None) -> None:
+        """Hold exactly this; for a store that is empty. SettingsError if it does not fit.
+
+        state: what the policy remembered of it; samples that may not stay by that are let go of. None: the
+        policy goes on with what it is.
+        """
         count, words = contents.rows.shape
         if len(self) or count > self.capacity or words != self.layout.words:
             raise SettingsError(
@@ -175,6 +181,10 @@ class LocalStore:
         else:
             contents.rows.copy_into(self._rows[:count])
         self._adopt(self._rows, count, GroupIndex.of(contents.groups.tolist(), contents.places.tolist()))
+        if state is not None:
+            self.policy.restore(state)
+            if self.policy.needs_identity:
+                self._let_go()
 
     # Placing --------------------------------------------------------------------------------------------
 
@@ -190,7 +200,9 @@ class LocalStore:
         uniform = random.random(accepted.count).tolist()
         known = None if identities is None else identities.tolist()
         source_of = {
-            self._place(groups[i], None if known is None else known[i], uniform[i]): i for i in which.tolist()
+            row: i
+            for i in which.tolist()
+            if (row := self._place(groups[i], None if known is None else known[i], uniform[i])) is not None
         }
         rows, sources = (np.array(list(n), dtype=np.int64) for n in (source_of, source_of.values()))
         self._before(rows)
@@ -202,7 +214,8 @@ class LocalStore:
         for frozen in self._frozen:
             frozen.keep(changing)
 
-    def _place(self, group: int, identity: int | None, uniform: float) -> int:
+    def _place(self, group: int, identity: int | None, uniform: float) -> int | None:
+        """The row that this sample gets; None where the policy turns it away."""
         row = None if identity is None else self._row_of.get(identity)
         if row is not None:
             self.index.assign(row, group)
@@ -211,6 +224,8 @@ class LocalStore:
             row = self.index.append(group)
         else:
             row = self.policy.make_room(group, self.index, capacity=self.capacity, uniform=uniform)
+            if row is None:
+                return None
             self.index.assign(row, group)
             self._row_of.pop(int(self._identity[row]), None)
         if identity is not None:

@@ -68,6 +68,13 @@ def test_a_wrong_value_is_named_with_what_is_allowed(make, values):
         make(**values)
 
 
+@pytest.mark.parametrize("make", [Rehearsal, Steer])
+def test_an_unknown_policy_is_refused_with_those_there_are(make):
+    said = "policy is 'random'; it must be one of 'quotas', 'reservoir', 'fifo'"
+    with pytest.raises(SettingsError, match=said):
+        make(policy="random")
+
+
 @pytest.mark.parametrize("drawn", ["representatives", "distillation"])
 def test_no_draw_can_ask_for_more_than_is_ever_held(drawn):
     with pytest.raises(SettingsError, match="at most 20 samples"):

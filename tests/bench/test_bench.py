@@ -18,6 +18,7 @@ import torch
 
 from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.base.processes import words
+from rehearsal_kit.base.settings import POLICIES
 from rehearsal_kit.bench.ranks.exchange_ranks import Rows, measure_exchange
 from rehearsal_kit.bench.ranks.plan_costs import RANKS, REPRESENTATIVES
 from rehearsal_kit.bench.ranks.step_costs import StepCost
@@ -34,7 +35,7 @@ from rehearsal_kit.bench.run.undisturbed_ranks import (
     ROUND,
 )
 from rehearsal_kit.bench.spread import Interval, Spread
-from rehearsal_kit.bench.store import beside_others, growth
+from rehearsal_kit.bench.store import beside_others
 from rehearsal_kit.bench.store.floor import Floor
 from rehearsal_kit.bench.store.ours import OurStore
 from rehearsal_kit.bench.store.workload import TaskStream, Workload
@@ -99,7 +100,7 @@ def test_buffer(tmp_path, capsys):
 
 
 def growing(found: list[dict]) -> None:
-    assert [one["policy"] for one in found] == ["quotas", "reservoir", "fifo"]
+    assert [one["policy"] for one in found] == list(POLICIES)
     for one in found:
         assert abs(one["resident"]["ratio"] - 1) < 0.05
         assert one["resident"]["before"] > 2**20
@@ -236,7 +237,7 @@ def test_the_floor_accepts_with_the_probability_of_a_reservoir():
     assert floor.draw()["values"].shape == (7, 1)
 
 
-@pytest.mark.parametrize("policy", growth.POLICIES)
+@pytest.mark.parametrize("policy", POLICIES)
 def test_a_local_store_is_full_and_draws_what_was_offered(policy):
     store = OurStore(SMALL, policy).fill()
     assert store.held == SMALL.capacity

@@ -33,7 +33,7 @@ def stream(groups, *, local, seed=5):
             buffer.offer({"sample_id": identities(groups.rank, step % (STEPS // 2))}, group=0)
         buffer.advance()
         state = buffer.state()
-        return layout.unpack(state.contents.rows)["sample_id"].tolist(), state.threshold
+        return layout.unpack(state.contents.rows)["sample_id"].tolist(), state.policy_state["threshold"]
 
 
 def stream_global(groups):

@@ -16,15 +16,16 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from samples import assert_whole, batch_of, new_buffer
 
+from rehearsal_kit.base import settings as settings_of_the_kit
 from rehearsal_kit.base import tensor_files
 from rehearsal_kit.base.errors import SettingsError, SnapshotError
 from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.base.settings import Rehearsal
 from rehearsal_kit.buffer.distributed_buffer import DistributedBuffer
+from rehearsal_kit.buffer.policies import POLICIES, Quotas
 from rehearsal_kit.buffer.snapshots import read_shards, write_shard
 from rehearsal_kit.buffer.states import Round
 
-POLICIES = ["quotas", "reservoir", "fifo"]
 BREAK, END = 14, 26
 
 
@@ -135,6 +136,68 @@ def test_dealing_keeps_the_order_of_age(tmp_path):
         assert steps == sorted(steps)
 
 
+class Counting(Quotas):
+    """A policy with a state of its own: how many samples a full store was offered, and a mean of theirs."""
+
+    name = "counting"
+
+    def __init__(self, seed=0):
+        super().__init__(seed)
+        self.counted, self.mean = 0, 0.5
+
+    def make_room(self, group, index, *, capacity, uniform):
+        self.counted += 1
+        self.mean += (uniform - self.mean) / self.counted
+        return super().make_room(group, index, capacity=capacity, uniform=uniform)
+
+    def state(self):
+        return {"counted": self.counted, "mean": self.mean}
+
+    def restore(self, state):
+        self.counted, self.mean = state["counted"], state["mean"]
+
+
+class Shared(Counting):
+    def dealt(self, states, ranks):
+        total = sum(state["counted"] for state in states)
+        return [{"counted": len(range(rank, total, ranks)), "mean": 0.25} for rank in range(ranks)]
+
+
+@pytest.fixture
+def counting(monkeypatch):
+    def known(kind):
+        monkeypatch.setitem(POLICIES, "counting", kind)
+        monkeypatch.setitem(settings_of_the_kit.POLICIES, "counting", "as quotas, and counted")
+
+    return known
+
+
+def test_what_a_policy_remembers_is_restored_whatever_it_is(tmp_path, counting):
+    counting(Counting)
+    path = alone(tmp_path, "counting")
+    state = read_shards(tmp_path, rank=0, ranks=1)
+    assert state.policy_state["counted"] > 1
+    assert 0 < state.policy_state["mean"] < 1
+    buffer = new_buffer(ProcessGroups(0, 1), policy="counting")
+    buffer.restore(state)
+    assert buffer.state().policy_state == state.policy_state
+    buffer.close()
+    as_before(path)
+    with pytest.raises(SnapshotError, match="policy counting lacks counted, mean"):
+        read_shards(tmp_path, rank=0, ranks=1)
+
+
+def test_on_another_number_of_ranks_a_policy_begins_anew_or_as_it_says_itself(tmp_path, counting):
+    counting(Counting)
+    alone(tmp_path, "counting")
+    written = read_shards(tmp_path, rank=0, ranks=1).policy_state["counted"]
+    for rank in range(3):
+        assert read_shards(tmp_path, rank=rank, ranks=3).policy_state == {"counted": 0, "mean": 0.5}
+    counting(Shared)
+    states = [read_shards(tmp_path, rank=rank, ranks=3).policy_state for rank in range(3)]
+    assert sum(state["counted"] for state in states) == written
+
+
 def test_a_missing_shard_is_said_and_counted(three_ranks, tmp_path):
     three_ranks(interrupted, str(tmp_path), "quotas", ())
     (tmp_path / "buffer-00001-of-00003.safetensors").unlink()
@@ -162,6 +225,14 @@ def damaged_layout(tensors, about):
 
 def damaged_number(tensors, about):
     about["step"] = "twelve"
+
+
+def damaged_state(tensors, about):
+    about["threshold"] = "NaN"
+
+
+def damaged_state_of_its_own(tensors, about):
+    about["state/counted"] = "true"
 
 
 def damaged_rows(tensors, about):
@@ -194,6 +265,8 @@ def damaged_truth(tensors, about):
         (damaged_format, "format 99"),
         (damaged_layout, "dtype 'load'"),
         (damaged_number, "twelve"),
+        (damaged_state, "threshold nan; that must be"),
+        (damaged_state_of_its_own, "counted True; that must be"),
         (damaged_rows, "a row has"),
         (damaged_places, "not consistent"),
         (damaged_parts, "cannot be read"),
@@ -257,7 +330,7 @@ def everything(folder, rank, ranks):
     state = read_shards(folder, rank=rank, ranks=ranks)
     offered = state.pending.rows().tolist() if state.pending else None
     drawn = (state.drawn.rows.tolist(), state.drawn.second.tolist()) if state.drawn else None
-    kept = (state.layout, state.policy, state.seed, state.capacity, state.oldest, state.threshold, state.step)
+    kept = (state.layout, state.policy, state.seed, state.capacity, state.policy_state, state.step)
     contents = state.contents
     return (
         *kept,
@@ -269,7 +342,7 @@ def everything(folder, rank, ranks):
     )
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", ["quotas", "reservoir", "fifo"])  # those that there were
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_a_shard_of_an_earlier_version_says_the_same(tmp_path, policy, ranks):
     path = alone(tmp_path, policy)

@@ -60,7 +60,7 @@ SMALL = RowLayout.of({"x": torch.zeros(0, 64)})
 def copied(number: int, rank: int, *, rows=None, layout=LAYOUT) -> CheckpointCopy:
     rows = np.full((ROWS, layout.words), 7, np.int64) if rows is None else rows
     state = BufferState(
-        layout=layout, policy="quotas", seed=1, capacity=2 * ROWS, oldest=0, threshold=2**63 - 1, step=number,
+        layout=layout, policy="quotas", seed=1, capacity=2 * ROWS, policy_state={}, step=number,
         contents=Contents(rows, np.zeros(ROWS, np.int64), np.arange(ROWS)), pending=None, drawn=None,
     )  # fmt: skip
     tensors = {"now.weights.w": torch.full((3,), float(number))} if rank == 0 else {}

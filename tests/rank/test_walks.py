@@ -22,6 +22,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from walks import MEANWHILE, SIZES, Generation, Walk, broken_promises, carry_out, walk_tasks
 
+from rehearsal_kit.buffer.policies import POLICIES
 from rehearsal_kit.data import open_experience
 from rehearsal_kit.data.scans.files import facts_of
 from rehearsal_kit.rank import reporter, resumption
@@ -164,7 +165,7 @@ def walks(draw: st.DrawFn) -> Walk:
     return Walk(
         ranks=draw(st.sampled_from([1, 2, 3])),
         strategy=draw(st.sampled_from(["ER", "DERpp", "AGEM", "FromScratch", "Incremental"])),
-        policy=draw(st.sampled_from(["quotas", "reservoir", "fifo"])),
+        policy=draw(st.sampled_from(list(POLICIES))),
         generations=tuple(parts),
     )
 

@@ -13,7 +13,6 @@ from rehearsal_kit.bench.store.ours import OurStore
 from rehearsal_kit.bench.store.side_by_side import cpu_us
 from rehearsal_kit.bench.store.workload import SLIM_FIELDS, WIDE_FIELDS, TaskStream, Workload
 
-POLICIES = ("quotas", "reservoir", "fifo")
 BLOCK = 10
 """Steps between two looks at the clock where the stream's length is what changes."""
 STREAM_CAPACITY = 1000

@@ -11,7 +11,7 @@ from rehearsal_kit.bench.store.workload import Contestant, TaskStream, Workload,
 from rehearsal_kit.buffer.distributed_buffer import DistributedBuffer
 from rehearsal_kit.buffer.draw_plan import plan_draw
 from rehearsal_kit.buffer.exchange import GroupExchange
-from rehearsal_kit.buffer.policies import Reservoir, new_policy
+from rehearsal_kit.buffer.policies import PolicyState, new_policy
 from rehearsal_kit.buffer.row_layout import RowLayout
 from rehearsal_kit.buffer.store import Contents, LocalStore
 
@@ -23,18 +23,19 @@ GROUPS = 4
 class OurStore:
     """A `LocalStore` as one rank's background job uses it, without the hand-over.
 
-    stream: default one of its own; the reservoir needs samples with numbers.
+    stream: default one of its own; some policies, such as the reservoir, need samples with numbers.
     """
 
     def __init__(self, workload: Workload, policy: str, *, stream: TaskStream | None = None) -> None:
         self._workload = workload
-        self._stream = stream or TaskStream(workload, identified=policy == "reservoir")
+        chosen = new_policy(policy, SEED)
+        self._stream = stream or TaskStream(workload, identified=chosen.needs_identity)
         self._layout = RowLayout.of(self._stream.next(0))
-        self._store = LocalStore(self._layout, workload.capacity, policy=new_policy(policy, SEED))
+        self._store = LocalStore(self._layout, workload.capacity, policy=chosen)
         self._choosing, self._storing = Rekeyed(SEED, "candidates"), Rekeyed(SEED, "store")
         self._drawing = Rekeyed(SEED, "draw")
         self._updates = self._draws = 0
-        self._kept: tuple[Contents, int] | None = None
+        self._kept: tuple[Contents, PolicyState] | None = None
 
     @property
     def row_bytes(self) -> int:
@@ -77,17 +78,16 @@ class OurStore:
     def keep(self) -> OurStore:
         """Remember what is stored now, for `go_back`."""
         held = self._store.contents
-        self._kept = Contents(held.rows[:].copy(), held.groups, held.places), self._store.policy.threshold
+        self._kept = Contents(held.rows[:].copy(), held.groups, held.places), self._store.policy.state()
         return self
 
     def go_back(self) -> None:
-        """Hold again what was remembered (reservoir); the stream goes on with new samples."""
+        """Hold again what was remembered; the stream goes on with new samples."""
         if self._kept is not None:
-            contents, threshold = self._kept
-            policy = Reservoir(SEED)
-            policy.threshold = threshold
+            contents, state = self._kept
+            policy = new_policy(self._store.policy.name, SEED)
             self._store = LocalStore(self._layout, self._workload.capacity, policy=policy)
-            self._store.fill(contents)
+            self._store.fill(contents, state=state)
 
     def contestant(self) -> Contestant:
         """The store as one of those that are measured."""
