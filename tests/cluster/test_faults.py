@@ -268,7 +268,8 @@ def test_a_pause_longer_than_any_patience(cluster, expected, tmp_path, seconds):
     with session_on(cluster, tmp_path / "run", recovery=recovery) as session:
         session.start()
         until(session, lambda timeline: timeline.records(Steps))
-        answered(session, session.pause())
+        session.pause()
+        session.until(lambda session: session.state == "paused", timeout=DEADLINE_S)  # told after the last step
         still, later = step_told(session), time.monotonic() + seconds
         wait_for(lambda: time.monotonic() > later, timeout_s=seconds + 5)
         assert session.state == "paused"
