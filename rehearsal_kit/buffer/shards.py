@@ -25,7 +25,7 @@ ROWS = "rows"
 STORE, PENDING, DRAWN = "store", "pending", "drawn"
 SUFFIX, OLD_SUFFIX = ".safetensors", ".h5"
 STATE = "state/"
-"""With this begins the name, in `about`, of what a policy remembers."""
+"""The beginning of the name, in `about`, of what a policy remembers."""
 BARE_STATE: PolicyState = {"oldest": 0, "threshold": OPEN}
 """And these stand there without it, in every shard: versions up to November 2026 know no others."""
 
