@@ -72,7 +72,7 @@ def nothing_runs() -> bool:
 
 
 def test_on_the_simulated_beamline_rehearsal_forgets_less_than_naive_training(tmp_path):
-    options = ["--tasks", 2, "--epochs", 4, "--json", tmp_path / "table.json"]
+    options = ["--tasks", 2, "--epochs", 2, "--json", tmp_path / "table.json"]
     done = run("demo", "--run", tmp_path / "run", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     data, said = json.loads((tmp_path / "table.json").read_text()), done.stdout
