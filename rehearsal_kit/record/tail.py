@@ -6,8 +6,7 @@ import logging
 import threading
 from pathlib import Path
 
-from tqdm import tqdm
-
+from rehearsal_kit.base.terminal_bar import TerminalBar
 from rehearsal_kit.record.record_lines import RecordLines
 from rehearsal_kit.record.records import Record
 from rehearsal_kit.record.run_folder import RunFolder
@@ -37,15 +36,11 @@ class _Source:
             self._begin(timeline)
         path = self._file.path
         left = (path.stat().st_size if path.is_file() else 0) - self._file.offset
-        with tqdm(
-            desc=f"reading {path.name}", total=left, unit="B", unit_scale=True, leave=False,
-            disable=left < LONG,
-        ) as bar:  # fmt: skip
-            before = self._file.offset
+        if left < LONG:  # no bar: this is called every second, and one takes a lock that all bars share
             for _, record in self._file.read(self.known):
                 self._take(timeline, record)
-                bar.update(self._file.offset - before)
-                before = self._file.offset
+        else:
+            self._show_reading(timeline, left)
         self._follow(timeline)
 
     def hear(self, timeline: Timeline, record: Record, line: int) -> None:
@@ -57,6 +52,16 @@ class _Source:
         elif line == self.known:
             self._take(timeline, record)
             self._follow(timeline)
+
+    def _show_reading(self, timeline: Timeline, left: int) -> None:
+        with TerminalBar(
+            desc=f"reading {self._file.path.name}", total=left, unit="B", unit_scale=True, leave=False
+        ) as bar:
+            before = self._file.offset
+            for _, record in self._file.read(self.known):
+                self._take(timeline, record)
+                bar.update(self._file.offset - before)
+                before = self._file.offset
 
     def _begin(self, timeline: Timeline) -> None:
         begun = begin(self._file.path, timeline)

@@ -7,9 +7,8 @@ import time
 from collections.abc import Sequence
 from typing import Any, TextIO
 
-from tqdm import tqdm
-
 from rehearsal_kit.base.errors import RankError
+from rehearsal_kit.base.terminal_bar import TerminalBar
 from rehearsal_kit.record.rank_records import GenerationEnded
 from rehearsal_kit.record.records import (
     BranchBegan,
@@ -79,14 +78,13 @@ def train_to_the_end(session: Session, title: str, *, expected: int, finish: boo
 def new_bar(title: str) -> Any:
     """One line that is renewed on a terminal; in a file or a pipe, a plain line now and then.
 
-    It shows nothing until it is asked to. A bar that is interrupted while it is made would keep tqdm's lock,
-    and whichever thread collects it as garbage would wait for that for ever: that of Dask's connection did.
+    It shows nothing until it is asked to: a bar that is interrupted while it is made would keep tqdm's lock.
     """
     common: dict[str, Any] = {"desc": title, "unit": "step", "delay": SOON_S}
     if sys.stderr.isatty():
-        return tqdm(**common, dynamic_ncols=True)
+        return TerminalBar(**common, dynamic_ncols=True)
     lines: Any = PlainLines(sys.stderr)
-    return tqdm(**common, file=lines, mininterval=PLAIN_S, maxinterval=PLAIN_S)
+    return TerminalBar(**common, file=lines, mininterval=PLAIN_S, maxinterval=PLAIN_S)
 
 
 class PlainLines:
