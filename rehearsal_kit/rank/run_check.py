@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from rehearsal_kit.base.errors import RehearsalKitError, SettingsError, said_where
 from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.base.settings import Recovery, Rehearsal, Training
+from rehearsal_kit.base.steerable import SETTINGS
 from rehearsal_kit.base.tensor_files import NAMES
 from rehearsal_kit.buffer.row_layout import IDENTITY, Samples
 from rehearsal_kit.data.experience import NUMBER
@@ -25,7 +26,7 @@ from rehearsal_kit.learning.forward_pass import MiniBatch
 from rehearsal_kit.learning.learner import Learner
 from rehearsal_kit.learning.networks.network import why_not_again
 from rehearsal_kit.learning.stored_outputs import with_outputs
-from rehearsal_kit.learning.strategies.choice import OURS, require_suited
+from rehearsal_kit.learning.strategies.choice import own_code, plain_strategy, require_suited
 from rehearsal_kit.learning.strategies.strategy import Strategy
 from rehearsal_kit.rank.live_settings import LiveSettings
 from rehearsal_kit.rank.run_spec import RunSettings, RunSpec
@@ -57,6 +58,8 @@ def require_sound(settings: RunSettings, network: object) -> None:
     if not isinstance(network, torch.nn.Module):
         raise SettingsError(f"network is {network!r}; it must be a torch.nn.Module{_called(network)}.")
     require_suited(settings.strategy, settings.rehearsal)
+    for name, value in plain_strategy(settings.strategy).items():
+        SETTINGS[name].require(value)  # a checkpoint with another could not be taken up
     _require_storable(network)
     trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
     for name, parameter in trained.items():
@@ -78,8 +81,8 @@ def given_again(network: torch.nn.Module, strategy: Strategy) -> str:
     reasons = {}
     if reason := why_not_again(network):
         reasons["network"] = reason
-    if type(strategy) not in OURS:
-        reasons["strategy"] = f"the strategy {strategy.name} is not one of ours"
+    if reason := own_code(strategy):
+        reasons["strategy"] = reason
     if not reasons:
         return ""
     given = ", ".join(f"{what}=..." for what in reasons)

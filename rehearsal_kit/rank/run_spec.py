@@ -31,7 +31,7 @@ from rehearsal_kit.learning.module_state import freeze, frozen_parameters, still
 from rehearsal_kit.learning.networks.network import network_again, plain_arguments
 from rehearsal_kit.learning.networks.registry import NETWORKS
 from rehearsal_kit.learning.signature import Signature
-from rehearsal_kit.learning.strategies.choice import WEIGHTS, named_strategy, plain_strategy
+from rehearsal_kit.learning.strategies.choice import WEIGHTS, named_strategy, own_code, plain_strategy
 from rehearsal_kit.learning.strategies.strategy import Strategy
 from rehearsal_kit.record.run_folder import RunFolder
 
@@ -95,6 +95,7 @@ def keep_spec(spec: RunSpec, *, ranks: int) -> None:
     settings = {
         "identity": secrets.token_hex(8),
         **plain_strategy(spec.strategy),
+        "own strategy": own_code(spec.strategy),
         "network": {
             "class": f"{network.__module__}:{network.__qualname__}",
             "arguments": plain_arguments(spec.network),
@@ -141,6 +142,11 @@ def read_settings(run: RunFolder, strategy: Strategy | None = None) -> RunSettin
     """What `keep_spec` wrote. strategy: needed where it is not one of ours, else RunFolderError."""
     plain = _stored(run)
     if strategy is None:
+        if own := plain.get("own strategy"):  # runs of earlier versions do not say it
+            raise RunFolderError(
+                f"run {run.path} was made with {plain['strategy']}, and {own}; its folder does not hold that "
+                "code. Give it again: strategy=..."
+            )
         weights = {name: plain[name] for name in WEIGHTS if name in plain}
         try:
             strategy = named_strategy(plain["strategy"], **weights)

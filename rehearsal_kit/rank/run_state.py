@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rehearsal_kit.learning.strategies.choice import WEIGHTS, plain_strategy
 from rehearsal_kit.rank.live_settings import LiveSettings
 from rehearsal_kit.record.commands import BeginAgain, Steer
 from rehearsal_kit.record.replay_queue import Position
@@ -59,7 +60,11 @@ class RunState:
         """What `to_plain` made; first: the settings that the run began with."""
         values = {name: plain[name] for name in FATES if name != "live_settings"}
         spoilt = [range(*steps) for steps in values.pop("spoilt")]
-        live_settings = first.steered(Steer(**plain["in_force"]))
+        in_force = dict(plain["in_force"])
+        if in_force.get("strategy") == first.strategy.name:
+            has = plain_strategy(first.strategy)  # earlier versions told weights that are no fields, too
+            in_force = {name: value for name, value in in_force.items() if name not in WEIGHTS or name in has}
+        live_settings = first.steered(Steer(**in_force))
         return RunState(live_settings=live_settings, spoilt=spoilt, **values)
 
     def stepped(self) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from rehearsal_kit.base.errors import SettingsError
 from rehearsal_kit.base.settings import require_integer, with_tuples
-from rehearsal_kit.base.steerable import SETTINGS, Value, require_steerable
+from rehearsal_kit.base.steerable import OFF, SETTINGS, Value, require_steerable
 
 NOTE_LENGTH = 2000
 Box = tuple[float, float, float, float]
@@ -214,7 +214,11 @@ class Steer:
         require_steerable(settings)
         given = tuple((name, value) for name in SETTINGS if (value := settings.get(name)) is not None)
         if not given:
-            raise SettingsError(f"steer was called without a value; it takes any of: {', '.join(SETTINGS)}.")
+            off = [f'{name}="{OFF}"' for name in settings if SETTINGS[name].may_be_off]
+            none = f" For none, write {', '.join(off)}." if off else ""
+            raise SettingsError(
+                f"steer was called without a value; it takes any of: {', '.join(SETTINGS)}.{none}"
+            )
         for name, value in given:
             SETTINGS[name].require(value)
         object.__setattr__(self, "given", given)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import threading
 import time
@@ -28,6 +29,7 @@ from rehearsal_kit.session.results import left_out
 from rehearsal_kit.session.run_connection import LOOK_S, RunConnection
 from rehearsal_kit.session.steering import Steering
 
+LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -179,7 +181,8 @@ class Handle(Steering):
                 return value
             if ended:
                 ends = self._verdict()
-                raise SessionError(f"the run is {ends}, and what was waited for has not come. {self.error}")
+                said = f"the run is {ends}, and what was waited for has not come. {self.error}"
+                raise SessionError(said.rstrip())
             self._require_no_trouble(refused, trouble)
             if (left := deadline - time.monotonic()) <= 0:
                 raise TimeoutError(f"not in {timeout} s; the run is {self.state}, and it goes on.")
@@ -220,7 +223,10 @@ class Handle(Steering):
     def _let_go(self, stop: Wish | None = None) -> None:
         self._run_connection.close(stop)
         while self._on_close:
-            self._on_close.pop()()
+            try:
+                self._on_close.pop()()
+            except Exception:  # the others are to hear of it, and the connection is to be closed
+                LOG.exception("what was to be done at the close of %s failed", self.run.path)
         if self.state == "left":
             self._disconnect()
 

@@ -236,9 +236,7 @@ class RunConnection:
         refused = self._ask(begin_run, asdict(order), wishes, holder=self.holder, patience_s=patience_s)
         if refused:  # nothing was begun, so there are no last words of it to look for
             remove_unclaimed(self._run, first)
-            again = (
-                f"rk.resume({str(self._run.path)!r}, cluster) starts it, and what was asked is asked again"
-            )
+            again = f"rk.resume({str(self._run.path)!r}, cluster) starts it; then submit and watch again"
             self._end("failed", f"{refused} Once that is mended, {again}.")
         else:
             self._state = "live"

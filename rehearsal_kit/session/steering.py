@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec
 
+from rehearsal_kit.base.errors import SettingsError
 from rehearsal_kit.base.steerable import SETTINGS, Value
 from rehearsal_kit.data.folder_order import require_possible
 from rehearsal_kit.data.tensor_tasks import TensorTask, write_task
@@ -121,6 +122,10 @@ class Steering(ABC):
         weights, such as DERpp(alpha=0.3); the loss of the run stays.
         """
         weights = {} if strategy is None else steer_to(strategy)
+        if twice := [name for name in weights if settings.get(name) is not None]:
+            raise SettingsError(
+                f"{', '.join(twice)} came twice, by itself and with {strategy!r}; give it with the strategy."
+            )
         return self._wish(Steer(**{**settings, **weights}))
 
     def finish_task(self) -> int:

@@ -24,5 +24,5 @@ def remove_unclaimed(run: RunFolder, refused: Sequence[Wish]) -> None:
     with contextlib.suppress(OSError, RunFolderError):
         claimed = {run.find(str(entry.get("path", ""))) for entry in read_ledger(run.wishes)}
         for file in {run.find(path) for path in paths} - claimed:
-            if Path(file).parent == run.tasks:
+            if Path(file).parent == run.tasks and Path(file).stem.isdecimal():  # named by us
                 Path(file).unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from rehearsal_kit.base.errors import RunFolderError
 from rehearsal_kit.learning.networks import registry
 from rehearsal_kit.learning.networks.convnet import ConvNet
 from rehearsal_kit.learning.networks.network import Network, why_not_again
+from rehearsal_kit.learning.networks.ptychonn import PtychoNN
 from rehearsal_kit.learning.networks.registry import NETWORKS, network_class
 from rehearsal_kit.learning.networks.resnet import ResNet
 from rehearsal_kit.rank.run_spec import keep_spec, read_network
@@ -84,9 +85,33 @@ def one_buffer_more():
     return network
 
 
-@pytest.mark.parametrize(
-    "altered", [other_activation, other_head, one_buffer_more, lambda: ConvNet(width=4).double()]
-)
+def one_layer_twice():
+    network = PtychoNN(size="small")
+    network.phase = network.amplitude
+    return network
+
+
+def hooked():
+    network = ConvNet(width=4)
+    network.register_forward_hook(lambda module, inputs, outputs: outputs)
+    return network
+
+
+def other_forward():
+    network = ConvNet(width=4)
+    network.forward = lambda image: {}
+    return network
+
+
+ALTERED = [other_activation, other_head, one_buffer_more, lambda: ConvNet(width=4).double(), one_layer_twice]
+
+
+@pytest.mark.parametrize("altered", [hooked, other_forward])
+def test_one_that_computes_something_else_is_said_so(altered):
+    assert "was altered after it was made" in why_not_again(altered())
+
+
+@pytest.mark.parametrize("altered", ALTERED)
 def test_one_of_ours_that_was_altered_is_said_so_and_not_quietly_made_again_as_another(tmp_path, altered):
     network = altered()
     assert "was altered after it was made" in why_not_again(network)

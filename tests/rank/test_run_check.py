@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import copy
 import re
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
 from runkit import ALONE, CutOffError, Net, carry_out, class_tasks, job_in, job_in_existing
 
-from rehearsal_kit.base.errors import SettingsError
+from rehearsal_kit.base.errors import RunFolderError, SettingsError
 from rehearsal_kit.base.settings import Rehearsal, Training
 from rehearsal_kit.buffer.memory_limit import available_bytes
 from rehearsal_kit.data.tensor_tasks import TensorTask, write_task
 from rehearsal_kit.learning.networks.convnet import ConvNet
+from rehearsal_kit.learning.strategies.losses import supervised_loss
 from rehearsal_kit.learning.strategies.references import Incremental
 from rehearsal_kit.learning.strategies.replay import AGEM, ER
 from rehearsal_kit.learning.strategies.strategy import Strategy
 from rehearsal_kit.rank.checkpoint_files import find_checkpoints
+from rehearsal_kit.rank.live_settings import LiveSettings
 from rehearsal_kit.rank.run_check import dry_run, given_again, known_tasks, require_sound
+from rehearsal_kit.rank.run_spec import keep_spec, read_settings
+from rehearsal_kit.rank.run_state import RunState
 from rehearsal_kit.record.commands import Arrived, FinishStream, Resume, Steer, TakeCheckpoint, Watch
 from rehearsal_kit.record.ledger import read_ledger
 from rehearsal_kit.record.records import Applied, Noted, Restored, StateChanged, TaskEnded, TaskSetAside
@@ -95,6 +101,46 @@ def test_whoever_brings_code_learns_at_the_start_what_going_on_elsewhere_will_as
     both = given_again(Net(), Forgetful())
     assert "rk.resume(run, cluster, network=..., strategy=...)" in both
     assert "replay --network FILE.py:NAME --strategy FILE.py:NAME" in both
+
+
+def own_loss(outputs, targets):
+    return supervised_loss(outputs, targets)
+
+
+def test_an_own_loss_is_own_code_and_is_given_again(tmp_path):
+    spec = job_in(tmp_path / "run", strategy=ER(loss=own_loss))
+    assert "the loss of ER is one of your own" in given_again(ConvNet(), spec.strategy)
+    keep_spec(spec, ranks=1)
+    with pytest.raises(
+        RunFolderError, match=r"with ER, and the loss of ER is one of your own.*strategy=\.\.\."
+    ):
+        read_settings(spec.run)
+    assert read_settings(spec.run, spec.strategy).strategy.loss is own_loss
+
+
+def test_a_weight_with_which_no_checkpoint_could_be_taken_up_is_refused(tmp_path):
+    with pytest.raises(SettingsError, match=r"alpha is -0\.1"):
+        require_sound(job_in(tmp_path / "run", strategy=Negative()), Net())
+
+
+@dataclass(frozen=True)
+class Negative(Strategy):
+    alpha: float = -0.1
+
+    def terms(self, new, replayed, distilled):
+        raise AssertionError
+
+
+class Classy(ER):
+    alpha = 0.5  # no field: nothing that could be steered
+
+
+def test_what_is_no_field_of_an_own_strategy_is_none_of_its_weights():
+    first = LiveSettings.of(job_in_existing(Path("run")))
+    first = replace(first, strategy=Classy())
+    assert "alpha" not in first.plain
+    earlier = {**RunState(first).to_plain(), "in_force": {**first.plain, "alpha": 0.5}}
+    assert RunState.from_plain(earlier, first).live_settings == first
 
 
 # By a dry step -------------------------------------------------------------------------------------------

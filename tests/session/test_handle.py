@@ -108,6 +108,15 @@ def test_who_asked_for_it_is_called_once_when_the_session_has_let_go(line, sessi
     assert called == ["stopped"]
 
 
+def test_what_fails_at_the_close_keeps_nobody_from_hearing_of_it(line, session, caplog):
+    called = []
+    session.on_close(lambda: called.append(session.state))
+    session.on_close(lambda: 1 / 0)
+    session.leave()
+    assert called == ["left"]
+    assert "ZeroDivisionError" in caplog.text
+
+
 @pytest.mark.parametrize("let_go", ["close", "leave", "_discard"])
 def test_the_dashboard_is_closed_last_and_shows_how_the_run_ended(line, session, let_go):
     panel = dashboard(session)

@@ -65,7 +65,19 @@ def _is_altered(network: nn.Module) -> bool:
         return False
     # With weights: on torch's device "meta" they take no time, but the first use imports for a second.
     again = network_again(kind.__name__, network.arguments)
-    return repr(again) != repr(network) or _kinds(again) != _kinds(network)
+    return _face(again) != _face(network) or any(map(_is_hooked, network.modules()))
+
+
+def _face(network: nn.Module) -> tuple[object, ...]:
+    """What tells two networks apart: layers, tensors, and which of them are one and the same."""
+    parameters = [name for name, _ in network.named_parameters()]
+    modules = [name for name, _ in network.named_modules()]
+    return repr(network), _kinds(network), parameters, modules
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
+    return "forward" in vars(module) or any(hooks) or bool(module._backward_pre_hooks)
 
 
 def _kinds(network: nn.Module) -> dict[str, tuple[torch.Size, torch.dtype]]:

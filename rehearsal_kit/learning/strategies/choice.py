@@ -11,6 +11,7 @@ from rehearsal_kit.base.settings import Rehearsal
 from rehearsal_kit.base.steerable import SETTINGS
 from rehearsal_kit.buffer.row_layout import RowLayout
 from rehearsal_kit.learning.stored_outputs import stores_outputs
+from rehearsal_kit.learning.strategies.losses import supervised_loss
 from rehearsal_kit.learning.strategies.registry import STRATEGIES, strategy_class
 from rehearsal_kit.learning.strategies.strategy import Strategy
 from rehearsal_kit.record.commands import Steer
@@ -39,8 +40,17 @@ def named_strategy(name: str, **values: Any) -> Strategy:
 
 def plain_strategy(strategy: Strategy) -> dict[str, float | str]:
     """Its name and weights as plain values."""
-    weights = {name: getattr(strategy, name) for name in WEIGHTS if hasattr(strategy, name)}
+    weights = {name: getattr(strategy, name) for name in WEIGHTS if _has(strategy, name)}
     return {"strategy": strategy.name, **weights}
+
+
+def own_code(strategy: Strategy) -> str:
+    """What of a strategy its name and weights do not make again, in words; empty if they make all."""
+    if type(strategy) not in OURS:
+        return f"the strategy {strategy.name} is not one of ours"
+    if getattr(strategy, "loss", supervised_loss) is not supervised_loss:
+        return f"the loss of {strategy.name} is one of your own"
+    return ""
 
 
 def steer_to(strategy: Strategy) -> Mapping[str, Any]:
