@@ -28,6 +28,7 @@ from rehearsal_kit.learning.strategies.choice import named_strategy, steer_to, s
 from rehearsal_kit.learning.strategies.dark import DER, DERpp
 from rehearsal_kit.learning.strategies.losses import squared_distance, supervised_loss
 from rehearsal_kit.learning.strategies.references import Cumulative, FromScratch, Incremental
+from rehearsal_kit.learning.strategies.registry import STRATEGIES as STRATEGIES_OF_OURS
 from rehearsal_kit.learning.strategies.replay import AGEM, ER
 from rehearsal_kit.record.commands import Steer
 
@@ -502,7 +503,7 @@ def test_strategies_by_name(name, weights, made):
 @pytest.mark.parametrize(
     ("name", "weights", "words"),
     [
-        ("EWC", {}, "known are Incremental, FromScratch, Cumulative, ER, AGEM, DER, DERpp"),
+        ("EWC", {}, f"known are {', '.join(STRATEGIES_OF_OURS)}"),
         ("ER", {"alpha": 1.0}, "ER has no alpha"),
         ("DER", {"alpha": -1.0}, "alpha is -1.0"),
         ("DERpp", {"beta": float("nan")}, "beta is nan"),
