@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,10 @@ from rehearsal_kit.learning.signature import Signature, targets_of
 from rehearsal_kit.learning.stored_outputs import having_outputs, outputs_of, without_outputs
 from rehearsal_kit.learning.strategies.losses import Tensors
 from rehearsal_kit.learning.strategies.strategy import Part
+
+_TAKING_STATE = threading.Lock()
+"""The generator of torch, one for all threads, keeps its lock while it waits for Python's: two threads that ask
+for its state at the same moment, as ranks that are threads do, would wait for each other for ever."""
 
 
 @dataclass(frozen=True)
@@ -102,14 +107,29 @@ class ForwardPass:
 
     @contextlib.contextmanager
     def _random(self, seed: int) -> Iterator[None]:
-        # Not by torch.manual_seed: for each kind of device that is not in use it writes down the whole stack.
-        on_gpu = self._device != "cpu"
-        with torch.random.fork_rng([self._device] if on_gpu else []):
+        with _TAKING_STATE:
+            before = torch.default_generator.get_state()
+            # Not by torch.manual_seed: for each kind of device that is not in use it writes down the stack.
             torch.default_generator.manual_seed(seed)
-            if on_gpu:
-                with torch.cuda.device(self._device):
-                    torch.cuda.manual_seed(seed)
+        try:
+            with self._random_on_gpu(seed):
+                yield
+        finally:
+            with _TAKING_STATE:
+                torch.default_generator.set_state(before)
+
+    @contextlib.contextmanager
+    def _random_on_gpu(self, seed: int) -> Iterator[None]:
+        if self._device == "cpu":
             yield
+            return
+        before = torch.cuda.get_rng_state(self._device)
+        with torch.cuda.device(self._device):
+            torch.cuda.manual_seed(seed)
+        try:
+            yield
+        finally:
+            torch.cuda.set_rng_state(before, self._device)
 
     def _autocast(self) -> torch.autocast:
         kind = self._device.partition(":")[0]
