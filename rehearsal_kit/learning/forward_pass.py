@@ -18,8 +18,8 @@ from rehearsal_kit.learning.strategies.losses import Tensors
 from rehearsal_kit.learning.strategies.strategy import Part
 
 _TAKING_STATE = threading.Lock()
-"""The generator of torch, one for all threads, keeps its lock while it waits for Python's: two threads that ask
-for its state at the same moment, as ranks that are threads do, would wait for each other for ever."""
+"""The generator of torch, one for all threads, keeps its lock while it waits for Python's: two threads that
+ask for its state at the same moment, as ranks that are threads do, would wait for each other for ever."""
 
 
 @dataclass(frozen=True)
