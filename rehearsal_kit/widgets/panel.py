@@ -7,6 +7,7 @@ import threading
 import time
 from html import escape
 from typing import Any
+from weakref import WeakKeyDictionary, ref
 
 import ipywidgets as widgets
 import plotly.graph_objects as go
@@ -46,15 +47,17 @@ CAPTIONS = (
 """Captions of the empty frames before the first picture: those of ptychography."""
 
 _log = logging.getLogger(__name__)
-_OPEN: dict[Session, Panel] = {}
-"""The dashboards that were asked for and are not closed."""
+_OPEN: WeakKeyDictionary[Session, ref[Panel]] = WeakKeyDictionary()
+"""The dashboards that were asked for and are not closed. Sessions keep them; this keeps no session alive."""
 
 
 def dashboard(session: Session) -> Panel:
     """The panel of this session; the same call gives the same panel, until it is closed."""
-    if session not in _OPEN:
-        _OPEN[session] = Panel(session)
-    return _OPEN[session]
+    open_one = _OPEN[session]() if session in _OPEN else None
+    if open_one is None:
+        open_one = Panel(session)
+        _OPEN[session] = ref(open_one)
+    return open_one
 
 
 class Panel:
@@ -115,7 +118,7 @@ class Panel:
         self.pattern.disabled = True
         self.line.closed = True
         self._outlive()
-        if _OPEN.get(self.session) is self:
+        if self.session in _OPEN and _OPEN[self.session]() is self:
             del _OPEN[self.session]
 
     def push(self) -> None:
