@@ -181,11 +181,19 @@ class CheckpointTakeup:
         return buffer
 
 
-def arrivals_to_train(state: Mapping[str, Any]) -> list[Arrived]:
-    """The tasks that are still to be trained by the state of a checkpoint, the one under way among them."""
-    stream = state["stream"]
+def arrivals_to_train(state: Mapping[str, Any], since: Iterable[Arrived] = ()) -> list[Arrived]:
+    """The tasks that are still to be trained by the state of a checkpoint, the one under way among them.
+
+    since: tasks of a later moment. Those that the checkpoint does not know stay where a run is rolled back to
+    it, and are trained after.
+    """
+    stream = [(Arrived(**with_tuples(plain)), aside) for plain, aside in state["stream"]]
     tasks = (*_loader_tasks(state), *range(int(state["course"]["begun"]), len(stream)))
-    return [Arrived(**with_tuples(stream[task][0])) for task in tasks if not stream[task][1]]
+    known = {arrived.path for arrived, aside in stream if not aside}
+    return [
+        *(stream[task][0] for task in tasks if not stream[task][1]),
+        *(arrived for arrived in since if arrived.path not in known),
+    ]
 
 
 def _loader_tasks(state: Mapping[str, Any]) -> list[int]:

@@ -169,7 +169,8 @@ class Resumption:
         made_by = {entry["world_size"] for entry in after} or ({ranks} if number else set())
         bound = made_by <= {self._with.groups.ranks} and lost.keys() <= recorded.keys()
         run = self._with.spec.run
-        there = not any(_gone(entry, run) or _gone_there(entry, run) for entry in after)
+        present = [] if ready is None else [each for each, aside in ready.stream.arrivals if not aside]
+        there = not any(_gone(entry, run) or _gone_there(entry, run, present) for entry in after)
         if bound and there and not (ready is not None and self._trained_gone(ready, after)):
             return {"lost": [*recorded.items()], "again": None}
         again = self._begin_again(number, lost)
@@ -244,15 +245,18 @@ def _gone(entry: Entry, run: RunFolder) -> str:
     return _changed(arrived, run)
 
 
-def _gone_there(entry: Entry, run: RunFolder) -> bool:
-    """Whether this went back to a checkpoint with a task to be trained whose file is gone by now."""
+def _gone_there(entry: Entry, run: RunFolder, present: Sequence[Arrived]) -> bool:
+    """Whether this went back to a checkpoint after which a task is to be trained whose file is gone by now.
+
+    present: the tasks of the checkpoint that is gone on from.
+    """
     if entry["kind"] != "RollBack" or "refused" in entry:
         return False
     checkpoint = find_checkpoints(run.checkpoints).get(entry["checkpoint"])
     if checkpoint is None:  # it comes before this, and is taken again
         return False
     try:
-        return any(_changed(arrived, run) for arrived in arrivals_to_train(checkpoint.state()))
+        return any(_changed(arrived, run) for arrived in arrivals_to_train(checkpoint.state(), present))
     except (CheckpointError, KeyError, TypeError, ValueError):  # damaged since
         return True
 

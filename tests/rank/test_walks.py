@@ -416,6 +416,17 @@ def test_a_task_is_trained_although_an_earlier_one_of_its_strategy_is_gone(tasks
     assert [record.task for record in timeline.records(TaskEnded)] == [0, 1, 2]
 
 
+def test_where_a_file_is_gone_that_came_after_the_checkpoint_rolled_back_to_another_branch_begins(
+    tasks, tmp_path
+):
+    """It was trained once more there, after the newest checkpoint, and taken away once it had been."""
+    asked = ((0, TakeCheckpoint()), (0, tasks[1][0]), (1, RollBack(checkpoint=1)), (4, Note(text="seen")))
+    before = Generation(asked, ends="killed", victim=(0, 10**6), meanwhile="archived")
+    timeline, again = kept(Walk(2, "ER", "quotas", (before, Generation())), tasks, tmp_path)
+    assert [entry["kind"] for entry in again].count("BeginAgain") == 1
+    assert [record.name for record in timeline.set_aside().values()] == ["task 0"]
+
+
 @pytest.mark.endurance
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("interruption", INTERRUPTIONS)
