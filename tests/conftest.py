@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -58,6 +59,8 @@ LONG = (
     "test_reservoir.py",
     "test_children.py",
     "test_reporter.py",
+    "test_acceptance.py",
+    "test_run_connection.py",
     "test_endurance.py",
 )
 """Files that take longest, the longest first: begun last, one of them would keep one process busy alone. The
@@ -68,6 +71,11 @@ def pytest_configure(config: pytest.Config) -> None:
     """Let pytest-xdist hand files out in order of collection, not those of most tests first."""
     if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not even import files of which `-m fast` takes nothing: every process of pytest-xdist would."""
+    return True if config.option.markexpr == "fast" and collection_path.name in LONG else None
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m fast` chooses

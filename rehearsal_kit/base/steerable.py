@@ -74,6 +74,29 @@ class Word:
             raise SettingsError(f"{name} is {value!r}; it must be a name, given as text.")
 
 
+@dataclass(frozen=True)
+class WordOrReal:
+    """Words, and finite numbers in a range with both ends, that are allowed."""
+
+    words: tuple[str, ...]
+    low: float
+    high: float
+
+    types: ClassVar = (str, int, float)
+
+    def __str__(self) -> str:
+        return f"one of {', '.join(map(repr, self.words))}, or {Real(self.low, self.high)}"
+
+    def require(self, name: str, value: object) -> None:
+        """SettingsError unless `value` is one of them."""
+        if isinstance(value, str) and value in self.words:
+            return
+        try:
+            require_number(name, value, low=self.low, high=self.high)
+        except SettingsError as error:
+            raise SettingsError(f"{name} is {value!r}; it must be {self}.") from error
+
+
 @dataclass(frozen=True, kw_only=True)
 class Setting:
     """One setting that may change while a run goes on."""
@@ -82,7 +105,7 @@ class Setting:
     """Its name wherever it stands: in calls, ledgers, records and checkpoints."""
     owner: Literal["training", "rehearsal", "strategy", "run"]
     """Whose field it is: of `Training`, `Rehearsal`, the strategy (a weight of its loss), or the run."""
-    limits: Whole | Real | Word
+    limits: Whole | Real | Word | WordOrReal
     """What is allowed. Nothing less than the owner allows, else a run could not be taken up as it began."""
     text: str
     """What it is: the tooltip of its control, and its line in the docstring of `Session.steer`."""
@@ -95,6 +118,11 @@ class Setting:
     def label(self) -> str:
         """Its name as people read it."""
         return self.name.replace("_", " ")
+
+    @property
+    def is_text(self) -> bool:
+        """Whether people write it as text, because numbers are not all that it may be."""
+        return self.may_be_off or isinstance(self.limits, WordOrReal)
 
     @property
     def allowed(self) -> str:
@@ -182,6 +210,18 @@ SETTINGS = _by_name([
     ),
     Setting(
         name="beta", owner="strategy", limits=Real(0, 1e6), text="Weight of the representatives (DERpp)"
+    ),
+    Setting(
+        name="balance",
+        owner="strategy",
+        limits=WordOrReal(("samples", "equal", "tasks"), 0, 1e6),
+        text="What representatives weigh beside new samples (ER): as many as they are, the same, T - 1 times",
+    ),
+    Setting(
+        name="draws",
+        owner="strategy",
+        limits=Whole(1, 2),
+        text="Draws for targets and stored outputs (DERpp): one for both, or one for each",
     ),
 ])  # fmt: skip
 """The table, in the order of ledgers and of the screen."""

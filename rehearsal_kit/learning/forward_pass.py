@@ -5,36 +5,21 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 
 from rehearsal_kit.base.errors import SettingsError
 from rehearsal_kit.buffer.row_layout import Samples
+from rehearsal_kit.learning.mini_batch import MiniBatch
 from rehearsal_kit.learning.module_state import Modes
 from rehearsal_kit.learning.signature import Signature, targets_of
-from rehearsal_kit.learning.stored_outputs import having_outputs, outputs_of, without_outputs
+from rehearsal_kit.learning.stored_outputs import VERSION, having_outputs, outputs_of, without_outputs
 from rehearsal_kit.learning.strategies.losses import Tensors
 from rehearsal_kit.learning.strategies.strategy import Part
 
 _TAKING_STATE = threading.Lock()
 """The generator of torch, one for all threads, keeps its lock while it waits for Python's: two threads that
 ask for its state at the same moment, as ranks that are threads do, would wait for each other for ever."""
-
-
-@dataclass(frozen=True)
-class MiniBatch:
-    """What one rank trains on in one step; each part is named tensors (sample, ...), or empty."""
-
-    new: Samples
-    replayed: Samples
-    distilled: Samples
-    """Samples with their stored outputs."""
-
-    @property
-    def parts(self) -> tuple[Samples, Samples, Samples]:
-        """All parts, in the order in which strategies are given them."""
-        return (self.new, self.replayed, self.distilled)
 
 
 class ForwardPass:
@@ -61,8 +46,10 @@ class ForwardPass:
         with torch.no_grad(), self._autocast():
             return self._called([inputs], targets)
 
-    def parts(self, batch: MiniBatch, signature: Signature, *, apart: bool, seed: int) -> list[Part]:
-        """The parts of a mini-batch after a pass in training mode; each in a pass of its own if `apart`.
+    def train(
+        self, batch: MiniBatch, signature: Signature, *, apart: bool, seed: int
+    ) -> tuple[Part, Part, Part]:
+        """New, replayed and distilled samples after a pass in training mode; each in its own if `apart`.
 
         seed: of whatever is random in the network.
         """
@@ -81,9 +68,17 @@ class ForwardPass:
                 ]
         targets = [self._own(targets_of(without_outputs(part), signature.inputs)) for part in samples]
         stored = self._own(outputs_of(samples[2])) or signature.no_outputs(self._device)
-        return [
+        new, replayed, drawn_again = (
             Part(*each) for each in zip(outputs, targets, ({}, {}, stored), strict=True)
-        ]  # the order of `MiniBatch.parts`
+        )
+        return new, replayed, self._compared(replayed, batch.replayed) if batch.shares_draw else drawn_again
+
+    def _compared(self, replayed: Part, samples: Samples) -> Part:
+        """Those of the representatives whose outputs some model has made; no row is computed twice."""
+        made = torch.nonzero(samples[VERSION] >= 0).flatten().to(self._device)
+        stored = self._own(outputs_of(samples))
+        whole = (replayed.outputs, replayed.targets, stored)
+        return Part(*({name: t.index_select(0, made) for name, t in part.items()} for part in whole))
 
     def _outputs(self, inputs: Sequence[torch.Tensor], signature: Signature) -> dict[str, torch.Tensor]:
         if not any(map(len, inputs)):  # many networks cannot be called without samples

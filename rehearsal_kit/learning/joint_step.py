@@ -1,13 +1,14 @@
 """Loss and gradient of one step over the samples of all ranks; an error on one of them is told to all.
 
+    (all-reduce   which classes are among the new samples, where the loss depends on it)
     every rank    forward passes of its mini-batch, the strategy's terms of each sample
     all-reduce    how many samples each term has on all ranks, who has any, which buffers changed, who failed
     every rank    each term over that number, backward
     all-reduce    gradients, buffers of the network, losses, failures
     every rank    the same sum: the step is taken, or buffers are put back and all say the same trouble
 
-Two collectives, because a term is a mean over the samples of all ranks and these may have unequal numbers of
-them. Both are made on every rank whatever goes wrong there, so that none waits for one that has failed.
+Two collectives at least, because a term is a mean over the samples of all ranks and these may have unequal
+numbers of them. All are made on every rank whatever goes wrong there, so that none waits for one that failed.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ import torch
 from rehearsal_kit.base.errors import RankError, SettingsError, said_where
 from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.buffer.row_layout import Samples
-from rehearsal_kit.learning.forward_pass import ForwardPass, MiniBatch
+from rehearsal_kit.learning.forward_pass import ForwardPass
+from rehearsal_kit.learning.mini_batch import MiniBatch
 from rehearsal_kit.learning.module_state import ModuleBuffers, count_of, numbers_of, shaped_as
 from rehearsal_kit.learning.packed_sum import PackedSum
 from rehearsal_kit.learning.signature import Signature
-from rehearsal_kit.learning.strategies.strategy import Strategy, Term
+from rehearsal_kit.learning.strategies.strategy import AugmentedBatch, Strategy, Term
 
 TERMS = 16
 """Most terms that a strategy's loss may have: the ranks tell each other of so many, used or not."""
@@ -55,6 +57,18 @@ class Stepped:
     def loss(self) -> float:
         """Sum of the terms."""
         return sum(self.terms.values())
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """One step of this rank."""
+
+    batch: MiniBatch
+    signature: Signature
+    strategy: Strategy
+    seed: int
+    present: Mapping[str, torch.Tensor]
+    """As in `AugmentedBatch`."""
 
 
 @dataclass
@@ -106,7 +120,8 @@ class JointStep:
         a sample.
         """
         buffers = ModuleBuffers(self._network, persistent=self._persistent)
-        own = self._computed(batch, signature, strategy=strategy, seed=seed, buffers=buffers)
+        present = self._present(batch.new, signature) if strategy.asks_present else {}
+        own = self._computed(_Asked(batch, signature, strategy, seed, present), buffers)
         told = self._meeting(own)
         if not told.failed and not any(told.counts):
             raise RankError("a step was taken in which no rank had a sample.")
@@ -119,26 +134,26 @@ class JointStep:
 
     # This rank ------------------------------------------------------------------------------------------
 
-    def _computed(
-        self,
-        batch: MiniBatch,
-        signature: Signature,
-        *,
-        strategy: Strategy,
-        seed: int,
-        buffers: ModuleBuffers,
-    ) -> _Own:
+    def _computed(self, asked: _Asked, buffers: ModuleBuffers) -> _Own:
         began = time.perf_counter()
         unchanged = torch.zeros(len(buffers), dtype=torch.bool)
+        batch, signature, strategy = asked.batch, asked.signature, asked.strategy
         try:
-            parts = self._forward.parts(batch, signature, apart=strategy.separate, seed=seed)
+            parts = self._forward.train(batch, signature, apart=strategy.separate, seed=asked.seed)
+            new, replayed, distilled = parts
             # A copy: a loss may work in place on what it is given.
             outputs = {
-                name: parts[0].outputs[name].detach().clone()
-                for name in signature.outputs
-                if name in parts[0].outputs
+                name: new.outputs[name].detach().clone() for name in signature.outputs if name in new.outputs
             }
-            terms = strategy.terms(*parts)
+            terms = strategy.terms(
+                AugmentedBatch(
+                    new=new,
+                    replayed=replayed,
+                    distilled=distilled,
+                    tasks=batch.tasks,
+                    present=asked.present,
+                )
+            )
             if len(terms) > TERMS:
                 raise SettingsError(f"{strategy.name} has {len(terms)} terms; it may have {TERMS}.")
             samples = sum(len(part[signature.inputs]) for part in batch.parts if part)
@@ -184,6 +199,16 @@ class JointStep:
         return torch.cat([numbers_of(torch.zeros_like(p) if g is None else g).to(dtype) for p, g in found])
 
     # All ranks ------------------------------------------------------------------------------------------
+
+    def _present(self, new: Samples, signature: Signature) -> dict[str, torch.Tensor]:
+        """Which classes are among the new samples of all ranks, by name of the target: bool (class,)."""
+        classes = signature.classes
+        if not classes:
+            return {}
+        vector = PackedSum(classes, dtype=torch.int64, device=self._device)
+        own = {n: [torch.bincount(new[n].long().cpu(), minlength=count)] for n, count in classes.items()}
+        total = self._groups.sum(vector.pack(own))
+        return {name: counts > 0 for name, counts in vector.unpack(total).items()}
 
     def _meeting(self, own: _Own) -> _Told:
         ranks, counts = self._groups.ranks, [len(term.values) for term in own.terms]

@@ -10,10 +10,11 @@ from rehearsal_kit.base.errors import RankError, TaskError, said
 from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.base.settings import Training
 from rehearsal_kit.buffer.row_layout import Samples
-from rehearsal_kit.learning.forward_pass import ForwardPass, MiniBatch
+from rehearsal_kit.learning.forward_pass import ForwardPass
 from rehearsal_kit.learning.joint_step import JointStep, Stepped
 from rehearsal_kit.learning.learner_state import LearnerState
 from rehearsal_kit.learning.metrics import Scores, TaskMetrics
+from rehearsal_kit.learning.mini_batch import MiniBatch
 from rehearsal_kit.learning.module_state import count_of, shaped_as
 from rehearsal_kit.learning.signature import Signature, targets_of
 from rehearsal_kit.learning.strategies.strategy import Strategy
@@ -76,6 +77,10 @@ class Learner:
         if gradient is not None:
             self._apply(gradient, factor)
         return stepped
+
+    def computed(self, batch: MiniBatch, *, strategy: Strategy) -> Stepped:
+        """What a step would come to; it is not taken, and no optimizer is made. RankError as `step`."""
+        return self._steps.of(batch, self._known, strategy=strategy, seed=0)[0]
 
     def predict(self, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
         """Outputs on the CPU, float32, for inputs (sample, ...); changes no state."""

@@ -22,15 +22,24 @@ class LearnerState:
     def __init__(self, network: torch.nn.Module, training: Training) -> None:
         self.network = network
         self._training = training
-        self.optimizer = self._new_optimizer()
-        """Its learning rate is given anew at every step, and so is none of this state."""
+        self._optimizer: torch.optim.Optimizer | None = None
         self._initial = copy.deepcopy(network.state_dict())
         self._kept: tuple[dict[str, Any], dict[str, Any]] | None = None
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer. Its learning rate is given anew at every step, and so is none of this state.
+
+        Made once somebody asks for it: the first of a process imports a compiler, which takes seconds.
+        """
+        if self._optimizer is None:
+            self._optimizer = self._new_optimizer()
+        return self._optimizer
 
     def restart(self) -> None:
         """Back to the initial weights, with a fresh optimizer."""
         self.network.load_state_dict(self._initial)
-        self.optimizer = self._new_optimizer()
+        self._optimizer = None
 
     def keep(self) -> None:
         """Remember weights and optimizer as they are now, for `go_back`."""
@@ -74,9 +83,9 @@ class LearnerState:
 
     def adopt(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Go on where `tensors` was called."""
+        self._optimizer = None
         weights, optimizer = _unflat(_under("now.", tensors), self.optimizer.state_dict())
         self.network.load_state_dict(weights)
-        self.optimizer = self._new_optimizer()
         self.optimizer.load_state_dict(optimizer)
         kept = _under("kept.", tensors)
         self._kept = _unflat(kept, self.optimizer.state_dict()) if kept else None

@@ -63,6 +63,11 @@ class Signature:
         shapes = {name: tuple(outputs[name].shape[1:]) for name in outputs if name in met}
         return Signature(inputs, _layout(samples), shapes, kinds_of(met))
 
+    @property
+    def classes(self) -> dict[str, int]:
+        """How many classes the network tells apart, by name of each target that is a class."""
+        return {name: self.outputs[name][0] for name, kind in self.kinds.items() if kind == "class"}
+
     def to_plain(self) -> dict[str, Any]:
         """All of it as plain values, for a checkpoint: ranks that begin there need no task for it."""
         fields = [[f.name, list(f.shape), str(f.dtype).removeprefix("torch.")] for f in self.layout.fields]
@@ -101,10 +106,9 @@ class Signature:
                     f"its {name} reaches {largest:g}, but half stores it as float16, which ends at "
                     f"{LARGEST_HALF:g}; scale it, or leave {name} out of Rehearsal(half=...)."
                 )
-        for name, kind in self.kinds.items():
-            if kind == "class" and len(samples[name]):
+        for name, classes in self.classes.items():
+            if len(samples[name]):
                 low, high = int(samples[name].min()), int(samples[name].max())
-                classes = self.outputs[name][0]
                 if low < 0 or high >= classes:
                     raise TaskError(
                         f"its {name} reaches from {low} to {high}, but the network tells {classes} classes "

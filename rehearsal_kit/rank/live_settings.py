@@ -64,7 +64,8 @@ class LiveSettings:
     @property
     def distillation(self) -> int:
         """What the strategy draws of the second draw."""
-        return self.rehearsal.distillation if self.strategy.distils else 0
+        strategy = self.strategy
+        return self.rehearsal.distillation if strategy.distils and not strategy.shares_draw else 0
 
     @property
     def needs_buffer(self) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from rehearsal_kit.base.digests import number_of
 from rehearsal_kit.base.errors import SettingsError, said_before
 from rehearsal_kit.buffer.distributed_buffer import DistributedBuffer
@@ -9,9 +11,9 @@ from rehearsal_kit.buffer.exchange import GroupExchange
 from rehearsal_kit.buffer.row_layout import Samples
 from rehearsal_kit.buffer.states import Representatives, Round
 from rehearsal_kit.data.task_loader import TaskLoader
-from rehearsal_kit.learning.forward_pass import MiniBatch
 from rehearsal_kit.learning.joint_step import Stepped
-from rehearsal_kit.learning.stored_outputs import ages, disowning, for_layout, without_outputs
+from rehearsal_kit.learning.mini_batch import MiniBatch
+from rehearsal_kit.learning.stored_outputs import ages, disowning, for_layout
 from rehearsal_kit.rank.checkpoint_takeup import Learning
 from rehearsal_kit.rank.context import RankContext
 
@@ -32,18 +34,21 @@ class RehearsalStep:
             return True
         return self._is_made(loader)
 
-    def augmented(self, new: Samples) -> MiniBatch:
-        """A mini-batch with the representatives of this step; begins the work for the next one."""
-        drawn = self._take_representatives()
+    def augmented(self, new: Samples, task: int) -> MiniBatch:
+        """A mini-batch of a task with the representatives of this step; begins the work for the next one."""
+        drawn, tasks = self._take_representatives(), self._tasks(task)
         if drawn is None:
-            return MiniBatch(new, {}, {})
-        # What was drawn before the strategy was changed is left out where the new one has no use for it.
+            return MiniBatch(new, {}, {}, tasks)
         run_state, reporter = self._with.run_state, self._with.reporter
-        strategy = run_state.live_settings.strategy
-        replayed = without_outputs(drawn.samples) if strategy.replays else {}
-        distilled = disowning(drawn.distillation, run_state.spoilt) if strategy.distils else {}
-        reporter.distilled(ages(distilled, run_state.step))
-        return MiniBatch(new, replayed, distilled)
+        strategy, spoilt = run_state.live_settings.strategy, run_state.spoilt
+        draws = (disowning(drawn.samples, spoilt), disowning(drawn.distillation, spoilt))
+        batch = MiniBatch.augmented(new, *draws, strategy=strategy)
+        reporter.distilled(ages(batch.compared, run_state.step))
+        return replace(batch, tasks=tasks)
+
+    def _tasks(self, newest: int) -> int:
+        stream = self._with.stream
+        return sum(stream[task] is not None for task in range(newest + 1))
 
     def offer(self, new: Samples, stepped: Stepped, loader: TaskLoader) -> None:
         """Hand over the mini-batch of this step, with its outputs where the buffer keeps them."""

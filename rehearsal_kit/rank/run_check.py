@@ -22,8 +22,8 @@ from rehearsal_kit.data.experience import NUMBER
 from rehearsal_kit.data.folder_order import matching
 from rehearsal_kit.data.open_experience import open_experience
 from rehearsal_kit.data.preparation import Preparation
-from rehearsal_kit.learning.forward_pass import MiniBatch
 from rehearsal_kit.learning.learner import Learner
+from rehearsal_kit.learning.mini_batch import MiniBatch
 from rehearsal_kit.learning.networks.network import why_not_again
 from rehearsal_kit.learning.stored_outputs import with_outputs
 from rehearsal_kit.learning.strategies.choice import own_code, plain_strategy, require_suited
@@ -128,18 +128,19 @@ def known_tasks(asked: Sequence[Arrived | Watch]) -> list[Arrived]:
     return found[:CHECKED]
 
 
-def dry_run(spec: RunSpec, tasks: Sequence[Arrived]) -> str:
+def dry_run(spec: RunSpec, tasks: Sequence[Arrived], *, optimizer: bool = True) -> str:
     """Why this job cannot be trained on any of these tasks; empty if it can, as far as can be told.
 
     Takes two steps in memory on a few samples of the first task that can be read. job: may be changed, so
     give a copy. A task that cannot be read says nothing of the job: the ranks will set it aside.
+    optimizer: whether the steps are taken, too, for which a process imports more, for a second or two.
     """
     first = ""
     for arrived in tasks:
         found = _sample_of(arrived, spec)
         if found is None:
             continue
-        reason = _stepped(spec, *found)
+        reason = _stepped(spec, *found, optimizer=optimizer)
         if not reason:
             return ""
         first = first or f"{arrived.name} ({arrived.path}): {reason}"
@@ -166,7 +167,7 @@ def _as_many(samples: Samples) -> Samples:
     return {name: tensor[chosen] for name, tensor in samples.items()}
 
 
-def _stepped(spec: RunSpec, samples: Samples, inputs: str) -> str:
+def _stepped(spec: RunSpec, samples: Samples, inputs: str, *, optimizer: bool) -> str:
     """What goes wrong with two steps: one without and one with what a buffer would give."""
     with torch.random.fork_rng([spec.device] if spec.device != "cpu" else []):
         try:
@@ -180,16 +181,14 @@ def _stepped(spec: RunSpec, samples: Samples, inputs: str) -> str:
                 rehearsal.samples(layout.row_bytes)
             strategy = spec.strategy
             stored = with_outputs(samples, learner.predict(samples[inputs]), version=0)
-            again = MiniBatch(
-                _first(samples, min(SAMPLES, spec.training.batch)),
-                samples if strategy.replays else {},
-                stored if strategy.distils else {},
-            )
+            new = _first(samples, min(SAMPLES, spec.training.batch))
+            again = MiniBatch.augmented(new, stored, stored, strategy=strategy)
             for batch in (replace(again, replayed={}, distilled={}), again):
-                stepped = learner.step(batch, strategy=strategy)
+                stepped = (learner.step if optimizer else learner.computed)(batch, strategy=strategy)
                 if stepped.failed:
                     return stepped.error
-            learner.state.tensors()
+            if optimizer:
+                learner.state.tensors()
             learner.state.fingerprint()
         except Exception as error:  # whatever the network's own code raises
             return said_where(error)

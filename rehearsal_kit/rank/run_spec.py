@@ -31,7 +31,7 @@ from rehearsal_kit.learning.module_state import freeze, frozen_parameters, still
 from rehearsal_kit.learning.networks.network import network_again, plain_arguments
 from rehearsal_kit.learning.networks.registry import NETWORKS
 from rehearsal_kit.learning.signature import Signature
-from rehearsal_kit.learning.strategies.choice import WEIGHTS, named_strategy, own_code, plain_strategy
+from rehearsal_kit.learning.strategies.choice import WEIGHTS, own_code, plain_strategy, recorded_strategy
 from rehearsal_kit.learning.strategies.strategy import Strategy
 from rehearsal_kit.record.run_folder import RunFolder
 
@@ -149,7 +149,7 @@ def read_settings(run: RunFolder, strategy: Strategy | None = None) -> RunSettin
             )
         weights = {name: plain[name] for name in WEIGHTS if name in plain}
         try:
-            strategy = named_strategy(plain["strategy"], **weights)
+            strategy = recorded_strategy(plain["strategy"], **weights)
         except SettingsError as error:
             raise RunFolderError(
                 f"run {run.path} was made with the strategy {plain['strategy']}, which is not one of ours; "

@@ -23,8 +23,8 @@ from rehearsal_kit.base.files import write_private
 from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.base.randomness import torch_seed
 from rehearsal_kit.data.task_loader import TaskLoader
-from rehearsal_kit.learning.forward_pass import MiniBatch
 from rehearsal_kit.learning.joint_step import Stepped
+from rehearsal_kit.learning.mini_batch import MiniBatch
 from rehearsal_kit.rank.checkpoint_takeup import CheckpointTakeup, Learning
 from rehearsal_kit.rank.command_handlers import CommandHandlers
 from rehearsal_kit.rank.context import Publish, RankContext
@@ -187,7 +187,7 @@ class Rank:
             loader.taken, steps=loader.steps, steps_per_epoch=loader.steps_per_epoch
         )
         new = loader.next()
-        batch = self._rehearsing.augmented(new)
+        batch = self._rehearsing.augmented(new, loader.task)
         if before := self._decisions.recorded_set_aside((run_state.branch, run_state.step + 1), loader.task):
             self._give_up(loader, before, recorded=True)
             return

@@ -27,7 +27,9 @@ def check_run(cluster: Cluster, settings: RunSettings, tasks: Sequence[Arrived])
     """
     packed = packed_spec(settings)
     spec = pickle.loads(packed)  # noqa: S301 - made in the line above
-    if isinstance(spec, RunSpec) and cluster.address.kind == "cpu" and (reason := dry_run(spec, tasks)):
+    # The worker takes the steps as well: a kernel that takes none has not to import what that takes.
+    here = isinstance(spec, RunSpec) and cluster.address.kind == "cpu"
+    if here and (reason := dry_run(spec, tasks, optimizer=False)):
         raise SettingsError(f"this run cannot be trained: {reason}")
     if reason := _asked(cluster, packed, tasks):
         raise SettingsError(f"this run cannot be trained on the workers: {reason}")

@@ -9,7 +9,7 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from rehearsal_kit.base.steerable import OFF, SETTINGS, Setting, Value, Whole, Word
+from rehearsal_kit.base.steerable import OFF, SETTINGS, Setting, Value, Whole, Word, WordOrReal
 from rehearsal_kit.learning.strategies.choice import OURS, WEIGHTS, named_strategy, plain_strategy
 from rehearsal_kit.rank.live_settings import LiveSettings
 from rehearsal_kit.record.records import Applied
@@ -112,8 +112,10 @@ def _control(setting: Setting, value: Any) -> Any:
         options = list(dict.fromkeys([*words, value]))
         return widgets.Dropdown(options=options, value=value, layout={"width": "168px"}, **looks)
     looks |= {"continuous_update": False, "layout": {"width": "136px" if slider is None else "290px"}}
-    if setting.may_be_off:
-        return widgets.Text(value=_shown(setting, value), placeholder=OFF, **looks)
+    if setting.is_text:
+        words = limits.words if isinstance(limits, WordOrReal) else [OFF]
+        looks["placeholder"] = OFF if setting.may_be_off else ""
+        return widgets.Combobox(value=_shown(setting, value), options=words, **looks)
     if slider is None:
         ends = {"min": limits.low, "max": limits.high}
         if isinstance(limits, Whole):
@@ -131,15 +133,15 @@ def _control(setting: Setting, value: Any) -> Any:
 
 
 def _shown(setting: Setting, value: Value) -> Value:
-    """The value as its widget has it: text where it is a number or off."""
-    return str(value) if setting.may_be_off else value
+    """The value as its widget has it: text where it may be a number or a word."""
+    return str(value) if setting.is_text else value
 
 
 def _read(setting: Setting, shown: Value) -> Value:
-    """The value that a widget shows; an empty field is off, and what is no number is refused by `Steer`."""
-    if not setting.may_be_off:
+    """The value that a widget shows; an empty field is off, and `Steer` refuses what is not allowed."""
+    if not setting.is_text:
         return shown
-    text = str(shown).strip() or OFF
+    text = str(shown).strip() or (OFF if setting.may_be_off else "")
     try:
         return setting.limits.types[-1](text)
     except ValueError:

@@ -15,7 +15,8 @@ from rehearsal_kit.base.errors import SettingsError, TaskError
 from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.base.settings import Training
 from rehearsal_kit.buffer.row_layout import IDENTITY
-from rehearsal_kit.learning.learner import Learner, MiniBatch
+from rehearsal_kit.learning.learner import Learner
+from rehearsal_kit.learning.mini_batch import MiniBatch
 from rehearsal_kit.learning.signature import Signature
 from rehearsal_kit.learning.stored_outputs import with_outputs
 from rehearsal_kit.learning.strategies.dark import DER

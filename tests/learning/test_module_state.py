@@ -254,9 +254,9 @@ def _refuse(_):
 class Uneven(Strategy):
     """Leaves out a term where it has no samples, which it must not."""
 
-    def terms(self, new, replayed, distilled):
-        terms = [Term("new", 1.0, new.loss()), Term("more", 1.0, new.loss())]
-        return terms if len(new.targets["label"]) else terms[:1]
+    def terms(self, batch):
+        terms = [Term(name, 1.0, batch.new.loss()) for name in ("new", "more")]
+        return terms if len(batch.new.targets["label"]) else terms[:1]
 
 
 def on_this_rank(groups):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cloudpickle
 import numpy as np
@@ -22,33 +22,48 @@ from rehearsal_kit.base.errors import RankError, SettingsError
 from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.base.settings import Training
 from rehearsal_kit.buffer.row_layout import IDENTITY
-from rehearsal_kit.learning.learner import Learner, MiniBatch
-from rehearsal_kit.learning.stored_outputs import NO_MODEL, VERSION, with_outputs
+from rehearsal_kit.learning.learner import Learner
+from rehearsal_kit.learning.mini_batch import MiniBatch
+from rehearsal_kit.learning.stored_outputs import NO_MODEL, VERSION, with_outputs, without_outputs
 from rehearsal_kit.learning.strategies.choice import named_strategy, steer_to, switched
-from rehearsal_kit.learning.strategies.dark import DER, DERpp
+from rehearsal_kit.learning.strategies.dark import DER, DERpp, DERppACE
 from rehearsal_kit.learning.strategies.losses import squared_distance, supervised_loss
 from rehearsal_kit.learning.strategies.references import Cumulative, FromScratch, Incremental
 from rehearsal_kit.learning.strategies.registry import STRATEGIES as STRATEGIES_OF_OURS
-from rehearsal_kit.learning.strategies.replay import AGEM, ER
+from rehearsal_kit.learning.strategies.replay import AGEM, ER, ERACE
 from rehearsal_kit.record.commands import Steer
 
-ALPHA, BETA = 0.3, 0.7
+ALPHA, BETA, TASKS = 0.3, 0.7, 4
 BY_ITSELF = ProcessGroups(0, 1)
 STRATEGIES = {
-    strategy.name: strategy
-    for strategy in (
-        Incremental(),
-        FromScratch(),
-        Cumulative(),
-        ER(),
-        AGEM(),
-        DER(alpha=ALPHA),
-        DERpp(alpha=ALPHA, beta=BETA),
-    )
+    "Incremental": Incremental(),
+    "FromScratch": FromScratch(),
+    "Cumulative": Cumulative(),
+    "ER": ER(balance="samples"),
+    "ER, equal": ER(balance="equal"),
+    "ER, tasks": ER(balance="tasks"),
+    "ER, 0.25": ER(balance=0.25),
+    "ERACE": ERACE(),
+    "AGEM": AGEM(),
+    "DER": DER(alpha=ALPHA),
+    "DERpp": DERpp(alpha=ALPHA, beta=BETA, draws=2),
+    "DERpp, one draw": DERpp(alpha=ALPHA, beta=BETA, draws=1),
+    "DERppACE": DERppACE(alpha=ALPHA, beta=BETA, draws=2),
+    "DERppACE, one draw": DERppACE(alpha=ALPHA, beta=BETA, draws=1),
 }
+OLD_TO_NEW = {"ER, equal": 1.0, "ER, tasks": TASKS - 1.0, "ER, 0.25": 0.25}
 NEW_ALONE = ("Incremental", "FromScratch", "Cumulative")
 KINDS = ("label", "image")
-CLASSES = 4
+CLASSES = 5
+SEEN = 3
+"""Classes of the new samples; representatives are of all."""
+
+
+def kinds_of(name):
+    return ("label",) if STRATEGIES[name].asks_present else KINDS
+
+
+BY_KIND = [(name, kind) for name in STRATEGIES for kind in kinds_of(name)]
 
 # Samples of a rank: new, replayed, distilled, and how many of the distilled have outputs.
 ALONE = ((5, 3, 4, 3),)
@@ -77,11 +92,11 @@ def network_of(kind):
     return Classifier() if kind == "label" else Tiny(seed=5)
 
 
-def samples(kind, count, *, seed):
+def samples(kind, count, *, seed, classes=CLASSES):
     random = torch.Generator().manual_seed(seed)
     identity = {IDENTITY: torch.arange(count) + 1000 * seed}
     if kind == "label":
-        label = torch.randint(0, CLASSES, (count,), generator=random)
+        label = torch.randint(0, classes, (count,), generator=random)
         return {"input": torch.randn(count, 6, generator=random), "label": label, **identity}
     fields = ("input", "amplitude", "phase")
     return {name: torch.randn(count, 1, 6, 6, generator=random) for name in fields} | identity
@@ -99,16 +114,20 @@ def distilled_samples(kind, count, made, *, seed):
     return kept
 
 
-def batches(kind, sizes):
-    """One mini-batch for each rank."""
-    return [
+def batches(kind, sizes, strategy=None):
+    """One mini-batch for each rank, as much of it as the strategy has a use for."""
+    whole = [
         MiniBatch(
-            samples(kind, new, seed=10 * rank + 1),
-            samples(kind, replayed, seed=10 * rank + 2) if replayed else {},
+            samples(kind, new, seed=10 * rank + 1, classes=SEEN - rank),
+            distilled_samples(kind, replayed, min(replayed, made), seed=10 * rank + 2) if replayed else {},
             distilled_samples(kind, distilled, made, seed=10 * rank + 3) if distilled else {},
         )
         for rank, (new, replayed, distilled, made) in enumerate(sizes)
     ]
+    if strategy is None:
+        return [replace(each, replayed=without_outputs(each.replayed)) for each in whole]
+    used = [MiniBatch.augmented(*each.parts, strategy=strategy) for each in whole]
+    return [replace(each, tasks=TASKS) for each in used]
 
 
 def flat(network):
@@ -149,11 +168,18 @@ def of_models(part):
     return kept if len(kept["input"]) else None
 
 
-def task_loss(network, part):
-    """Cross-entropy, or mean absolute error of amplitude and of phase; the mean over the samples."""
+def task_loss(network, part, *, among=None):
+    """Cross-entropy, or mean absolute error of amplitude and of phase; the mean over the samples.
+
+    among: the classes that compete, by default all.
+    """
     if part is None:
         return torch.zeros((), dtype=torch.float64)
     outputs = network(part["input"].double())
+    if among is not None:
+        logits = outputs["label"]
+        theirs = torch.stack([row[among].exp().sum() for row in logits]).log()
+        return (theirs - logits[torch.arange(len(logits)), part["label"]]).mean()
     if "label" in part:
         return functional.cross_entropy(outputs["label"], part["label"])
     return sum(functional.l1_loss(outputs[name], part[name].double()) for name in ("amplitude", "phase"))
@@ -182,19 +208,32 @@ def projected(gradient, reference):
 def expected(name, kind, sizes):
     """Terms and gradient, as one process with the samples of all ranks must find them."""
     network = copy.deepcopy(network_of(kind)).double()
-    per_rank = batches(kind, sizes)
+    per_rank = batches(kind, sizes, STRATEGIES[name])
     new = together([batch.new for batch in per_rank])
     replayed = together([batch.replayed for batch in per_rank])
-    distilled = of_models(together([batch.distilled for batch in per_rank]))
+    again = "replayed" if "one draw" in name else "distilled"
+    distilled = of_models(together([getattr(batch, again) for batch in per_rank]))
+    among = new["label"].unique() if "ACE" in name and new is not None else None
     if name in NEW_ALONE:
         terms = {"new": task_loss(network, new)}
     elif name == "ER":
         terms = {"augmented": task_loss(network, together([new, replayed]))}
+    elif name in OLD_TO_NEW:
+        old = OLD_TO_NEW[name] / (1 + OLD_TO_NEW[name])
+        terms = {
+            "new": 2 * (1 - old) * task_loss(network, new),
+            "replay": 2 * old * task_loss(network, replayed),
+        }
+    elif name == "ERACE":
+        terms = {"new": task_loss(network, new, among=among), "replay": task_loss(network, replayed)}
     elif name == "AGEM":
         terms = {"new": task_loss(network, new), "reference": task_loss(network, replayed)}
     else:
-        terms = {"new": task_loss(network, new), "distillation": ALPHA * distance(network, distilled)}
-        if name == "DERpp":
+        terms = {
+            "new": task_loss(network, new, among=among),
+            "distillation": ALPHA * distance(network, distilled),
+        }
+        if name != "DER":
             terms["replay"] = BETA * task_loss(network, replayed)
     if name == "AGEM":
         gradient = projected(*(gradient_of(term, network) for term in terms.values()))
@@ -209,17 +248,19 @@ def assert_as_in_the_paper(stepped_terms, change, *, name, kind, sizes):
     torch.testing.assert_close(torch.as_tensor(change).double(), gradient, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize(("name", "kind"), BY_KIND)
 def test_loss_and_gradient_are_those_of_the_paper(name, kind):
-    stepped, change, _ = step_of(STRATEGIES[name], kind, batches(kind, ALONE)[0])
+    (batch,) = batches(kind, ALONE, STRATEGIES[name])
+    stepped, change, _ = step_of(STRATEGIES[name], kind, batch)
     assert_as_in_the_paper(stepped.terms, change, name=name, kind=kind, sizes=ALONE)
     assert stepped.loss == pytest.approx(sum(stepped.terms.values()))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_references_differ_from_each_other_by_far_more_than_is_tolerated(kind):
-    gradients = [expected(name, kind, ALONE)[1] for name in ("Incremental", "ER", "DER", "DERpp")]
+    # As Incremental: the first differ by the tasks that they train on, A-GEM where gradients point apart.
+    same = {"FromScratch", "Cumulative", "AGEM"}
+    gradients = [expected(name, of, ALONE)[1] for name, of in BY_KIND if of == kind and name not in same]
     for place, gradient in enumerate(gradients):
         for other in gradients[place + 1 :]:
             assert (gradient - other).abs().max() > 1e-3
@@ -252,9 +293,9 @@ def torn_apart():
 def on_this_rank(groups, own):
     found = {}
     for name, strategy in STRATEGIES.items():
-        for kind in KINDS:
+        for kind in kinds_of(name):
             for case, sizes in SPREAD.items():
-                batch = batches(kind, sizes)[groups.rank]
+                batch = batches(kind, sizes, strategy)[groups.rank]
                 stepped, change, weights = step_of(strategy, kind, batch, groups=groups)
                 found[name, kind, case] = dict(stepped.terms), change.numpy(), weights.numpy()
     _, change, weights = step_of(AGEM(), "label", torn_apart()[groups.rank], groups=groups)
@@ -265,7 +306,7 @@ def on_this_rank(groups, own):
     )
     found["own"] = dict(stepped.terms), change.numpy()
     try:
-        step_of(DERpp(), "label", batches("label", [(0, 0, 2, 0)] * 2)[groups.rank], groups=groups)
+        step_of(DERpp(draws=2), "label", batches("label", [(0, 0, 2, 0)] * 2)[groups.rank], groups=groups)
     except RankError as error:
         found["nothing"] = str(error)
     return found
@@ -285,7 +326,8 @@ class Squares(Strategy):
     replays = True
     share: float = 0.5
 
-    def terms(self, new, replayed, distilled):
+    def terms(self, batch):
+        new, replayed = batch.new, batch.replayed
         return [
             Term("new", 1.0, supervised_loss(new.outputs, new.targets) ** 2),
             Term("again", self.share, supervised_loss(replayed.outputs, replayed.targets) ** 2),
@@ -307,8 +349,7 @@ def both(tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", SPREAD)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize(("name", "kind"), BY_KIND)
 def test_two_ranks_step_like_one_process_with_all_samples(both, name, kind, case):
     first, second = (found[name, kind, case] for found in both)
     assert np.array_equal(first[2], second[2])
@@ -386,7 +427,7 @@ def same(first, second):
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("strategy", [DER(), DERpp()], ids=lambda strategy: strategy.name)
+@pytest.mark.parametrize("strategy", [DER(), DERpp(draws=2)], ids=lambda strategy: strategy.name)
 def test_samples_whose_outputs_no_model_made_change_nothing_bit_for_bit(strategy):
     (batch,) = batches("label", [(5, 3, 6, 2)])
     kept = {name: tensor[:2] for name, tensor in batch.distilled.items()}
@@ -490,7 +531,10 @@ def test_outputs_that_meet_no_target_are_an_error_that_names_both():
     ("name", "weights", "made"),
     [
         ("er", {}, ER()),
+        ("er", {"balance": "tasks"}, ER(balance="tasks")),
+        ("er-ace", {}, ERACE()),
         ("DER++", {"alpha": 2.0, "beta": 0.5}, DERpp(alpha=2.0, beta=0.5)),
+        ("DER++-ACE", {"draws": 2}, DERppACE(draws=2)),
         ("a-gem", {}, AGEM()),
         ("scratch", {}, FromScratch()),
     ],
@@ -524,7 +568,8 @@ def twice(outputs, targets):
 
 
 def test_an_own_loss_stays_when_strategy_or_weights_are_switched():
-    assert switched(ER(loss=twice), Steer(strategy="DERpp", alpha=2.0)) == DERpp(alpha=2.0, loss=twice)
+    steer = Steer(**steer_to(DERpp(alpha=2.0)))
+    assert switched(ER(loss=twice), steer) == DERpp(alpha=2.0, loss=twice)
     assert switched(DER(alpha=1.0, loss=twice), Steer(alpha=3.0)) == DER(alpha=3.0, loss=twice)
     with pytest.raises(SettingsError, match="ER has no alpha"):
         switched(ER(), Steer(alpha=3.0))
@@ -534,8 +579,8 @@ def test_an_own_loss_stays_when_strategy_or_weights_are_switched():
 class Twice(ER):
     """ER with doubled losses."""
 
-    def terms(self, new, replayed, distilled):
-        (term,) = super().terms(new, replayed, distilled)
+    def terms(self, batch):
+        (term,) = super().terms(batch)
         return [type(term)(term.name, 2.0, term.values)]
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
 from rehearsal_kit.base.errors import SettingsError
 from rehearsal_kit.base.settings import Rehearsal, Training
-from rehearsal_kit.base.steerable import OFF, SETTINGS, Real, Whole
-from rehearsal_kit.learning.strategies.choice import named_strategy
+from rehearsal_kit.base.steerable import OFF, SETTINGS, Real, Whole, Word, WordOrReal
+from rehearsal_kit.learning.strategies.choice import OURS, named_strategy
 from rehearsal_kit.learning.strategies.dark import DERpp
 from rehearsal_kit.rank.live_settings import LiveSettings
 from rehearsal_kit.record.commands import Steer, Wish
@@ -26,32 +26,43 @@ def value_of(setting, place):
     """One of two allowed values: that at the beginning (0) and that steered to (1)."""
     limits = setting.limits
     if isinstance(limits, Whole):
-        return limits.low + 5 + place
+        return min(limits.low + 5, limits.high - 1) + place
+    if isinstance(limits, WordOrReal):
+        return (limits.words[0], (limits.low + limits.high) / 2)[place]
     if isinstance(limits, Real):
         return (limits.low + limits.high) / (4 - 2 * place)
     return (limits.words or ("DERpp", "AGEM"))[-place]
 
 
-def owned(owner, place=0):
-    return {name: value_of(each, place) for name, each in SETTINGS.items() if each.owner == owner}
+def owned(owner):
+    return {name: value_of(each, 0) for name, each in SETTINGS.items() if each.owner == owner}
 
 
-AT_FIRST = LiveSettings(
-    training=Training(**owned("training")),
-    rehearsal=Rehearsal(**owned("rehearsal")),
-    strategy=DERpp(**owned("strategy")),
-)
+def owner_of(setting):
+    """Whose field it is; of strategies, the first that has it, DERpp where that does not matter."""
+    owners = {"training": Training, "rehearsal": Rehearsal}
+    having = [kind for kind in (DERpp, *OURS) if setting.name in {field.name for field in fields(kind)}]
+    return owners.get(setting.owner) or next(iter(having), DERpp)
+
+
+def at_first(setting):
+    """What is in force: of the owner of a setting, all that may change."""
+    strategy = owner_of(setting) if setting.owner == "strategy" else DERpp
+    has = {field.name for field in fields(strategy)}
+    return LiveSettings(
+        training=Training(**owned("training")),
+        rehearsal=Rehearsal(**owned("rehearsal")),
+        strategy=strategy(**{name: value for name, value in owned("strategy").items() if name in has}),
+    )
 
 
 class Steered(Steering):
     """A session that only keeps what it was asked."""
 
-    def __init__(self):
-        self.training, self.rehearsal, self.strategy = (
-            AT_FIRST.training,
-            AT_FIRST.rehearsal,
-            AT_FIRST.strategy,
-        )
+    def __init__(self, setting=SETTINGS["strategy"]):
+        live_settings = at_first(setting)
+        self.training, self.rehearsal = live_settings.training, live_settings.rehearsal
+        self.strategy = live_settings.strategy
         self.holder, self.refused, self.asked = "", "", []
 
     def _wish(self, command):
@@ -62,27 +73,26 @@ class Steered(Steering):
         pass
 
 
-KINDS = {"training": Training, "rehearsal": Rehearsal, "strategy": DERpp}
-
 every_setting = pytest.mark.parametrize("setting", SETTINGS.values(), ids=list(SETTINGS))
 may_be_off = pytest.mark.parametrize(
     "setting", [each for each in SETTINGS.values() if each.may_be_off], ids=lambda setting: setting.name
 )
 every_field = pytest.mark.parametrize(
-    "setting", [each for each in SETTINGS.values() if each.owner in KINDS], ids=lambda setting: setting.name
+    "setting", [each for each in SETTINGS.values() if each.owner != "run"], ids=lambda setting: setting.name
 )
 
 
 @every_setting
 def test_it_is_steered_written_down_and_in_force(setting):
-    session, wanted = Steered(), value_of(setting, 1)
+    session, wanted = Steered(setting), value_of(setting, 1)
     session.steer(**{setting.name: named_strategy(wanted) if setting.name == "strategy" else wanted})
     (command,) = session.asked
     wish = Wish(7, command)
     assert Wish.from_json(wish.to_json()) == wish
     plain = json.loads(wish.to_json())
     assert {name: plain[name] for name in SETTINGS} == {**dict.fromkeys(SETTINGS), setting.name: wanted}
-    before, after = AT_FIRST, AT_FIRST.steered(command)
+    before = at_first(setting)
+    after = before.steered(command)
     assert (before.plain[setting.name], after.plain[setting.name]) == (value_of(setting, 0), wanted)
     assert before.digest != after.digest
     assert before.steered(Steer(**after.plain)) == after  # as checkpoints keep it
@@ -91,9 +101,10 @@ def test_it_is_steered_written_down_and_in_force(setting):
 @may_be_off
 def test_it_is_steered_to_off_and_back_and_checkpoints_keep_both(setting):
     owner = {"training": Training(), "rehearsal": Rehearsal()}
-    never = replace(AT_FIRST, **{setting.owner: replace(owner[setting.owner], **{setting.name: None})})
+    first = at_first(setting)
+    never = replace(first, **{setting.owner: replace(owner[setting.owner], **{setting.name: None})})
     assert setting.name not in never.plain  # as of a run of a version that could not steer it
-    for begun in (never, AT_FIRST):
+    for begun in (never, first):
         off = begun.steered(Steer(**{setting.name: OFF}))
         assert getattr(getattr(off, setting.owner), setting.name) is None
         assert json.loads(Wish(1, Steer(**off.plain)).to_json())[setting.name] == OFF
@@ -110,7 +121,7 @@ def test_what_is_not_allowed_is_refused_with_its_name(setting):
     wrong = [True, "so", [1]]
     if isinstance(limits, Whole):
         wrong += [limits.low - 1, limits.high + 1, limits.low + 0.5]
-    elif isinstance(limits, Real):
+    elif isinstance(limits, Real | WordOrReal):
         wrong += [limits.low - 1, limits.high * 2, float("nan")]
     else:
         wrong = [True, 3, *(["so"] if limits.words else [])]
@@ -124,21 +135,21 @@ def test_what_a_run_may_begin_with_it_may_be_steered_to_and_nothing_else(setting
     """With narrower limits than its owner's a checkpoint could not be taken up again."""
     limits, none_drawn = setting.limits, {"capacity": 2**40, "representatives": 0, "distillation": 0}
     others = none_drawn if setting.owner == "rehearsal" else {}
-    ends = [limits.low, limits.high] if isinstance(limits, Whole | Real) else limits.words
+    ends = [*getattr(limits, "words", ()), *([] if isinstance(limits, Word) else [limits.low, limits.high])]
     for value in ends:
-        made = KINDS[setting.owner](**{**others, setting.name: value})
+        made = owner_of(setting)(**{**others, setting.name: value})
         assert setting.is_plain(getattr(made, setting.name))
-    beyond = [limits.low - 1, limits.high + 1] if isinstance(limits, Whole | Real) else ["so"]
+    beyond = ["so"] if isinstance(limits, Word) else [limits.low - 1, limits.high + 1, "so"]
     for value in beyond:
         with pytest.raises(SettingsError, match=setting.name):
-            KINDS[setting.owner](**{**others, setting.name: value})
+            owner_of(setting)(**{**others, setting.name: value})
     if setting.may_be_off:
-        KINDS[setting.owner](**{**others, setting.name: None})
+        owner_of(setting)(**{**others, setting.name: None})
 
 
 @every_setting
 def test_it_has_a_control_with_its_limits_that_steers(setting):
-    session, wanted = Steered(), value_of(setting, 1)
+    session, wanted = Steered(setting), value_of(setting, 1)
     controls = SettingControls(session, Requests(session, asked=lambda: None))
     controls.refresh([], "")
     control, limits = controls[setting.name], setting.limits
@@ -150,9 +161,9 @@ def test_it_has_a_control_with_its_limits_that_steers(setting):
     )
     if not isinstance(limits, Whole | Real):
         assert set(limits.words) <= set(control.options)
-    elif setting.slider is None and not setting.may_be_off:
+    elif setting.slider is None and not setting.is_text:
         assert (control.min, control.max) == (limits.low, limits.high)
-    shown = str if setting.may_be_off else lambda value: value
+    shown = str if setting.is_text else lambda value: value
     assert control.value == shown(value_of(setting, 0))
     control.value = shown(wanted)
     assert session.asked == [Steer(**{setting.name: wanted})]
@@ -168,7 +179,7 @@ def test_every_setting_has_a_control_where_nothing_was_chosen():
 
 @may_be_off
 def test_a_control_turns_it_off_by_word_or_empty_and_refuses_what_is_no_number(setting):
-    session = Steered()
+    session = Steered(setting)
     requests = Requests(session, asked=lambda: None)
     control = SettingControls(session, requests)[setting.name]
     control.value = "much"
@@ -180,7 +191,7 @@ def test_a_control_turns_it_off_by_word_or_empty_and_refuses_what_is_no_number(s
 
 @may_be_off
 def test_a_control_follows_to_off_and_to_what_the_run_began_with(setting):
-    session = Steered()
+    session = Steered(setting)
     controls = SettingControls(session, Requests(session, asked=lambda: None))
     control, said = controls[setting.name], []
     for settings in ({setting.name: OFF}, {setting.name: 0.1}, {}):
@@ -226,8 +237,8 @@ def test_ledgers_and_digests_are_what_they_were():
     assert [pair for pair in written.items() if pair[0] in before] == [*before.items()]
     assert Wish.from_json('{"number": 3, "kind": "Steer", "batch": 4}') == Wish(3, Steer(batch=4))
     counted = LiveSettings(training=Training(), rehearsal=Rehearsal(distillation=2), strategy=DERpp())
-    assert counted.digest == "7fcc4b29d898dc57"
+    assert counted.digest == "d8d4ebdcdff2447f"
     in_bytes = LiveSettings(
         training=Training(), rehearsal=Rehearsal(capacity="1 MiB"), strategy=named_strategy("ER")
     )
-    assert in_bytes.digest == "356c4e673a1fee41"
+    assert in_bytes.digest == "6c8c3c56c1df3d19"

@@ -127,7 +127,7 @@ def test_a_weight_with_which_no_checkpoint_could_be_taken_up_is_refused(tmp_path
 class Negative(Strategy):
     alpha: float = -0.1
 
-    def terms(self, new, replayed, distilled):
+    def terms(self, batch):
         raise AssertionError
 
 
@@ -168,7 +168,7 @@ class Alone(Net):
 
 
 class Forgetful(Strategy):
-    def terms(self, new, replayed, distilled):
+    def terms(self, batch):
         raise KeyError("alpha")
 
 

@@ -25,6 +25,7 @@ from walks import MEANWHILE, SIZES, Generation, Walk, broken_promises, carry_out
 from rehearsal_kit.buffer.policies import POLICIES
 from rehearsal_kit.data import open_experience
 from rehearsal_kit.data.scans.files import facts_of
+from rehearsal_kit.learning.strategies.registry import STRATEGIES
 from rehearsal_kit.rank import reporter, resumption
 from rehearsal_kit.rank.evaluation import Evaluation
 from rehearsal_kit.rank.resumption import Resumption
@@ -68,7 +69,12 @@ STEERS = (
     Steer(batch=2),
     Steer(batch=7),
     Steer(strategy="AGEM"),
-    Steer(strategy="DERpp", alpha=0.3),
+    Steer(strategy="DERpp", alpha=0.3, draws=2),
+    Steer(strategy="DERpp", alpha=0.3, draws=1),
+    Steer(strategy="DERppACE"),
+    Steer(strategy="ERACE"),
+    Steer(strategy="ER", balance="tasks"),
+    Steer(balance=0.5),
     Steer(strategy="Incremental"),
     Steer(strategy="FromScratch"),
 )
@@ -164,7 +170,7 @@ def walks(draw: st.DrawFn) -> Walk:
     parts = [*draw(st.lists(generations(last=False), min_size=1, max_size=3)), draw(generations(last=True))]
     return Walk(
         ranks=draw(st.sampled_from([1, 2, 3])),
-        strategy=draw(st.sampled_from(["ER", "DERpp", "AGEM", "FromScratch", "Incremental"])),
+        strategy=draw(st.sampled_from([*STRATEGIES])),
         policy=draw(st.sampled_from(list(POLICIES))),
         generations=tuple(parts),
     )
@@ -235,7 +241,7 @@ def test_a_sixth_of_the_pairs(tasks, place):
 
 
 def test_random_walks_that_are_the_same_every_time(tasks):
-    random_walks(20, tasks, fixed=True)
+    random_walks(12, tasks, fixed=True)
 
 
 def test_a_checkpoint_before_what_was_told_of_before_a_kill(tasks):

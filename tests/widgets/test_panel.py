@@ -586,7 +586,7 @@ def test_weights_appear_with_the_strategies_that_have_them_and_a_refusal_is_said
     controls.setting_controls["strategy"].value = "DERpp"
     assert session.asked == [{"strategy": DERpp()}]
     assert controls.setting_controls["alpha"].layout.display is None
-    assert "strategy DERpp, alpha 0.5, beta 1</b> &rarr; not yet in force" in controls.said.value
+    assert "strategy DERpp, alpha 0.5, beta 1, draws 1</b> &rarr; not yet in force" in controls.said.value
     tell(session, applied(1, settings={"strategy": "ER"}, refused="distillation is <0>"))
     controls.refresh()
     assert controls.setting_controls["strategy"].value == "ER"

@@ -14,8 +14,8 @@ from rehearsal_kit.bench.ranks.subjects import Subject
 from rehearsal_kit.buffer.distributed_buffer import DistributedBuffer
 from rehearsal_kit.buffer.exchange import GroupExchange
 from rehearsal_kit.buffer.row_layout import RowLayout
-from rehearsal_kit.learning.forward_pass import MiniBatch
 from rehearsal_kit.learning.learner import Learner
+from rehearsal_kit.learning.mini_batch import MiniBatch
 from rehearsal_kit.learning.strategies.replay import ER
 
 SEED = 0

@@ -39,7 +39,7 @@ class StrategyCost:
         """Samples computed, relative to Incremental."""
         stream, made = stream_named(self.turns.stream), named_strategy(self.strategy)
         drawn = stream.rehearsal.representatives * made.replays
-        drawn += stream.rehearsal.distillation * made.distils
+        drawn += stream.rehearsal.distillation * (made.distils and not made.shares_draw)
         return 1 + drawn / stream.training.batch
 
     def line(self) -> tuple[str, ...]:

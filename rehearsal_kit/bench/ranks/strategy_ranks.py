@@ -13,9 +13,9 @@ from rehearsal_kit.buffer.exchange import GroupExchange
 from rehearsal_kit.buffer.row_layout import IDENTITY, Samples
 from rehearsal_kit.buffer.states import Representatives, Round
 from rehearsal_kit.compare.streams import CLASSES, CompareStream, stream_named
-from rehearsal_kit.learning.forward_pass import MiniBatch
 from rehearsal_kit.learning.learner import Learner
-from rehearsal_kit.learning.stored_outputs import for_layout, without_outputs
+from rehearsal_kit.learning.mini_batch import MiniBatch
+from rehearsal_kit.learning.stored_outputs import for_layout
 from rehearsal_kit.learning.strategies.choice import OURS, named_strategy
 from rehearsal_kit.learning.strategies.strategy import Strategy
 from rehearsal_kit.rank.live_settings import LiveSettings
@@ -97,9 +97,9 @@ class _Arm:
         new, strategy = self._pool[self._steps % POOL], self._live_settings.strategy
         began = self._now()
         drawn = None if self._buffer is None else self._advance(self._buffer)
-        replayed = without_outputs(drawn.samples) if drawn is not None and strategy.replays else {}
-        distilled = drawn.distillation if drawn is not None and strategy.distils else {}
-        stepped = self._learner.step(MiniBatch(new, replayed, distilled), strategy=strategy)
+        draws = ({}, {}) if drawn is None else (drawn.samples, drawn.distillation)
+        batch = MiniBatch.augmented(new, *draws, strategy=strategy)
+        stepped = self._learner.step(batch, strategy=strategy)
         if self._buffer is not None:
             self._offer(self._buffer, new, stepped.outputs)
             self._buffer.state()  # waits: what is under way would slow down the next strategy's step

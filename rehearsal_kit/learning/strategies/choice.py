@@ -10,20 +10,29 @@ from rehearsal_kit.base.errors import SettingsError
 from rehearsal_kit.base.settings import Rehearsal
 from rehearsal_kit.base.steerable import SETTINGS
 from rehearsal_kit.buffer.row_layout import RowLayout
+from rehearsal_kit.learning.signature import Signature
 from rehearsal_kit.learning.stored_outputs import stores_outputs
-from rehearsal_kit.learning.strategies.losses import supervised_loss
+from rehearsal_kit.learning.strategies.losses import NO_CLASSES, supervised_loss
 from rehearsal_kit.learning.strategies.registry import STRATEGIES, strategy_class
 from rehearsal_kit.learning.strategies.strategy import Strategy
 from rehearsal_kit.record.commands import Steer
 
 OURS: tuple[type[Any], ...] = tuple(map(strategy_class, STRATEGIES))
 WEIGHTS = tuple(name for name, setting in SETTINGS.items() if setting.owner == "strategy")
+EARLIER: Mapping[str, Mapping[str, Any]] = {"ER": {"balance": "samples"}, "DERpp": {"draws": 2}}
+"""What strategies did before it could be chosen: runs of versions that wrote nothing of it go on with it."""
 
 
 def named_strategy(name: str, **values: Any) -> Strategy:
     """One of ours by its name, as on a command line; SettingsError names those there are."""
     kinds = {kind.__name__.lower(): kind for kind in OURS}
-    aliases = {"der++": "derpp", "a-gem": "agem", "scratch": "fromscratch"}
+    aliases = {
+        "der++": "derpp",
+        "der++-ace": "derppace",
+        "er-ace": "erace",
+        "a-gem": "agem",
+        "scratch": "fromscratch",
+    }
     kind = kinds.get(aliases.get(name.lower(), name.lower()))
     if kind is None:
         raise SettingsError(
@@ -36,6 +45,11 @@ def named_strategy(name: str, **values: Any) -> Strategy:
         )
     made: Strategy = kind(**values)
     return made
+
+
+def recorded_strategy(name: str, **values: Any) -> Strategy:
+    """One of ours as a run folder, a ledger or a checkpoint has it, of this version or an earlier one."""
+    return named_strategy(name, **{**EARLIER.get(name, {}), **values})
 
 
 def plain_strategy(strategy: Strategy) -> dict[str, float | str]:
@@ -69,7 +83,7 @@ def switched(current: Strategy, command: Steer) -> Strategy:
     weights, name = command.values("strategy"), command.values("run").get("strategy")
     if name is not None and name != current.name:
         loss = {"loss": getattr(current, "loss")} if _has(current, "loss") else {}  # noqa: B009 - its base has none
-        return named_strategy(name, **weights, **loss)
+        return recorded_strategy(name, **weights, **loss)
     missing = [weight for weight in weights if not _has(current, weight)]
     if missing:
         raise SettingsError(f"{current.name} has no {', '.join(missing)}; give the strategy as well.")
@@ -78,7 +92,7 @@ def switched(current: Strategy, command: Steer) -> Strategy:
 
 def require_suited(strategy: Strategy, rehearsal: Rehearsal) -> None:
     """SettingsError where a strategy would draw nothing of what its loss is about."""
-    if strategy.distils and not rehearsal.distillation:
+    if strategy.distils and not strategy.shares_draw and not rehearsal.distillation:
         raise SettingsError(
             f"{strategy.name} compares stored outputs, but distillation is 0; give "
             "Rehearsal(distillation=...), samples drawn a second time per step and rank."
@@ -97,6 +111,12 @@ def require_stored(strategy: Strategy, layout: RowLayout | None) -> None:
             f"the buffer of this run stores no outputs, which {strategy.name} needs; start a run that is to "
             "be switched with Rehearsal(outputs=True)."
         )
+
+
+def require_classes(strategy: Strategy, signature: Signature) -> None:
+    """SettingsError where the loss of a strategy is about classes and there are none."""
+    if strategy.asks_present and not signature.classes:
+        raise SettingsError(NO_CLASSES)
 
 
 def _has(strategy: Any, name: str) -> bool:

@@ -13,6 +13,11 @@ Tensors = Mapping[str, torch.Tensor]
 Loss = Callable[[Tensors, Tensors], torch.Tensor]
 """Function from outputs and targets, named tensors (sample, ...), to the loss of each sample: (sample,)."""
 
+NO_CLASSES = (
+    "no target of this stream is a class, so that new samples have no classes to compete with; ERACE and "
+    "DERppACE are for classes: take DERpp, or ER(balance=...)."
+)
+
 
 def supervised_loss(outputs: Tensors, targets: Tensors) -> torch.Tensor:
     """Sum over the target fields of each one's loss, per sample: (sample,).
@@ -28,6 +33,18 @@ def supervised_loss(outputs: Tensors, targets: Tensors) -> torch.Tensor:
             "name the outputs like the targets."
         )
     return torch.stack([_field_loss(outputs[name], targets[name]) for name in met]).sum(dim=0)
+
+
+def among_present(outputs: Tensors, present: Mapping[str, torch.Tensor]) -> Tensors:
+    """Outputs in which logits of classes that are not present are minus infinity: they do not compete.
+
+    outputs: named tensors, logits as (sample, class). present: which classes are, by name of the target:
+    bool (class,). SettingsError where there is no target of classes.
+    """
+    if not present:
+        raise SettingsError(NO_CLASSES)
+    masked = {name: outputs[name].masked_fill(~kept, -torch.inf) for name, kept in present.items()}
+    return {**outputs, **masked}
 
 
 def squared_distance(outputs: Tensors, stored: Tensors) -> torch.Tensor:

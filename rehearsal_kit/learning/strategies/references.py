@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rehearsal_kit.learning.strategies.losses import Loss, supervised_loss
-from rehearsal_kit.learning.strategies.strategy import Part, Strategy, Term
+from rehearsal_kit.learning.strategies.strategy import AugmentedBatch, Strategy, Term
 
 
 @dataclass(frozen=True)
@@ -15,9 +15,9 @@ class Incremental(Strategy):
 
     loss: Loss = supervised_loss
 
-    def terms(self, new: Part, replayed: Part, distilled: Part) -> Sequence[Term]:
+    def terms(self, batch: AugmentedBatch) -> Sequence[Term]:
         """The mean over the new samples."""
-        return [Term("new", 1.0, new.loss(self.loss))]
+        return [Term("new", 1.0, batch.new.loss(self.loss))]
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class FromScratch(Strategy):
         """All so far."""
         return range(newest + 1)
 
-    def terms(self, new: Part, replayed: Part, distilled: Part) -> Sequence[Term]:
+    def terms(self, batch: AugmentedBatch) -> Sequence[Term]:
         """The mean over the new samples."""
-        return [Term("new", 1.0, new.loss(self.loss))]
+        return [Term("new", 1.0, batch.new.loss(self.loss))]
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,6 @@ class Cumulative(Strategy):
         """All so far."""
         return range(newest + 1)
 
-    def terms(self, new: Part, replayed: Part, distilled: Part) -> Sequence[Term]:
+    def terms(self, batch: AugmentedBatch) -> Sequence[Term]:
         """The mean over the new samples."""
-        return [Term("new", 1.0, new.loss(self.loss))]
+        return [Term("new", 1.0, batch.new.loss(self.loss))]

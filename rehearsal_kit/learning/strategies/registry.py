@@ -9,20 +9,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # so that type checkers and editors know them as public names
     from rehearsal_kit.learning.strategies.dark import DER as DER
     from rehearsal_kit.learning.strategies.dark import DERpp as DERpp
+    from rehearsal_kit.learning.strategies.dark import DERppACE as DERppACE
     from rehearsal_kit.learning.strategies.references import Cumulative as Cumulative
     from rehearsal_kit.learning.strategies.references import FromScratch as FromScratch
     from rehearsal_kit.learning.strategies.references import Incremental as Incremental
     from rehearsal_kit.learning.strategies.replay import AGEM as AGEM
     from rehearsal_kit.learning.strategies.replay import ER as ER
+    from rehearsal_kit.learning.strategies.replay import ERACE as ERACE
 
 STRATEGIES: Mapping[str, str] = {
     "Incremental": "references",
     "FromScratch": "references",
     "Cumulative": "references",
     "ER": "replay",
+    "ERACE": "replay",
     "AGEM": "replay",
     "DER": "dark",
     "DERpp": "dark",
+    "DERppACE": "dark",
 }
 """The module of this folder in which each lies. The names stand in run folders, so none may change."""
 

@@ -1,4 +1,4 @@
-"""Rehearsal with targets: experience replay and averaged gradient episodic memory."""
+"""Rehearsal with targets: experience replay, its asymmetric loss, averaged gradient episodic memory."""
 
 from __future__ import annotations
 
@@ -7,25 +7,69 @@ from dataclasses import dataclass
 
 import torch
 
-from rehearsal_kit.learning.strategies.losses import Loss, supervised_loss
-from rehearsal_kit.learning.strategies.strategy import Part, Strategy, Term, joined
+from rehearsal_kit.base.steerable import SETTINGS
+from rehearsal_kit.learning.strategies.losses import Loss, among_present, supervised_loss
+from rehearsal_kit.learning.strategies.strategy import AugmentedBatch, Strategy, Term, joined
 
 
 @dataclass(frozen=True)
 class ER(Strategy):
     """Experience replay: the newest task, each mini-batch augmented with representatives of all.
 
-    Loss: the mean over the b + r samples of the augmented mini-batch (Bouvier et al. 2025; Rolnick et al.,
-    "Experience replay for continual learning", NeurIPS 2019).
+    balance: what the representatives weigh beside the new samples. "samples": as many as they are, one mean
+    over the b + r samples of the augmented mini-batch (Bouvier et al. 2025; Rolnick et al., "Experience
+    replay for continual learning", NeurIPS 2019), so that few representatives hold little. Otherwise
+    (2 x mean over b + 2 w x mean over r) / (1 + w): "equal": w = 1, the sum of both means (Chaudhry et al.,
+    "On tiny episodic memories in continual learning", arXiv 1902.10486); "tasks": w = T - 1 after T tasks,
+    each task weighs the same; or w itself, a number. Stores inputs and targets; computes b + r rows.
     """
 
     replays = True
 
     loss: Loss = supervised_loss
+    balance: str | float = "samples"
 
-    def terms(self, new: Part, replayed: Part, distilled: Part) -> Sequence[Term]:
-        """One mean over all b + r samples."""
-        return [Term("augmented", 1.0, joined(new, replayed).loss(self.loss))]
+    def __post_init__(self) -> None:
+        SETTINGS["balance"].require(self.balance)
+
+    def terms(self, batch: AugmentedBatch) -> Sequence[Term]:
+        """One mean over all b + r samples, or those of both parts with their weights."""
+        if self.balance == "samples":
+            return [Term("augmented", 1.0, joined(batch.new, batch.replayed).loss(self.loss))]
+        weight = self._weight(batch.tasks)
+        return [
+            Term("new", 2 / (1 + weight), batch.new.loss(self.loss)),
+            Term("replay", 2 * weight / (1 + weight), batch.replayed.loss(self.loss)),
+        ]
+
+    def _weight(self, tasks: int) -> float:
+        # Within the first task there is nothing older to be balanced against.
+        words = {"equal": 1.0, "tasks": float(max(1, tasks - 1))}
+        return words[self.balance] if isinstance(self.balance, str) else self.balance
+
+
+@dataclass(frozen=True)
+class ERACE(Strategy):
+    """Experience replay with an asymmetric cross-entropy: ER-ACE, for classes.
+
+    New samples compete only with the classes that occur among the new samples of all ranks, representatives
+    with all: mean over b + mean over r (Caccia et al., "New insights on reducing abrupt representation change
+    in online continual learning", ICLR 2022, equation 3). So a class that comes does not push away what the
+    network knows of the others. Stores inputs and targets; computes b + r rows.
+    """
+
+    replays = True
+    asks_present = True
+
+    loss: Loss = supervised_loss
+
+    def terms(self, batch: AugmentedBatch) -> Sequence[Term]:
+        """The new samples among their classes, and the representatives among all."""
+        competing = among_present(batch.new.outputs, batch.present)
+        return [
+            Term("new", 1.0, self.loss(competing, batch.new.targets)),
+            Term("replay", 1.0, batch.replayed.loss(self.loss)),
+        ]
 
 
 @dataclass(frozen=True)
@@ -42,11 +86,11 @@ class AGEM(Strategy):
 
     loss: Loss = supervised_loss
 
-    def terms(self, new: Part, replayed: Part, distilled: Part) -> Sequence[Term]:
+    def terms(self, batch: AugmentedBatch) -> Sequence[Term]:
         """The mean over the new samples, and that over the representatives as the reference."""
         return [
-            Term("new", 1.0, new.loss(self.loss)),
-            Term("reference", 1.0, replayed.loss(self.loss)),
+            Term("new", 1.0, batch.new.loss(self.loss)),
+            Term("reference", 1.0, batch.replayed.loss(self.loss)),
         ]
 
     def direction(self, gradients: torch.Tensor) -> torch.Tensor:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -27,6 +27,24 @@ class Part:
         return of(self.outputs, self.targets)
 
 
+@dataclass(frozen=True, kw_only=True)
+class AugmentedBatch:
+    """What one step of one rank is about, after the forward pass."""
+
+    new: Part
+    """The b samples of the mini-batch."""
+    replayed: Part
+    """The r representatives; none unless the strategy `replays`."""
+    distilled: Part
+    """Samples with stored outputs; none unless the strategy `distils`. They are those of the second draw or,
+    where the strategy `shares_draw`, those of the representatives that have stored outputs."""
+    tasks: int = 1
+    """Tasks that were trained so far, the newest included; the same on all ranks."""
+    present: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """For each target that is a class, which classes occur among the new samples of all ranks: bool (class,).
+    Empty unless the strategy `asks_present`."""
+
+
 @dataclass(frozen=True)
 class Term:
     """One term of the loss: `weight` times the mean of `values` over the samples of all ranks."""
@@ -45,7 +63,9 @@ class Strategy:
     replays: ClassVar[bool] = False
     """Whether mini-batches are augmented with r representatives."""
     distils: ClassVar[bool] = False
-    """Whether outputs are stored, and r_d samples drawn a second time to be compared with them."""
+    """Whether outputs are stored, and samples compared with them."""
+    asks_present: ClassVar[bool] = False
+    """Whether the loss depends on which classes are among the new samples of all ranks."""
     separate: ClassVar[bool] = False
     """Whether `direction` is asked to combine the gradients of the terms."""
 
@@ -54,16 +74,20 @@ class Strategy:
         """Name of the strategy in tables."""
         return type(self).__name__
 
+    @property
+    def shares_draw(self) -> bool:
+        """Whether the representatives are also those that are compared with their stored outputs.
+
+        Otherwise a strategy that `distils` compares r_d samples of a second draw, independent of the first.
+        """
+        return False
+
     def tasks(self, newest: int) -> range:
         """Which tasks are trained on when task `newest` is the newest; default: that one only."""
         return range(newest, newest + 1)
 
-    def terms(self, new: Part, replayed: Part, distilled: Part) -> Sequence[Term]:
-        """The loss, as terms that are added up; always as many, under the same names.
-
-        new: the b samples of the mini-batch. replayed: the r representatives. distilled: those of the r_d
-        samples of the second draw that have stored outputs.
-        """
+    def terms(self, batch: AugmentedBatch) -> Sequence[Term]:
+        """The loss, as terms that are added up; always as many, under the same names."""
         raise NotImplementedError(f"{self.name} does not say what its loss is: override terms().")
 
     def direction(self, gradients: torch.Tensor) -> torch.Tensor:
