@@ -61,6 +61,7 @@ LONG = (
     "test_reporter.py",
     "test_acceptance.py",
     "test_run_connection.py",
+    "test_handle.py",
     "test_endurance.py",
 )
 """Files that take longest, the longest first: begun last, one of them would keep one process busy alone. The

@@ -12,8 +12,9 @@ from rehearsal_kit.base.errors import RunFolderError
 from rehearsal_kit.base.files import write_private
 from rehearsal_kit.base.settings import require_integer
 from rehearsal_kit.cluster.cluster import running_clusters, start_cluster, starter_of, stop_cluster
+from rehearsal_kit.compare.arms import PERCENT, Arm
 from rehearsal_kit.compare.streams import STREAMS, CompareStream, Place, stream_named
-from rehearsal_kit.compare.trial import PERCENT, Arm, Laid, run_trial
+from rehearsal_kit.compare.trial import Laid, run_trial
 from rehearsal_kit.data.open_experience import open_experience
 from rehearsal_kit.record.commands import Arrived
 from rehearsal_kit.record.run_folder import RunFolder
@@ -38,8 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--strategies",
         nargs="+",
         default=list(DEFAULT_ARMS),
-        metavar="NAME[@PERCENT]",
-        help=f"with the buffer as a percentage of the stream ({PERCENT:g} where it is left out)",
+        metavar="NAME[:SETTING=VALUE,...][@PERCENT]",
+        help="such as er:r=8,balance=equal@5, with the buffer as a percentage of the stream "
+        f"({PERCENT:g} where it is left out)",
     )
     add("--seeds", type=int, default=3, metavar="N", help="runs of each, seeds 0 to N - 1 (3)")
     add("--first-seed", type=int, default=0, metavar="S", help="begin at another (0)")
@@ -99,6 +101,7 @@ def _tell(chosen: argparse.Namespace, comparison: Comparison, *, folder: Path, a
         title=f"{stream_named(chosen.stream).title}: {chosen.seeds} seeds, {chosen.workers} workers",
         table_html=comparison.html(),
         points=comparison.points(),
+        front=comparison.front(),
     )
     print("\n" + comparison.text())
     if chosen.markdown:

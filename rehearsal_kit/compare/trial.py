@@ -9,61 +9,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from rehearsal_kit.base.errors import SettingsError
 from rehearsal_kit.base.files import written_whole
 from rehearsal_kit.base.peak_memory import peak_memory
-from rehearsal_kit.base.settings import require_number
 from rehearsal_kit.cluster.cluster import Cluster
+from rehearsal_kit.compare.arms import Arm
 from rehearsal_kit.compare.streams import CompareStream
-from rehearsal_kit.learning.strategies.choice import named_strategy
-from rehearsal_kit.learning.strategies.strategy import Strategy
 from rehearsal_kit.record.commands import Arrived
 from rehearsal_kit.reports.comparison import Outcome
 from rehearsal_kit.session.progress_bar import train_to_the_end
 from rehearsal_kit.session.session import Session
-
-PERCENT = 30.0
-"""Percentage of the stream that buffers hold, unless said otherwise."""
-
-
-@dataclass(frozen=True)
-class Arm:
-    """A strategy, and how much of the stream its buffer holds."""
-
-    strategy: str
-    percent: float
-
-    @staticmethod
-    def parsed(text: str) -> Arm:
-        """The arm called "er", "er@5" or "derpp@10": the number is the percentage.
-
-        SettingsError for anything else.
-        """
-        name, at, percent = text.partition("@")
-        made = named_strategy(name)
-        try:
-            share = round(float(percent), 4) if at else PERCENT
-        except ValueError as error:
-            raise SettingsError(
-                f"strategy {text!r}: {percent!r} is no percentage; write for example er@10."
-            ) from error
-        require_number("the percentage of the buffer", share, low=0.01, high=100.0)
-        return Arm(made.name, share if made.replays or made.distils else 0.0)
-
-    @property
-    def label(self) -> str:
-        """Name of the arm, as tables call it."""
-        return f"{self.strategy} {self.percent:g} %" if self.percent else self.strategy
-
-    @property
-    def slug(self) -> str:
-        """Name of the arm, as folders are called."""
-        return f"{self.strategy.lower()}-{self.percent:g}" if self.percent else self.strategy.lower()
-
-    def made(self, stream: CompareStream) -> Strategy:
-        """The strategy with the weights that suit a stream."""
-        weights = {"DER": {"alpha": stream.alpha}, "DERpp": {"alpha": stream.alpha, "beta": stream.beta}}
-        return named_strategy(self.strategy, **weights.get(self.strategy, {}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +46,8 @@ def run_trial(cluster: Cluster, arm: Arm, laid: Laid, *, folder: Path, title: st
         _put_aside(run)
     stream = laid.stream
     capacity = max(1, round(arm.percent / 100 * laid.samples))
-    drawn = max(stream.rehearsal.representatives, stream.rehearsal.distillation)
+    rehearsal = arm.rehearsal(stream)
+    drawn = max(rehearsal.representatives, rehearsal.distillation)
     with (
         peak_memory(cluster.processes) as peak,
         Session(
@@ -102,8 +57,8 @@ def run_trial(cluster: Cluster, arm: Arm, laid: Laid, *, folder: Path, title: st
             network=(stream.full if laid.full else stream.small)(laid.seed),
             seed=laid.seed,
             preparation=stream.preparation,
-            training=stream.training,
-            rehearsal=replace(stream.rehearsal, capacity=max(capacity, drawn)),
+            training=arm.training(stream),
+            rehearsal=replace(rehearsal, capacity=max(capacity, drawn)),
         ) as session,
     ):
         for task in laid.tasks:

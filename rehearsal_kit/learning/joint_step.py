@@ -52,6 +52,8 @@ class Stepped:
     """Whether the trouble is an error of network or strategy; the same on all ranks."""
     error: str = ""
     """What it said, on a rank on which it came."""
+    rows: int = 0
+    """Samples of this rank that went through the network."""
 
     @property
     def loss(self) -> float:
@@ -282,6 +284,7 @@ class JointStep:
             trouble,
             guilty=bool(trouble) and not bool(losses.isfinite().all()),
             busy=tuple(parts["seconds"].tolist()),
+            rows=own.samples,
         )
         if trouble:
             return stepped, None

@@ -42,7 +42,7 @@ class Reporter:
         self._terms: dict[str, float] = {}
         self._ages: list[int] = []
         self._busy: list[float] = []
-        self._first = self._task = self._representatives = self._remote = self._stored = 0
+        self._first = self._task = self._rows = self._representatives = self._remote = self._stored = 0
         self._began = self._seconds = self._waited = self._hidden = 0.0
 
     def goes_on_from(self, checkpoint: int) -> None:
@@ -112,6 +112,7 @@ class Reporter:
         for name, value in stepped.terms.items():
             self._terms[name] = self._terms.get(name, 0.0) + value
         self._seconds += seconds
+        self._rows += stepped.rows
         if time.monotonic() - self._began > PUBLISH_INTERVAL_S:
             self.flush()
 
@@ -149,6 +150,7 @@ class Reporter:
             stored=self._stored,
             time=time.time(),
             busy=tuple(self._busy),
+            rows=self._rows,
             terms={name: total / len(self._losses) for name, total in self._terms.items()},
             distilled=len(self._ages),
             outputs_age=statistics.fmean(self._ages) if self._ages else None,
@@ -159,7 +161,7 @@ class Reporter:
     def _forget(self) -> None:
         self._losses, self._ages, self._busy, self._terms = [], [], [], {}
         self._seconds = self._waited = self._hidden = 0.0
-        self._representatives = self._remote = 0
+        self._rows = self._representatives = self._remote = 0
 
     def close(self) -> None:
         """Close the file of rank 0."""

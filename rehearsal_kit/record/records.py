@@ -132,11 +132,13 @@ class Steps(InABranch):
     terms: Mapping[str, float] = field(default_factory=dict)
     """Each term of the loss, weight included, on average over these steps."""
     distilled: int = 0
-    """Samples of the second draw that rank 0 compared with their stored outputs in these steps."""
+    """Samples that rank 0 compared with their stored outputs in these steps."""
     busy: tuple[float, ...] = ()
     """Seconds that each rank computed by itself in these steps, in order of rank."""
     outputs_age: float | None = None
     """Steps since these outputs were made, on average."""
+    rows: int = 0
+    """Samples that went through the network of rank 0 in these steps, new and old; 0: not told."""
 
     @property
     def count(self) -> int:

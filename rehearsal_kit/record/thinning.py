@@ -64,6 +64,7 @@ def merged(steps: Sequence[Steps]) -> Steps:
         distilled=distilled,
         busy=tuple(sum(r.busy[i] for r in steps if len(r.busy) == ranks) for i in range(ranks)),
         outputs_age=sum(ages) / distilled if ages and distilled else None,
+        rows=sum(r.rows for r in steps),
         branch=steps[-1].branch,
     )
 
@@ -84,6 +85,7 @@ def steps_before(record: Steps, end: int) -> Steps | None:
         representatives=round(record.representatives * share),
         remote=round(record.remote * share),
         distilled=round(record.distilled * share),
+        rows=round(record.rows * share),
         busy=tuple(seconds * share for seconds in record.busy),
     )
     return replace(part, held=count, chosen=part.chosen[:kept]) if isinstance(part, ThinnedSteps) else part

@@ -40,6 +40,7 @@ FORMULAS = (
     "gap closed: (Incremental - strategy) / (Incremental - FromScratch), of mean final errors",
     "training: seconds in training steps alone; x Incremental: ratio to it on the same seed; wait: share of "
     "them spent waiting for representatives",
+    "x rows: samples that went through the network in training, new and old, relative to Incremental's",
 )
 SPELT = {
     "matrix": "test_error",
@@ -47,6 +48,7 @@ SPELT = {
     "untrained": "error_untrained",
     "seconds": "training_seconds",
     "waited": "waited_seconds",
+    "rows": "rows_computed",
     "remote": "remote_share",
 }
 """Names of fields of an outcome for readers of the data, who do not read the docstrings."""
@@ -58,6 +60,7 @@ HEAD = (
     "backward",
     "forward",
     "gap closed",
+    "x rows",
     "training",
     "x Incremental",
     "steps",
@@ -88,6 +91,8 @@ class Outcome:
     seconds: float
     """Seconds spent in training steps."""
     steps: int
+    rows: int = 0
+    """Samples that went through the network of rank 0 in training; 0: not told."""
     waited: float
     """Seconds of these that rank 0 waited for representatives."""
     remote: float | None
@@ -121,6 +126,7 @@ class Outcome:
             metrics=timeline.metrics("test"),
             seconds=timeline.training_seconds(),
             steps=sum(record.count for record in steps),
+            rows=sum(record.rows for record in steps),
             waited=sum(record.waited for record in steps),
             remote=sum(record.remote for record in steps) / drawn if drawn else None,
             steered=steered,
@@ -179,6 +185,22 @@ class Comparison:
     def ratios(self, strategy: str) -> list[float]:
         """Training time relative to Incremental's, seed by seed; empty where that is not there."""
         return [*self._ratios(strategy).values()]
+
+    def rows_computed(self, strategy: str) -> float | None:
+        """Samples computed in training relative to Incremental's, over all seeds; None where not told."""
+        base, those = self.by_seed("Incremental"), self.by_seed(strategy)
+        computed = [(outcome.rows, base[seed].rows) for seed, outcome in those.items() if seed in base]
+        new = sum(rows for _, rows in computed)
+        return sum(rows for rows, _ in computed) / new if new and len(computed) == len(those) else None
+
+    def front(self) -> dict[str, tuple[float, float, float]]:
+        """Rows computed, part of the gap that was closed and its spread, by strategy, where all are known."""
+        front = {}
+        for name in self.strategies:
+            rows, gap = self.rows_computed(name), self._gap(name)
+            if rows is not None and gap.closed is not None:
+                front[name] = (rows, gap.closed, gap.spread or 0.0)
+        return front
 
     def points(self) -> dict[str, tuple[list[float], list[float]]]:
         """Training times relative to Incremental's, and final errors, by strategy, where both are known."""
@@ -243,6 +265,7 @@ class Comparison:
                     "gap_closed": self._gap(strategy).closed,
                     "gap_spread": self._gap(strategy).spread,
                     "verdict": self._gap(strategy).verdict,
+                    "rows_ratio": self.rows_computed(strategy),
                     "runtime_ratios": self.ratios(strategy),
                 }
                 for strategy in self.strategies
@@ -280,7 +303,7 @@ class Comparison:
     def _row(self, strategy: str) -> list[str]:
         outcomes = [*self.by_seed(strategy).values()]
         seconds = statistics.fmean(o.seconds for o in outcomes)
-        ratios = self.ratios(strategy)
+        ratios, rows = self.ratios(strategy), self.rows_computed(strategy)
         measures = (
             [o.final for o in outcomes],
             [average_error(o.matrix) for o in outcomes],
@@ -293,6 +316,7 @@ class Comparison:
             strategy + (" (steered)" if any(o.steered for o in outcomes) else ""),
             *(_spread(values) for values in measures),
             self._gap(strategy).verdict,
+            "-" if rows is None else f"{rows:.3f}",
             f"{seconds:.1f} s",
             _spread(ratios, digits=2),
             f"{outcomes[0].steps}",

@@ -150,7 +150,7 @@ def matrix_figure(timelines: Mapping[str, Timeline]) -> go.Figure:
     figure.update_layout(
         coloraxis={"colorscale": "Viridis", "colorbar": {"title": "error"}}, height=380 * rows
     )
-    return _in_report(figure)
+    return in_report(figure)
 
 
 def watched_figure(timelines: Mapping[str, Timeline]) -> go.Figure:
@@ -165,13 +165,13 @@ def watched_figure(timelines: Mapping[str, Timeline]) -> go.Figure:
     figure.update_yaxes(title_text="watched error", col=1)
     figure.update_yaxes(rangemode="tozero")
     figure.update_layout(showlegend=False, height=340)
-    return _in_report(figure)
+    return in_report(figure)
 
 
 def loss_figure(timelines: Mapping[str, Timeline]) -> go.Figure:
     """Loss against step, one decimated curve per strategy; faint and dashed what was rolled back."""
     figure = go.Figure()
-    for colour, (name, timeline) in zip(_cycle(len(timelines)), timelines.items(), strict=True):
+    for colour, (name, timeline) in zip(cycle(len(timelines)), timelines.items(), strict=True):
         for branch, curve in left_curves(timeline).items():
             figure.add_trace(_left_trace(curve, f"{name}, branch {branch}", colour=colour))
         steps, losses = (np.array(values, np.float64) for values in timeline.lineage().losses())
@@ -181,7 +181,7 @@ def loss_figure(timelines: Mapping[str, Timeline]) -> go.Figure:
     figure.update_xaxes(title_text="step")
     figure.update_yaxes(title_text="loss", type="log", tickvals=TICKS, tickformat="~g")
     figure.update_layout(height=340, showlegend=True)
-    return _in_report(figure)
+    return in_report(figure)
 
 
 def terms_figure(timelines: Mapping[str, Timeline]) -> go.Figure:
@@ -207,7 +207,7 @@ def terms_figure(timelines: Mapping[str, Timeline]) -> go.Figure:
     figure.update_yaxes(title_text="term of the loss", col=1)
     figure.update_yaxes(type="log", tickvals=TICKS, tickformat="~g")
     figure.update_layout(height=340, showlegend=True)
-    return _in_report(figure)
+    return in_report(figure)
 
 
 def age_figure(timelines: Mapping[str, Timeline]) -> go.Figure:
@@ -216,7 +216,7 @@ def age_figure(timelines: Mapping[str, Timeline]) -> go.Figure:
     In the colours of `loss_figure`; strategies that compare no stored outputs have no curve.
     """
     figure = go.Figure()
-    for colour, (name, timeline) in zip(_cycle(len(timelines)), timelines.items(), strict=True):
+    for colour, (name, timeline) in zip(cycle(len(timelines)), timelines.items(), strict=True):
         told = timeline.lineage().records(Steps)
         points = [(_middle(record), record.outputs_age) for record in told if record.outputs_age is not None]
         if points:
@@ -226,7 +226,7 @@ def age_figure(timelines: Mapping[str, Timeline]) -> go.Figure:
     figure.update_xaxes(title_text="step")
     figure.update_yaxes(title_text="age in steps", rangemode="tozero")
     figure.update_layout(height=340, showlegend=True)
-    return _in_report(figure)
+    return in_report(figure)
 
 
 def bars_figure(timelines: Mapping[str, Timeline]) -> go.Figure:
@@ -239,40 +239,13 @@ def bars_figure(timelines: Mapping[str, Timeline]) -> go.Figure:
     for column, heights in enumerate(bars, start=1):
         figure.add_trace(
             go.Bar(
-                x=[*timelines], y=heights, marker={"color": _cycle(len(timelines))}, width=0.6,
+                x=[*timelines], y=heights, marker={"color": cycle(len(timelines))}, width=0.6,
                 texttemplate="%{y:.3g}", textposition="outside", cliponaxis=False, showlegend=False,
             ),
             row=1, col=column,
         )  # fmt: skip
     figure.update_layout(height=320)
-    return _in_report(figure)
-
-
-def tradeoff_figure(points: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> go.Figure:
-    """Final error against training time, both over seeds, one point with its spread per strategy.
-
-    points: by name, the training times relative to Incremental's and the final errors, seed by seed. What is
-    wanted lies in the lower left corner.
-    """
-    figure = go.Figure()
-    for colour, (name, (times, errors)) in zip(_cycle(len(points)), points.items(), strict=True):
-        figure.add_trace(
-            go.Scatter(
-                x=[np.mean(times)], y=[np.mean(errors)], name=name, text=[name], mode="markers+text",
-                textposition="top center", marker={"color": colour, "size": 11},
-                error_x={"array": [_deviation(times)], "color": colour, "thickness": 1},
-                error_y={"array": [_deviation(errors)], "color": colour, "thickness": 1},
-                hovertemplate=f"{name}: error %{{y:.4f}}, %{{x:.2f}} x Incremental<extra></extra>",
-            )
-        )  # fmt: skip
-    figure.update_xaxes(title_text="training time, relative to Incremental", rangemode="tozero")
-    figure.update_yaxes(title_text="final error", rangemode="tozero")
-    figure.update_layout(height=420, showlegend=False)
-    return _in_report(figure)
-
-
-def _deviation(values: Sequence[float]) -> float:
-    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    return in_report(figure)
 
 
 def _points_of(told: Sequence[Steps]) -> tuple[_Values, _Values, _Values]:
@@ -344,11 +317,13 @@ def _left_curve(left: Timeline, most: int) -> Curve:
     return Curve(*(values[kept].astype(np.float32) for values in (steps, losses, tasks)))
 
 
-def _cycle(count: int) -> Sequence[str]:
+def cycle(count: int) -> Sequence[str]:
+    """Colours for so many traces; they repeat after eight."""
     return [task_colour(number) for number in range(count)]
 
 
-def _in_report(figure: go.Figure) -> go.Figure:
+def in_report(figure: go.Figure) -> go.Figure:
+    """The figure as a report has it, read on white and on black."""
     # A grey that is read on white and on black: a report is looked at in either.
     axis = {"gridcolor": "rgba(128,128,128,0.25)", "zerolinecolor": "rgba(128,128,128,0.4)"}
     figure.update_layout(

@@ -17,6 +17,7 @@ from rehearsal_kit.record.preview_files import Image, read_previews
 from rehearsal_kit.record.rank_records import Joined
 from rehearsal_kit.record.records import Steps, TaskEnded
 from rehearsal_kit.record.timeline import Timeline
+from rehearsal_kit.reports.cost_figures import front_figure, tradeoff_figure
 from rehearsal_kit.reports.figures import (
     CONFIG,
     age_figure,
@@ -24,7 +25,6 @@ from rehearsal_kit.reports.figures import (
     loss_figure,
     matrix_figure,
     terms_figure,
-    tradeoff_figure,
     watched_figure,
 )
 from rehearsal_kit.reports.pictures import Scale, field_scale, input_tile, png_uri, shrink
@@ -106,6 +106,7 @@ _Kept = Mapping[str, Mapping[int, _Pictures]]
 
 
 Points = Mapping[str, tuple[Sequence[float], Sequence[float]]]
+Front = Mapping[str, tuple[float, float, float]]
 """Training times relative to Incremental's, and final errors, by strategy, seed by seed."""
 
 
@@ -116,11 +117,13 @@ def write_report(
     title: str,
     table_html: str,
     points: Points | None = None,
+    front: Front | None = None,
 ) -> None:
     """Write a self-contained HTML report that compares runs on the same stream of tasks.
 
     `table_html` is the table of results, already escaped by the caller; every other text is escaped here.
-    `points` may be of more strategies and seeds than `runs`, which are shown one by one.
+    `points` and `front`, as `tradeoff_figure` and `front_figure` take them, may be of more strategies and
+    seeds than `runs`, which are shown one by one.
     """
     names = [run.name for run in runs]
     if not runs or len(set(names)) != len(names):
@@ -131,7 +134,7 @@ def write_report(
     body = [
         _header(runs, title),
         f'<h2>Results</h2><div class="wide">{table_html}</div>',
-        *_about_costs(points or {}),
+        *_about_costs(points or {}, front or {}),
         _section(
             "What is kept and what is forgotten",
             "Test error on every task (column) after every task (row): darker is better. "
@@ -151,12 +154,20 @@ def write_report(
     Path(path).write_text(_document(title, "\n".join(body)), encoding="utf-8")
 
 
-def _about_costs(points: Points) -> list[str]:
-    if not points:
-        return []
-    words = "Means over the seeds with their standard deviation. Below: better; to the left: quicker."
-    escaped = {escape(name): values for name, values in points.items()}
-    return [_section("What it costs and what it brings", words, tradeoff_figure(escaped))]
+def _about_costs(points: Points, front: Front) -> list[str]:
+    sections = []
+    if front:
+        words = (
+            "How much of the gap between Incremental and FromScratch is closed, against the samples that go "
+            "through the network. Above: better; to the left: cheaper."
+        )
+        of_names = {escape(name): values for name, values in front.items()}
+        sections.append(_section("Gap closed against rows computed", words, front_figure(of_names)))
+    if points:
+        words = "Means over the seeds with their standard deviation. Below: better; to the left: quicker."
+        escaped = {escape(name): values for name, values in points.items()}
+        sections.append(_section("What it costs and what it brings", words, tradeoff_figure(escaped)))
+    return sections
 
 
 def _document(title: str, body: str) -> str:

@@ -27,9 +27,10 @@ from rehearsal_kit.base.errors import RunFolderError, SettingsError
 from rehearsal_kit.base.settings import Training
 from rehearsal_kit.cli.main import main
 from rehearsal_kit.cluster.cluster import start_cluster
+from rehearsal_kit.compare.arms import Arm
 from rehearsal_kit.compare.command import DEFAULT_ARMS, _folder, _laid, _tell
 from rehearsal_kit.compare.streams import STREAMS, Place, stream_named
-from rehearsal_kit.compare.trial import Arm, Laid, run_trial
+from rehearsal_kit.compare.trial import Laid, run_trial
 from rehearsal_kit.data.preparation import Preparation
 from rehearsal_kit.data.simulated_beamline import Beamline
 from rehearsal_kit.learning.strategies.choice import named_strategy, require_suited
