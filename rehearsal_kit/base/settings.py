@@ -65,6 +65,9 @@ class Training:
     precision: str = "auto"
     """Precision of the forward pass: "float32", "bfloat16" (automatic mixed precision), or "auto": bfloat16
     on GPUs that know it."""
+    average: float | None = None
+    """Decay of an exponential moving average of the weights, such as 0.99: the network that predicts, is
+    evaluated, shown and exported. None: the weights themselves. Training goes on with these either way."""
     evaluated: int = 8
     """Earlier tasks that are evaluated after every task, in turns, besides the newest; all are at the end. So
     evaluation does not grow with the square of the number of tasks."""
@@ -79,6 +82,8 @@ class Training:
         require_number("weight_decay", self.weight_decay, low=0.0, high=1.0)
         if self.clip_norm is not None:
             require_number("clip_norm", self.clip_norm, low=1e-9, high=1e9)
+        if self.average is not None:
+            require_number("average", self.average, low=0.0, high=0.999999)
         require_one_of("precision", self.precision, ("auto", "float32", "bfloat16"))
         require_integer("evaluated", self.evaluated, low=0)
 

@@ -218,6 +218,12 @@ SETTINGS = _by_name([
         text="What representatives weigh beside new samples (ER): as many as they are, the same, T - 1 times",
     ),
     Setting(
+        name="consistency",
+        owner="strategy",
+        limits=Real(0, 1e6),
+        text="Weight of the distance to the average of the weights (MeanER)",
+    ),
+    Setting(
         name="draws",
         owner="strategy",
         limits=Whole(1, 2),

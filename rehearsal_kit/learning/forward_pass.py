@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
+from torch.func import functional_call
 
 from rehearsal_kit.base.errors import SettingsError
 from rehearsal_kit.buffer.row_layout import Samples
@@ -37,14 +38,21 @@ class ForwardPass:
         self._precision = precision
         self._modes = Modes(network)
 
-    def predict(self, inputs: torch.Tensor, targets: Sequence[str]) -> dict[str, torch.Tensor]:
+    def predict(
+        self,
+        inputs: torch.Tensor,
+        targets: Sequence[str],
+        *,
+        weights: Mapping[str, torch.Tensor] | None = None,
+    ) -> dict[str, torch.Tensor]:
         """Outputs on the device for inputs (sample, ...), in evaluation mode, by name.
 
-        targets: what a bare tensor is named after, and what must be a tensor where it is returned.
+        targets: what a bare tensor is named after, and what must be a tensor where it is returned. weights:
+        in the place of those of the network, which do not change by that.
         """
         self._modes.evaluate()
         with torch.no_grad(), self._autocast():
-            return self._called([inputs], targets)
+            return self._called([inputs], targets, weights)
 
     def train(
         self, batch: MiniBatch, signature: Signature, *, apart: bool, seed: int
@@ -68,10 +76,17 @@ class ForwardPass:
                 ]
         targets = [self._own(targets_of(without_outputs(part), signature.inputs)) for part in samples]
         stored = self._own(outputs_of(samples[2])) or signature.no_outputs(self._device)
-        new, replayed, drawn_again = (
-            Part(*each) for each in zip(outputs, targets, ({}, {}, stored), strict=True)
-        )
-        return new, replayed, self._compared(replayed, batch.replayed) if batch.shares_draw else drawn_again
+        new, replayed, again = (Part(*each) for each in zip(outputs, targets, ({}, {}, stored), strict=True))
+        return new, replayed, self._compared(replayed, batch.replayed) if batch.shares_draw else again
+
+    def averaged(
+        self, replayed: Samples, signature: Signature, weights: Mapping[str, torch.Tensor]
+    ) -> Tensors:
+        """What other weights make of representatives, in evaluation mode: named tensors (sample, ...)."""
+        if not replayed or not len(replayed[signature.inputs]):
+            return signature.no_outputs(self._device)
+        outputs = self.predict(replayed[signature.inputs], [*signature.kinds], weights=weights)
+        return {name: outputs[name].float() for name in signature.outputs}
 
     def _compared(self, replayed: Part, samples: Samples) -> Part:
         """Those of the representatives whose outputs some model has made; no row is computed twice."""
@@ -93,9 +108,18 @@ class ForwardPass:
                 )
         return {name: tensor.float() for name, tensor in outputs.items()}
 
-    def _called(self, inputs: Sequence[torch.Tensor], targets: Sequence[str]) -> dict[str, torch.Tensor]:
+    def _called(
+        self,
+        inputs: Sequence[torch.Tensor],
+        targets: Sequence[str],
+        weights: Mapping[str, torch.Tensor] | None = None,
+    ) -> dict[str, torch.Tensor]:
         together = torch.cat([each.to(self._device) for each in inputs])  # a copy, also of a single one
-        return named_outputs(self._network(together), targets, count=len(together))
+        if weights is None:
+            outputs = self._network(together)
+        else:  # the average of tied weights is there under each of their names
+            outputs = functional_call(self._network, dict(weights), together, tie_weights=False)
+        return named_outputs(outputs, targets, count=len(together))
 
     def _own(self, samples: Samples) -> Tensors:
         return {name: tensor.to(self._device, copy=True) for name, tensor in samples.items()}

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -71,6 +71,8 @@ class _Asked:
     seed: int
     present: Mapping[str, torch.Tensor]
     """As in `AugmentedBatch`."""
+    average: Mapping[str, torch.Tensor] | None
+    """The average of the weights, where the loss depends on it."""
 
 
 @dataclass
@@ -114,16 +116,22 @@ class JointStep:
         self._persistent = frozenset(network.state_dict())
 
     def of(
-        self, batch: MiniBatch, signature: Signature, *, strategy: Strategy, seed: int
+        self,
+        batch: MiniBatch,
+        signature: Signature,
+        *,
+        strategy: Strategy,
+        seed: int,
+        average: Mapping[str, torch.Tensor] | None = None,
     ) -> tuple[Stepped, torch.Tensor | None]:
         """What the step has come to, and the gradient to take it with, (number,); None after trouble.
 
         Buffers of the network are then those of all ranks, or as they were before. RankError if no rank has
-        a sample.
+        a sample. average: of the weights, None where none is kept.
         """
         buffers = ModuleBuffers(self._network, persistent=self._persistent)
         present = self._present(batch.new, signature) if strategy.asks_present else {}
-        own = self._computed(_Asked(batch, signature, strategy, seed, present), buffers)
+        own = self._computed(_Asked(batch, signature, strategy, seed, present, average), buffers)
         told = self._meeting(own)
         if not told.failed and not any(told.counts):
             raise RankError("a step was taken in which no rank had a sample.")
@@ -143,6 +151,9 @@ class JointStep:
         try:
             parts = self._forward.train(batch, signature, apart=strategy.separate, seed=asked.seed)
             new, replayed, distilled = parts
+            if strategy.asks_average and asked.average is not None:
+                averaged = self._forward.averaged(batch.replayed, signature, asked.average)
+                replayed = replace(replayed, averaged=averaged)
             # A copy: a loss may work in place on what it is given.
             outputs = {
                 name: new.outputs[name].detach().clone() for name in signature.outputs if name in new.outputs

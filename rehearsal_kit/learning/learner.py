@@ -73,19 +73,21 @@ class Learner:
         none takes the step and all are told. RankError if no rank has a sample.
         """
         self.calls += 1
-        stepped, gradient = self._steps.of(batch, self._known, strategy=strategy, seed=seed)
+        stepped, gradient = self._steps.of(
+            batch, self._known, strategy=strategy, seed=seed, average=self.state.average
+        )
         if gradient is not None:
             self._apply(gradient, factor)
         return stepped
 
     def computed(self, batch: MiniBatch, *, strategy: Strategy) -> Stepped:
         """What a step would come to; it is not taken, and no optimizer is made. RankError as `step`."""
-        return self._steps.of(batch, self._known, strategy=strategy, seed=0)[0]
+        return self._steps.of(batch, self._known, strategy=strategy, seed=0, average=self.state.average)[0]
 
     def predict(self, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
         """Outputs on the CPU, float32, for inputs (sample, ...); changes no state."""
         self.calls += 1
-        outputs = self._forward.predict(inputs, [*self._known.kinds])
+        outputs = self._forward.predict(inputs, [*self._known.kinds], weights=self.state.average)
         return {name: tensor.float().cpu() for name, tensor in outputs.items()}
 
     def metrics(self, batches: Iterable[Samples]) -> Scores:
@@ -118,3 +120,4 @@ class Learner:
         for group in self.state.optimizer.param_groups:
             group["lr"] = self.training.learning_rate * factor
         self.state.optimizer.step()
+        self.state.follow()

@@ -1,4 +1,4 @@
-"""All that training changes on one rank: weights and optimizer, kept, gone back to, stored and read again."""
+"""All that training changes on one rank: weights, their average, optimizer; kept, gone back to, stored."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ import torch
 
 from rehearsal_kit.base.settings import Training
 from rehearsal_kit.base.tensor_fingerprint import tensor_fingerprint
+from rehearsal_kit.learning.weight_average import WeightAverage
+
+_Kept = tuple[dict[str, Any], dict[str, Any], dict[str, torch.Tensor]]
+"""States of network and optimizer, and the average of the weights, empty where none is kept."""
 
 
 class LearnerState:
-    """A network and its optimizer, as they are now and as they were when they were last kept.
+    """A network, its average and its optimizer, as they are now and as they were when they were last kept.
 
     network: with its initial weights, on the device on which it is trained.
     """
@@ -24,7 +28,11 @@ class LearnerState:
         self._training = training
         self._optimizer: torch.optim.Optimizer | None = None
         self._initial = copy.deepcopy(network.state_dict())
-        self._kept: tuple[dict[str, Any], dict[str, Any]] | None = None
+        self._average = (
+            None if training.average is None else WeightAverage(network.state_dict(), decay=training.average)
+        )
+        self._is_untrained = False
+        self._kept: _Kept | None = None
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -40,55 +48,80 @@ class LearnerState:
         """Back to the initial weights, with a fresh optimizer."""
         self.network.load_state_dict(self._initial)
         self._optimizer = None
+        if self._average is not None:
+            self._average.restart(self._initial)
+
+    def follow(self) -> None:
+        """The optimizer has taken a step: the average takes in what came of it."""
+        if self._average is not None:
+            self._average.follow(self.network.state_dict())
+
+    @property
+    def average(self) -> Mapping[str, torch.Tensor] | None:
+        """The average of the weights, which predicts in their place; None where they predict themselves."""
+        return None if self._average is None or self._is_untrained else self._average.weights
 
     def keep(self) -> None:
-        """Remember weights and optimizer as they are now, for `go_back`."""
-        self._kept = copy.deepcopy((self.network.state_dict(), self.optimizer.state_dict()))
+        """Remember all of it as it is now, for `go_back`."""
+        self._kept = copy.deepcopy(self._now())
 
     def go_back(self) -> None:
-        """Weights and optimizer as they were when `keep` was called."""
+        """All of it as it was when `keep` was called."""
         assert self._kept is not None  # noqa: S101 - for the type checker; every task begins with keep()
-        weights, optimizer = copy.deepcopy(self._kept)
+        weights, optimizer, average = copy.deepcopy(self._kept)
         self.network.load_state_dict(weights)
         self.optimizer.load_state_dict(optimizer)
+        if self._average is not None:
+            self._average.adopt(average)
 
     @contextlib.contextmanager
     def untrained(self) -> Iterator[None]:
         """The initial weights for as long as the block runs."""
         weights = copy.deepcopy(self.network.state_dict())
         self.network.load_state_dict(self._initial)
+        self._is_untrained = True
         try:
             yield
         finally:
+            self._is_untrained = False
             self.network.load_state_dict(weights)
 
     def weights(self) -> Mapping[str, torch.Tensor]:
-        """Parameters and buffers, on the CPU: copies, so that also tied ones can be written."""
-        return _copies(self.network.state_dict())
+        """Parameters and buffers of the network that predicts, on the CPU: copies, also of tied ones."""
+        trained = self.network.state_dict()
+        if self.average is None:
+            return _copies(trained)
+        return _copies({name: self.average[name].to(tensor.dtype) for name, tensor in trained.items()})
 
     def fingerprint(self) -> str:
-        """Fingerprint of the weights: equal on two ranks exactly when they hold the same numbers."""
-        return tensor_fingerprint(self.network.state_dict())
+        """Fingerprint of the weights and their average: equal on two ranks that hold the same numbers."""
+        return tensor_fingerprint({**self.network.state_dict(), **_named("average.", self.average or {})})
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All that training has changed, by name, on the CPU: copies. For `adopt`."""
-        states = {"now": (self.network.state_dict(), self.optimizer.state_dict())}
+        states = {"now": self._now()}
         if self._kept is not None:
             states["kept"] = self._kept
         return {
             f"{which}.{name}": tensor
-            for which, (weights, optimizer) in states.items()
-            for name, tensor in _copies(_flat(weights, optimizer)).items()
+            for which, state in states.items()
+            for name, tensor in _copies(_flat(state)).items()
         }
 
     def adopt(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Go on where `tensors` was called."""
         self._optimizer = None
-        weights, optimizer = _unflat(_under("now.", tensors), self.optimizer.state_dict())
+        weights, optimizer, average = _unflat(_under("now.", tensors), self.optimizer.state_dict())
         self.network.load_state_dict(weights)
         self.optimizer.load_state_dict(optimizer)
+        if self._average is not None:
+            self._average.adopt(average)
         kept = _under("kept.", tensors)
         self._kept = _unflat(kept, self.optimizer.state_dict()) if kept else None
+
+    def _now(self) -> _Kept:
+        average = {} if self._average is None else self._average.tensors()
+        return self.network.state_dict(), self.optimizer.state_dict(), average
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
         parameters = [p for p in self.network.parameters() if p.requires_grad]
@@ -105,23 +138,30 @@ def _copies(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
 
 
-def _flat(weights: Mapping[str, torch.Tensor], optimizer: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    named = {f"weights.{name}": tensor for name, tensor in weights.items()}
+def _flat(state: _Kept) -> dict[str, torch.Tensor]:
+    weights, optimizer, average = state
+    named = {**_named("weights.", weights), **_named("average.", average)}
     for number, values in optimizer["state"].items():
         named |= {f"optimizer.{number}.{n}": v for n, v in values.items() if isinstance(v, torch.Tensor)}
     return named
 
 
-def _unflat(
-    tensors: Mapping[str, torch.Tensor], optimizer: Mapping[str, Any]
-) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Weights and state of the optimizer; its groups are those of the one that is given."""
+def _unflat(tensors: Mapping[str, torch.Tensor], optimizer: Mapping[str, Any]) -> _Kept:
+    """Weights, state of the optimizer, whose groups are those of the one that is given, and average."""
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in _under("optimizer.", tensors).items():
         number, _, value = name.partition(".")
         state.setdefault(int(number), {})[value] = tensor.clone()
     groups = {"state": state, "param_groups": optimizer["param_groups"]}
-    return {name: tensor.clone() for name, tensor in _under("weights.", tensors).items()}, groups
+    weights, average = (
+        {name: tensor.clone() for name, tensor in _under(prefix, tensors).items()}
+        for prefix in ("weights.", "average.")
+    )
+    return weights, groups, average
+
+
+def _named(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
 
 
 def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -96,5 +96,5 @@ class LiveSettings:
             strategy=switched(self.strategy, command),
             off=(self.off - {name for name, _ in command.given}) | command.off,
         )
-        require_suited(steered.strategy, steered.rehearsal)
+        require_suited(steered.strategy, steered.rehearsal, steered.training)
         return steered

@@ -57,7 +57,7 @@ def require_sound(settings: RunSettings, network: object) -> None:
             raise SettingsError(f"{name} is {given!r}; it must be a {kind.__name__}{_called(given)}.")
     if not isinstance(network, torch.nn.Module):
         raise SettingsError(f"network is {network!r}; it must be a torch.nn.Module{_called(network)}.")
-    require_suited(settings.strategy, settings.rehearsal)
+    require_suited(settings.strategy, settings.rehearsal, settings.training)
     for name, value in plain_strategy(settings.strategy).items():
         SETTINGS[name].require(value)  # a checkpoint with another could not be taken up
     _require_storable(network)

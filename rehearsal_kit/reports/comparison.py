@@ -189,9 +189,9 @@ class Comparison:
     def rows_computed(self, strategy: str) -> float | None:
         """Samples computed in training relative to Incremental's, over all seeds; None where not told."""
         base, those = self.by_seed("Incremental"), self.by_seed(strategy)
-        computed = [(outcome.rows, base[seed].rows) for seed, outcome in those.items() if seed in base]
-        new = sum(rows for _, rows in computed)
-        return sum(rows for rows, _ in computed) / new if new and len(computed) == len(those) else None
+        if not all(outcome.rows and seed in base and base[seed].rows for seed, outcome in those.items()):
+            return None
+        return sum(outcome.rows for outcome in those.values()) / sum(base[seed].rows for seed in those)
 
     def front(self) -> dict[str, tuple[float, float, float]]:
         """Rows computed, part of the gap that was closed and its spread, by strategy, where all are known."""

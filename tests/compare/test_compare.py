@@ -34,6 +34,8 @@ from rehearsal_kit.compare.trial import Laid, run_trial
 from rehearsal_kit.data.preparation import Preparation
 from rehearsal_kit.data.simulated_beamline import Beamline
 from rehearsal_kit.learning.strategies.choice import named_strategy, require_suited
+from rehearsal_kit.learning.strategies.dark import DERpp
+from rehearsal_kit.learning.strategies.replay import ER
 from rehearsal_kit.record.commands import Arrived
 from rehearsal_kit.record.records import Applied, TaskArrived, TaskSetAside
 from rehearsal_kit.record.timeline import Timeline
@@ -194,10 +196,39 @@ def test_the_settings_of_a_stream_suit_every_strategy(stream):
     assert stream.alpha > 0
     assert stream.beta > 0
     for text in DEFAULT_ARMS:
-        require_suited(Arm.parsed(text).made(stream), rehearsal)
+        require_suited(Arm.parsed(text).made(stream), rehearsal, stream.training)
     with pytest.raises(SettingsError, match="distillation is 0"):
-        require_suited(named_strategy("derpp"), replace(rehearsal, distillation=0))
+        require_suited(named_strategy("derpp", draws=2), replace(rehearsal, distillation=0), Training())
     assert stream_named(stream.name) is stream
+
+
+def test_an_arm_says_what_it_changes():
+    stream = stream_named("fashion")
+    arm = Arm.parsed("er:r=8,balance=equal,average=0.99,lr=0.002,draw=groups@5")
+    assert (arm.percent, arm.made(stream)) == (5.0, ER(balance="equal"))
+    assert arm.rehearsal(stream) == replace(stream.rehearsal, representatives=8, draw="groups")
+    assert arm.training(stream) == replace(stream.training, average=0.99, learning_rate=0.002)
+    assert arm.label == "ER r=8 balance=equal average=0.99 lr=0.002 draw=groups 5 %"
+    assert arm.slug == "er-r=8-balance=equal-average=0.99-lr=0.002-draw=groups-5"
+    assert Arm.parsed("derpp").made(stream) == DERpp(alpha=stream.alpha, beta=stream.beta)
+    assert Arm.parsed("derpp:alpha=2").made(stream).alpha == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("er:alpha=1@5", "'alpha=1' is no setting; write for example er:r=8"),
+        ("er:r@5", "'r' is no setting"),
+        ("er:capacity=8", "'capacity=8' is no setting"),
+        ("er:loss=x", "'loss=x' is no setting"),
+        ("er:balance=never", "balance is 'never'; it must be one of 'samples'"),
+        ("er:r=-1", "representatives is -1"),
+        ("er:average=2", "average is 2"),
+    ],
+)
+def test_an_arm_that_cannot_be_is_refused(text, words):
+    with pytest.raises(SettingsError, match=re.escape(words)):
+        Arm.parsed(text)
 
 
 def test_streams_have_names_of_their_own():

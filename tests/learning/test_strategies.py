@@ -30,10 +30,10 @@ from rehearsal_kit.learning.strategies.dark import DER, DERpp, DERppACE
 from rehearsal_kit.learning.strategies.losses import squared_distance, supervised_loss
 from rehearsal_kit.learning.strategies.references import Cumulative, FromScratch, Incremental
 from rehearsal_kit.learning.strategies.registry import STRATEGIES as STRATEGIES_OF_OURS
-from rehearsal_kit.learning.strategies.replay import AGEM, ER, ERACE
+from rehearsal_kit.learning.strategies.replay import AGEM, ER, ERACE, MeanER
 from rehearsal_kit.record.commands import Steer
 
-ALPHA, BETA, TASKS = 0.3, 0.7, 4
+ALPHA, BETA, TASKS, CONSISTENCY = 0.3, 0.7, 4, 0.6
 BY_ITSELF = ProcessGroups(0, 1)
 STRATEGIES = {
     "Incremental": Incremental(),
@@ -44,6 +44,7 @@ STRATEGIES = {
     "ER, tasks": ER(balance="tasks"),
     "ER, 0.25": ER(balance=0.25),
     "ERACE": ERACE(),
+    "MeanER": MeanER(balance="samples", consistency=CONSISTENCY),
     "AGEM": AGEM(),
     "DER": DER(alpha=ALPHA),
     "DERpp": DERpp(alpha=ALPHA, beta=BETA, draws=2),
@@ -134,6 +135,11 @@ def flat(network):
     return torch.cat([p.detach().flatten() for p in network.parameters()])
 
 
+def moved(name, tensor):
+    """An average that is not where the weights are."""
+    return tensor + 0.2 if name.startswith("now.average.") and tensor.is_floating_point() else tensor
+
+
 def step_of(strategy, kind, batch, *, groups=BY_ITSELF, **training):
     """What one step does: what it says, the gradient the optimizer was given, and the weights after it.
 
@@ -141,8 +147,10 @@ def step_of(strategy, kind, batch, *, groups=BY_ITSELF, **training):
     """
     network = network_of(kind)
     before = flat(network)
-    settings = Training(optimizer="sgd", learning_rate=1.0, precision="float32", **training)
+    average = 0.5 if strategy.asks_average else None
+    settings = Training(optimizer="sgd", learning_rate=1.0, precision="float32", average=average, **training)
     learner = Learner(network, settings, device="cpu", groups=groups)
+    learner.state.adopt({name: moved(name, tensor) for name, tensor in learner.state.tensors().items()})
     learner.know(learner.meet(samples(kind, 2, seed=0), "input"))
     stepped = learner.step(batch, strategy=strategy)
     assert not stepped.trouble
@@ -193,6 +201,19 @@ def distance(network, part):
     return sum(functional.mse_loss(outputs[name], part[f"outputs.{name}"].double()) for name in outputs)
 
 
+def distance_to_average(network, part):
+    """Mean squared difference to what the network with every weight larger by 0.2 makes of the same."""
+    if part is None:
+        return torch.zeros((), dtype=torch.float64)
+    average = copy.deepcopy(network)
+    with torch.no_grad():
+        for parameter in average.parameters():
+            parameter.add_(0.2)
+        held_to = average(part["input"].double())
+    outputs = network(part["input"].double())
+    return sum(functional.mse_loss(outputs[name], held_to[name]) for name in outputs)
+
+
 def gradient_of(loss, network):
     if not loss.requires_grad:
         return torch.zeros_like(flat(network))
@@ -223,6 +244,11 @@ def expected(name, kind, sizes):
         terms = {
             "new": 2 * (1 - old) * task_loss(network, new),
             "replay": 2 * old * task_loss(network, replayed),
+        }
+    elif name == "MeanER":
+        terms = {
+            "augmented": task_loss(network, together([new, replayed])),
+            "consistency": CONSISTENCY * distance_to_average(network, replayed),
         }
     elif name == "ERACE":
         terms = {"new": task_loss(network, new, among=among), "replay": task_loss(network, replayed)}

@@ -50,7 +50,7 @@ def at_first(setting):
     strategy = owner_of(setting) if setting.owner == "strategy" else DERpp
     has = {field.name for field in fields(strategy)}
     return LiveSettings(
-        training=Training(**owned("training")),
+        training=Training(**owned("training"), average=0.5),
         rehearsal=Rehearsal(**owned("rehearsal")),
         strategy=strategy(**{name: value for name, value in owned("strategy").items() if name in has}),
     )

@@ -73,6 +73,7 @@ STEERS = (
     Steer(strategy="DERpp", alpha=0.3, draws=1),
     Steer(strategy="DERppACE"),
     Steer(strategy="ERACE"),
+    Steer(strategy="MeanER", consistency=0.3),
     Steer(strategy="ER", balance="tasks"),
     Steer(balance=0.5),
     Steer(strategy="Incremental"),

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from rehearsal_kit.reports.comparison import HEAD, Comparison, Outcome
+from rehearsal_kit.reports.cost_figures import front_figure
 
 # Task 0 was best after task 1, so that forgetting is not backward transfer with the sign turned.
 MATRIX = [[0.2, None, None], [0.15, 0.1, None], [0.5, 0.2, 0.1]]
@@ -110,6 +111,7 @@ def test_the_columns_are_those_of_the_formulas():
         "backward": "-0.2000",  # (0.2 - 0.5 + 0.1 - 0.2) / 2
         "forward": "0.3000",  # (0.8 - 0.6 + 0.9 - 0.5) / 2
         "gap closed": "not all runs are there",
+        "x rows": "-",
         "training": "12.5 s",
         "x Incremental": "-",
         "steps": "77",
@@ -149,6 +151,29 @@ def test_ratios_are_of_runs_of_the_same_seed():
     assert cells(made, "ER")["x Incremental"] == "1.75 +- 0.35"
     assert made.data()["summary"]["ER"]["runtime_ratios"] == [1.5, 2.0]
     assert one().ratios("ER") == []
+
+
+def test_rows_are_told_beside_incremental_and_make_the_front():
+    made = comparison_of({
+        seed: [
+            outcome("Incremental", 0.5, rows=800),
+            outcome("FromScratch", 0.1, rows=2400),
+            outcome("ER", 0.2, rows=900),
+            outcome("of an earlier version", 0.2),
+        ]
+        for seed in (0, 1)
+    })  # fmt: skip
+    assert [cells(made, name)["x rows"] for name in ("Incremental", "FromScratch", "ER")] == [
+        "1.000",
+        "3.000",
+        "1.125",
+    ]
+    assert made.front()["ER"] == (1.125, pytest.approx(0.75), 0.0)
+    assert set(made.front()) == {"ER"}
+    assert made.data()["summary"]["ER"]["rows_ratio"] == 1.125
+    figure = front_figure(made.front())
+    assert [trace.name for trace in figure.data[1:]] == [*made.front()]
+    assert json.loads(figure.to_json())["data"][1]["y"] == [pytest.approx(0.75)]
 
 
 def test_points_are_of_seeds_of_which_both_numbers_are_known():
@@ -240,6 +265,7 @@ def test_the_data_is_plain_and_complete_and_the_html_escaped():
         "gap_closed": None,
         "gap_spread": None,
         "verdict": "reference",
+        "rows_ratio": None,
         "runtime_ratios": [1.0],
     }
     assert data["summary"]["ER"]["gap_closed"] == pytest.approx(0.75)

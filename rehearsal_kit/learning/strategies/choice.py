@@ -7,7 +7,7 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from rehearsal_kit.base.errors import SettingsError
-from rehearsal_kit.base.settings import Rehearsal
+from rehearsal_kit.base.settings import Rehearsal, Training
 from rehearsal_kit.base.steerable import SETTINGS
 from rehearsal_kit.buffer.row_layout import RowLayout
 from rehearsal_kit.learning.signature import Signature
@@ -30,6 +30,7 @@ def named_strategy(name: str, **values: Any) -> Strategy:
         "der++": "derpp",
         "der++-ace": "derppace",
         "er-ace": "erace",
+        "mean-er": "meaner",
         "a-gem": "agem",
         "scratch": "fromscratch",
     }
@@ -90,8 +91,13 @@ def switched(current: Strategy, command: Steer) -> Strategy:
     return _with(current, **weights) if weights else current
 
 
-def require_suited(strategy: Strategy, rehearsal: Rehearsal) -> None:
-    """SettingsError where a strategy would draw nothing of what its loss is about."""
+def require_suited(strategy: Strategy, rehearsal: Rehearsal, training: Training) -> None:
+    """SettingsError where these settings give a strategy nothing of what its loss is about."""
+    if strategy.asks_average and training.average is None:
+        raise SettingsError(
+            f"{strategy.name} holds the network to the average of its weights, but average is None, so there "
+            "is none; begin the run with Training(average=0.99)."
+        )
     if strategy.distils and not strategy.shares_draw and not rehearsal.distillation:
         raise SettingsError(
             f"{strategy.name} compares stored outputs, but distillation is 0; give "

@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # so that type checkers and editors know them as public names
     from rehearsal_kit.learning.strategies.replay import AGEM as AGEM
     from rehearsal_kit.learning.strategies.replay import ER as ER
     from rehearsal_kit.learning.strategies.replay import ERACE as ERACE
+    from rehearsal_kit.learning.strategies.replay import MeanER as MeanER
 
 STRATEGIES: Mapping[str, str] = {
     "Incremental": "references",
@@ -23,6 +24,7 @@ STRATEGIES: Mapping[str, str] = {
     "Cumulative": "references",
     "ER": "replay",
     "ERACE": "replay",
+    "MeanER": "replay",
     "AGEM": "replay",
     "DER": "dark",
     "DERpp": "dark",

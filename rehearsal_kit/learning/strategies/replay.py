@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from rehearsal_kit.base.steerable import SETTINGS
-from rehearsal_kit.learning.strategies.losses import Loss, among_present, supervised_loss
+from rehearsal_kit.learning.strategies.losses import Loss, among_present, squared_distance, supervised_loss
 from rehearsal_kit.learning.strategies.strategy import AugmentedBatch, Strategy, Term, joined
 
 
@@ -46,6 +46,30 @@ class ER(Strategy):
         # Within the first task there is nothing older to be balanced against.
         words = {"equal": 1.0, "tasks": float(max(1, tasks - 1))}
         return words[self.balance] if isinstance(self.balance, str) else self.balance
+
+
+@dataclass(frozen=True)
+class MeanER(ER):
+    """Experience replay whose network is held to the average of its own weights on the representatives.
+
+    Loss: that of `ER` + consistency x mean squared distance between the outputs of the network and those of
+    its average, over the representatives (Arani et al., "Learning fast, learning slow", ICLR 2022, equation 5
+    with one average). Needs `Training(average=...)`. Stores inputs and targets, no outputs; computes b + r
+    rows, and predicts r.
+    """
+
+    asks_average = True
+
+    consistency: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        SETTINGS["consistency"].require(self.consistency)
+
+    def terms(self, batch: AugmentedBatch) -> Sequence[Term]:
+        """Those of experience replay, and the distance to the average."""
+        distance = squared_distance(batch.replayed.outputs, batch.replayed.averaged)
+        return [*super().terms(batch), Term("consistency", self.consistency, distance)]
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,9 @@ class Part:
     """(sample, ...), named like the outputs they are compared with."""
     stored: Tensors
     """Outputs that an earlier network made of the same samples, (sample, ...); empty unless distilled."""
+    averaged: Tensors = field(default_factory=dict)
+    """Outputs that the average of the weights makes of the same samples, (sample, ...); empty unless these
+    are representatives and the strategy `asks_average`."""
 
     def loss(self, of: Loss = supervised_loss) -> torch.Tensor:
         """Loss of each sample: (sample,)."""
@@ -66,6 +69,8 @@ class Strategy:
     """Whether outputs are stored, and samples compared with them."""
     asks_present: ClassVar[bool] = False
     """Whether the loss depends on which classes are among the new samples of all ranks."""
+    asks_average: ClassVar[bool] = False
+    """Whether representatives are also predicted by the average of the weights (`Training(average=...)`)."""
     separate: ClassVar[bool] = False
     """Whether `direction` is asked to combine the gradients of the terms."""
 

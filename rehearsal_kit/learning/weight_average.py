@@ -1,0 +1,66 @@
+"""An exponential moving average of the weights of a network, which predicts more steadily than they do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+STEPS = "steps"
+"""The name under which it keeps how many steps it has followed, beside the names of the weights."""
+
+
+class WeightAverage:
+    """The average a <- d a + (1 - d) w over the weights w after each step, on the device where they are.
+
+    d is the smaller of `decay` and (1 + n) / (10 + n) after n steps, so that initial weights are soon
+    forgotten (Tarvainen and Valpola, "Mean teachers are better role models", NeurIPS 2017, section 3). All
+    ranks hold the same weights after every step, and so the same average. Whole numbers, such as counters
+    of batch norm, are those of the newest step.
+
+    weights: state of the network, by name.
+    """
+
+    def __init__(self, weights: Mapping[str, torch.Tensor], *, decay: float) -> None:
+        self._decay = decay
+        self._steps = 0
+        self._averages: dict[str, torch.Tensor] = {}
+        self.restart(weights)
+
+    @property
+    def weights(self) -> Mapping[str, torch.Tensor]:
+        """The average by name of the weight; it changes with the next step."""
+        return self._averages
+
+    def restart(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Begin anew with these weights."""
+        self._steps = 0
+        self._averages = {name: _own(tensor) for name, tensor in weights.items()}
+
+    def follow(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Take in the weights after one more step."""
+        new = 1 - min(self._decay, (1 + self._steps) / (10 + self._steps))
+        self._steps += 1
+        with torch.no_grad():
+            for name, tensor in weights.items():
+                average = self._averages[name]
+                if average.is_floating_point() or average.is_complex():
+                    average.lerp_(tensor.to(average.dtype), new)
+                else:
+                    average.copy_(tensor)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All of it, by name: copies, for `adopt`."""
+        return {**{n: _own(t) for n, t in self._averages.items()}, STEPS: torch.tensor(self._steps)}
+
+    def adopt(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Go on where `tensors` was called."""
+        self._steps = int(tensors[STEPS])
+        for name, average in self._averages.items():
+            average.copy_(tensors[name])
+
+
+def _own(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy; in single precision where the weights are shorter, which a small step would not change."""
+    short = tensor.is_floating_point() and tensor.element_size() < 4
+    return tensor.detach().to(torch.float32 if short else tensor.dtype, copy=True)

@@ -1,0 +1,149 @@
+"""The average of the weights: its formula, what uses it, and that it is kept, gone back to and the same."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ranks import on_ranks
+
+from rehearsal_kit.base.errors import SettingsError
+from rehearsal_kit.base.process_groups import ProcessGroups
+from rehearsal_kit.base.settings import Rehearsal, Training
+from rehearsal_kit.learning.learner import Learner
+from rehearsal_kit.learning.mini_batch import MiniBatch
+from rehearsal_kit.learning.strategies.choice import require_suited
+from rehearsal_kit.learning.strategies.references import Incremental
+from rehearsal_kit.learning.strategies.replay import MeanER
+from rehearsal_kit.learning.weight_average import WeightAverage
+
+DECAY, STEPS = 0.6, 20
+
+
+class Normalised(torch.nn.Module):
+    """With running means, and a counter of whole numbers."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            self.layers = torch.nn.Sequential(torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
+
+    def forward(self, vectors):
+        return {"y": self.layers(vectors)}
+
+
+def batch_of(step, rank=0):
+    random = torch.Generator().manual_seed(100 * rank + step)
+    x, y = torch.randn(6, 4, generator=random), torch.randn(6, 2, generator=random)
+    return MiniBatch({"x": x + 1, "y": y}, {}, {})
+
+
+def learner_of(*, average=DECAY, groups=None):
+    training = Training(learning_rate=0.05, precision="float32", average=average)
+    learner = Learner(Normalised(), training, device="cpu", groups=groups or ProcessGroups(0, 1))
+    learner.know(learner.meet(batch_of(0).new, "x"))
+    return learner
+
+
+def trained(learner, steps, rank=0):
+    """The weights before the first of these steps and after each, in double precision."""
+    seen = [state_of(learner)]
+    for step in steps:
+        assert not learner.step(batch_of(step, rank), strategy=Incremental()).trouble
+        seen.append(state_of(learner))
+    return seen
+
+
+def state_of(learner):
+    return {name: tensor.detach().double() for name, tensor in learner.network.state_dict().items()}
+
+
+def averaged(seen):
+    """The formula, written out: a <- d a + (1 - d) w, d growing to the decay."""
+    average = dict(seen[0])
+    for taken, weights in enumerate(seen[1:]):
+        decay = min(DECAY, (1 + taken) / (10 + taken))
+        for name, new in weights.items():
+            average[name] = decay * average[name] + (1 - decay) * new
+    return average
+
+
+def test_it_is_that_of_the_formula_and_counters_are_the_newest():
+    learner = learner_of()
+    seen = trained(learner, range(STEPS))
+    expected = averaged(seen)
+    for name, tensor in learner.state.average.items():
+        if name.endswith("num_batches_tracked"):
+            assert tensor == STEPS
+        else:
+            torch.testing.assert_close(tensor.double(), expected[name], rtol=1e-5, atol=1e-6)
+            assert (expected[name] - seen[-1][name]).abs().max() > 1e-3
+
+
+def test_it_predicts_and_is_what_is_stored_while_training_is_that_without_it():
+    learner, plain = learner_of(), learner_of(average=None)
+    assert trained(learner, range(STEPS))[-1].keys() == trained(plain, range(STEPS))[-1].keys()
+    for name, tensor in plain.network.state_dict().items():
+        assert torch.equal(tensor, learner.network.state_dict()[name])
+    inputs = batch_of(99).new["x"]
+    stored = Normalised().eval()
+    stored.load_state_dict(learner.state.weights())
+    with torch.no_grad():
+        torch.testing.assert_close(learner.predict(inputs)["y"], stored(inputs)["y"])
+    assert not torch.equal(learner.predict(inputs)["y"], plain.predict(inputs)["y"])
+    with learner.state.untrained(), plain.state.untrained():
+        assert torch.equal(learner.predict(inputs)["y"], plain.predict(inputs)["y"])
+
+
+def test_it_goes_on_from_a_checkpoint_and_back_to_where_a_task_began_bit_for_bit():
+    learner, other = learner_of(), learner_of()
+    trained(learner, range(5))
+    learner.state.keep()
+    trained(learner, range(5, 9))
+    kept = learner.state.tensors()
+    trained(learner, range(9, 14))
+    trained(other, range(2))
+    other.state.adopt(kept)
+    trained(other, range(9, 14))
+    assert other.state.fingerprint() == learner.state.fingerprint()
+    for each in (learner, other):
+        each.state.go_back()
+    again = learner_of()
+    trained(again, range(5))
+    assert learner.state.fingerprint() == other.state.fingerprint() == again.state.fingerprint()
+    learner.state.restart()
+    assert learner.state.fingerprint() == learner_of().state.fingerprint()
+
+
+def test_short_weights_are_averaged_in_single_precision():
+    """In bfloat16 one thousandth of a step is nothing."""
+    weights = {"w": torch.ones(3, dtype=torch.bfloat16)}
+    average = WeightAverage(weights, decay=0.999)
+    for _ in range(20_000):
+        average.follow({"w": torch.zeros(3, dtype=torch.bfloat16)})
+    assert average.weights["w"].dtype == torch.float32
+    assert float(average.weights["w"].max()) < 1e-3
+
+
+def on_this_rank(groups):
+    learner = learner_of(groups=groups)
+    trained(learner, range(STEPS), rank=groups.rank)
+    return learner.state.fingerprint(), learner.predict(batch_of(99).new["x"])["y"].numpy()
+
+
+def test_two_ranks_have_the_same(tmp_path):
+    first, second = on_ranks(2, tmp_path, on_this_rank)
+    assert first[0] == second[0]
+    assert (first[1] == second[1]).all()
+
+
+def test_what_is_held_to_an_average_is_refused_without_one():
+    require_suited(MeanER(), Rehearsal(), Training(average=0.99))
+    with pytest.raises(SettingsError, match=r"MeanER holds .* Training\(average=0.99\)"):
+        require_suited(MeanER(), Rehearsal(), Training())
+
+
+@pytest.mark.parametrize("average", [1.0, -0.1, "much", True])
+def test_a_decay_that_averages_nothing_is_refused(average):
+    with pytest.raises(SettingsError, match="average is"):
+        Training(average=average)
