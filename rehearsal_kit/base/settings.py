@@ -21,6 +21,9 @@ POLICIES: Mapping[str, str] = {
 """Policies of the buffer, and what stays by each once it is full. Their classes are those of the same names
 in `buffer/policies.py`."""
 
+SCALINGS = ("none", "global", "linear", "sqrt")
+"""What another number of ranks changes: see `Training.scaling`."""
+
 
 def require_integer(name: str, value: object, *, low: int, high: int = 2**40) -> int:
     """`value` as an int in [low, high], or a SettingsError that says what is allowed."""
@@ -46,14 +49,21 @@ class Training:
     """How every task is trained; the same for all strategies."""
 
     batch: int = 16
-    """New samples per rank and step (b)."""
+    """New samples per step (b), of each rank or of all ranks together: see `scaling`."""
     epochs: int = 3
     """Passes over the data of a task."""
     learning_rate: float = 1e-3
-    """The highest of the schedule; steerable while the run goes on. Not scaled with the number of ranks."""
+    """The highest of the schedule; steerable while the run goes on."""
     schedule: str = "constant"
     """What becomes of the learning rate within a task: "constant", "cosine" (down to zero) or "cyclic" (up
     and down once an epoch between an eighth and the whole, as PtychoNN is trained)."""
+    scaling: str = "none"
+    """What another number of ranks changes. "none": batch, representatives, distillation and candidates are
+    of each rank, so that more ranks take fewer and larger steps at the same learning rate. "global": they
+    are of all ranks together, rounded up to equal parts, and every number of ranks takes the same steps.
+    "linear" and "sqrt": they are of each rank, and the learning rate is multiplied by the number of ranks,
+    or by its square root, reached step by step within the first epoch of every task (Goyal et al., "Accurate,
+    large minibatch SGD", arXiv 1706.02677, sections 2.1 and 2.2)."""
     warmup: float = 0.0
     """Share of the steps of a task over which the learning rate first grows from zero."""
     optimizer: str = "adam"
@@ -77,6 +87,7 @@ class Training:
         require_integer("epochs", self.epochs, low=1)
         require_number("learning_rate", self.learning_rate, low=1e-9, high=10.0)
         require_one_of("schedule", self.schedule, ("constant", "cosine", "cyclic"))
+        require_one_of("scaling", self.scaling, SCALINGS)
         require_number("warmup", self.warmup, low=0.0, high=1.0)
         require_one_of("optimizer", self.optimizer, ("adam", "adamw", "sgd"))
         require_number("weight_decay", self.weight_decay, low=0.0, high=1.0)
@@ -87,10 +98,15 @@ class Training:
         require_one_of("precision", self.precision, ("auto", "float32", "bfloat16"))
         require_integer("evaluated", self.evaluated, low=0)
 
-    def factor(self, step: int, *, steps: int, steps_per_epoch: int) -> float:
+    def rate_scale(self, ranks: int) -> float:
+        """By how much so many ranks multiply the learning rate."""
+        return {"linear": float(ranks), "sqrt": math.sqrt(ranks)}.get(self.scaling, 1.0)
+
+    def factor(self, step: int, *, steps: int, steps_per_epoch: int, ranks: int = 1) -> float:
         """Factor that multiplies the learning rate at step `step` (from 0) of the `steps` of a task."""
         rising = self.warmup * steps
         warm = min(1.0, (step + 1) / rising) if rising else 1.0
+        warm *= 1 + (self.rate_scale(ranks) - 1) * min(1.0, (step + 1) / steps_per_epoch)
         match self.schedule:
             case "cosine":
                 return warm * 0.5 * (1 + math.cos(math.pi * step / steps))

@@ -156,9 +156,10 @@ class CheckpointTakeup:
         if under_way.anew:
             its.learner.state.go_back()
             run_state.take_back(under_way.began)
-        if self.now.loader is not None and under_way.anew:
-            self.now.loader.resize(run_state.live_settings.batch)
-            self._task_lifecycle.again(self.now.loader)
+        if self.now.loader is not None:
+            self.now.loader.resize(run_state.live_settings.sizes(its.groups.ranks).batch)
+            if under_way.anew:
+                self._task_lifecycle.again(self.now.loader)
         if self.now.buffer is not None:  # of a checkpoint that could not be taken up
             self.now.buffer.abandon()
         self.now.buffer = None if loaded.buffer is None else self._filled(loaded.buffer)

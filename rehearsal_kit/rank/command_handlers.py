@@ -213,7 +213,7 @@ class CommandHandlers:
         its.run_state.steer(steered)
         its.learner.steer(steered.training)
         if self._now.loader is not None:
-            self._now.loader.resize(steered.batch)
+            self._now.loader.resize(steered.sizes(its.groups.ranks).batch)
 
     def _reopen(self) -> None:
         run_state = self._with.run_state

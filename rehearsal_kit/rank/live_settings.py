@@ -16,6 +16,20 @@ from rehearsal_kit.record.commands import Steer
 
 
 @dataclass(frozen=True, kw_only=True)
+class StepSizes:
+    """Samples of one rank in one step."""
+
+    batch: int
+    """New samples (b)."""
+    representatives: int
+    """Drawn for the next step (r)."""
+    distillation: int
+    """Drawn a second time for the next step (r_d)."""
+    candidates: int
+    """Offered to a full buffer (c)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LiveSettings:
     """The same on all ranks at every step."""
 
@@ -51,21 +65,32 @@ class LiveSettings:
         """Fingerprint of the plain values."""
         return digest(self.plain)
 
-    @property
-    def batch(self) -> int:
-        """New samples per rank and step (b)."""
-        return self.training.batch
+    def sizes(self, ranks: int) -> StepSizes:
+        """What each of so many ranks takes, as far as the strategy has a use for it."""
+        strategy, rehearsal = self.strategy, self.rehearsal
+        parts = ranks if self.training.scaling == "global" else 1
+        again = rehearsal.distillation if strategy.distils and not strategy.shares_draw else 0
+        return StepSizes(
+            batch=-(-self.training.batch // parts),
+            representatives=-(-rehearsal.representatives // parts) if strategy.replays else 0,
+            distillation=-(-again // parts),
+            candidates=-(-rehearsal.candidates // parts),
+        )
 
-    @property
-    def representatives(self) -> int:
-        """What the strategy draws of the first draw."""
-        return self.rehearsal.representatives if self.strategy.replays else 0
-
-    @property
-    def distillation(self) -> int:
-        """What the strategy draws of the second draw."""
-        strategy = self.strategy
-        return self.rehearsal.distillation if strategy.distils and not strategy.shares_draw else 0
+    def scaled(self, ranks: int) -> str:
+        """What becomes of sizes and learning rate on so many ranks, in words; empty where nothing does."""
+        training, sizes = self.training, self.sizes(ranks)
+        if training.scaling == "global":
+            return (
+                f"scaling global: of {training.batch} new samples a step each of {ranks} ranks takes "
+                f"{sizes.batch}, with {sizes.representatives} representatives; as many steps as on one rank"
+            )
+        if training.scaling in ("linear", "sqrt"):
+            return (
+                f"scaling {training.scaling}: the learning rate is multiplied by up to "
+                f"{training.rate_scale(ranks):.3g} on {ranks} ranks, within the first epoch of every task"
+            )
+        return ""
 
     @property
     def needs_buffer(self) -> bool:

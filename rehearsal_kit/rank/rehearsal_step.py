@@ -64,14 +64,15 @@ class RehearsalStep:
         if buffer is None:
             return None
         live_settings = run_state.live_settings
+        sizes = live_settings.sizes(self._with.groups.ranks)
         waited, worked = buffer.waited, buffer.worked
         drawn = buffer.advance(
             Round(
                 step=run_state.step,
-                representatives=live_settings.representatives,
-                distillation=live_settings.distillation,
+                representatives=sizes.representatives,
+                distillation=sizes.distillation,
                 capacity=live_settings.rehearsal.samples(buffer.layout.row_bytes),
-                candidates=live_settings.rehearsal.candidates,
+                candidates=sizes.candidates,
                 policy=live_settings.rehearsal.policy,
                 settings=number_of(live_settings.digest),
                 command=run_state.command,

@@ -43,7 +43,7 @@ def new_loader(
         samples=samples,
         largest=len(samples[IDENTITY]),
         epochs=context.spec.training.epochs,
-        batch=context.run_state.live_settings.batch,
+        batch=context.run_state.live_settings.sizes(context.groups.ranks).batch,
         key=(context.spec.seed, context.groups.rank),
         began=context.run_state.step,
         group=None if experience is None else experience.group,

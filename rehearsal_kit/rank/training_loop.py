@@ -143,6 +143,8 @@ class Rank:
         self._reporter.tell_of_myself(joined)
         self._resumption.begin()
         self._reporter.branch = self._run_state.branch
+        if words := self._run_state.live_settings.scaled(self._groups.ranks):
+            self._note(words)
 
     def _end(self) -> None:
         """The run has ended, or these ranks have: keep all that is not kept yet."""
@@ -184,7 +186,10 @@ class Rank:
         self._reporter.state(run_state.step, "running")
         began = time.perf_counter()
         factor = self._spec.training.factor(
-            loader.taken, steps=loader.steps, steps_per_epoch=loader.steps_per_epoch
+            loader.taken,
+            steps=loader.steps,
+            steps_per_epoch=loader.steps_per_epoch,
+            ranks=self._groups.ranks,
         )
         new = loader.next()
         batch = self._rehearsing.augmented(new, loader.task)

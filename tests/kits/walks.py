@@ -223,6 +223,8 @@ def walk_tasks(folder: Path) -> list[Arrived]:
 
 def job_of(walk: Walk, folder: Path) -> RunSpec:
     """A run of steps of a millisecond."""
+    # Each setting with other policies, so that walks meet all of them.
+    scaling = {"quotas": "none", "reservoir": "global", "fifo": "sqrt"}[walk.policy]
     average = None if walk.policy == "fifo" and walk.strategy != "MeanER" else 0.9
     spec = RunSpec(
         run=RunFolder(folder).create(),
@@ -230,7 +232,9 @@ def job_of(walk: Walk, folder: Path) -> RunSpec:
         network=Network(),
         strategy=named_strategy(walk.strategy),
         preparation=Preparation(),
-        training=Training(batch=4, epochs=1, learning_rate=0.02, evaluated=2, average=average),
+        training=Training(
+            batch=4, epochs=1, learning_rate=0.02, evaluated=2, average=average, scaling=scaling
+        ),
         rehearsal=Rehearsal(
             representatives=3, distillation=2, candidates=2, capacity=20, policy=walk.policy, outputs=True
         ),

@@ -110,11 +110,12 @@ class _Arm:
             self._buffer.close()
 
     def _advance(self, buffer: DistributedBuffer) -> Representatives | None:
+        sizes = self._live_settings.sizes(1)
         return buffer.advance(
             Round(
                 step=self._steps,
-                representatives=self._live_settings.representatives,
-                distillation=self._live_settings.distillation,
+                representatives=sizes.representatives,
+                distillation=sizes.distillation,
             )
         )
 
