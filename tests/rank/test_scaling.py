@@ -95,6 +95,6 @@ def test_a_run_that_goes_on_with_other_ranks_in_the_middle_of_a_task_keeps_its_s
     cut = replace(first, commands=((2, tasks[1][5]),))
     timeline = walked(tasks, tmp_path, cut, Generation(), ranks=2, policy="reservoir")
     taken = timeline.losses()[0]
-    assert len(taken) == 4 + 4 + 3  # of 16, 17 and 12 samples
+    assert len(taken) == 4 + 4 + 2  # of 16, 17 and 8 samples
     said = [record.text for record in timeline.records(Noted) if "scaling" in record.text]
     assert ["of 2 ranks takes 2" in said[0], "of 1 ranks takes 4" in said[-1]] == [True, True]
