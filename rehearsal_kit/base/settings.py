@@ -133,7 +133,9 @@ class Rehearsal:
     """What stays once the buffer is full: one of the names in `POLICIES` of this file, which says what each
     of them keeps, such as "quotas" (an equal share per group)."""
     draw: str = "samples"
-    """What is equally likely to come back: every one of the stored "samples", or of their "groups"."""
+    """What is equally likely to come back: every one of the stored "samples"; every one of their "groups";
+    or every one of the "earlier" samples, those of groups that the newest mini-batches of all ranks are not
+    of, as these are trained on anyway. Before there are others, nothing comes back then."""
     half: tuple[str, ...] = ()
     """Fields stored as float16; "outputs" means all stored outputs."""
     outputs: bool = False
@@ -145,7 +147,7 @@ class Rehearsal:
         require_integer("distillation", self.distillation, low=0)
         require_integer("candidates", self.candidates, low=0)
         require_one_of("policy", self.policy, tuple(POLICIES))
-        require_one_of("draw", self.draw, ("samples", "groups"))
+        require_one_of("draw", self.draw, ("samples", "groups", "earlier"))
         object.__setattr__(self, "half", tuple(self.half))
         if isinstance(self.capacity, str):
             parse_bytes("capacity", self.capacity)

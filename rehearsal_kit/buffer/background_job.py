@@ -17,6 +17,7 @@ that has failed.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -24,8 +25,8 @@ import torch
 from rehearsal_kit.base.errors import RankError
 from rehearsal_kit.base.randomness import Rekeyed
 from rehearsal_kit.base.settings import Rehearsal
-from rehearsal_kit.buffer.draw_plan import DrawPlan, plan_draw, plan_group_draw
-from rehearsal_kit.buffer.exchange import Exchange, Header, gather_groups, gather_headers
+from rehearsal_kit.buffer.draw_plan import DrawPlan, plan_draw, plan_earlier_draw, plan_group_draw
+from rehearsal_kit.buffer.exchange import Exchange, Header, gather_groups, gather_headers, gather_newest
 from rehearsal_kit.buffer.memory_limit import share_of
 from rehearsal_kit.buffer.policies import new_policy
 from rehearsal_kit.buffer.staging import Staging
@@ -69,7 +70,7 @@ class BackgroundJob:
         began = time.perf_counter()
         try:
             headers = self._stored_everywhere(work, pending)
-            plan = self._plan(work, headers)
+            plan = self._plan(work, headers, [] if pending is None else pending.newest)
             rows, exchange = self._staging.empty(0), self._exchange
             if plan.drawn:
                 places = plan.sent_by(exchange.rank)[0]
@@ -148,12 +149,15 @@ class BackgroundJob:
 
     @property
     def _by_group(self) -> bool:
-        return self._settings.draw == "groups"
+        return self._settings.draw in ("groups", "earlier")
 
-    def _plan(self, work: Round, headers: list[Header]) -> DrawPlan:
+    def _plan(self, work: Round, headers: list[Header], newest: Sequence[int]) -> DrawPlan:
         counts = [work.representatives, work.distillation] if work.distillation else [work.representatives]
         random = self._drawing.at(work.branch, work.step)
         if self._by_group:
             sizes = gather_groups(self._store.group_sizes(), headers, self._exchange)
-            return plan_group_draw(sizes, counts, random)
+            if self._settings.draw == "groups":
+                return plan_group_draw(sizes, counts, random)
+            left_out = gather_newest(newest, self._exchange)
+            return plan_earlier_draw(sizes, counts, newest=left_out, random=random)
         return plan_draw([header.stored for header in headers], counts, random)

@@ -160,7 +160,7 @@ class DistributedBuffer:
             random=self._candidates.at(self._exchange.rank, self._step),
         )
         rows = self._staging.hand_over(samples, chosen)
-        self._pending = Pending(rows, groups[chosen].tolist())
+        self._pending = Pending(rows, groups[chosen].tolist(), np.unique(groups).tolist())
 
     def require_possible(self, rehearsal: Rehearsal) -> None:
         """SettingsError if the buffers could not take the policy and the capacity of these settings now."""

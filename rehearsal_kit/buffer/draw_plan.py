@@ -12,7 +12,7 @@ destinations from the same random numbers and the stored counts alone: nobody ha
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -86,11 +86,8 @@ def plan_group_draw(
 
     sizes: for each rank, the samples it holds of each group.
     """
-    groups = sorted(set().union(*sizes))
-    held = np.array([[size.get(group, 0) for group in groups] for size in sizes], dtype=np.int64)
-    held = held.reshape(len(sizes), len(groups))
+    _, held, within = _by_rank_and_group(sizes)
     ends = np.cumsum(held.sum(axis=1))
-    within = np.cumsum(held, axis=1) - held + (ends - held.sum(axis=1))[:, None]
     tables = []
     for count in counts:
         group, place = _by_group(held.sum(axis=0), (len(sizes), count), random)
@@ -98,6 +95,41 @@ def plan_group_draw(
         owner = (place[None] >= through[:, group]).sum(axis=0)
         tables.append(within[owner, group] + place - (through - held)[owner, group])
     return _joined(tables, ends)
+
+
+def plan_earlier_draw(
+    sizes: Sequence[Mapping[int, int]],
+    counts: Sequence[int],
+    *,
+    newest: Collection[int],
+    random: np.random.Generator,
+) -> DrawPlan:
+    """Plan as `plan_draw` does, but nothing of the newest groups is drawn, and all other samples are equal.
+
+    Places count through a rank's store group by group, as in `plan_group_draw`.
+
+    sizes: for each rank, the samples it holds of each group. newest: numbers of the groups that are left out.
+    """
+    groups, held, within = _by_rank_and_group(sizes)
+    left = held * np.array([group not in newest for group in groups], dtype=np.int64)
+    passed = np.cumsum(left) - left.ravel()
+    tables = []
+    for count in counts:
+        place = _distinct(int(left.sum()), (len(sizes), count), random)
+        at = passed.searchsorted(place, side="right") - 1
+        tables.append(within.ravel()[at] + place - passed[at])
+    return _joined(tables, np.cumsum(held.sum(axis=1)))
+
+
+def _by_rank_and_group(
+    sizes: Sequence[Mapping[int, int]],
+) -> tuple[list[int], NDArray[np.int64], NDArray[np.int64]]:
+    """All groups, samples held by (rank, group), and where those begin in the union of all stores."""
+    groups = sorted(set().union(*sizes))
+    held = np.array([[size.get(group, 0) for group in groups] for size in sizes], dtype=np.int64)
+    held = held.reshape(len(sizes), len(groups))
+    ends = np.cumsum(held.sum(axis=1))
+    return groups, held, np.cumsum(held, axis=1) - held + (ends - held.sum(axis=1))[:, None]
 
 
 def _joined(tables: Sequence[Positions], ends: NDArray[np.int64]) -> DrawPlan:

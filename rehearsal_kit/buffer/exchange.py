@@ -126,6 +126,14 @@ def gather_headers(header: Header, exchange: Exchange) -> list[Header]:
     return headers
 
 
+def gather_newest(newest: Sequence[int], exchange: Exchange) -> set[int]:
+    """The groups of the newest mini-batches of all ranks together."""
+    widest = max(count for (count,) in exchange.gather([len(newest)]))
+    # Not filled up with a number of a group: any number may be one.
+    mine = [len(newest), *newest, *[0] * (widest - len(newest))]
+    return {group for count, *groups in exchange.gather(mine) for group in groups[:count]}
+
+
 def gather_groups(
     sizes: Mapping[int, int], headers: Sequence[Header], exchange: Exchange
 ) -> list[dict[int, int]]:

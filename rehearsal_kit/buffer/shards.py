@@ -198,6 +198,9 @@ def _require_sound(shard: Shard) -> None:
             dtype = shard.read(f"{part}/{name}", 0, 0).dtype  # numbers of another would be taken for these
             if dtype != (np.bool_ if name == "second" else np.int64):
                 raise SnapshotError(f"{part}/{name} has dtype {dtype}")
+    newest = f"{PENDING}/newest"  # earlier versions did not write it
+    if newest in shard and (len(shard.shape(newest)) != 1 or shard.read(newest, 0, 0).dtype != np.int64):
+        raise SnapshotError(f"{newest} is {shard.shape(newest)} of {shard.read(newest, 0, 0).dtype}")
     groups, places = shard.read(f"{STORE}/groups"), shard.read(f"{STORE}/places")
     order = np.lexsort((places, groups))
     first = np.searchsorted(groups[order], groups[order])

@@ -62,6 +62,7 @@ def write_shard(
     if pending is not None:
         numbers |= {f"{PENDING}/{ROWS}": pending.rows()}
         numbers |= {f"{PENDING}/groups": np.array(pending.groups, dtype=np.int64)}
+        numbers |= {f"{PENDING}/newest": np.array(pending.newest, dtype=np.int64)}
     if drawn is not None:
         numbers |= {f"{DRAWN}/{ROWS}": drawn.rows.numpy(), f"{DRAWN}/owners": drawn.owners}
         about["stored"] = str(drawn.stored)
@@ -98,7 +99,8 @@ def read_shards(folder: Path, *, rank: int, ranks: int, partial: bool = False) -
 def _whole(shard: Shard) -> BufferState:
     drawn = pending = None
     if f"{PENDING}/{ROWS}" in shard:
-        pending = _handed_over(shard.read(f"{PENDING}/{ROWS}"), shard.read(f"{PENDING}/groups"))
+        offered, of_groups = shard.read(f"{PENDING}/{ROWS}"), shard.read(f"{PENDING}/groups")
+        pending = _handed_over(offered, of_groups, [shard])
     if f"{DRAWN}/{ROWS}" in shard:
         rows = torch.from_numpy(shard.read(f"{DRAWN}/{ROWS}"))
         owners, second = shard.read(f"{DRAWN}/owners"), shard.read(f"{DRAWN}/second")
@@ -131,7 +133,7 @@ def _dealt(shards: Sequence[Shard], *, rank: int, ranks: int) -> BufferState:
     if parts := [shard for shard in shards if f"{PENDING}/{ROWS}" in shard]:
         offered = np.concatenate([shard.read(f"{PENDING}/{ROWS}") for shard in parts])[mine]
         of_groups = np.concatenate([shard.read(f"{PENDING}/groups") for shard in parts])[mine]
-        pending = _handed_over(offered, of_groups)
+        pending = _handed_over(offered, of_groups, parts)
     policy = _new_policy(shards[0])
     states = policy.dealt([_state_of(shard, policy) for shard in shards], ranks)
     return replace(_common(shards[0], contents, states[rank]), pending=pending)
@@ -214,8 +216,11 @@ def _common(shard: Shard, contents: Contents, policy_state: PolicyState) -> Buff
     )
 
 
-def _handed_over(rows: NDArray[np.int64], groups: NDArray[np.int64]) -> Pending:
-    return Pending(lambda: rows, groups.tolist())
+def _handed_over(rows: NDArray[np.int64], groups: NDArray[np.int64], shards: Sequence[Shard]) -> Pending:
+    """What the ranks of these shards had handed over, as far as it is this rank's."""
+    name = f"{PENDING}/newest"  # earlier versions did not write it
+    newest = [shard.read(name if name in shard else f"{PENDING}/groups") for shard in shards]
+    return Pending(lambda: rows, groups.tolist(), np.unique(np.concatenate(newest)).tolist())
 
 
 # Files -----------------------------------------------------------------------------------------------------

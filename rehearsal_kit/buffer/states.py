@@ -70,6 +70,9 @@ class Pending:
     rows: Callable[[], Words]
     """Gives the packed rows: (sample, word)."""
     groups: list[int]
+    """Of each of them."""
+    newest: list[int]
+    """Groups of the whole mini-batch, in order, of which perhaps not all were offered."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,7 @@ class BufferState:
         pending, drawn = self.pending, self.drawn
         if pending is not None:
             rows = pending.rows().copy()
-            pending = Pending(lambda: rows, list(pending.groups))
+            pending = Pending(lambda: rows, list(pending.groups), list(pending.newest))
         if drawn is not None:
             drawn = replace(drawn, rows=drawn.rows.clone())
         return replace(self, contents=contents, pending=pending, drawn=drawn)

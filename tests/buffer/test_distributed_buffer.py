@@ -190,6 +190,33 @@ def test_check_7_with_weights_every_group_is_drawn_equally_often(pool):
         assert chisquare(group).pvalue > 1e-4
 
 
+def draws_of_earlier(groups, sizes, steps):
+    """How often this rank drew each sample while a newest group comes, on one rank alone at every step."""
+    buffer = fill(groups, sizes, draw="earlier", capacity=10_000, groups_of=lambda rank, place: place % 3)
+    counts, newest = np.zeros((4, max(sizes))), 0
+    for step in range(2, steps + 2):
+        own = [identity_of(groups.rank, step, 0)] if step % groups.ranks == groups.rank else []
+        buffer.offer(samples(own), group=7)
+        drawn = buffer.advance(Round(step=step, representatives=DRAWN))
+        for identity in drawn.samples["sample_id"].tolist():
+            if identity % 2**17 < max(sizes):
+                counts[rank_of(identity), identity % 2**17] += 1
+            else:
+                newest += 1
+    buffer.close()
+    return counts, newest
+
+
+def test_check_7_of_the_newest_group_of_any_rank_nothing_is_drawn_and_of_others_equally_often(pool):
+    fills = FILLS[pool.ranks]
+    results = pool(draws_of_earlier, fills, 1000 // pool.ranks)
+    counts = sum(counts for counts, _ in results)
+    held = np.concatenate([counts[rank, :size] for rank, size in enumerate(fills)])
+    assert sum(newest for _, newest in results) == 0
+    assert chisquare(held[held > 0]).pvalue > 1e-4
+    assert (held > 0).all()
+
+
 def test_check_8_the_remote_share_is_that_of_the_other_ranks(pool):
     results = pool(counts_of_draws, [80] * pool.ranks, 250)
     share, draws = 1 - 1 / pool.ranks, 249 * DRAWN
@@ -396,7 +423,7 @@ def fail_to_store(groups):
     bad["image"][0, 0, 0] = float("nan")
     layout = RowLayout.of(bad)
     if groups.rank == 0:  # as with samples on a GPU, whose values are looked at in the background
-        pending = Pending(lambda: layout.pack(bad), [0])
+        pending = Pending(lambda: layout.pack(bad), [0], [0])
         buffer.restore(replace(buffer.state(), pending=pending))
     try:
         buffer.advance()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare, multivariate_hypergeom
 
 from rehearsal_kit.base.randomness import Rekeyed, generator
-from rehearsal_kit.buffer.draw_plan import plan_draw, plan_group_draw
+from rehearsal_kit.buffer.draw_plan import plan_draw, plan_earlier_draw, plan_group_draw
 
 STORED = st.lists(st.integers(0, 60), min_size=1, max_size=5)
 COUNTS = st.lists(st.integers(0, 40), min_size=1, max_size=2)
@@ -61,6 +61,39 @@ def test_every_destination_draws_distinct_samples_also_by_group(sizes, counts, s
             # Equal shares: whoever gives less than another by more than one has given all it had.
             most = max(taken.values())
             assert all(number >= most - 1 or number == held[group] for group, number in taken.items())
+
+
+@given(sizes=SIZES, counts=COUNTS, newest=st.sets(st.integers(0, 7)), step=st.integers(0, 10**6))
+def test_of_the_newest_groups_nothing_is_drawn_and_all_there_is_of_others(sizes, counts, newest, step):
+    plan = plan_earlier_draw(sizes, counts, newest=newest, random=rng(step))
+    left = sum(count for size in sizes for group, count in size.items() if group not in newest)
+    assert plan.drawn == sum(min(count, left) for count in counts)
+    for line in plan.positions:
+        taken = taken_of_groups(sizes, line)
+        assert sum(taken[group] for group in taken.keys() - newest) == plan.drawn
+    if len(counts) == 1:
+        assert all(len(set(line.tolist())) == plan.drawn for line in plan.positions)
+    sends = np.array([plan.sent_by(owner)[1] for owner in range(len(sizes))])
+    receives = np.array([plan.received_by(destination) for destination in range(len(sizes))])
+    assert (sends == receives.T).all()
+
+
+def test_all_that_is_not_of_the_newest_groups_is_drawn_equally_often():
+    sizes, counts = [{0: 30, 1: 9, 5: 4}, {}, {1: 60}, {5: 3, 2: 11}], np.zeros(117)
+    for step in range(6000):
+        plan = plan_earlier_draw(sizes, [5], newest={1, 9}, random=rng(step))
+        np.add.at(counts, plan.positions.ravel(), 1)
+    of_place = [group for size in sizes for group in sorted(size) for _ in range(size[group])]
+    earlier = np.array([group != 1 for group in of_place])
+    assert counts[~earlier].sum() == 0
+    assert counts[earlier].sum() == 6000 * 4 * 5
+    assert chisquare(counts[earlier]).pvalue > 1e-4
+
+
+def test_before_there_are_others_nothing_is_drawn():
+    for sizes in ([{3: 9}, {3: 2}], [{}, {}], [{3: 1}]):
+        plan = plan_earlier_draw(sizes, [4, 2], newest={3}, random=rng(0))
+        assert plan.positions.shape == (len(sizes), 0)
 
 
 def taken_of_groups(sizes, positions):

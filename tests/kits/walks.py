@@ -225,6 +225,7 @@ def job_of(walk: Walk, folder: Path) -> RunSpec:
     """A run of steps of a millisecond."""
     # Each setting with other policies, so that walks meet all of them.
     scaling = {"quotas": "none", "reservoir": "global", "fifo": "sqrt"}[walk.policy]
+    draw = {"quotas": "samples", "reservoir": "earlier", "fifo": "groups"}[walk.policy]
     average = None if walk.policy == "fifo" and walk.strategy != "MeanER" else 0.9
     spec = RunSpec(
         run=RunFolder(folder).create(),
@@ -236,7 +237,13 @@ def job_of(walk: Walk, folder: Path) -> RunSpec:
             batch=4, epochs=1, learning_rate=0.02, evaluated=2, average=average, scaling=scaling
         ),
         rehearsal=Rehearsal(
-            representatives=3, distillation=2, candidates=2, capacity=20, policy=walk.policy, outputs=True
+            representatives=3,
+            distillation=2,
+            candidates=2,
+            capacity=20,
+            policy=walk.policy,
+            draw=draw,
+            outputs=True,
         ),
         recovery=Recovery(checkpoint_s=1e9, keep_last=4),
     )
