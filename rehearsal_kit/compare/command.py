@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from rehearsal_kit.base.errors import RunFolderError
+from rehearsal_kit.base.errors import RunFolderError, SettingsError
 from rehearsal_kit.base.files import write_private
 from rehearsal_kit.base.settings import require_integer
 from rehearsal_kit.cluster.cluster import running_clusters, start_cluster, starter_of, stop_cluster
 from rehearsal_kit.compare.arms import PERCENT, Arm
+from rehearsal_kit.compare.own_images import SUFFIX, own_stream
 from rehearsal_kit.compare.streams import STREAMS, CompareStream, Place, stream_named
 from rehearsal_kit.compare.trial import Laid, run_trial
 from rehearsal_kit.data.open_experience import open_experience
@@ -34,7 +35,14 @@ CLUSTER = "cluster"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     add = parser.add_argument
-    add("--stream", required=True, choices=[stream.name for stream in STREAMS], help="what is learned")
+    names = ", ".join(stream.name for stream in STREAMS)
+    add(
+        "--stream",
+        required=True,
+        metavar="NAME|FILE.npz",
+        help=f"what is learned: {names}; or arrays images and labels of your own",
+    )
+    add("--classes-per-task", type=int, metavar="N", help="of a FILE.npz: classes in each task (2)")
     add(
         "--strategies",
         nargs="+",
@@ -55,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _compare(chosen: argparse.Namespace) -> int:
-    stream = stream_named(chosen.stream)
+    stream = _stream(chosen)
     arms = list(dict.fromkeys(Arm.parsed(text) for text in chosen.strategies))
     require_integer("seeds", chosen.seeds, low=1, high=1000)
     require_integer("first-seed", chosen.first_seed, low=0)
@@ -77,11 +85,26 @@ def _compare(chosen: argparse.Namespace) -> int:
                 title = f"seed {seed}  {number:2}/{len(arms)} {arm.label.ljust(14)}"
                 outcome = run_trial(cluster, arm, laid[seed], folder=_home(folder, seed), title=title)
                 comparison.add(seed, outcome)
-    _tell(chosen, comparison, folder=folder, arms=arms)
+    title = f"{stream.title}: {chosen.seeds} seeds, {chosen.workers} workers"
+    _tell(chosen, comparison, folder=folder, arms=arms, title=title)
     return INCOMPLETE if comparison.set_aside else 0
 
 
-def _tell(chosen: argparse.Namespace, comparison: Comparison, *, folder: Path, arms: Sequence[Arm]) -> None:
+def _stream(chosen: argparse.Namespace) -> CompareStream:
+    classes: int | None = chosen.classes_per_task
+    if chosen.stream.endswith(SUFFIX):
+        asked = require_integer("classes-per-task", 2 if classes is None else classes, low=1)
+        return own_stream(Path(chosen.stream), classes_per_task=asked)
+    if classes is not None:
+        raise SettingsError(
+            f"classes-per-task is {classes}, but {chosen.stream} has its own tasks; leave it out."
+        )
+    return stream_named(chosen.stream)
+
+
+def _tell(
+    chosen: argparse.Namespace, comparison: Comparison, *, folder: Path, arms: Sequence[Arm], title: str
+) -> None:
     data = json.dumps(comparison.data(), indent=1)
     write_private(folder / "table.json", data)
     if chosen.json is not None:
@@ -98,7 +121,7 @@ def _tell(chosen: argparse.Namespace, comparison: Comparison, *, folder: Path, a
     write_report(
         folder / "report.html",
         shown,
-        title=f"{stream_named(chosen.stream).title}: {chosen.seeds} seeds, {chosen.workers} workers",
+        title=title,
         table_html=comparison.html(),
         points=comparison.points(),
         front=comparison.front(),
@@ -139,6 +162,7 @@ def _folder(run: Path, stream: CompareStream, *, workers: int, full: bool) -> Pa
     """A new folder, or one in which the same comparison was begun."""
     settings = {
         "stream": stream.name,
+        **({"source": stream.source} if stream.source else {}),
         "workers": workers,
         "full": full,
         "training": asdict(stream.training),

@@ -75,6 +75,8 @@ class CompareStream:
     beta: float = 1.0
     """Weight of the representatives in DERpp."""
     preparation: Preparation = field(default_factory=Preparation)
+    source: str = ""
+    """Fingerprint of the data, where the name does not say which they are."""
     lay_out: Callable[[Place], Sequence[Arrived]] = field(repr=False)
     """Writes what has to be written, and returns the tasks in order."""
 
@@ -245,4 +247,7 @@ def stream_named(name: str) -> CompareStream:
     for stream in STREAMS:
         if stream.name == name:
             return stream
-    raise SettingsError(f"stream {name!r} is unknown; known are {', '.join(s.name for s in STREAMS)}.")
+    raise SettingsError(
+        f"stream {name!r} is unknown; known are {', '.join(s.name for s in STREAMS)}, or a file of your own "
+        "that ends in .npz, with arrays images and labels."
+    )

@@ -116,12 +116,15 @@ def told(trials: Trials, folder: Path, arms: Sequence[Arm], **chosen) -> None:
     values = {
         "json": None,
         "first_seed": 0,
-        "stream": "beamline",
-        "seeds": 1,
-        "workers": 2,
         "markdown": False,
     }
-    _tell(argparse.Namespace(**{**values, **chosen}), comparison, folder=folder, arms=arms)
+    _tell(
+        argparse.Namespace(**{**values, **chosen}),
+        comparison,
+        folder=folder,
+        arms=arms,
+        title="scans: 1 seed",
+    )
 
 
 def not_a_number(text: str):
