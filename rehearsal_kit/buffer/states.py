@@ -70,7 +70,7 @@ class Pending:
     rows: Callable[[], Words]
     """Gives the packed rows: (sample, word)."""
     groups: list[int]
-    """Of each of them."""
+    """The group of each of them."""
     newest: list[int]
     """Groups of the whole mini-batch, in order, of which perhaps not all were offered."""
 
