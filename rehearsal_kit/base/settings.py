@@ -99,7 +99,7 @@ class Training:
         require_integer("evaluated", self.evaluated, low=0)
 
     def rate_scale(self, ranks: int) -> float:
-        """By how much so many ranks multiply the learning rate."""
+        """The factor by which so many ranks multiply the learning rate."""
         return {"linear": float(ranks), "sqrt": math.sqrt(ranks)}.get(self.scaling, 1.0)
 
     def factor(self, step: int, *, steps: int, steps_per_epoch: int, ranks: int = 1) -> float:

@@ -70,7 +70,7 @@ class _Asked:
     strategy: Strategy
     seed: int
     present: Mapping[str, torch.Tensor]
-    """As in `AugmentedBatch`."""
+    """Which classes are present, as `AugmentedBatch` has it."""
     average: Mapping[str, torch.Tensor] | None
     """The average of the weights, where the loss depends on it."""
 

@@ -44,7 +44,7 @@ class AugmentedBatch:
     tasks: int = 1
     """Tasks that were trained so far, the newest included; the same on all ranks."""
     present: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    """For each target that is a class, which classes occur among the new samples of all ranks: bool (class,).
+    """Which classes occur among the new samples of all ranks, for each target that is a class: bool (class,).
     Empty unless the strategy `asks_present`."""
 
 
