@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import torch
 
-STEPS = "steps"
-"""The name under which it keeps how many steps it has followed, beside the names of the weights."""
+STEPS = ".steps"
+"""The name under which it keeps how many steps it has followed: no weight of any network has such a name."""
 
 
 class WeightAverage:

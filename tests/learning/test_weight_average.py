@@ -27,9 +27,10 @@ class Normalised(torch.nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(3)
             self.layers = torch.nn.Sequential(torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
+            self.steps = torch.nn.Parameter(torch.ones(2))  # as the average might call what it counts
 
     def forward(self, vectors):
-        return {"y": self.layers(vectors)}
+        return {"y": self.steps * self.layers(vectors)}
 
 
 def batch_of(step, rank=0):
