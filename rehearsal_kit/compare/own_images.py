@@ -24,7 +24,7 @@ from rehearsal_kit.record.commands import Arrived
 
 SUFFIX = ".npz"
 HELD_OUT = 7
-"""Every so many-th sample is for tests, where the file has none of its own."""
+"""Every so many-th sample of a class is for tests, where the file has none of its own."""
 SMALLEST = 8
 """Rows and columns that the networks need."""
 
@@ -53,14 +53,16 @@ class OwnImages:
     def read(path: Path) -> OwnImages:
         """Arrays `images`, (sample, row, column) or (sample, channel, row, column), and `labels`, (sample,).
 
-        `test_images` and `test_labels` are the test samples; else every seventh sample is one.
+        `test_images` and `test_labels` are the test samples; else every seventh of each class is one.
         DatasetError, with what came, for anything else.
         """
         arrays = arrays_of(path)
         images, labels = _pair(path, arrays)
         if "test_images" in arrays or "test_labels" in arrays:
             return OwnImages(images, labels, *_pair(path, arrays, of="test_"))
-        tested = np.arange(len(labels)) % HELD_OUT == HELD_OUT - 1
+        tested = np.zeros(len(labels), dtype=bool)
+        for each in np.unique(labels):
+            tested[np.flatnonzero(labels == each)[HELD_OUT - 1 :: HELD_OUT]] = True
         return OwnImages(images[~tested], labels[~tested], images[tested], labels[tested])
 
 
@@ -110,7 +112,7 @@ def _pair(
         and labels.shape == images.shape[:1]
         and len(images) > 0
         and min(images.shape[-2:]) >= SMALLEST
-        and int(labels.min()) >= 0
+        and 0 <= int(labels.min()) <= int(labels.max()) < len(labels)
         and bool(np.isfinite(images).all())
     )
     if not fits or images is None or labels is None:
@@ -118,7 +120,7 @@ def _pair(
         raise DatasetError(
             f"{path} has {came or 'nothing'}; a stream needs {of}images of finite numbers, (sample, row, "
             f"column) or (sample, channel, row, column) with {SMALLEST} or more rows and columns, and "
-            f"{of}labels of whole numbers from 0, (sample,)."
+            f"{of}labels of whole numbers from 0, fewer than samples, (sample,)."
         )
     whole = images.astype(np.float32)
     return (whole[:, None] if whole.ndim == 3 else whole), labels.astype(np.int64)

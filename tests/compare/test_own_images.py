@@ -37,9 +37,10 @@ def file_of(folder, **changes):
 def test_images_without_channels_and_tests_are_parted(tmp_path):
     own, given = OwnImages.read(file_of(tmp_path)), arrays()
     assert own.images.dtype == np.float32
-    assert own.images.shape == (60, 1, 9, 8)
-    assert np.array_equal(own.test_images[:, 0], given["images"][6::7])
-    assert np.array_equal(own.test_labels, given["labels"][6::7])
+    assert own.images.shape == (62, 1, 9, 8)
+    for label in range(4):
+        mine = given["images"][given["labels"] == label]
+        assert np.array_equal(own.test_images[own.test_labels == label][:, 0], mine[6::7])
     assert len(own.labels) + len(own.test_labels) == COUNT
 
 
@@ -61,7 +62,7 @@ def test_it_becomes_tasks_of_classes_with_a_network_that_fits(tmp_path):
     stream = own_stream(file_of(tmp_path), classes_per_task=2)
     tasks = stream.lay_out(Place(folder=tmp_path, data=None, seed=0, size=32))
     assert [task.name for task in tasks] == ["classes 0, 1", "classes 2, 3"]
-    assert sum(open_experience(task, Preparation()).count("training") for task in tasks) == 60
+    assert sum(open_experience(task, Preparation()).count("training") for task in tasks) == 62
     network = stream.small(0)
     assert (network.arguments["channels"], network.arguments["classes"]) == (1, 4)
     assert stream.shape == (1, 9, 8)
@@ -79,6 +80,7 @@ def test_it_becomes_tasks_of_classes_with_a_network_that_fits(tmp_path):
         {"labels": np.arange(COUNT - 1)},
         {"labels": np.arange(COUNT) / 2},
         {"labels": np.arange(COUNT) - 1},
+        {"labels": np.arange(COUNT) * 1000},
     ],
     ids=[
         "no images",
@@ -90,6 +92,7 @@ def test_it_becomes_tasks_of_classes_with_a_network_that_fits(tmp_path):
         "too few labels",
         "fractions",
         "below 0",
+        "too large",
     ],
 )
 def test_what_is_no_stream_is_refused_with_what_came(tmp_path, changes):
