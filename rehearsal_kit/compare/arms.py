@@ -8,8 +8,9 @@ from typing import Any
 
 from rehearsal_kit.base.errors import SettingsError
 from rehearsal_kit.base.settings import Rehearsal, Training, require_number
-from rehearsal_kit.compare.streams import CompareStream
-from rehearsal_kit.learning.strategies.choice import named_strategy
+from rehearsal_kit.compare.streams import CLASSES, CompareStream
+from rehearsal_kit.learning.strategies.choice import named_strategy, require_suited
+from rehearsal_kit.learning.strategies.losses import NO_CLASSES
 from rehearsal_kit.learning.strategies.strategy import Strategy
 
 PERCENT = 30.0
@@ -83,6 +84,13 @@ class Arm:
     def training(self, stream: CompareStream) -> Training:
         """How every task is trained."""
         return replace(stream.training, **_fields(stream.training, dict(self.settings)))
+
+    def require_suited(self, stream: CompareStream) -> None:
+        """SettingsError for a stream on which this arm could not be trained, before hours of others are."""
+        strategy = self.made(stream)
+        require_suited(strategy, self.rehearsal(stream), self.training(stream))
+        if strategy.asks_present and stream.measure != CLASSES:
+            raise SettingsError(f"{self.label} on {stream.name}: {NO_CLASSES}")
 
     def _words(self) -> list[str]:
         short = {name: key for key, name in SHORT.items()}

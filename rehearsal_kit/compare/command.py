@@ -65,6 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _compare(chosen: argparse.Namespace) -> int:
     stream = _stream(chosen)
     arms = list(dict.fromkeys(Arm.parsed(text) for text in chosen.strategies))
+    for arm in arms:
+        arm.require_suited(stream)
     require_integer("seeds", chosen.seeds, low=1, high=1000)
     require_integer("first-seed", chosen.first_seed, low=0)
     require_integer("workers", chosen.workers, low=1)

@@ -199,10 +199,20 @@ def test_the_settings_of_a_stream_suit_every_strategy(stream):
     assert stream.alpha > 0
     assert stream.beta > 0
     for text in DEFAULT_ARMS:
-        require_suited(Arm.parsed(text).made(stream), rehearsal, stream.training)
+        Arm.parsed(text).require_suited(stream)
     with pytest.raises(SettingsError, match="distillation is 0"):
         require_suited(named_strategy("derpp", draws=2), replace(rehearsal, distillation=0), Training())
     assert stream_named(stream.name) is stream
+
+
+def test_an_arm_that_does_not_suit_a_stream_is_refused_before_anything_is_trained():
+    for text in ("erace@5", "derppace@5"):
+        Arm.parsed(text).require_suited(stream_named("mnist"))
+        with pytest.raises(SettingsError, match=r"on beamline: no target of this stream is a class"):
+            Arm.parsed(text).require_suited(stream_named("beamline"))
+    Arm.parsed("meaner:average=0.9@5").require_suited(stream_named("beamline"))
+    with pytest.raises(SettingsError, match="MeanER holds the network to the average"):
+        Arm.parsed("meaner@5").require_suited(stream_named("beamline"))
 
 
 def test_an_arm_says_what_it_changes():

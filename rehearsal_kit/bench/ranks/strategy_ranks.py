@@ -23,10 +23,8 @@ from rehearsal_kit.rank.live_settings import LiveSettings
 SEED = 0
 POOL = 8
 """Different mini-batches, used again and again."""
-STRATEGIES = tuple(
-    kind.__name__ for kind in OURS if kind.tasks is Strategy.tasks or kind.replays or kind.distils
-)
-"""All of ours whose step differs from Incremental's in more than the tasks its samples are from."""
+AVERAGE = 0.99
+"""Decay of the average of the weights, for strategies that ask for one."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +41,22 @@ class Turns:
     device: str = "cpu"
 
 
+def measured_on(stream: CompareStream) -> tuple[str, ...]:
+    """All of ours that suit a stream and whose step is not that of Incremental on samples of other tasks."""
+    return tuple(
+        kind.__name__
+        for kind in OURS
+        if (kind.tasks is Strategy.tasks or kind.replays or kind.distils)
+        and (stream.measure == CLASSES or not kind.asks_present)
+    )
+
+
 def measure_turns(groups: ProcessGroups, turns: Turns) -> dict[str, list[float]]:
     """Seconds of each step by strategy, round by round; all ranks call it together."""
     torch.manual_seed(SEED + groups.rank)
     stream = stream_named(turns.stream)
-    arms = {name: _Arm(named_strategy(name), stream, groups=groups, turns=turns) for name in STRATEGIES}
+    strategies = [named_strategy(name) for name in measured_on(stream)]
+    arms = {each.name: _Arm(each, stream, groups=groups, turns=turns) for each in strategies}
     try:
         times: dict[str, list[float]] = {name: [] for name in arms}
         for number in range(turns.warm_up + turns.rounds):
@@ -71,7 +80,8 @@ class _Arm:
     ) -> None:
         self._device = turns.device if turns.device == "cpu" else f"{turns.device}:{groups.rank}"
         self._pool = [_samples(stream, number, groups.rank) for number in range(POOL)]
-        training = replace(stream.training, precision="float32")
+        average = AVERAGE if strategy.asks_average else None
+        training = replace(stream.training, precision="float32", average=average)
         self._learner = Learner(stream.small(SEED), training, device=self._device, groups=groups)
         self._inputs = "image" if stream.measure == CLASSES else "diffraction"
         signature = self._learner.meet(self._pool[0], self._inputs)
