@@ -82,6 +82,10 @@ class Training:
     """Earlier tasks that are evaluated after every task, in turns, besides the newest; all are at the end. So
     evaluation does not grow with the square of the number of tasks."""
 
+    stability_every: int = 0
+    """Steps between two looks at earlier tasks within the first 50 steps of each: how much worse they become
+    for a while. Each look predicts up to 32 watched samples of as many tasks as `evaluated` says; 0: none."""
+
     def __post_init__(self) -> None:
         require_integer("batch", self.batch, low=1)
         require_integer("epochs", self.epochs, low=1)
@@ -97,6 +101,7 @@ class Training:
             require_number("average", self.average, low=0.0, high=0.999999)
         require_one_of("precision", self.precision, ("auto", "float32", "bfloat16"))
         require_integer("evaluated", self.evaluated, low=0)
+        require_integer("stability_every", self.stability_every, low=0)
 
     def rate_scale(self, ranks: int) -> float:
         """The factor by which so many ranks multiply the learning rate."""

@@ -132,12 +132,16 @@ class TaskStream:
         parts = [self._shard(task, rank, ranks) for task in tasks if self._experiences[task] is not None]
         return joined(parts)
 
-    def held_out(self, task: int, split: str) -> Iterator[Samples]:
-        """This rank's part of the "watched" or "test" samples of a task, in batches."""
+    def held_out(self, task: int, split: str, *, most: int | None = None) -> Iterator[Samples]:
+        """This rank's part of the "watched" or "test" samples of a task, in batches.
+
+        most: of the first so many of all ranks together; None: of all.
+        """
         experience = self._experiences[task]
         if experience is None:
             return
-        mine = np.arange(self._groups.rank, experience.count(split), self._groups.ranks)
+        count = experience.count(split)
+        mine = np.arange(self._groups.rank, count if most is None else min(count, most), self._groups.ranks)
         for at in range(0, len(mine), EVALUATION_BATCH):
             samples = experience.load(split, mine[at : at + EVALUATION_BATCH])
             del samples[NUMBER]

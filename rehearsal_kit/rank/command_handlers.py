@@ -49,6 +49,10 @@ from rehearsal_kit.record.records import (
 )
 from rehearsal_kit.record.replay_queue import Position
 
+TRAINED_AND_GONE = (
+    "it was trained on the branch that was left, and its file could not be read any more when ranks began "
+    "again; put it back and submit it again"
+)
 VISIBLE_S = 5.0
 """How long a rank waits for a file to appear on its machine that rank 0 has read on another."""
 
@@ -302,8 +306,12 @@ class CommandHandlers:
         its.stream.take_order_of(stream)
         its.checkpoint_writer.pinned.add(loaded.number)
         self._tell_branch(loaded.number, left=left)
+        trained = its.evaluation.trained
         self._takeup.adopt(loaded, under_way)
         self._takeup.settle()
+        for task in sorted(trained - its.evaluation.trained):
+            if its.stream[task] is None:  # said so far only as trained and gone: it cannot be trained again
+                self._task_lifecycle.tell_lost(task, TRAINED_AND_GONE)
         self._remark = self._not_taken_back(loaded)
 
     def _begin_again(self, command: BeginAgain) -> None:
@@ -340,12 +348,9 @@ class CommandHandlers:
         """What a roll back leaves as it is, and the way back from there; empty where that is nothing."""
         its = self._with
         then = {number: aside for number, (_, aside) in enumerate(loaded.state["stream"])}
-        arrived = [task for task in range(len(its.stream)) if task not in then]
-        gone = [
-            task
-            for task, aside in then.items()
-            if not aside and task < len(its.stream) and its.stream[task] is None
-        ]
+        tasks = range(len(its.stream))
+        arrived = [task for task in tasks if task not in then and its.stream[task] is not None]
+        gone = [task for task in tasks if not then.get(task, False) and its.stream[task] is None]
         said_of = []
         if arrived:
             said_of.append(f"task {', '.join(map(str, arrived))} arrived since then and will be trained")

@@ -67,7 +67,7 @@ class RankContext:
         )
         if groups.rank == 0:  # which alone removes checkpoints
             writer.pinned |= went_back_to(spec.replays or spec.run)
-        earlier = spec.training.evaluated
+        evaluation = Evaluation(learner, stream, groups=groups, reporter=reporter, training=spec.training)
         return RankContext(
             spec=spec,
             identity=identity,
@@ -79,7 +79,7 @@ class RankContext:
             reporter=reporter,
             learner=learner,
             stream=stream,
-            evaluation=Evaluation(learner, stream, groups=groups, reporter=reporter, earlier=earlier),
+            evaluation=evaluation,
             previewer=Previewer(learner, stream, spec.run.previews),
             checkpoint_writer=writer,
         )

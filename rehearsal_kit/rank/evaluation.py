@@ -8,13 +8,18 @@ from typing import Any
 
 from rehearsal_kit.base.errors import TaskError
 from rehearsal_kit.base.process_groups import ProcessGroups
+from rehearsal_kit.base.settings import Training
 from rehearsal_kit.buffer.row_layout import Samples
 from rehearsal_kit.data.experience import HELD_OUT
 from rehearsal_kit.data.task_stream import TaskStream
 from rehearsal_kit.learning.learner import Learner
 from rehearsal_kit.learning.metrics import Scores
 from rehearsal_kit.rank.reporter import Reporter
+from rehearsal_kit.rank.stability import Stability
 from rehearsal_kit.record.records import UNTRAINED, Evaluated, Unevaluated
+
+GLANCED = 32
+"""Watched samples of a task, over all ranks, that are looked at between two steps."""
 
 
 class Evaluation:
@@ -28,13 +33,21 @@ class Evaluation:
     """
 
     def __init__(
-        self, learner: Learner, stream: TaskStream, *, groups: ProcessGroups, reporter: Reporter, earlier: int
+        self,
+        learner: Learner,
+        stream: TaskStream,
+        *,
+        groups: ProcessGroups,
+        reporter: Reporter,
+        training: Training,
     ) -> None:
         self._learner = learner
         self._stream = stream
         self._groups = groups
         self._reporter = reporter
-        self._earlier = earlier
+        self._earlier = training.evaluated
+        self.stability = Stability(self._glance, reporter, every=training.stability_every)
+        """What becomes of earlier tasks in the first steps of one."""
         self.newest = UNTRAINED
         """The last task that was trained."""
         self.sound = True
@@ -52,6 +65,7 @@ class Evaluation:
             self._tell(task, "test", after=UNTRAINED, step=step)
         if self.newest != UNTRAINED:
             self._tell(task, "test", after=self.newest, step=step)
+        self.stability.arrived(task)
 
     def after(self, task: int, *, step: int) -> list[int]:
         """The task that was just trained, and some of those before it; returns which."""
@@ -80,18 +94,25 @@ class Evaluation:
         errors = [error for after, error in self._errors.values() if after == self.newest]
         return sum(errors) / len(errors) if errors else None
 
+    @property
+    def trained(self) -> frozenset[int]:
+        """The tasks that were trained, and evaluated since."""
+        return frozenset(self._seen)
+
     def to_plain(self) -> dict[str, Any]:
         """What decides which tasks are evaluated next, for a checkpoint."""
         return {
             "newest": self.newest,
             "seen": [[task, after] for task, after in self._seen.items()],
             "errors": [[task, *pair] for task, pair in self._errors.items()],
+            "stability": self.stability.to_plain(),
         }
 
     def restore(self, plain: Mapping[str, Any]) -> None:
         """Go on where `to_plain` was called."""
         self.newest, self.sound = plain["newest"], True
         self._seen = dict(plain["seen"])
+        self.stability.restore(plain.get("stability"))
         self._errors = {task: (after, error) for task, after, error in plain["errors"]}
 
     def _chosen(self, newest: int) -> list[int]:
@@ -100,6 +121,15 @@ class Evaluation:
             return earlier
         waiting = sorted(earlier[1:], key=lambda task: (self._seen[task], task))
         return sorted([*earlier[: min(1, self._earlier)], *waiting[: max(0, self._earlier - 1)]])
+
+    def _glance(self, newest: int) -> float | None:
+        """Mean error of the tasks before this one, as far as they would be evaluated, on a few samples."""
+        errors = []
+        for task in self._chosen(newest):
+            scores, reason = self._scores(_Reading(self._stream.held_out(task, "watched", most=GLANCED)))
+            if not reason and scores.errors:
+                errors.append(sum(scores.errors.values()))
+        return sum(errors) / len(errors) if errors and all(map(math.isfinite, errors)) else None
 
     def _tell_both(self, task: int, step: int) -> bool:
         self._seen[task] = self.newest

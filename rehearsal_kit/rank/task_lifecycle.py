@@ -87,6 +87,7 @@ class TaskLifecycle:
         evaluated = its.evaluation.after(loader.task, step=run_state.step)
         if not its.evaluation.sound:
             return None
+        its.evaluation.stability.ended(loader.task, step=run_state.step)
         weights = its.learner.state.fingerprint()
         its.decisions.task_done(run_state.position, TaskDone(task=loader.task, weights=weights))
         its.reporter.tell(
@@ -170,7 +171,7 @@ class TaskLifecycle:
         """Say of a task that arrived that it is left out from here on; in_vain: after a step begun for it."""
         its = self._with
         arrived, _ = its.stream.arrivals[task]
-        if task in {trained for trained, _ in its.evaluation.to_plain()["seen"]}:
+        if task in its.evaluation.trained:
             words = f"task {task} ({arrived.name}) was trained, but is not used any more: {reason}"
             its.reporter.tell(Noted(step=its.run_state.step, text=words, time=time.time()))
             return

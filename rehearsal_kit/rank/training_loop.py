@@ -208,6 +208,7 @@ class Rank:
         loader.spend(seconds)
         self._reporter.stepped(run_state.step, loader.task, stepped=stepped, seconds=seconds)
         run_state.stepped()
+        self._with.evaluation.stability.stepped(loader, step=run_state.step)
         self._preview_upkeep.refresh(run_state.begun - 1, step=run_state.step)
 
     def _stepped(self, batch: MiniBatch, factor: float) -> Stepped:

@@ -200,6 +200,27 @@ class TaskEnded(InABranch):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StabilityLooked(InABranch):
+    """What became of earlier tasks in the first steps of one: their mean error on a few watched samples."""
+
+    step: int
+    task: int
+    before: float
+    """Before its first step."""
+    worst: float
+    """The largest after it; that before, if none was larger."""
+    at: int
+    """After how many of its steps; 0: none was larger."""
+
+    @property
+    def gap(self) -> float | None:
+        """The largest error relative to that before: 1 where nothing became worse; None where that was 0."""
+        if self.worst == self.before:
+            return 1.0
+        return self.worst / self.before if self.before else None
+
+
+@dataclass(frozen=True, kw_only=True)
 class TasksReordered(InABranch):
     """The tasks from `first` on were numbered anew: these, in this order."""
 
@@ -305,6 +326,7 @@ Record = (
     | Evaluated
     | Unevaluated
     | TaskEnded
+    | StabilityLooked
     | TasksReordered
     | Noted
     | CheckpointTaken

@@ -10,7 +10,7 @@ from html import escape
 from typing import Any
 
 from rehearsal_kit.base.byte_units import MIB
-from rehearsal_kit.record.records import Applied, Steps, TaskSetAside
+from rehearsal_kit.record.records import Applied, StabilityLooked, Steps, TaskSetAside
 from rehearsal_kit.record.timeline import Timeline
 from rehearsal_kit.reports.measures import (
     GapClosed,
@@ -40,6 +40,8 @@ FORMULAS = (
     "gap closed: (Incremental - strategy) / (Incremental - FromScratch), of mean final errors",
     "training: seconds in training steps alone; x Incremental: ratio to it on the same seed; wait: share of "
     "them spent waiting for representatives",
+    "stability gap: largest error of earlier tasks in the first 50 steps of a task relative to that before "
+    "it, the worst task of a run (`stability_every`; 1: nothing became worse)",
     "x rows: samples that went through the network in training, new and old, relative to Incremental's",
 )
 SPELT = {
@@ -60,6 +62,7 @@ HEAD = (
     "backward",
     "forward",
     "gap closed",
+    "stability gap",
     "x rows",
     "training",
     "x Incremental",
@@ -99,6 +102,8 @@ class Outcome:
     """Share of the representatives of rank 0 that another rank had stored; None without rehearsal."""
     steered: bool = False
     """Whether somebody steered the run, which nobody did the others."""
+    stability: Sequence[float] = ()
+    """Of each arrival that was looked after, how many times worse earlier tasks became for a while."""
     memory_bytes: int = 0
     """Peak of all processes together while it ran; 0: not looked at."""
 
@@ -130,6 +135,9 @@ class Outcome:
             waited=sum(record.waited for record in steps),
             remote=sum(record.remote for record in steps) / drawn if drawn else None,
             steered=steered,
+            stability=[
+                gap for record in timeline.records(StabilityLooked) if (gap := record.gap) is not None
+            ],
             memory_bytes=memory_bytes,
         )
 
@@ -316,6 +324,7 @@ class Comparison:
             strategy + (" (steered)" if any(o.steered for o in outcomes) else ""),
             *(_spread(values) for values in measures),
             self._gap(strategy).verdict,
+            _spread([max(o.stability) for o in outcomes if o.stability], digits=2),
             "-" if rows is None else f"{rows:.3f}",
             f"{seconds:.1f} s",
             _spread(ratios, digits=2),

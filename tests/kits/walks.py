@@ -225,6 +225,7 @@ def job_of(walk: Walk, folder: Path) -> RunSpec:
     """A run of steps of a millisecond."""
     # Each setting with other policies, so that walks meet all of them.
     scaling = {"quotas": "none", "reservoir": "global", "fifo": "sqrt"}[walk.policy]
+    looks = {"quotas": 0, "reservoir": 1, "fifo": 2}[walk.policy]
     draw = {"quotas": "samples", "reservoir": "earlier", "fifo": "groups"}[walk.policy]
     average = None if walk.policy == "fifo" and walk.strategy != "MeanER" else 0.9
     spec = RunSpec(
@@ -234,7 +235,13 @@ def job_of(walk: Walk, folder: Path) -> RunSpec:
         strategy=named_strategy(walk.strategy),
         preparation=Preparation(),
         training=Training(
-            batch=4, epochs=1, learning_rate=0.02, evaluated=2, average=average, scaling=scaling
+            batch=4,
+            epochs=1,
+            learning_rate=0.02,
+            evaluated=2,
+            average=average,
+            scaling=scaling,
+            stability_every=looks,
         ),
         rehearsal=Rehearsal(
             representatives=3,

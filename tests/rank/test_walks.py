@@ -434,6 +434,20 @@ def test_where_a_file_is_gone_that_came_after_the_checkpoint_rolled_back_to_anot
     assert [record.name for record in timeline.set_aside().values()] == ["task 0"]
 
 
+def test_what_was_trained_and_is_gone_is_set_aside_where_a_roll_back_would_train_it_again(tasks, tmp_path):
+    """Rolled back to before it: it is neither trained there nor told of otherwise."""
+    started = ((0, TakeCheckpoint()), (0, tasks[1][0]), (3, Steer(strategy="FromScratch")))
+    under_way = (*started, (1, tasks[1][3]), (2, Note(text="in the middle")))
+    before = Generation(under_way, ends="interrupted", meanwhile="archived")
+    back = Generation(((0, RollBack(checkpoint=1)),))
+    walked = carry_out(Walk(2, "Incremental", "quotas", (before, back)), tmp_path / "run", tasks[0])
+    assert broken_promises(walked, tmp_path / "again") == []
+    timeline = Timeline.load(walked.spec.run.timeline).lineage()
+    (aside,) = timeline.set_aside().values()
+    assert (aside.name, "submit it again" in aside.reason) == ("task 0", True)
+    assert [record.task for record in timeline.records(TaskEnded)] == [1]
+
+
 @pytest.mark.endurance
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("interruption", INTERRUPTIONS)

@@ -111,6 +111,7 @@ def test_the_columns_are_those_of_the_formulas():
         "backward": "-0.2000",  # (0.2 - 0.5 + 0.1 - 0.2) / 2
         "forward": "0.3000",  # (0.8 - 0.6 + 0.9 - 0.5) / 2
         "gap closed": "not all runs are there",
+        "stability gap": "-",
         "x rows": "-",
         "training": "12.5 s",
         "x Incremental": "-",
