@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from rehearsal_kit.data.tensor_tasks import split_instances as split_instances
     from rehearsal_kit.learning.networks.registry import *  # noqa: F403 - all of them
     from rehearsal_kit.learning.strategies.registry import *  # noqa: F403 - all of them
+    from rehearsal_kit.learning.strategies.strategy import AugmentedBatch as AugmentedBatch
     from rehearsal_kit.learning.strategies.strategy import Strategy as Strategy
     from rehearsal_kit.learning.strategies.strategy import Term as Term
     from rehearsal_kit.record.commands import Arrived as Arrived
@@ -44,6 +45,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Arrived",
+    "AugmentedBatch",
     "Beamline",
     "Cluster",
     "DistributedBuffer",
@@ -73,6 +75,7 @@ __all__ += list(_STRATEGIES)
 
 _HOMES = {
     "Arrived": "record.commands",
+    "AugmentedBatch": "learning.strategies.strategy",
     "Beamline": "data.simulated_beamline",
     "Cluster": "cluster.cluster",
     "DistributedBuffer": "buffer.distributed_buffer",

@@ -60,7 +60,8 @@ class Training:
     scaling: str = "none"
     """What another number of ranks changes. "none": batch, representatives, distillation and candidates are
     of each rank, so that more ranks take fewer and larger steps at the same learning rate. "global": they
-    are of all ranks together, rounded up to equal parts, and every number of ranks takes the same steps.
+    are of all ranks together, rounded up to equal parts: where they can be divided by it, every number of
+    ranks takes the same steps.
     "linear" and "sqrt": they are of each rank, and the learning rate is multiplied by the number of ranks,
     or by its square root, reached step by step within the first epoch of every task (Goyal et al., "Accurate,
     large minibatch SGD", arXiv 1706.02677, sections 2.1 and 2.2)."""
@@ -127,11 +128,12 @@ class Rehearsal:
     """How much is remembered and how much of it comes back."""
 
     representatives: int = 24
-    """Stored samples added to every mini-batch, per rank (r); steerable while the run goes on."""
+    """Stored samples added to every mini-batch (r), of each rank unless `Training.scaling` says otherwise;
+    steerable while the run goes on."""
     distillation: int = 0
-    """Stored samples drawn a second time, independently, for a distillation loss, per rank (r_d)."""
+    """Stored samples drawn a second time, independently, for distillation (r_d), of each rank likewise."""
     candidates: int = 8
-    """Samples of every mini-batch offered to the buffer once it is full, per rank (c)."""
+    """Samples of every mini-batch offered to the buffer once it is full (c), of each rank likewise."""
     capacity: int | str = 2000
     """Held over all ranks together: a number of samples, or of bytes such as "512 MiB"."""
     policy: str = "quotas"
@@ -140,7 +142,8 @@ class Rehearsal:
     draw: str = "samples"
     """What is equally likely to come back: every one of the stored "samples"; every one of their "groups";
     or every one of the "earlier" samples, those of groups that the newest mini-batches of all ranks are not
-    of, as these are trained on anyway. Before there are others, nothing comes back then."""
+    of, as these are trained on anyway (a draw is begun a step ahead, and knows the mini-batch before that).
+    Before there are others nothing comes back then, and never where every mini-batch has all groups."""
     half: tuple[str, ...] = ()
     """Fields stored as float16; "outputs" means all stored outputs."""
     outputs: bool = False

@@ -164,7 +164,7 @@ SETTINGS = _by_name([
         name="representatives",
         owner="rehearsal",
         limits=Whole(0),
-        text="Stored samples added to every mini-batch, per rank",
+        text="Stored samples added to every mini-batch",
         slider=(0, 64),
     ),
     Setting(
@@ -177,13 +177,13 @@ SETTINGS = _by_name([
         name="distillation",
         owner="rehearsal",
         limits=Whole(0),
-        text="Stored samples drawn to compare their outputs (DER, DERpp), per rank",
+        text="Stored samples drawn again to compare their outputs (DER, DERpp with two draws)",
     ),
     Setting(
         name="candidates",
         owner="rehearsal",
         limits=Whole(0),
-        text="Samples of a mini-batch that a full buffer is offered, per rank",
+        text="Samples of a mini-batch that a full buffer is offered",
     ),
     Setting(
         name="policy",
@@ -195,7 +195,7 @@ SETTINGS = _by_name([
         name="batch",
         owner="training",
         limits=Whole(1),
-        text="New samples per rank and step, from the next mini-batch on",
+        text="New samples per step, from the next mini-batch on",
     ),
     Setting(
         name="clip_norm",

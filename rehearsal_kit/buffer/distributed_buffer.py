@@ -125,8 +125,8 @@ class DistributedBuffer:
         """Take the representatives of this step, and begin the work for the next one.
 
         work: default is the next step with the numbers of the settings. None comes at the first step, which
-        is not augmented. Fewer than asked for come only while all ranks together hold fewer. RankError if
-        another rank failed or disagrees; raises what the background thread raised.
+        is not augmented. Fewer than asked for come only while all ranks together hold fewer that may be
+        drawn. RankError if another rank failed or disagrees; raises what the background thread raised.
         """
         if work is None:
             settings = self._rehearsal

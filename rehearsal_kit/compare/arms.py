@@ -22,8 +22,12 @@ SHORT: Mapping[str, str] = {
     "lr": "learning_rate",
 }
 """Settings by the names that papers give them, as arms are called."""
-ELSEWHERE = ("capacity", "loss")
-"""What an arm says otherwise, or not at all: the size of its buffer is a percentage."""
+ELSEWHERE = ("capacity", "loss", "half", "outputs")
+"""What an arm says otherwise, or not at all: the size of its buffer is a percentage, and what its rows are
+is the same for all."""
+
+LARGE = 2**40
+"""Samples of a buffer whose size is not known yet."""
 
 Value = float | str
 Settings = tuple[tuple[str, Value], ...]
@@ -48,7 +52,11 @@ class Arm:
         named, at, percent = text.partition("@")
         name, _, said = named.partition(":")
         made = named_strategy(name)
-        settings = tuple(_setting(text, each, made) for each in said.split(",") if each)
+        found = [_setting(text, each, made) for each in said.split(",") if each]
+        settings = tuple(sorted(found, key=lambda setting: setting[0]))
+        names = [name for name, _ in settings]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise SettingsError(f"strategy {text!r}: {', '.join(sorted(twice))} came twice; say it once.")
         try:
             share = round(float(percent), 4) if at else PERCENT
         except ValueError as error:
@@ -79,7 +87,7 @@ class Arm:
 
     def rehearsal(self, stream: CompareStream) -> Rehearsal:
         """How much is rehearsed, without the capacity."""
-        return replace(stream.rehearsal, **_fields(stream.rehearsal, dict(self.settings)))
+        return replace(stream.rehearsal, capacity=LARGE, **_fields(stream.rehearsal, dict(self.settings)))
 
     def training(self, stream: CompareStream) -> Training:
         """How every task is trained."""
@@ -99,7 +107,7 @@ class Arm:
     def _require_allowed(self, text: str) -> None:
         try:
             named_strategy(self.strategy, **_fields(named_strategy(self.strategy), dict(self.settings)))
-            Rehearsal(**_fields(Rehearsal(), dict(self.settings)))
+            Rehearsal(capacity=LARGE, **_fields(Rehearsal(), dict(self.settings)))
             Training(**_fields(Training(), dict(self.settings)))
         except SettingsError as error:
             raise SettingsError(f"strategy {text!r}: {error}") from error

@@ -21,6 +21,7 @@ from rehearsal_kit.record.commands import Arrived
 from rehearsal_kit.record.run_folder import RunFolder
 from rehearsal_kit.record.timeline import Timeline
 from rehearsal_kit.reports.comparison import INCOMPLETE, Comparison
+from rehearsal_kit.reports.cost_figures import Costs
 from rehearsal_kit.reports.html_report import ReportedRun, write_report
 
 DEFAULT_ARMS = (
@@ -125,8 +126,7 @@ def _tell(
         shown,
         title=title,
         table_html=comparison.html(),
-        points=comparison.points(),
-        front=comparison.front(),
+        costs=Costs(comparison.points(), comparison.front()),
     )
     print("\n" + comparison.text())
     if chosen.markdown:

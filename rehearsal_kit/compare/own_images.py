@@ -53,16 +53,33 @@ class OwnImages:
     def read(path: Path) -> OwnImages:
         """Arrays `images`, (sample, row, column) or (sample, channel, row, column), and `labels`, (sample,).
 
-        `test_images` and `test_labels` are the test samples; else every seventh of each class is one.
-        DatasetError, with what came, for anything else.
+        `test_images` and `test_labels` are the test samples; else every seventh of each class is one, and
+        one at least. Values go into the network as they are. DatasetError, with what came, where the arrays
+        are others; ScanError or NotYetError where the file cannot be read.
         """
         arrays = arrays_of(path)
         images, labels = _pair(path, arrays)
+        if int(labels.max()) >= len(labels):
+            raise DatasetError(
+                f"{path} has labels up to {labels.max()} for {len(labels)} images; number the classes from 0."
+            )
         if "test_images" in arrays or "test_labels" in arrays:
-            return OwnImages(images, labels, *_pair(path, arrays, of="test_"))
+            own = OwnImages(images, labels, *_pair(path, arrays, of="test_"))
+            if own.test_images.shape[1:] != images.shape[1:]:
+                raise DatasetError(
+                    f"{path} has images {images.shape[1:]} and test_images {own.test_images.shape[1:]} "
+                    "(channel, row, column); they must be alike."
+                )
+            return own
         tested = np.zeros(len(labels), dtype=bool)
         for each in np.unique(labels):
-            tested[np.flatnonzero(labels == each)[HELD_OUT - 1 :: HELD_OUT]] = True
+            mine = np.flatnonzero(labels == each)
+            if len(mine) == 1:
+                raise DatasetError(
+                    f"{path} has one image of class {each}; a class needs two at least, one of them for "
+                    "tests. Give more, or test_images and test_labels."
+                )
+            tested[mine[HELD_OUT - 1 :: HELD_OUT] if len(mine) >= HELD_OUT else mine[-1:]] = True
         return OwnImages(images[~tested], labels[~tested], images[tested], labels[tested])
 
 
@@ -93,7 +110,7 @@ def own_stream(path: Path, *, classes_per_task: int) -> CompareStream:
         training=Training(batch=16, epochs=4, learning_rate=1e-3),
         rehearsal=Rehearsal(representatives=4, distillation=4, candidates=8),
         alpha=0.1,
-        source=own.digest,
+        source=f"{own.digest}, {classes_per_task} classes a task",
         lay_out=lay_out,
     )
 
@@ -112,15 +129,15 @@ def _pair(
         and labels.shape == images.shape[:1]
         and len(images) > 0
         and min(images.shape[-2:]) >= SMALLEST
-        and 0 <= int(labels.min()) <= int(labels.max()) < len(labels)
-        and bool(np.isfinite(images).all())
+        and int(labels.min()) >= 0
+        and bool((np.abs(images) <= np.finfo(np.float32).max).all())  # also false of what is no number
     )
     if not fits or images is None or labels is None:
         came = ", ".join(f"{name} {array.dtype} {array.shape}" for name, array in arrays.items())
         raise DatasetError(
             f"{path} has {came or 'nothing'}; a stream needs {of}images of finite numbers, (sample, row, "
             f"column) or (sample, channel, row, column) with {SMALLEST} or more rows and columns, and "
-            f"{of}labels of whole numbers from 0, fewer than samples, (sample,)."
+            f"{of}labels of whole numbers from 0, (sample,)."
         )
     whole = images.astype(np.float32)
     return (whole[:, None] if whole.ndim == 3 else whole), labels.astype(np.int64)

@@ -117,7 +117,7 @@ class ForwardPass:
         together = torch.cat([each.to(self._device) for each in inputs])  # a copy, also of a single one
         if weights is None:
             outputs = self._network(together)
-        else:  # the average of tied weights is there under each of their names
+        else:  # each place once: a module with two names would be left with what was to stand in for it
             outputs = functional_call(self._network, dict(weights), together, tie_weights=False)
         return named_outputs(outputs, targets, count=len(together))
 

@@ -28,6 +28,7 @@ from rehearsal_kit.learning.mini_batch import MiniBatch
 from rehearsal_kit.learning.module_state import ModuleBuffers, count_of, numbers_of, shaped_as
 from rehearsal_kit.learning.packed_sum import PackedSum
 from rehearsal_kit.learning.signature import Signature
+from rehearsal_kit.learning.strategies.losses import Tensors
 from rehearsal_kit.learning.strategies.strategy import AugmentedBatch, Strategy, Term
 
 TERMS = 16
@@ -149,11 +150,12 @@ class JointStep:
         unchanged = torch.zeros(len(buffers), dtype=torch.bool)
         batch, signature, strategy = asked.batch, asked.signature, asked.strategy
         try:
+            averaged: Tensors = {}
+            if strategy.asks_average and asked.average is not None:
+                # Before the pass in training mode: some networks make it anew on the way back.
+                averaged = self._forward.averaged(batch.replayed, signature, asked.average)
             parts = self._forward.train(batch, signature, apart=strategy.separate, seed=asked.seed)
             new, replayed, distilled = parts
-            if strategy.asks_average and asked.average is not None:
-                averaged = self._forward.averaged(batch.replayed, signature, asked.average)
-                replayed = replace(replayed, averaged=averaged)
             # A copy: a loss may work in place on what it is given.
             outputs = {
                 name: new.outputs[name].detach().clone() for name in signature.outputs if name in new.outputs
@@ -161,7 +163,7 @@ class JointStep:
             terms = strategy.terms(
                 AugmentedBatch(
                     new=new,
-                    replayed=replayed,
+                    replayed=replace(replayed, averaged=averaged),
                     distilled=distilled,
                     tasks=batch.tasks,
                     present=asked.present,

@@ -29,7 +29,7 @@ class LearnerState:
         self._optimizer: torch.optim.Optimizer | None = None
         self._initial = copy.deepcopy(network.state_dict())
         self._average = (
-            None if training.average is None else WeightAverage(network.state_dict(), decay=training.average)
+            None if training.average is None else WeightAverage(self._tensors(), decay=training.average)
         )
         self._is_untrained = False
         self._kept: _Kept | None = None
@@ -49,17 +49,25 @@ class LearnerState:
         self.network.load_state_dict(self._initial)
         self._optimizer = None
         if self._average is not None:
-            self._average.restart(self._initial)
+            self._average.restart(self._tensors())
 
     def follow(self) -> None:
         """The optimizer has taken a step: the average takes in what came of it."""
         if self._average is not None:
-            self._average.follow(self.network.state_dict())
+            self._average.follow(self._tensors())
 
     @property
     def average(self) -> Mapping[str, torch.Tensor] | None:
-        """The average of the weights, which predicts in their place; None where they predict themselves."""
-        return None if self._average is None or self._is_untrained else self._average.weights
+        """The average of the weights, which predicts in their place; None where they predict themselves.
+
+        By name of each place where a parameter or buffer is, for `torch.func.functional_call`.
+        """
+        if self._average is None or self._is_untrained:
+            return None
+        places = self._places()
+        first = {id(tensor): name for name, tensor in reversed(places.items())}
+        weights = self._average.weights
+        return {name: weights[first[id(tensor)]].to(tensor.dtype) for name, tensor in places.items()}
 
     def keep(self) -> None:
         """Remember all of it as it is now, for `go_back`."""
@@ -88,14 +96,21 @@ class LearnerState:
 
     def weights(self) -> Mapping[str, torch.Tensor]:
         """Parameters and buffers of the network that predicts, on the CPU: copies, also of tied ones."""
-        trained = self.network.state_dict()
-        if self.average is None:
-            return _copies(trained)
-        return _copies({name: self.average[name].to(tensor.dtype) for name, tensor in trained.items()})
+        average = self.average
+        if average is None:
+            return _copies(self.network.state_dict())
+        tensors, kept = self._tensors(), _copies(self._tensors())
+        with torch.no_grad():  # the network itself names them, as it will when it reads them again
+            for name, tensor in tensors.items():
+                tensor.copy_(average[name])
+            averaged = _copies(self.network.state_dict())
+            for name, tensor in tensors.items():
+                tensor.copy_(kept[name])
+        return averaged
 
     def fingerprint(self) -> str:
         """Fingerprint of the weights and their average: equal on two ranks that hold the same numbers."""
-        return tensor_fingerprint({**self.network.state_dict(), **_named("average.", self.average or {})})
+        return tensor_fingerprint({**self.network.state_dict(), **_named(".average.", self.average or {})})
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All that training has changed, by name, on the CPU: copies. For `adopt`."""
@@ -118,6 +133,23 @@ class LearnerState:
             self._average.adopt(average)
         kept = _under("kept.", tensors)
         self._kept = _unflat(kept, self.optimizer.state_dict()) if kept else None
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """Parameters and buffers that belong to the state, each once however many places it has."""
+        first = {id(tensor): name for name, tensor in reversed(self._places().items())}
+        return {name: tensor for name, tensor in self._places().items() if first[id(tensor)] == name}
+
+    def _places(self) -> dict[str, torch.Tensor]:
+        """The same by name of each place: of modules with two names only the first is named."""
+        return {
+            f"{prefix}.{name}" if prefix else name: tensor
+            for prefix, module in self.network.named_modules()
+            for name, tensor in (
+                *module.named_parameters(recurse=False, remove_duplicate=False),
+                *module.named_buffers(recurse=False, remove_duplicate=False),
+            )
+            if name not in module._non_persistent_buffers_set
+        }
 
     def _now(self) -> _Kept:
         average = {} if self._average is None else self._average.tensors()

@@ -44,7 +44,9 @@ class WeightAverage:
         with torch.no_grad():
             for name, tensor in weights.items():
                 average = self._averages[name]
-                if average.is_floating_point() or average.is_complex():
+                if average.shape != tensor.shape:  # a buffer that grew: its old values are of other places
+                    self._averages[name] = _own(tensor)
+                elif average.is_floating_point() or average.is_complex():
                     average.lerp_(tensor.to(average.dtype), new)
                 else:
                     average.copy_(tensor)

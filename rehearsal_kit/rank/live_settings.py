@@ -80,10 +80,14 @@ class LiveSettings:
     def scaled(self, ranks: int) -> str:
         """What becomes of sizes and learning rate on so many ranks, in words; empty where nothing does."""
         training, sizes = self.training, self.sizes(ranks)
+        if ranks == 1:
+            return ""
         if training.scaling == "global":
+            together = sizes.batch * ranks
+            as_many = "as many steps as on one rank" if together == training.batch else f"{together} together"
             return (
                 f"scaling global: of {training.batch} new samples a step each of {ranks} ranks takes "
-                f"{sizes.batch}, with {sizes.representatives} representatives; as many steps as on one rank"
+                f"{sizes.batch}, with {sizes.representatives} representatives; {as_many}"
             )
         if training.scaling in ("linear", "sqrt"):
             return (

@@ -31,7 +31,13 @@ from rehearsal_kit.learning.module_state import freeze, frozen_parameters, still
 from rehearsal_kit.learning.networks.network import network_again, plain_arguments
 from rehearsal_kit.learning.networks.registry import NETWORKS
 from rehearsal_kit.learning.signature import Signature
-from rehearsal_kit.learning.strategies.choice import WEIGHTS, own_code, plain_strategy, recorded_strategy
+from rehearsal_kit.learning.strategies.choice import (
+    WEIGHTS,
+    as_recorded,
+    own_code,
+    plain_strategy,
+    recorded_strategy,
+)
 from rehearsal_kit.learning.strategies.strategy import Strategy
 from rehearsal_kit.record.run_folder import RunFolder
 
@@ -162,7 +168,7 @@ def read_settings(run: RunFolder, strategy: Strategy | None = None) -> RunSettin
     return RunSettings(
         run=run,
         seed=plain["seed"],
-        strategy=strategy,
+        strategy=as_recorded(strategy, plain),
         preparation=Preparation(**with_tuples(plain["preparation"])),
         training=Training(**plain["training"]),
         rehearsal=Rehearsal(**with_tuples(plain["rehearsal"])),

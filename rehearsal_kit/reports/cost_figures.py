@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import plotly.graph_objects as go
 
 from rehearsal_kit.reports.figures import cycle, in_report
 
+Points = Mapping[str, tuple[Sequence[float], Sequence[float]]]
+"""Training times relative to Incremental's, and final errors, by strategy, seed by seed."""
+Front = Mapping[str, tuple[float, float, float]]
+"""Rows computed relative to Incremental's, part of the gap that was closed, its spread; by strategy."""
 
-def tradeoff_figure(points: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> go.Figure:
+
+@dataclass(frozen=True)
+class Costs:
+    """What strategies cost, and what they bring."""
+
+    points: Points
+    front: Front
+
+
+def tradeoff_figure(points: Points) -> go.Figure:
     """Final error against training time, both over seeds, one point with its spread per strategy.
 
     points: by name, the training times relative to Incremental's and the final errors, seed by seed. What is
@@ -33,7 +47,7 @@ def tradeoff_figure(points: Mapping[str, tuple[Sequence[float], Sequence[float]]
     return in_report(figure)
 
 
-def front_figure(front: Mapping[str, tuple[float, float, float]]) -> go.Figure:
+def front_figure(front: Front) -> go.Figure:
     """Gap closed against rows computed, one point with its spread per strategy, and the front of the best.
 
     front: by name, the rows computed relative to Incremental's, the part of the gap between Incremental and

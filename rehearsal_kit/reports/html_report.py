@@ -17,7 +17,7 @@ from rehearsal_kit.record.preview_files import Image, read_previews
 from rehearsal_kit.record.rank_records import Joined
 from rehearsal_kit.record.records import Steps, TaskEnded
 from rehearsal_kit.record.timeline import Timeline
-from rehearsal_kit.reports.cost_figures import front_figure, tradeoff_figure
+from rehearsal_kit.reports.cost_figures import Costs, front_figure, tradeoff_figure
 from rehearsal_kit.reports.figures import (
     CONFIG,
     age_figure,
@@ -105,25 +105,18 @@ _Kept = Mapping[str, Mapping[int, _Pictures]]
 """Pictures by name of the run and by task."""
 
 
-Points = Mapping[str, tuple[Sequence[float], Sequence[float]]]
-Front = Mapping[str, tuple[float, float, float]]
-"""Training times relative to Incremental's, and final errors, by strategy, seed by seed."""
-
-
 def write_report(
     path: str | Path,
     runs: Sequence[ReportedRun],
     *,
     title: str,
     table_html: str,
-    points: Points | None = None,
-    front: Front | None = None,
+    costs: Costs | None = None,
 ) -> None:
     """Write a self-contained HTML report that compares runs on the same stream of tasks.
 
     `table_html` is the table of results, already escaped by the caller; every other text is escaped here.
-    `points` and `front`, as `tradeoff_figure` and `front_figure` take them, may be of more strategies and
-    seeds than `runs`, which are shown one by one.
+    `costs` may be of more strategies and seeds than `runs`, which are shown one by one.
     """
     names = [run.name for run in runs]
     if not runs or len(set(names)) != len(names):
@@ -134,7 +127,7 @@ def write_report(
     body = [
         _header(runs, title),
         f'<h2>Results</h2><div class="wide">{table_html}</div>',
-        *_about_costs(points or {}, front or {}),
+        *_about_costs(costs or Costs({}, {})),
         _section(
             "What is kept and what is forgotten",
             "Test error on every task (column) after every task (row): darker is better. "
@@ -154,18 +147,18 @@ def write_report(
     Path(path).write_text(_document(title, "\n".join(body)), encoding="utf-8")
 
 
-def _about_costs(points: Points, front: Front) -> list[str]:
+def _about_costs(costs: Costs) -> list[str]:
     sections = []
-    if front:
+    if costs.front:
         words = (
             "How much of the gap between Incremental and FromScratch is closed, against the samples that go "
             "through the network. Above: better; to the left: cheaper."
         )
-        of_names = {escape(name): values for name, values in front.items()}
+        of_names = {escape(name): values for name, values in costs.front.items()}
         sections.append(_section("Gap closed against rows computed", words, front_figure(of_names)))
-    if points:
+    if costs.points:
         words = "Means over the seeds with their standard deviation. Below: better; to the left: quicker."
-        escaped = {escape(name): values for name, values in points.items()}
+        escaped = {escape(name): values for name, values in costs.points.items()}
         sections.append(_section("What it costs and what it brings", words, tradeoff_figure(escaped)))
     return sections
 

@@ -219,10 +219,14 @@ def test_an_arm_says_what_it_changes():
     stream = stream_named("fashion")
     arm = Arm.parsed("er:r=8,balance=equal,average=0.99,lr=0.002,draw=groups@5")
     assert (arm.percent, arm.made(stream)) == (5.0, ER(balance="equal"))
-    assert arm.rehearsal(stream) == replace(stream.rehearsal, representatives=8, draw="groups")
+    assert arm.rehearsal(stream) == replace(
+        stream.rehearsal, representatives=8, draw="groups", capacity=2**40
+    )
     assert arm.training(stream) == replace(stream.training, average=0.99, learning_rate=0.002)
-    assert arm.label == "ER r=8 balance=equal average=0.99 lr=0.002 draw=groups 5 %"
-    assert arm.slug == "er-r=8-balance=equal-average=0.99-lr=0.002-draw=groups-5"
+    assert arm.label == "ER average=0.99 balance=equal draw=groups lr=0.002 r=8 5 %"
+    assert arm.slug == "er-average=0.99-balance=equal-draw=groups-lr=0.002-r=8-5"
+    assert Arm.parsed("er:r=8,c=4@5") == Arm.parsed("er:c=4,r=8@5")
+    assert Arm.parsed("er:r=3000@100").rehearsal(stream).representatives == 3000
     assert Arm.parsed("derpp").made(stream) == DERpp(alpha=stream.alpha, beta=stream.beta)
     assert Arm.parsed("derpp:alpha=2").made(stream).alpha == 2
 
@@ -234,6 +238,9 @@ def test_an_arm_says_what_it_changes():
         ("er:r@5", "'r' is no setting"),
         ("er:capacity=8", "'capacity=8' is no setting"),
         ("er:loss=x", "'loss=x' is no setting"),
+        ("er:half=../../x", "'half=../../x' is no setting"),
+        ("er:outputs=no", "'outputs=no' is no setting"),
+        ("er:r=8,representatives=4", "representatives came twice"),
         ("er:balance=never", "balance is 'never'; it must be one of 'samples'"),
         ("er:r=-1", "representatives is -1"),
         ("er:average=2", "average is 2"),

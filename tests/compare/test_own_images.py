@@ -80,7 +80,7 @@ def test_it_becomes_tasks_of_classes_with_a_network_that_fits(tmp_path):
         {"labels": np.arange(COUNT - 1)},
         {"labels": np.arange(COUNT) / 2},
         {"labels": np.arange(COUNT) - 1},
-        {"labels": np.arange(COUNT) * 1000},
+        {"images": np.full((COUNT, 8, 8), 1e300)},
     ],
     ids=[
         "no images",
@@ -92,7 +92,7 @@ def test_it_becomes_tasks_of_classes_with_a_network_that_fits(tmp_path):
         "too few labels",
         "fractions",
         "below 0",
-        "too large",
+        "too large for the network",
     ],
 )
 def test_what_is_no_stream_is_refused_with_what_came(tmp_path, changes):
@@ -107,6 +107,29 @@ def test_tests_without_their_labels_are_refused(tmp_path):
         OwnImages.read(path)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"labels": np.arange(COUNT) * 1000}, "labels up to 69000 for 70 images; number the classes from 0"),
+        ({"labels": (np.arange(COUNT) == 9).astype(int)}, "one image of class 1; a class needs two"),
+        (
+            {"test_images": np.zeros((3, 9, 9)), "test_labels": np.arange(3)},
+            r"images \(1, 9, 8\) and test_images \(1, 9, 9\)",
+        ),
+    ],
+    ids=["labels", "one image", "other tests"],
+)
+def test_classes_that_cannot_be_learned_and_tested_are_refused(tmp_path, changes, words):
+    with pytest.raises(DatasetError, match=words):
+        OwnImages.read(file_of(tmp_path, **changes))
+
+
+def test_every_class_has_a_test_however_few_there_are(tmp_path):
+    labels = np.repeat([0, 1, 2], [60, 7, 3])
+    own = OwnImages.read(file_of(tmp_path, labels=labels))
+    assert np.bincount(own.test_labels).tolist() == [8, 1, 1]
+
+
 def test_nothing_in_a_file_is_unpickled(tmp_path):
     path = tmp_path / "pickled.npz"
     np.savez(path, images=np.array([object()], dtype=object), labels=np.zeros(1, int))
@@ -119,9 +142,13 @@ def test_another_file_of_the_same_name_is_another_comparison(tmp_path):
     settings = {"workers": 2, "full": False}
     stream = own_stream(file_of(tmp_path), classes_per_task=2)
     assert _folder(tmp_path / "run", stream, **settings) == _folder(tmp_path / "run", stream, **settings)
-    other = own_stream(file_of(tmp_path, labels=(np.arange(COUNT) + 1) % 4), classes_per_task=2)
-    with pytest.raises(RunFolderError, match="holds something else"):
-        _folder(tmp_path / "run", other, **settings)
+    others = [
+        own_stream(file_of(tmp_path), classes_per_task=1),
+        own_stream(file_of(tmp_path, labels=(np.arange(COUNT) + 1) % 4), classes_per_task=2),
+    ]
+    for other in others:
+        with pytest.raises(RunFolderError, match="holds something else"):
+            _folder(tmp_path / "run", other, **settings)
 
 
 def asked(stream, classes=None):

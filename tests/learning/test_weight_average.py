@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+import torch.utils.checkpoint
 from ranks import on_ranks
 
 from rehearsal_kit.base.errors import SettingsError
@@ -114,6 +117,90 @@ def test_it_goes_on_from_a_checkpoint_and_back_to_where_a_task_began_bit_for_bit
     assert learner.state.fingerprint() == other.state.fingerprint() == again.state.fingerprint()
     learner.state.restart()
     assert learner.state.fingerprint() == learner_of().state.fingerprint()
+
+
+class Shared(torch.nn.Module):
+    """One module under two names, with a running mean, and one whose weights are those of another."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            self.first, self.norm = torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4)
+            self.again, self.norm_again = self.first, self.norm
+            self.tied, self.last = torch.nn.Linear(4, 4), torch.nn.Linear(4, 2)
+            self.tied.weight = self.first.weight
+
+    def forward(self, vectors):
+        hidden = self.norm_again(self.again(torch.tanh(self.norm(self.first(vectors)))))
+        return {"y": self.last(self.tied(hidden))}
+
+
+class Short(torch.nn.Module):
+    """Weights of sixteen bits."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            self.layer = torch.nn.Linear(4, 2).to(torch.bfloat16)
+            # Named as a key of what is stored beside the weights.
+            self.average = torch.nn.Linear(2, 2)
+
+    def forward(self, vectors):
+        return {"y": self.average(self.layer(vectors.to(torch.bfloat16)).float())}
+
+
+@pytest.mark.parametrize("kind", [Shared, Short, Normalised])
+def test_predicting_changes_nothing_whatever_the_network_shares(kind):
+    learners = {}
+    for predicting in (False, True):
+        training = Training(learning_rate=0.05, precision="float32", average=DECAY)
+        learner = Learner(kind(), training, device="cpu", groups=ProcessGroups(0, 1))
+        learner.know(learner.meet(batch_of(0).new, "x"))
+        for step in range(6):
+            assert not learner.step(batch_of(step), strategy=Incremental()).trouble
+            if predicting:
+                learner.predict(batch_of(99).new["x"])
+                stored = kind().eval()
+                stored.load_state_dict(learner.state.weights())
+                with torch.no_grad():
+                    found = stored(batch_of(99).new["x"])["y"]
+                torch.testing.assert_close(learner.predict(batch_of(99).new["x"])["y"], found)
+        learners[predicting] = learner
+    assert learners[True].state.fingerprint() == learners[False].state.fingerprint()
+    names = [name for name, _ in learners[True].network.named_parameters()]
+    assert names == [name for name, _ in kind().named_parameters()]
+    assert all(isinstance(p, torch.nn.Parameter) for p in learners[True].network.parameters())
+
+
+def test_the_fingerprint_has_every_weight_and_the_average():
+    learner = learner_of()
+    short = Learner(Short(), Training(average=DECAY), device="cpu", groups=ProcessGroups(0, 1))
+    for each, name in ((learner, "steps"), (short, "average.weight")):
+        before = each.state.fingerprint()
+        with torch.no_grad():
+            dict(each.network.named_parameters())[name].add_(1)
+        assert each.state.fingerprint() != before
+
+
+class Recomputing(Normalised):
+    """Makes what is between again on the way back."""
+
+    def forward(self, vectors):
+        hidden = torch.utils.checkpoint.checkpoint(self.layers, vectors, use_reentrant=False)
+        return {"y": self.steps * hidden}
+
+
+def test_a_network_that_computes_again_on_the_way_back_is_held_to_its_average():
+    training = Training(precision="float32", average=DECAY)
+    learner = Learner(Recomputing(), training, device="cpu", groups=ProcessGroups(0, 1))
+    learner.know(learner.meet(batch_of(0).new, "x"))
+    for step in range(3):
+        batch = replace(batch_of(step), replayed=batch_of(step + 50).new)
+        stepped = learner.step(batch, strategy=MeanER())
+        assert not stepped.trouble, stepped.error
+    assert stepped.terms["consistency"] > 0
 
 
 def test_short_weights_are_averaged_in_single_precision():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from rehearsal_kit.base.settings import Rehearsal, Training
 from rehearsal_kit.buffer.memory_limit import available_bytes
 from rehearsal_kit.data.tensor_tasks import TensorTask, write_task
 from rehearsal_kit.learning.networks.convnet import ConvNet
+from rehearsal_kit.learning.strategies.choice import require_suited
+from rehearsal_kit.learning.strategies.dark import DERpp
 from rehearsal_kit.learning.strategies.losses import supervised_loss
 from rehearsal_kit.learning.strategies.references import Incremental
 from rehearsal_kit.learning.strategies.replay import AGEM, ER
@@ -129,6 +132,43 @@ class Negative(Strategy):
 
     def terms(self, batch):
         raise AssertionError
+
+
+def doubled(outputs, targets):
+    return 2 * supervised_loss(outputs, targets)
+
+
+@pytest.mark.parametrize("loss", [supervised_loss, doubled], ids=["ours", "own"])
+def test_a_run_of_a_version_without_draws_goes_on_with_two(tmp_path, loss):
+    spec = job_in(
+        tmp_path / "run", strategy=DERpp(alpha=0.7, draws=2, loss=loss), rehearsal=Rehearsal(distillation=2)
+    )
+    keep_spec(spec, ranks=1)
+    plain = json.loads(spec.run.settings.read_text())
+    del plain["draws"]
+    spec.run.settings.write_text(json.dumps(plain))
+    again = None if loss is supervised_loss else DERpp(alpha=0.7, loss=loss)
+    assert read_settings(spec.run, again).strategy == spec.strategy
+    plain["draws"] = 1
+    spec.run.settings.write_text(json.dumps(plain))
+    assert read_settings(spec.run, again).strategy.draws == 1
+
+
+@pytest.mark.parametrize(
+    ("strategy", "changes", "words"),
+    [
+        (
+            DERpp(),
+            {"representatives": 0, "distillation": 4},
+            "representatives is 0; give some, or, for DERpp",
+        ),
+        (DERpp(draws=2), {"distillation": 0}, "distillation is 0; give distillation="),
+    ],
+    ids=["one draw", "two draws"],
+)
+def test_a_strategy_that_would_compare_nothing_is_refused(strategy, changes, words):
+    with pytest.raises(SettingsError, match=words):
+        require_suited(strategy, Rehearsal(**changes), Training())
 
 
 class Classy(ER):

@@ -290,7 +290,7 @@ DARK = Steer(strategy="DERpp", distillation=8, alpha=0.4, beta=0.6, draws=2)
             ER(),
             replace(REHEARSAL, distillation=0, outputs=True),
             Steer(strategy="DER"),
-            r"distillation is 0; give Rehearsal\(distillation=",
+            r"distillation is 0; give distillation=",
         ),
         (
             Incremental(),

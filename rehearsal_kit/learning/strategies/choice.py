@@ -53,6 +53,13 @@ def recorded_strategy(name: str, **values: Any) -> Strategy:
     return named_strategy(name, **{**EARLIER.get(name, {}), **values})
 
 
+def as_recorded(strategy: Strategy, plain: Mapping[str, Any]) -> Strategy:
+    """A strategy that is given again, as an earlier version had it that wrote nothing of a field."""
+    earlier = EARLIER.get(strategy.name, {}) if isinstance(strategy, OURS) else {}
+    missing = {name: value for name, value in earlier.items() if name not in plain}
+    return _with(strategy, **missing) if missing else strategy
+
+
 def plain_strategy(strategy: Strategy) -> dict[str, float | str]:
     """Its name and weights as plain values."""
     weights = {name: getattr(strategy, name) for name in WEIGHTS if _has(strategy, name)}
@@ -98,10 +105,16 @@ def require_suited(strategy: Strategy, rehearsal: Rehearsal, training: Training)
             f"{strategy.name} holds the network to the average of its weights, but average is None, so there "
             "is none; begin the run with Training(average=0.99)."
         )
+    if strategy.shares_draw and not (strategy.replays and rehearsal.representatives):
+        raise SettingsError(
+            f"{strategy.name} compares its representatives with their stored outputs, but representatives is "
+            f"{rehearsal.representatives if strategy.replays else 'nothing to it (replays is False)'}; give "
+            "some, or, for DERpp, draws=2 and distillation=..., which are drawn a second time."
+        )
     if strategy.distils and not strategy.shares_draw and not rehearsal.distillation:
         raise SettingsError(
-            f"{strategy.name} compares stored outputs, but distillation is 0; give "
-            "Rehearsal(distillation=...), samples drawn a second time per step and rank."
+            f"{strategy.name} compares stored outputs, but distillation is 0; give distillation=... (of "
+            "Rehearsal, or steered together with it), samples drawn a second time."
         )
 
 

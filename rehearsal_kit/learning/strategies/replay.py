@@ -21,7 +21,7 @@ class ER(Strategy):
     replay for continual learning", NeurIPS 2019), so that few representatives hold little. Otherwise
     (2 x mean over b + 2 w x mean over r) / (1 + w): "equal": w = 1, the sum of both means (Chaudhry et al.,
     "On tiny episodic memories in continual learning", arXiv 1902.10486); "tasks": w = T - 1 after T tasks,
-    each task weighs the same; or w itself, a number. A step for which nothing was drawn is then a small one.
+    each task weighs the same; or w itself, a number. Where nothing was drawn, new samples keep their weight.
     Stores inputs and targets; computes b + r rows.
     """
 
