@@ -206,11 +206,11 @@ class StabilityLooked(InABranch):
     step: int
     task: int
     before: float
-    """Before its first step."""
+    """That error before its first step."""
     worst: float
     """The largest after it; that before, if none was larger."""
     at: int
-    """After how many of its steps; 0: none was larger."""
+    """The number of its steps after which that was; 0: none was larger."""
 
     @property
     def gap(self) -> float | None:

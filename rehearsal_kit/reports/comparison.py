@@ -103,7 +103,7 @@ class Outcome:
     steered: bool = False
     """Whether somebody steered the run, which nobody did the others."""
     stability: Sequence[float] = ()
-    """Of each arrival that was looked after, how many times worse earlier tasks became for a while."""
+    """How many times worse earlier tasks became for a while, of each arrival that was looked after."""
     memory_bytes: int = 0
     """Peak of all processes together while it ran; 0: not looked at."""
 
