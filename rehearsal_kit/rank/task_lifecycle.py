@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import time
 
-from rehearsal_kit.base.errors import said_before
+from rehearsal_kit.base.errors import SettingsError, said_before
 from rehearsal_kit.buffer.row_layout import Samples, joined
 from rehearsal_kit.data.experience import HELD_OUT
 from rehearsal_kit.data.task_loader import TaskLoader
 from rehearsal_kit.learning.signature import Signature
+from rehearsal_kit.learning.strategies.choice import require_classes
 from rehearsal_kit.rank.context import RankContext
 from rehearsal_kit.rank.run_spec import keep_inputs
 from rehearsal_kit.rank.task_loaders import new_loader
@@ -45,6 +46,8 @@ class TaskLifecycle:
             self.set_aside(task, reason or NOTHING_TO_TRAIN)
             return None
         if its.learner.signature is None:
+            if not self._suits(signature, task):
+                return None
             self._meet(signature, task)
         its.evaluation.before(task, step=run_state.step)
         its.learner.state.keep()  # what it goes back to where this task is given up
@@ -153,6 +156,18 @@ class TaskLifecycle:
             except Exception as error:  # it was trained long ago; the others are there
                 lost[earlier] = said_before(error, rank=its.groups.rank, step=its.run_state.step)
         return lost
+
+    def _suits(self, signature: Signature, task: int) -> bool:
+        """Whether the strategy can learn such a stream; else the run pauses, as no task of it is at fault."""
+        try:
+            require_classes(self._with.run_state.live_settings.strategy, signature)
+        except SettingsError as error:
+            self._with.run_state.count_begun(task)  # it is the next one still
+            self._with.run_state.pause_by_itself(
+                f"{error} Nothing is lost: steer(strategy=...), resume() and wait again, or stop."
+            )
+            return False
+        return True
 
     def _meet(self, signature: Signature, task: int) -> None:
         its = self._with

@@ -388,6 +388,28 @@ def test_there_and_back_again(tmp_path):
     assert same(ran.weights, again.weights)
 
 
+def test_a_strategy_for_classes_pauses_a_stream_without_and_another_learns_all_of_it(tmp_path):
+    """No task is at fault: they are not set aside for it, one after the other."""
+
+    def answer(record):
+        paused = isinstance(record, StateChanged) and record.reason
+        return [Steer(strategy="DERpp", draws=1), Resume()] if paused else []
+
+    ran = run(
+        tmp_path / "run",
+        [value_task("one"), value_task("two", seed=1)],
+        network=Deep(layers=1),
+        strategy=ERACE(),
+        rehearsal=STORING,
+        answer=answer,
+    )
+    (reason,) = [record.reason for record in ran.told(StateChanged) if record.reason]
+    assert "no target of this stream is a class" in reason
+    assert ran.outcome == "finished"
+    assert not ran.told(TaskSetAside)
+    assert [record.task for record in ran.told(TaskEnded)] == [0, 1]
+
+
 def test_a_bad_first_task_does_not_take_steering_away(tmp_path):
     """Nothing is stored yet when the first task is set aside: no reason to refuse a learning rate."""
     wide = torch.zeros(30, FEATURES + 1), torch.arange(30) % 2
