@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +17,10 @@ from distributed import Client
 from rehearsal_kit.base.errors import ClusterError, ClusterGoneError
 from rehearsal_kit.base.network_interfaces import is_loopback
 from rehearsal_kit.cluster.key_files import read_trusted, security_of, untimely
+
+WRITING_S = 3.0
+"""How long a scheduler file may be cut short before it is none."""
+LOOK_S = 0.05
 
 
 class Connection(Client):
@@ -43,8 +48,15 @@ def open_connection(address: str, key: Path | None, *, timeout_s: float) -> Clie
 
 
 def scheduler_in(file: Path) -> str:
-    """The address that a scheduler file says; ClusterError for one that others could write to, or is none."""
+    """The address that a scheduler file says; ClusterError for one that others could write to, or is none.
+
+    One that is not whole yet is waited for: a scheduler that begins opens it before it writes.
+    """
+    deadline = time.monotonic() + WRITING_S
     text = read_trusted(file)
+    while not _is_whole(text) and time.monotonic() < deadline:
+        time.sleep(LOOK_S)
+        text = read_trusted(file)
     try:
         address = str(json.loads(text)["address"])
     except (ValueError, TypeError, KeyError) as error:
@@ -54,6 +66,14 @@ def scheduler_in(file: Path) -> str:
     if "://" not in address:
         raise ClusterError(f"{file} has the address {address!r}; it must be like tls://10.1.2.3:4567.")
     return address
+
+
+def _is_whole(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def require_encrypted(address: str, *, key: Path | None, insecure: bool) -> None:

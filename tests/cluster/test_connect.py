@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,6 +25,7 @@ from rehearsal_kit.base.network_interfaces import interface_named, interfaces, i
 from rehearsal_kit.base.settings import Rehearsal, Training
 from rehearsal_kit.cluster.cluster import connect, reach
 from rehearsal_kit.cluster.key_files import untimely, write_key
+from rehearsal_kit.cluster.scheduler_connection import scheduler_in
 from rehearsal_kit.data.preparation import Preparation
 from rehearsal_kit.data.simulated_beamline import Beamline
 from rehearsal_kit.learning.strategies.replay import ER
@@ -183,6 +185,22 @@ def scheduler_file(folder: Path, address: str, *, mode: int = 0o600) -> Path:
 def test_a_scheduler_file_that_cannot_be_trusted_is_refused(tmp_path, address, mode, said):
     with pytest.raises(ClusterError, match=said):
         connect(scheduler_file(tmp_path, address, mode=mode))
+
+
+def test_a_scheduler_file_that_is_being_written_is_waited_for_and_one_that_never_is_refused(tmp_path):
+    """Dask opens it before it writes: a job script that waits for it to exist may find it empty."""
+    file = scheduler_file(tmp_path, "tls://10.1.2.3:4567")
+    whole = file.read_text()
+    file.write_text(whole[:9])
+    writer = threading.Timer(0.5, file.write_text, [whole])
+    writer.start()
+    try:
+        assert scheduler_in(file) == "tls://10.1.2.3:4567"
+    finally:
+        writer.join()
+    file.write_text(whole[:9])
+    with pytest.raises(ClusterError, match="is no scheduler file"):
+        scheduler_in(file)
 
 
 def test_a_key_promises_tls(tmp_path):
