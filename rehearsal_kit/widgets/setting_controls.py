@@ -114,7 +114,7 @@ def _control(setting: Setting, value: Any) -> Any:
     looks |= {"continuous_update": False, "layout": {"width": "136px" if slider is None else "290px"}}
     if setting.is_text:
         words = limits.words if isinstance(limits, WordOrReal) else [OFF]
-        looks["placeholder"] = OFF if setting.may_be_off else ""
+        looks |= {"placeholder": OFF if setting.may_be_off else "", "layout": {"width": "168px"}}
         return widgets.Combobox(value=_shown(setting, value), options=words, **looks)
     if slider is None:
         ends = {"min": limits.low, "max": limits.high}
