@@ -79,6 +79,10 @@ class TaskStream:
             task += 1
         return task
 
+    def count_until(self, task: int) -> int:
+        """How many tasks there are up to this one, itself included, without those set aside."""
+        return task + 1 - self._experiences[: task + 1].count(None)
+
     @property
     def order(self) -> list[int]:
         """Number as which each task arrived, counted from 0."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 
@@ -74,7 +74,7 @@ class Learner:
         """
         self.calls += 1
         stepped, gradient = self._steps.of(
-            batch, self._known, strategy=strategy, seed=seed, average=self.state.average
+            batch, self._known, strategy=strategy, seed=seed, average=self._average_for(strategy)
         )
         if gradient is not None:
             self._apply(gradient, factor)
@@ -82,7 +82,8 @@ class Learner:
 
     def computed(self, batch: MiniBatch, *, strategy: Strategy) -> Stepped:
         """What a step would come to; it is not taken, and no optimizer is made. RankError as `step`."""
-        return self._steps.of(batch, self._known, strategy=strategy, seed=0, average=self.state.average)[0]
+        average = self._average_for(strategy)
+        return self._steps.of(batch, self._known, strategy=strategy, seed=0, average=average)[0]
 
     def predict(self, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
         """Outputs on the CPU, float32, for inputs (sample, ...); changes no state."""
@@ -110,6 +111,10 @@ class Learner:
         if self.signature is None:
             raise RankError("the learner was used before it met its first task.")
         return self.signature
+
+    def _average_for(self, strategy: Strategy) -> Mapping[str, torch.Tensor] | None:
+        # Not at every step of every strategy: it is put together anew each time.
+        return self.state.average if strategy.asks_average else None
 
     def _apply(self, gradient: torch.Tensor, factor: float) -> None:
         parameters = [p for p in self.network.parameters() if p.requires_grad]

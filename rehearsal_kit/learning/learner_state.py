@@ -65,8 +65,7 @@ class LearnerState:
         if self._average is None or self._is_untrained:
             return None
         places = self._places()
-        first = {id(tensor): name for name, tensor in reversed(places.items())}
-        weights = self._average.weights
+        first, weights = _first_names(places), self._average.weights
         return {name: weights[first[id(tensor)]].to(tensor.dtype) for name, tensor in places.items()}
 
     def keep(self) -> None:
@@ -136,8 +135,9 @@ class LearnerState:
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         """Parameters and buffers that belong to the state, each once however many places it has."""
-        first = {id(tensor): name for name, tensor in reversed(self._places().items())}
-        return {name: tensor for name, tensor in self._places().items() if first[id(tensor)] == name}
+        places = self._places()
+        first = _first_names(places)
+        return {name: tensor for name, tensor in places.items() if first[id(tensor)] == name}
 
     def _places(self) -> dict[str, torch.Tensor]:
         """The same by name of each place: of modules with two names only the first is named."""
@@ -164,6 +164,11 @@ class LearnerState:
             case "adamw":
                 return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
         return torch.optim.Adam(parameters, lr=rate, weight_decay=decay)
+
+
+def _first_names(places: dict[str, torch.Tensor]) -> dict[int, str]:
+    """The first name of each tensor, by its identity."""
+    return {id(tensor): name for name, tensor in reversed(places.items())}
 
 
 def _copies(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -36,7 +36,7 @@ class RehearsalStep:
 
     def augmented(self, new: Samples, task: int) -> MiniBatch:
         """A mini-batch of a task with the representatives of this step; begins the work for the next one."""
-        drawn, tasks = self._take_representatives(), self._tasks(task)
+        drawn, tasks = self._take_representatives(), self._with.stream.count_until(task)
         if drawn is None:
             return MiniBatch(new, {}, {}, tasks)
         run_state, reporter = self._with.run_state, self._with.reporter
@@ -45,10 +45,6 @@ class RehearsalStep:
         batch = MiniBatch.augmented(new, *draws, strategy=strategy)
         reporter.distilled(ages(batch.compared, run_state.step))
         return replace(batch, tasks=tasks)
-
-    def _tasks(self, newest: int) -> int:
-        stream = self._with.stream
-        return sum(stream[task] is not None for task in range(newest + 1))
 
     def offer(self, new: Samples, stepped: Stepped, loader: TaskLoader) -> None:
         """Hand over the mini-batch of this step, with its outputs where the buffer keeps them."""
