@@ -10,7 +10,6 @@ from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 import ipywidgets as widgets
-import plotly.graph_objects as go
 
 from rehearsal_kit.base.errors import said
 from rehearsal_kit.record.preview_files import Preview
@@ -31,6 +30,7 @@ from rehearsal_kit.widgets.buttons import offer
 from rehearsal_kit.widgets.controls import Controls
 from rehearsal_kit.widgets.live_widgets import Pacer, StateLine, Tiles
 from rehearsal_kit.widgets.status import banner, facts, tasks_html
+from rehearsal_kit.widgets.whole_figure import WholeFigure
 
 PERIOD_S = 0.5
 """Seconds between two pushes."""
@@ -258,7 +258,7 @@ def about(preview: Preview) -> str:
 
 
 def _figure_widget(others: list[int]) -> Any:
-    figure = go.FigureWidget(live_figure(others))
+    figure = WholeFigure(live_figure(others))
     figure._config = CONFIG
     return figure
 
