@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from distributed import Client
+from distributed.comm import CommClosedError
 
 from rehearsal_kit.base.errors import ClusterError, ClusterGoneError
 from rehearsal_kit.base.network_interfaces import is_loopback
@@ -24,9 +25,14 @@ LOOK_S = 0.05
 
 
 class Connection(Client):
-    """A client that leaves no thread and no file open where it cannot connect, as Dask's own does."""
+    """A client that leaves no thread and no file open where it cannot connect, as Dask's own does.
+
+    That its scheduler has ended is told by the session, in words, without Dask's call stack beside them.
+    """
 
     def __init__(self, address: str, **options: Any) -> None:
+        # The same filter is added once, however many connections there are.
+        logging.getLogger("distributed.batched").addFilter(_is_not_of_an_ended_scheduler)
         try:
             super().__init__(address, **options)  # type: ignore[no-untyped-call] # Dask's has no types
         except BaseException:
@@ -112,3 +118,9 @@ def closed_quietly() -> Iterator[None]:
 def _is_not_cancelled(record: logging.LogRecord) -> bool:
     kind = record.exc_info[0] if record.exc_info else None
     return kind is None or not issubclass(kind, asyncio.CancelledError)
+
+
+def _is_not_of_an_ended_scheduler(record: logging.LogRecord) -> bool:
+    kind = record.exc_info[0] if record.exc_info else None
+    ended = kind is not None and issubclass(kind, CommClosedError)
+    return not (ended and "Client->Scheduler" in record.getMessage())

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
+import logging.handlers
 import os
+import queue
 import re
 import signal
 import subprocess
@@ -25,7 +28,7 @@ from rehearsal_kit.base.network_interfaces import interface_named, interfaces, i
 from rehearsal_kit.base.settings import Rehearsal, Training
 from rehearsal_kit.cluster.cluster import connect, reach
 from rehearsal_kit.cluster.key_files import untimely, write_key
-from rehearsal_kit.cluster.scheduler_connection import scheduler_in
+from rehearsal_kit.cluster.scheduler_connection import closed_quietly, open_connection, scheduler_in
 from rehearsal_kit.data.preparation import Preparation
 from rehearsal_kit.data.simulated_beamline import Beamline
 from rehearsal_kit.learning.strategies.replay import ER
@@ -160,6 +163,34 @@ def test_plain_tcp_beyond_loopback_is_for_those_who_ask_and_no_workers_are_told(
     file.write_text(left)  # as a scheduler that was killed leaves it
     with pytest.raises(ClusterGoneError, match="does not answer"):
         connect(file, insecure=True, timeout_s=0.5)
+
+
+def test_of_a_scheduler_that_ended_a_kernel_is_told_in_words_alone(tmp_path):
+    file = tmp_path / "scheduler.json"
+    script = f"umask 077; exec dask scheduler --scheduler-file {file} --host 127.0.0.1 --port 0"
+    logger, told = logging.getLogger("distributed.batched"), logging.handlers.QueueHandler(queue.Queue())
+    with running(f"{script} --dashboard-address 127.0.0.1:0", tmp_path / "log.txt"):
+        deadline = time.monotonic() + DEADLINE_S
+        while not file.exists():
+            assert time.monotonic() < deadline, (tmp_path / "log.txt").read_text()
+            time.sleep(0.05)
+        client = open_connection(scheduler_in(file), None, timeout_s=DEADLINE_S)
+        batched = client.scheduler_comm
+        logger.addHandler(told)
+        try:
+            client.sync(interrupted, batched)
+            client.sync(batched.stopped.wait, timeout=timedelta(seconds=DEADLINE_S))
+        finally:
+            logger.removeHandler(told)
+            with closed_quietly():
+                client.close()
+    assert told.queue.empty(), told.queue.get().getMessage()
+
+
+async def interrupted(batched):
+    """Sends something, and has lost the connection before it is written."""
+    batched.send({"op": "heartbeat-client"})
+    batched.comm.abort()
 
 
 def scheduler_file(folder: Path, address: str, *, mode: int = 0o600) -> Path:
