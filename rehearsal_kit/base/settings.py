@@ -52,6 +52,9 @@ class Training:
     """New samples per step (b), of each rank or of all ranks together: see `scaling`."""
     epochs: int = 3
     """Passes over the data of a task."""
+    least_steps: int = 0
+    """Fewest steps of a task: where its passes take fewer, as those of a small task on many ranks do, it is
+    passed again until so many were taken."""
     learning_rate: float = 1e-3
     """The highest of the schedule; steerable while the run goes on."""
     schedule: str = "constant"
@@ -90,6 +93,7 @@ class Training:
     def __post_init__(self) -> None:
         require_integer("batch", self.batch, low=1)
         require_integer("epochs", self.epochs, low=1)
+        require_integer("least_steps", self.least_steps, low=0, high=10**9)
         require_number("learning_rate", self.learning_rate, low=1e-9, high=10.0)
         require_one_of("schedule", self.schedule, ("constant", "cosine", "cyclic"))
         require_one_of("scaling", self.scaling, SCALINGS)

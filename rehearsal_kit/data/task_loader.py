@@ -19,6 +19,8 @@ from rehearsal_kit.buffer.row_layout import Samples
 Dealing = tuple[int, int]
 """How an epoch was dealt out: number of ranks, and samples per rank passed while there were so many."""
 _PLAIN = ("task", "batch", "began", "epoch", "place", "taken", "seconds", "largest")
+_LATER = {"least_steps": 0}
+"""What checkpoints of earlier versions do not say, and what it was then."""
 
 
 @dataclass
@@ -37,6 +39,8 @@ class TaskLoader:
     """New samples per step; may change between two mini-batches, on all ranks alike."""
     key: tuple[int, int]
     """Seed and rank."""
+    least_steps: int = 0
+    """Passes are added to those epochs until so many steps were taken."""
     began: int = 0
     """The step before its first mini-batch, or before it was begun again."""
     group: str | None = None
@@ -68,18 +72,21 @@ class TaskLoader:
         """Steps of all epochs together, those taken included."""
         if self.done or not self.largest:
             return self.taken
-        return (
-            self.taken + self._steps_from(self.place) + (self.epochs - self.epoch - 1) * self.steps_per_epoch
-        )
+        each = self.steps_per_epoch
+        to_come = self._steps_from(self.place) + max(0, self.epochs - self.epoch - 1) * each
+        missing = max(0, self.least_steps - self.taken - to_come)
+        return self.taken + to_come + -(-missing // each) * each
 
     @property
     def done(self) -> bool:
         """Whether every mini-batch was taken, or enough of them."""
-        return self.epoch >= self.epochs
+        at_its_end = self.place == 0 and self.rest is None
+        return self.epoch >= self.epochs and self.taken >= self.least_steps and at_its_end
 
     def finish(self) -> None:
         """Take no more."""
-        self._go_to_epoch(self.epochs)
+        self.least_steps = 0
+        self._go_to_epoch(max(self.epoch, self.epochs))
 
     def again(self, step: int) -> None:
         """Back to the first mini-batch, at this step."""
@@ -102,12 +109,15 @@ class TaskLoader:
         """Where in its task it is, as plain values; ranks: how many there are now. For `go_on`."""
         passed = self.place if self.rest is None else self.place - self.rest_begins
         values = {name: getattr(self, name) for name in _PLAIN}
+        values |= {name: getattr(self, name) for name in _LATER}
         return {**values, "tasks": list(self.tasks), "dealings": [*self.dealt, (ranks, passed)]}
 
     def go_on(self, plain: Mapping[str, Any]) -> None:
         """Be where `to_plain` was called, on as many ranks as there were then."""
         for name in _PLAIN:
             setattr(self, name, plain[name])
+        for name, earlier in _LATER.items():
+            setattr(self, name, plain.get(name, earlier))
 
     def go_on_with(self, rest: Samples, *, longest: int, dealings: Sequence[Dealing]) -> None:
         """Go on with what is left of the epoch under way, dealt out anew to another number of ranks.

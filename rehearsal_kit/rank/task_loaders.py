@@ -45,6 +45,7 @@ def new_loader(
         epochs=context.spec.training.epochs,
         batch=context.run_state.live_settings.sizes(context.groups.ranks).batch,
         key=(context.spec.seed, context.groups.rank),
+        least_steps=context.spec.training.least_steps,
         began=context.run_state.step,
         group=None if experience is None else experience.group,
     )

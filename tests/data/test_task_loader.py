@@ -12,7 +12,7 @@ from rehearsal_kit.data.task_loader import TaskLoader, dealt_out
 EPOCHS = 2
 
 
-def loader_of(size, largest, batch):
+def loader_of(size, largest, batch, **settings):
     return TaskLoader(
         task=0,
         tasks=[0],
@@ -21,11 +21,12 @@ def loader_of(size, largest, batch):
         epochs=EPOCHS,
         batch=batch,
         key=(3, 0),
+        **settings,
     )
 
 
 def taken(loader):
-    """The mini-batches up to the end."""
+    """The mini-batches from the first to the last."""
     batches = []
     while not loader.done:
         assert loader.steps > loader.taken
@@ -44,6 +45,38 @@ def test_every_sample_comes_once_an_epoch_none_alone_and_all_ranks_take_equally_
             assert sorted(itertools.chain(*batches)) == sorted([*range(size)] * EPOCHS)
             assert batch == 1 or size == 1 or all(len(each) != 1 for each in batches)
             assert all(len(each) <= batch + 1 for each in batches)
+
+
+@pytest.mark.parametrize("least", [0, 1, 7, 8, 9, 30])
+def test_a_task_is_passed_again_until_it_has_taken_its_least_steps(least):
+    loader = loader_of(14, 14, 4, least_steps=least)
+    batches = taken(loader)
+    passes = max(EPOCHS, -(-least // loader.steps_per_epoch))
+    assert sorted(itertools.chain(*batches)) == sorted([*range(14)] * passes)
+
+
+def test_one_that_is_passed_again_goes_on_from_a_checkpoint_and_can_be_finished():
+    loader, again = (loader_of(14, 14, 4, least_steps=30) for _ in range(2))
+    before = [loader.next()["sample_id"].tolist() for _ in range(19)]
+    assert loader.epoch > EPOCHS
+    again.go_on(loader.to_plain(ranks=1))
+    assert before + taken_from(again) == taken(loader_of(14, 14, 4, least_steps=30))
+    loader.finish()
+    assert loader.done
+    once_more = loader_of(14, 14, 4, least_steps=30)
+    once_more.go_on(loader.to_plain(ranks=1))
+    assert once_more.done
+    earlier = {name: value for name, value in loader.to_plain(ranks=1).items() if name != "least_steps"}
+    once_more.go_on(earlier)
+    assert once_more.done
+
+
+def taken_from(loader):
+    """Those that are left up to the end."""
+    batches = []
+    while not loader.done:
+        batches.append(loader.next()["sample_id"].tolist())
+    return batches
 
 
 @pytest.mark.parametrize(("largest", "batch"), [(32, 16), (40, 16), (35, 16), (96, 8)])

@@ -226,6 +226,7 @@ def job_of(walk: Walk, folder: Path) -> RunSpec:
     # Each setting with other policies, so that walks meet all of them.
     scaling = {"quotas": "none", "reservoir": "global", "fifo": "sqrt"}[walk.policy]
     looks = {"quotas": 0, "reservoir": 1, "fifo": 2}[walk.policy]
+    least_steps = {"quotas": 0, "reservoir": 9, "fifo": 0}[walk.policy]
     draw = {"quotas": "samples", "reservoir": "earlier", "fifo": "groups"}[walk.policy]
     average = None if walk.policy == "fifo" and walk.strategy != "MeanER" else 0.9
     spec = RunSpec(
@@ -237,6 +238,7 @@ def job_of(walk: Walk, folder: Path) -> RunSpec:
         training=Training(
             batch=4,
             epochs=1,
+            least_steps=least_steps,
             learning_rate=0.02,
             evaluated=2,
             average=average,
