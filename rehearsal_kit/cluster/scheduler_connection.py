@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from distributed import Client
-from distributed.comm import CommClosedError
+from distributed.comm.core import CommClosedError
 
 from rehearsal_kit.base.errors import ClusterError, ClusterGoneError
 from rehearsal_kit.base.network_interfaces import is_loopback

@@ -21,6 +21,7 @@ from rehearsal_kit.record.records import (
     Evaluated,
     InABranch,
     Record,
+    StabilityLooked,
     Steps,
     TaskArrived,
     TaskEnded,
@@ -179,6 +180,14 @@ class Timeline:
         """Those of the tasks that had arrived that will not be trained, by number as of now."""
         with self._grown:
             return self._queue.aside
+
+    def stability_gaps(self) -> Mapping[int, float]:
+        """By task: the largest error of earlier ones in its first steps, relative to that before them.
+
+        Of those in whose first steps somebody looked, `Training(stability_every=...)`.
+        """
+        looked = {record.task: record.gap for record in self.records(StabilityLooked)}
+        return {task: gap for task, gap in looked.items() if gap is not None}
 
     def waiting(self) -> Mapping[int, TaskArrived]:
         """Tasks still to be begun, by number as of now."""

@@ -10,7 +10,7 @@ from html import escape
 from typing import Any
 
 from rehearsal_kit.base.byte_units import MIB
-from rehearsal_kit.record.records import Applied, StabilityLooked, Steps, TaskSetAside
+from rehearsal_kit.record.records import Applied, Steps, TaskSetAside
 from rehearsal_kit.record.timeline import Timeline
 from rehearsal_kit.reports.measures import (
     GapClosed,
@@ -135,9 +135,7 @@ class Outcome:
             waited=sum(record.waited for record in steps),
             remote=sum(record.remote for record in steps) / drawn if drawn else None,
             steered=steered,
-            stability=[
-                gap for record in timeline.records(StabilityLooked) if (gap := record.gap) is not None
-            ],
+            stability=[*timeline.stability_gaps().values()],
             memory_bytes=memory_bytes,
         )
 

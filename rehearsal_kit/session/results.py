@@ -84,12 +84,15 @@ def results_table(timeline: Timeline, branch: int | None = None) -> pd.DataFrame
     branch: of a run that was rolled back; None: the newest.
 
     "error" is the share of wrong classes, or the mean absolute error summed over the fields; NaN where a
-    task was not evaluated (yet). "set aside" and "not evaluated" are there where a task was, or could not be
+    task was not evaluated (yet). "stability gap" is there where `Training.stability_every` asked for it: the
+    largest watched error of earlier tasks in the first 50 steps of this one, relative to that before; 1 where
+    none became worse. "set aside" and "not evaluated" are there where a task was, or could not be
     any more, and say why. Index: number of the task; missing for one set aside before it had a number.
     """
     timeline = timeline.lineage(branch)
     errors, metrics = timeline.scores(lambda scores: scores.trained("test")), timeline.metrics("test")
     before, _ = timeline.untaught()
+    gaps = timeline.stability_gaps()
     rows: list[dict[str, Any]] = []
     for task, arrived in timeline.tasks().items():
         of_task = errors.get(task, {})
@@ -103,6 +106,7 @@ def results_table(timeline: Timeline, branch: int | None = None) -> pd.DataFrame
             "error when learned": learned,
             "error now": known[-1] if known else None,
             "change": known[-1] - learned if known and learned is not None else None,
+            **({"stability gap": gaps.get(task)} if gaps else {}),
             **(metrics[task] if task < len(metrics) else {}),
         })  # fmt: skip
     aside = {task: record.reason for task, record in timeline.set_aside().items()}

@@ -64,6 +64,7 @@ def facts(timeline: Timeline, *, state: str, ranks: int) -> list[tuple[str, str]
     def share(part: float) -> str:
         return f"{part / seconds:.0%}" if seconds > 0 else "–"  # noqa: RUF001
 
+    gaps = list(timeline.stability_gaps().values())
     branch = [("branch", str(timeline.branches[-1]))] if branches > 1 else []
     return [
         ("task", f"{began.task + 1} of {arrived}" if began else f"0 of {arrived}"),
@@ -72,6 +73,7 @@ def facts(timeline: Timeline, *, state: str, ranks: int) -> list[tuple[str, str]
         ("step", str(recent[-1].first + recent[-1].count) if recent else "0"),
         ("steps/s", f"{steps / seconds:.1f}" if moving else "–"),  # noqa: RUF001
         ("samples stored", str(recent[-1].stored) if recent else "0"),
+        *([("stability gap", f"{gaps[-1]:.2f}")] if gaps else []),
         ("ranks", str(ranks)),
         ("waited for samples", share(sum(record.waited for record in recent))),
         ("hidden", share(sum(record.hidden for record in recent))),
@@ -145,6 +147,7 @@ def tasks_html(timeline: Timeline) -> str:
     now = began.task if began is not None else -1
     numbers = [*tasks]
     first, last = max(0, bisect_right(numbers, now) - SHOWN), bisect_right(numbers, now) + SHOWN
+    gaps = timeline.stability_gaps()
     rows = [_more(f"{first} earlier tasks: see session.table()")] if first else []
     for task in numbers[first:last]:
         if task in aside:
@@ -152,16 +155,20 @@ def tasks_html(timeline: Timeline) -> str:
             continue
         state = "trained" if task in ended else "training" if task in begun else "arrived"
         errors = timeline.scores(lambda scores, task=task: scores.errors("watched", task))  # type: ignore[misc]
-        rows.append(_row(tasks[task], state, errors))
+        gap = (f"{gaps[task]:.2f}" if task in gaps else "") if gaps else None
+        rows.append(_row(tasks[task], state, errors, gap=gap))
         if task in unevaluated:
             rows.append(_reason(f"cannot be evaluated any more: {unevaluated[task]}"))
     rows += [_more(f"{len(numbers) - last} more wait")] if len(numbers) > last else []
     rows += _without_number(timeline)
     right = "<th class='rk-right'>"
     head = f"<th>task</th><th>state</th>{right}error</th>{right}change</th>"
-    body = "".join(rows) or "<tr><td colspan='4'>no task has arrived yet</td></tr>"
-    note = "<p class='rk-note'>error: on the watched samples, now; change: since the task was learned</p>"
-    return f"{_CSS}<table class='rk-tasks'><tr>{head}</tr>{body}</table>{note}"
+    head += f"{right}gap</th>" if gaps else ""
+    body = "".join(rows) or "<tr><td colspan='5'>no task has arrived yet</td></tr>"
+    note = "error: on the watched samples, now; change: since the task was learned"
+    note += "; gap: largest error of earlier tasks in its first steps, relative to before" if gaps else ""
+    shown = f"<table class='rk-tasks'><tr>{head}</tr>{body}</table>"
+    return f"{_CSS}{shown}<p class='rk-note'>{note}</p>"
 
 
 def _without_number(timeline: Timeline) -> list[str]:
@@ -173,20 +180,23 @@ def _without_number(timeline: Timeline) -> list[str]:
 
 
 def _more(words: str) -> str:
-    return f"<tr><td class='rk-task' colspan='4'>{words}</td></tr>"
+    return f"<tr><td class='rk-task' colspan='5'>{words}</td></tr>"
 
 
-def _row(record: TaskArrived, state: str, errors: dict[int, float]) -> str:
+def _row(record: TaskArrived, state: str, errors: dict[int, float], *, gap: str | None) -> str:
+    """One line; gap: the stability gap, empty where it is not known, None where nobody looked at any."""
     learned, now = errors.get(record.task), next(reversed(errors.values()), None)
     change = f"{now / learned - 1:+.0%}" if learned and now is not None and len(errors) > 1 else ""
     swatch = f"<span class='rk-swatch' style='background:{task_colour(record.task)}'></span>"
+    looked = "" if gap is None else f"<td class='rk-right'>{gap}</td>"
     about = (
         f"{record.training} training, {record.watched} watched, {record.test} test, {record.skipped} skipped"
     )
     return (
         f"<tr title='{escape(about)}'><td class='rk-task'>{swatch}{record.task} {escape(record.name)}</td>"
         f"<td>{state}</td><td class='rk-right'>{'' if now is None else f'{now:.4f}'}</td>"
-        f"<td class='rk-right'>{change}</td></tr>"
+        f"<td class='rk-right'>{change}</td>"
+        f"{looked}</tr>"
     )
 
 
@@ -198,4 +208,4 @@ def _aside(record: TaskSetAside, number: str = "") -> str:
 
 
 def _reason(words: str) -> str:
-    return f"<tr><td class='rk-reason' colspan='4'>{escape(words)}</td></tr>"
+    return f"<tr><td class='rk-reason' colspan='5'>{escape(words)}</td></tr>"

@@ -28,6 +28,7 @@ from rehearsal_kit.record.records import (
     CheckpointTaken,
     Evaluated,
     NotKept,
+    StabilityLooked,
     StateChanged,
     Steps,
     TaskBegan,
@@ -44,7 +45,7 @@ from rehearsal_kit.reports.figures import (
     loss_curves,
     watched_curves,
 )
-from rehearsal_kit.session.results import checkpoints_table
+from rehearsal_kit.session.results import checkpoints_table, results_table
 from rehearsal_kit.widgets.asked_preview import AskedPreview
 from rehearsal_kit.widgets.controls import Controls
 from rehearsal_kit.widgets.live_widgets import Pacer
@@ -392,6 +393,20 @@ def test_facts_of_an_empty_and_of_a_running_session():
     assert told["step"] == "2"
     assert told["steps/s"] == "4.0"
     assert told["waited for samples"] == "20%"
+
+
+def test_the_stability_gap_is_shown_where_somebody_looked():
+    timeline = Timeline([arrived(0), arrived(1), TaskBegan(step=0, task=0, steps=9, time=0.0)])
+    assert "gap" not in tasks_html(timeline)
+    assert "stability gap" not in dict(facts(timeline, state="running", ranks=1))
+    for worst, branch in ((0.3, 0), (0.25, 0)):  # a task that was begun again: what was seen last
+        timeline.append(StabilityLooked(step=9, task=1, before=0.2, worst=worst, at=3, branch=branch))
+    assert dict(facts(timeline, state="running", ranks=1))["stability gap"] == "1.25"
+    html = tasks_html(timeline)
+    assert "<th class='rk-right'>gap</th>" in html
+    assert html.count("<td class='rk-right'>1.25</td>") == 1
+    assert "gap: largest error of earlier tasks" in html
+    assert results_table(timeline)["stability gap"].tolist()[1] == 1.25
 
 
 def test_task_list_escapes_and_tells_states():
