@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import tempfile
 from dataclasses import asdict
@@ -31,6 +32,7 @@ from rehearsal_kit.bench.store import beside_others, growth
 from rehearsal_kit.bench.store.growth_tables import growth_tables
 from rehearsal_kit.bench.store.workload import WIDE_FIELDS, Workload
 from rehearsal_kit.bench.table import Measured
+from rehearsal_kit.compare.arms import Arm
 from rehearsal_kit.compare.streams import stream_named
 from rehearsal_kit.data.simulated_beamline import Beamline
 from rehearsal_kit.record.run_folder import RunFolder
@@ -65,6 +67,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     strategies.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where (cpu)")
     strategies.add_argument(
         "--streams", nargs="+", default=["fashion", "beamline"], metavar="NAME", help="as of `compare`"
+    )
+    strategies.add_argument(
+        "--strategies",
+        nargs="+",
+        default=[],
+        metavar="NAME[:SETTING=VALUE,...]",
+        help="as of `compare`, such as er:r=8,balance=tasks (all, with the settings of the stream)",
     )
     strategies.set_defaults(command=_strategies)
     steering = benches.add_parser("steering", help="from a command to its effect on all ranks of a session")
@@ -135,12 +144,14 @@ def _strategies(chosen: argparse.Namespace) -> int:
     require_integer("ranks", chosen.ranks, low=1)
     devices = _devices(chosen.device, chosen.ranks)
     streams = [stream_named(name) for name in chosen.streams]
+    for arm, stream in itertools.product(map(Arm.parsed, chosen.strategies), streams):
+        arm.require_suited(stream)
     machine = _begin(chosen)
     costs: list[StrategyCost] = []
     for stream in streams[:1] if chosen.quick else streams:
         rounds, warm_up, capacity = (3, 1, 200) if chosen.quick else (ROUNDS, 5, 2000)
-        turns = Turns(stream.name, rounds, warm_up, capacity, chosen.device)
-        _say(f"measuring steps of all strategies with the settings of {stream.name}")
+        turns = Turns(stream.name, rounds, warm_up, capacity, chosen.device, tuple(chosen.strategies))
+        _say(f"measuring steps of {len(turns.measured())} strategies with the settings of {stream.name}")
         costs += strategy_costs(turns, on_ranks(devices, measure_turns, turns))
     table = strategy_table(costs, ranks=chosen.ranks)
     return _end(chosen, Measured((table,), {"strategies": [cost.data() for cost in costs]}, machine))

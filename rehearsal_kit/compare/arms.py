@@ -69,9 +69,14 @@ class Arm:
         return arm
 
     @property
+    def name(self) -> str:
+        """The strategy and its settings, without the size of the buffer."""
+        return " ".join([self.strategy, *self._words()])
+
+    @property
     def label(self) -> str:
         """Name of the arm, as tables call it."""
-        return " ".join([self.strategy, *self._words(), *([f"{self.percent:g} %"] if self.percent else [])])
+        return f"{self.name} {self.percent:g} %" if self.percent else self.name
 
     @property
     def slug(self) -> str:

@@ -331,12 +331,24 @@ def test_the_verdict_looks_at_the_whole_interval(with_s, verdict):
 def test_steps_of_all_strategies_in_turns():
     turns = Turns("fashion", rounds=3, warm_up=1, capacity=200)
     (cost, *others) = strategy_costs(turns, [measure_turns(ProcessGroups(0, 1), turns)])
-    assert (cost.strategy, cost.ratio.median, cost.rows) == ("Incremental", 1.0, 1.0)
-    rows = {other.strategy: other.rows for other in others}
+    assert (cost.arm.name, cost.ratio.median, cost.rows) == ("Incremental", 1.0, 1.0)
+    rows = {other.arm.name: other.rows for other in others}
     assert {"ER": 1.5, "AGEM": 1.5, "DER": 1.5, "DERpp": 1.5, "MeanER": 1.5}.items() <= rows.items()
     # These take Incremental's step.
     assert {"Incremental", *rows} == {kind.__name__ for kind in OURS} - {"FromScratch", "Cumulative"}
     assert all(positive(*other.seconds) for other in others)
+
+
+def test_steps_of_strategies_with_settings():
+    arms = ("er:r=8,balance=tasks", "derpp:r=4,rd=4,draws=2", "meaner:r=8,average=0.9")
+    turns = Turns("fashion", rounds=1, warm_up=0, capacity=200, arms=arms)
+    costs = strategy_costs(turns, [measure_turns(ProcessGroups(0, 1), turns)])
+    assert {cost.arm.name: cost.rows for cost in costs} == {
+        "Incremental": 1.0,
+        "ER balance=tasks r=8": 1.125,
+        "DERpp rd=4 draws=2 r=4": 1.125,
+        "MeanER average=0.9 r=8": 1.125,
+    }
 
 
 def test_strategies_for_classes_are_not_measured_on_scans():
@@ -346,7 +358,7 @@ def test_strategies_for_classes_are_not_measured_on_scans():
 
 @pytest.mark.parametrize(("seconds", "verdict"), [(1.57, "within"), (1.58, "above")])
 def test_a_strategy_may_cost_its_rows_and_a_twentieth(seconds, verdict):
-    turns = Turns("fashion", rounds=2, warm_up=0, capacity=1)
+    turns = Turns("fashion", rounds=2, warm_up=0, capacity=1, arms=("ER",))
     slow = {"Incremental": [1.0, 2.0], "ER": [seconds, 2 * seconds]}
     quick = {"Incremental": [0.5, 0.5], "ER": [0.1, 0.1]}
     _, cost = strategy_costs(turns, [slow, quick])

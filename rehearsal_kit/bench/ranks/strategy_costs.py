@@ -11,8 +11,8 @@ import numpy as np
 from rehearsal_kit.bench.ranks.strategy_ranks import Turns
 from rehearsal_kit.bench.spread import Spread
 from rehearsal_kit.bench.table import Table
+from rehearsal_kit.compare.arms import Arm
 from rehearsal_kit.compare.streams import stream_named
-from rehearsal_kit.learning.strategies.choice import named_strategy
 
 MARGIN = 1.05
 """Beyond its rows, that a strategy may cost."""
@@ -24,7 +24,7 @@ class StrategyCost:
     """Step times of a strategy on all ranks together, round by round: the slowest rank of a step counts."""
 
     turns: Turns
-    strategy: str
+    arm: Arm
     seconds: tuple[float, ...]
     beside: tuple[float, ...]
     """Seconds of Incremental's step in the same round."""
@@ -37,29 +37,30 @@ class StrategyCost:
     @property
     def rows(self) -> float:
         """Samples computed, relative to Incremental."""
-        stream, made = stream_named(self.turns.stream), named_strategy(self.strategy)
-        drawn = stream.rehearsal.representatives * made.replays
-        drawn += stream.rehearsal.distillation * (made.distils and not made.shares_draw)
-        return 1 + drawn / stream.training.batch
+        stream = stream_named(self.turns.stream)
+        strategy, rehearsal = self.arm.made(stream), self.arm.rehearsal(stream)
+        drawn = rehearsal.representatives * strategy.replays
+        drawn += rehearsal.distillation * (strategy.distils and not strategy.shares_draw)
+        return 1 + drawn / self.arm.training(stream).batch
 
     def line(self) -> tuple[str, ...]:
         """This cost's line of the table."""
         limit = MARGIN * self.rows
         return (
             self.turns.stream,
-            self.strategy,
+            self.arm.name,
             f"{Spread.of(self.seconds).median * 1e3:.1f}",
             self.ratio.text(2),
             f"{self.rows:.2f}",
             f"{limit:.2f}",
-            "-" if self.strategy == "Incremental" else "within" if self.ratio.median <= limit else "above",
+            "-" if self.arm.name == "Incremental" else "within" if self.ratio.median <= limit else "above",
         )
 
     def data(self) -> dict[str, Any]:
         """Plain values."""
         return {
             "stream": self.turns.stream,
-            "strategy": self.strategy,
+            "strategy": self.arm.name,
             "seconds": list(self.seconds),
             "incremental_seconds": list(self.beside),
             "median_ratio": self.ratio.median,
@@ -72,7 +73,7 @@ def strategy_costs(turns: Turns, ranks: Sequence[Mapping[str, list[float]]]) -> 
     """Cost of each strategy, from what the ranks measured."""
     slowest = {name: np.max([rank[name] for rank in ranks], axis=0).tolist() for name in ranks[0]}
     base = tuple(slowest["Incremental"])
-    return [StrategyCost(turns, name, tuple(times), base) for name, times in slowest.items()]
+    return [StrategyCost(turns, arm, tuple(slowest[arm.name]), base) for arm in turns.measured()]
 
 
 def strategy_table(costs: Sequence[StrategyCost], *, ranks: int) -> Table:

@@ -12,11 +12,12 @@ from rehearsal_kit.buffer.distributed_buffer import DistributedBuffer
 from rehearsal_kit.buffer.exchange import GroupExchange
 from rehearsal_kit.buffer.row_layout import IDENTITY, Samples
 from rehearsal_kit.buffer.states import Representatives, Round
+from rehearsal_kit.compare.arms import Arm
 from rehearsal_kit.compare.streams import CLASSES, CompareStream, stream_named
 from rehearsal_kit.learning.learner import Learner
 from rehearsal_kit.learning.mini_batch import MiniBatch
 from rehearsal_kit.learning.stored_outputs import for_layout
-from rehearsal_kit.learning.strategies.choice import OURS, named_strategy
+from rehearsal_kit.learning.strategies.choice import OURS
 from rehearsal_kit.learning.strategies.strategy import Strategy
 from rehearsal_kit.rank.live_settings import LiveSettings
 
@@ -39,6 +40,15 @@ class Turns:
     capacity: int
     """Samples over all ranks."""
     device: str = "cpu"
+    arms: tuple[str, ...] = ()
+    """Strategies with their settings, as `compare` calls them; Incremental is measured beside them. Empty:
+    all of ours that suit the stream, with its settings."""
+
+    def measured(self) -> list[Arm]:
+        """What is measured, Incremental first."""
+        names = self.arms or measured_on(stream_named(self.stream))
+        arms = [Arm.parsed(name) for name in ("Incremental", *names)]
+        return list(dict.fromkeys(arms))
 
 
 def measured_on(stream: CompareStream) -> tuple[str, ...]:
@@ -55,8 +65,7 @@ def measure_turns(groups: ProcessGroups, turns: Turns) -> dict[str, list[float]]
     """Seconds of each step by strategy, round by round; all ranks call it together."""
     torch.manual_seed(SEED + groups.rank)
     stream = stream_named(turns.stream)
-    strategies = [named_strategy(name) for name in measured_on(stream)]
-    arms = {each.name: _Arm(each, stream, groups=groups, turns=turns) for each in strategies}
+    arms = {each.name: _Turn(each, stream, groups=groups, turns=turns) for each in turns.measured()}
     try:
         times: dict[str, list[float]] = {name: [] for name in arms}
         for number in range(turns.warm_up + turns.rounds):
@@ -72,23 +81,22 @@ def measure_turns(groups: ProcessGroups, turns: Turns) -> dict[str, list[float]]
             arm.close()
 
 
-class _Arm:
+class _Turn:
     """One strategy with a network, an optimizer and a full buffer of its own."""
 
-    def __init__(
-        self, strategy: Strategy, stream: CompareStream, *, groups: ProcessGroups, turns: Turns
-    ) -> None:
+    def __init__(self, arm: Arm, stream: CompareStream, *, groups: ProcessGroups, turns: Turns) -> None:
         self._device = turns.device if turns.device == "cpu" else f"{turns.device}:{groups.rank}"
         self._pool = [_samples(stream, number, groups.rank) for number in range(POOL)]
-        average = AVERAGE if strategy.asks_average else None
-        training = replace(stream.training, precision="float32", average=average)
+        strategy, training = arm.made(stream), replace(arm.training(stream), precision="float32")
+        if strategy.asks_average and training.average is None:
+            training = replace(training, average=AVERAGE)
         self._learner = Learner(stream.small(SEED), training, device=self._device, groups=groups)
         self._inputs = "image" if stream.measure == CLASSES else "diffraction"
         signature = self._learner.meet(self._pool[0], self._inputs)
         self._learner.know(signature)
         self._live_settings = LiveSettings(
             training=training,
-            rehearsal=replace(stream.rehearsal, capacity=turns.capacity),
+            rehearsal=replace(arm.rehearsal(stream), capacity=turns.capacity),
             strategy=strategy,
         )
         self._steps = 0
