@@ -130,13 +130,6 @@ def test_on_three_real_samples_rehearsal_forgets_less_than_naive_training(tmp_pa
     assert "SIMULATED" in said
 
 
-def test_measured_frames_by_region_of_the_sample(tmp_path, capsys):
-    data, said = demo(tmp_path, capsys, "--epochs", 1, "--scans", real_data("cnm_hxn_scan247/scan247.npz"))
-    outcome = data["seeds"]["0"]["ER"]
-    assert len(outcome["tasks"]) == len(outcome["test_error"]) == 4
-    assert "SIMULATED" not in said
-
-
 def test_a_bad_scan_among_good_ones_is_named_and_the_rest_is_learned(tmp_path, capsys):
     beamline = Beamline(folder=tmp_path, scans=2)
     good = [beamline.write(0), beamline.write(1)]
