@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from rehearsal_kit.base.errors import SessionError
@@ -22,6 +22,9 @@ from rehearsal_kit.record.run_folder import RunFolder
 from rehearsal_kit.record.timeline import Timeline
 
 BATCH = 256
+"""Samples that are predicted at a time."""
+BLOCK_BYTES = 2**26
+"""Or fewer, where they are large."""
 SAID = 3
 """Tasks that were set aside that a message names."""
 
@@ -53,29 +56,52 @@ class TrainedNetwork:
         """The network from counts, as the detector gives them, to outputs."""
         return PreparedNetwork(self.network, self.preparation).eval()
 
-    def predict(self, frames: torch.Tensor | NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+    def predict(self, frames: Any, *, out: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Outputs by field, float32 (sample, ...), for counts (sample, row, column) or inputs (sample, ...).
 
-        SettingsError or SessionError for frames of another shape than those the network was trained on.
+        frames: an array, a tensor, or anything that gives these by slices, such as a dataset of h5py: one
+        block of it is in memory at a time. out: by field, what the outputs are written to by slices, such as
+        a `numpy.memmap` or a dataset, float32 (sample, ...); it is returned then. None: new arrays.
+        SettingsError or SessionError for frames of another shape than those the network was trained on, or
+        for an `out` without room for them.
         """
-        inputs = tensor_of(frames, "frames").to(self.dtype)
-        if tuple(inputs.shape[1:]) != self.shape or not len(inputs):
+        if not hasattr(frames, "shape"):
+            frames = np.asarray(frames)
+        count, shape = (frames.shape or (0,))[0], tuple(frames.shape[1:])
+        if shape != self.shape or not count:
             raise SessionError(
-                f"frames have shape {tuple(inputs.shape)}; this network was trained on {self.field} of "
+                f"frames have shape {tuple(frames.shape)}; this network was trained on {self.field} of "
                 f"(sample, {', '.join(map(str, self.shape))}), and there must be one at least."
             )
-        network = self.prepared
-        parts: list[Mapping[str, torch.Tensor]] = []
+        network, room = self.prepared, dict(out or {})
+        each = max(1, min(BATCH, BLOCK_BYTES // (math.prod(shape) * self.dtype.itemsize)))
         with torch.no_grad():
-            for begin in range(0, len(inputs), BATCH):
-                outputs = network(inputs[begin : begin + BATCH].clone())  # it may work in place on them
-                parts.append(outputs if isinstance(outputs, Mapping) else {self._outputs[0]: outputs})
-        return {name: torch.cat([part[name] for part in parts]).float().numpy() for name in parts[0]}
+            for begin in range(0, count, each):
+                block = tensor_of(frames[begin : begin + each], "frames").to(self.dtype, copy=True)
+                outputs = self._named(network(block))
+                room = room if begin else _room(outputs, count, out)
+                for name, tensor in outputs.items():
+                    room[name][begin : begin + len(tensor)] = tensor.float().numpy()
+        return room
+
+    def _named(self, outputs: Any) -> Mapping[str, torch.Tensor]:
+        return outputs if isinstance(outputs, Mapping) else {self._outputs[0]: outputs}
 
     def example(self) -> torch.Tensor:
         """Two samples of the right shape, for an export: counts between 0 and 100, or numbers from 0 to 1."""
         numbers = torch.rand(2, *self.shape, generator=torch.Generator().manual_seed(0))
         return (numbers if self.preparation is None else (100 * numbers).round()).to(self.dtype)
+
+
+def _room(outputs: Mapping[str, torch.Tensor], count: int, given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Where the outputs of so many samples are written to: what was given, or new arrays."""
+    shapes = {name: (count, *tensor.shape[1:]) for name, tensor in outputs.items()}
+    if given is None:
+        return {name: np.empty(shape, np.float32) for name, shape in shapes.items()}
+    found = {name: (tuple(room.shape), str(room.dtype)) for name, room in given.items()}
+    if found != (wanted := {name: (shape, "float32") for name, shape in shapes.items()}):
+        raise SessionError(f"out has {found}; to hold what is predicted it must have {wanted}.")
+    return dict(given)
 
 
 def results_table(timeline: Timeline, branch: int | None = None) -> pd.DataFrame:

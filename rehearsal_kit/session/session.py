@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -114,9 +115,14 @@ class Session(Handle):
         """
         return self._trained().network
 
-    def predict(self, frames: Any) -> dict[str, Any]:
-        """What that network makes of counts (sample, row, column) or inputs (sample, ...): NumPy arrays."""
-        return self._trained().predict(frames)
+    def predict(self, frames: Any, *, out: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """What that network makes of counts (sample, row, column) or inputs (sample, ...): float32, by field.
+
+        frames: an array, or what gives one by slices, such as a dataset of h5py: of a long scan one block is
+        in memory at a time. out: by field, what it is written to by slices, such as a `numpy.memmap` or a
+        dataset; None: new arrays.
+        """
+        return self._trained().predict(frames, out=out)
 
     def table(self, branch: int | None = None) -> pd.DataFrame:
         """One row per task: test errors before, when learned, now, all metrics, and why a task was set aside.

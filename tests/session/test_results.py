@@ -9,6 +9,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -183,6 +184,21 @@ def test_predict_is_the_network_on_inputs_of_any_number_type(blobs):
     np.testing.assert_allclose(predicted["label"], expected, rtol=0, atol=1e-5)
     for same in (inputs.astype(np.float64), torch.from_numpy(inputs)):
         np.testing.assert_array_equal(blobs.session.predict(same)["label"], predicted["label"])
+
+
+@pytest.mark.cluster
+def test_predict_reads_and_writes_by_blocks(blobs, tmp_path):
+    inputs = labelled(600, seed=7)[0]
+    predicted = blobs.session.predict(inputs)["label"]
+    with h5py.File(tmp_path / "frames.h5", "w") as file:
+        frames = file.create_dataset("frames", data=inputs, chunks=(50, *inputs.shape[1:]))
+        room = file.create_dataset("label", (600, CLASSES), "f4")
+        assert blobs.session.predict(frames, out={"label": room})["label"] is room
+        np.testing.assert_array_equal(room[:], predicted)
+        for wrong in ({}, {"label": room, "other": room}, {"label": room[:599]}, {"label": frames}):
+            with pytest.raises(SessionError, match=r"out has .* it must have .*\(600, 4\), 'float32'"):
+                blobs.session.predict(frames, out=wrong)
+    np.testing.assert_array_equal(blobs.session.predict(inputs.tolist())["label"], predicted)
 
 
 @pytest.mark.cluster
