@@ -22,7 +22,8 @@ from ranks import CODE
 from rehearsal_kit.base.errors import ClusterError, ClusterGoneError, SettingsError
 from rehearsal_kit.base.network_interfaces import interfaces, is_loopback
 from rehearsal_kit.base.processes import family
-from rehearsal_kit.cluster.cluster import connect, reach, running_clusters, start_cluster, stop_cluster
+from rehearsal_kit.cluster.cluster import connect, reach, start_cluster, stop_cluster
+from rehearsal_kit.cluster.other_clusters import running_clusters
 from rehearsal_kit.cluster.server import ClusterFiles, ServerRecord
 from rehearsal_kit.cluster.server_process import STOP_TIMEOUT_S
 
