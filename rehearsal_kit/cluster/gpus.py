@@ -140,7 +140,7 @@ def _why_none(probe: Probe, around: Surroundings) -> tuple[str, str]:
         cure = "have slices made by nvidia-smi mig -cgi ... -C, or MIG ended by nvidia-smi -mig 0"
         return f"{empty[0]} is in MIG mode and has no slice", cure
     if visible is not None:
-        there = f"none of the {len(probe.cards)} GPUs of this machine" if probe.cards else "no GPU"
+        there = f"none of the GPUs of this machine ({len(probe.cards)})" if probe.cards else "no GPU"
         return f"CUDA_VISIBLE_DEVICES={visible!r} names {there}", cure_of_hidden
     return f"torch uses no GPU: {probe.refusal}", "look whether nvidia-smi lists the GPUs"
 
