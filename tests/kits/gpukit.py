@@ -47,7 +47,7 @@ def require_dask_cuda() -> None:
 def variables(gpus: Sequence[Mapping[str, Any]], **others: str) -> dict[str, str]:
     """The environment of a process that finds these GPUs, whatever this machine has."""
     environ = {**child_environment(os.environ), "FAKE_GPUS": json.dumps(gpus), **others}
-    return {**environ, "PYTHONPATH": str(STAND_INS)}
+    return {**environ, "PYTHONPATH": os.pathsep.join(map(str, (STAND_INS, *CODE)))}
 
 
 def probed(gpus: Sequence[Mapping[str, Any]], **others: str) -> Probe:
@@ -69,9 +69,7 @@ def served(devices: Devices, gpus: Sequence[Mapping[str, Any]], **others: str) -
     files = ClusterFiles(folder=clusters_folder() / secrets.token_hex(4))
     files.folder.mkdir(mode=0o700)
     write_key(files.key)
-    order = ClusterOrder(
-        devices=devices, interface=interface_named(None).name, idle_timeout_s=300, code=tuple(map(str, CODE))
-    )
+    order = ClusterOrder(devices=devices, interface=interface_named(None).name, idle_timeout_s=300)
     write_private(files.order, json.dumps(asdict(order)))
     with files.log.open("w") as log:
         child = subprocess.Popen(
