@@ -46,6 +46,7 @@ LONG = (
     "test_checkpoint_loader.py",
     "test_torchrun.py",
     "test_connect.py",
+    "test_gpu_cluster.py",
     "test_results.py",
     "test_environment.py",
     "test_training_loop.py",

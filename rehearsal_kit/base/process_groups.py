@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch.distributed import FileStore, PrefixStore  # type: ignore[attr-defined] # public, not in __all__
 
 from rehearsal_kit.base.errors import RankError
+from rehearsal_kit.base.gradient_backend import gradient_backend, meet_gpus
 from rehearsal_kit.base.network_interfaces import bound_to
 
 
@@ -148,6 +149,10 @@ class Meeting:
     ranks: int
     timeout_s: float = 60.0
     device: str = "cpu"
+    gpu: str = ""
+    """UUID of that device; empty on the CPU."""
+    share_gpus: bool = False
+    """Whether it was asked for that several ranks have one GPU, over gloo."""
     address: str = "127.0.0.1"
     """Address of this machine, on the interface where this rank listens for the others."""
 
@@ -174,14 +179,14 @@ def meet(meeting: Meeting) -> Iterator[ProcessGroups]:
 def _join(meeting: Meeting) -> ProcessGroups:
     timeout = datetime.timedelta(seconds=meeting.timeout_s)
     store = PrefixStore(meeting.nonce, FileStore(str(meeting.rendezvous), meeting.ranks))
-    on_cuda = meeting.device != "cpu"
+    backend = "gloo" if meeting.device == "cpu" else _agreed_backend(meeting, store)
     dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
+        backend,
         store=store,
         rank=meeting.rank,
         world_size=meeting.ranks,
         timeout=timeout,
-        device_id=torch.device(meeting.device) if on_cuda else None,
+        device_id=None if backend == "gloo" else torch.device(meeting.device),
     )
     return ProcessGroups(
         rank=meeting.rank,
@@ -190,3 +195,8 @@ def _join(meeting: Meeting) -> ProcessGroups:
         control=dist.new_group(backend="gloo", timeout=timeout),
         exchange=dist.new_group(backend="gloo", timeout=timeout),
     )
+
+
+def _agreed_backend(meeting: Meeting, store: PrefixStore) -> str:
+    gpus = meet_gpus(store, meeting.gpu, rank=meeting.rank, ranks=meeting.ranks, timeout_s=meeting.timeout_s)
+    return gradient_backend(gpus, share=meeting.share_gpus)

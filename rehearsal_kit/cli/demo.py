@@ -65,7 +65,10 @@ class Demo:
 
     run: Path
     seeds: tuple[int, ...] = (0,)
-    workers: int = 2
+    workers: int | None = None
+    """None: one per GPU, or two on CPUs."""
+    share_gpus: bool = False
+    """Whether several workers may have one GPU."""
     scans: tuple[str, ...] = ()
     """Files or patterns; none: a simulated beamline writes scans while the first strategy trains."""
     tasks: int = 4
@@ -74,7 +77,8 @@ class Demo:
     """Passes over each task; None: as many as fit the stream."""
 
     def __post_init__(self) -> None:
-        require_integer("workers", self.workers, low=1)
+        if self.workers is not None:
+            require_integer("workers", self.workers, low=1)
         require_integer("tasks", self.tasks, low=2)
         if self.epochs is not None:
             require_integer("epochs", self.epochs, low=1)
@@ -99,9 +103,11 @@ def run_demo(demo: Demo, say: Callable[[str], None]) -> Comparison:
     files = find_files(demo.scans)
     folder = RunFolder(demo.run).create()
     say(f"run folder  {folder.path}")
-    say(f"starting    {demo.workers} worker processes; this takes some seconds")
+    say("starting    the workers; this takes some seconds")
     comparison, reported = Comparison(), []
-    with start_cluster(workers=demo.workers, idle_timeout_s=IDLE_TIMEOUT_S) as cluster:
+    with start_cluster(
+        workers=demo.workers, share_gpus=demo.share_gpus, idle_timeout_s=IDLE_TIMEOUT_S
+    ) as cluster:
         say(f"devices     {cluster.address.workers} x {cluster.address.kind}, because {cluster.reason}")
         say("to stop     Ctrl-C here; from another terminal: rehearsal-kit stop")
         for seed in demo.seeds:
@@ -117,7 +123,7 @@ def run_demo(demo: Demo, say: Callable[[str], None]) -> Comparison:
                     comparison.add(seed, Outcome.of(run.name, run.timeline, memory_bytes=peak.bytes))
                     reported.append(run)
     scans = len(comparison.outcomes[demo.seeds[0]][0].tasks)
-    title = f"{scans} tasks, {demo.workers} workers, seed {', '.join(map(str, demo.seeds))}"
+    title = f"{scans} tasks, {cluster.address.workers} workers, seed {', '.join(map(str, demo.seeds))}"
     if len(demo.seeds) > 1:
         title += f" (table: all seeds; plots: seed {demo.seeds[0]})"
     write_report(

@@ -17,7 +17,6 @@ from types import TracebackType
 import psutil
 from distributed import Client
 
-from rehearsal_kit.base.checked_values import record_of
 from rehearsal_kit.base.errors import ClusterError, ClusterGoneError
 from rehearsal_kit.base.files import write_private
 from rehearsal_kit.base.network_interfaces import interface_named
@@ -25,16 +24,19 @@ from rehearsal_kit.base.process_identity import ProcessIdentity
 from rehearsal_kit.base.settings import require_integer, require_number
 from rehearsal_kit.cluster.cluster_calls import ask_identity, ask_scheduler, ask_workers
 from rehearsal_kit.cluster.code_folders import offered
-from rehearsal_kit.cluster.devices import choose_devices, rank_device
+from rehearsal_kit.cluster.devices import choose_devices
 from rehearsal_kit.cluster.key_files import require_private_folder, write_key
+from rehearsal_kit.cluster.local_cluster import ClusterOrder
+from rehearsal_kit.cluster.other_clusters import started_here, words_of_another, words_of_same_gpus
 from rehearsal_kit.cluster.scheduler_connection import (
     closed_quietly,
     open_connection,
     require_encrypted,
     scheduler_in,
 )
-from rehearsal_kit.cluster.server import ClusterAddress, ClusterFiles, ClusterOrder, tell_to_stop
+from rehearsal_kit.cluster.server import ClusterAddress, ClusterFiles, tell_to_stop
 from rehearsal_kit.cluster.server_process import ServerProcess, clusters_folder, start_server
+from rehearsal_kit.cluster.worker_devices import common_kind, tell_device
 
 CONNECT_TIMEOUT_S = 30.0
 REACH_TIMEOUT_S = 10.0
@@ -120,6 +122,7 @@ def start_cluster(
     kind: str = "auto",
     *,
     workers: int | None = None,
+    share_gpus: bool = False,
     interface: str | None = None,
     idle_timeout_s: float = 3600.0,
     code: str | Path | Sequence[str | Path] | None = None,
@@ -135,7 +138,9 @@ def start_cluster(
     nor have Dask's configuration files. They do not run in the current folder.
 
     kind: "auto", "cpu" or "cuda".
-    workers: how many; by default one per GPU, or 2 CPU processes.
+    workers: how many; by default one per GPU, or 2 CPU processes, which see no GPU.
+    share_gpus: whether there may be more workers than GPUs, or workers on MIG slices. NCCL connects neither:
+        gradients then go over gloo, which is slower.
     interface: the one network interface it listens on, such as "ib0", for kernels on other machines; by
         default loopback, which only this machine can reach. Ports are random; Dask speaks TLS with a key of
         this cluster alone, the ranks among each other do not.
@@ -143,19 +148,18 @@ def start_cluster(
         `()` for none. By default those from which this process imports, so in a notebook the one it lies in,
         except where others may write to them. The cluster says which. Installed packages come before them.
 
-    Warns where this process has started one before that still runs. Raises ClusterError with the server's
-    last words if it does not come up.
+    Warns where this process has started one before that still runs, where a GPU is in use already, and where
+    GPUs are shared. Raises ClusterError where there are fewer GPUs than workers, and with the server's last
+    words if it does not come up.
     """
-    if already := _started_here():
-        warnings.warn(_words_of_another(already), stacklevel=2)
+    if already := started_here():
+        warnings.warn(words_of_another(already), stacklevel=2)
     require_number("idle_timeout_s", idle_timeout_s, low=1.0, high=1e9)
-    chosen, reason, gpus = choose_devices(kind)
-    if workers is None:
-        workers = gpus if chosen == "cuda" else 2
+    devices = choose_devices(kind, workers=workers, share_gpus=share_gpus)
+    for warning in filter(None, (devices.warning, words_of_same_gpus(devices))):
+        warnings.warn(warning, stacklevel=2)
     order = ClusterOrder(
-        kind=chosen,
-        reason=reason,
-        workers=require_integer("workers", workers, low=1, high=1024),
+        devices=devices,
         interface=interface_named(interface).name,
         idle_timeout_s=idle_timeout_s,
         code=offered(code),
@@ -177,6 +181,7 @@ def connect(
     workers: int = 1,
     timeout_s: float = 60.0,
     insecure: bool = False,
+    share_gpus: bool = False,
 ) -> Cluster:
     r"""Connect to a cluster that somebody else started, a batch job for example; `close` only disconnects.
 
@@ -185,9 +190,10 @@ def connect(
     timeout_s: how many seconds to wait, for an answer and for workers.
     insecure: also go to a scheduler without TLS on another machine. Everybody on that network can then run
         programs as you. On loopback that needs no asking: see to it that the machine is yours alone.
+    share_gpus: whether ranks may have the same GPU, or MIG slices: gradients then go over gloo.
 
     The ranks listen on the interface of their worker's address, whatever GLOO_SOCKET_IFNAME says there. On
-    the machines of the cluster (ADDRESS: theirs; the last command once per machine):
+    the machines of the cluster (ADDRESS: theirs; the last command once per machine, for workers on CPUs):
 
         rehearsal-kit key KEY
         export DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION=True
@@ -195,13 +201,29 @@ def connect(
         export DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL="30 minutes"
         dask scheduler --scheduler-file FILE --protocol tls --host ADDRESS --port 0 --no-dashboard \
             --dashboard-address 127.0.0.1:0 --tls-ca-file KEY --tls-cert KEY --tls-key KEY
-        dask worker --scheduler-file FILE --protocol tls --host ADDRESS --no-dashboard \
+        CUDA_VISIBLE_DEVICES= dask worker --scheduler-file FILE --protocol tls --host ADDRESS --no-dashboard \
             --dashboard-address 127.0.0.1:0 --tls-ca-file KEY --tls-cert KEY --tls-key KEY \
-            --name "$(hostname)" --nworkers 2 --nthreads 1 --memory-limit 0 \\
+            --name "$(hostname)" --nworkers 2 --nthreads 1 --memory-limit 0 \
             --preload rehearsal_kit.cluster.rank_host
 
-    ClusterError where the files, the address or the key cannot be trusted, and where no workers come;
-    ClusterGoneError where nobody answers.
+    On machines with GPUs this in its place, which starts one worker per GPU (extra `cuda12` or `cuda13`):
+
+        dask cuda worker --scheduler-file FILE --protocol tls --host ADDRESS --no-dashboard \
+            --dashboard-address 127.0.0.1:0 --tls-ca-file KEY --tls-cert KEY --tls-key KEY \
+            --name "$(hostname)" --nthreads 1 --memory-limit 0 --device-memory-limit 0 \
+            --preload rehearsal_kit.cluster.rank_host
+
+    or, without dask-cuda, one plain worker per GPU:
+
+        for GPU in $(nvidia-smi --query-gpu=uuid --format=csv,noheader); do
+            CUDA_VISIBLE_DEVICES=$GPU dask worker --scheduler-file FILE --protocol tls --host ADDRESS \
+                --no-dashboard --dashboard-address 127.0.0.1:0 --tls-ca-file KEY --tls-cert KEY \
+                --tls-key KEY --name "$(hostname)-$GPU" --nworkers 1 --nthreads 1 --memory-limit 0 \
+                --preload rehearsal_kit.cluster.rank_host &
+        done
+
+    ClusterError where the files, the address or the key cannot be trusted, where no workers come, and where
+    some have a GPU and others have none; ClusterGoneError where nobody answers.
     """
     require_integer("workers", workers, low=1, high=100_000)
     require_number("timeout_s", timeout_s, low=0.1, high=1e6)
@@ -218,9 +240,10 @@ def connect(
     place = {"scheduler_file": str(file)}
     place |= {} if key is None else {"key": str(key)}
     place |= {"insecure": "yes"} if insecure else {}
+    place |= {"share_gpus": "yes"} if share_gpus else {}
     return Cluster(
         client,
-        address=ClusterAddress(scheduler=address, kind=kind, workers=count),
+        address=ClusterAddress(scheduler=address, kind=kind, workers=count, shared_gpus=share_gpus),
         reason=f"connected through {file}",
         place=place,
     )
@@ -240,7 +263,13 @@ def reach(place: Mapping[str, str]) -> Cluster:
         file = Path(place["scheduler_file"])
         if not file.exists():
             raise ClusterGoneError(f"its scheduler file {file} is not there any more")
-        return connect(file, key=place.get("key"), timeout_s=REACH_TIMEOUT_S, insecure="insecure" in place)
+        return connect(
+            file,
+            key=place.get("key"),
+            timeout_s=REACH_TIMEOUT_S,
+            insecure="insecure" in place,
+            share_gpus="share_gpus" in place,
+        )
     except KeyError as error:
         raise ClusterError(f"{dict(place)} is no place of a cluster: {error} is missing.") from error
     except ClusterGoneError as error:
@@ -248,21 +277,6 @@ def reach(place: Mapping[str, str]) -> Cluster:
             f"the cluster of {place.get('folder') or place['scheduler_file']} is gone: {error}. "
             "rk.resume(run, rk.start_cluster()) continues the run."
         ) from error
-
-
-def running_clusters() -> list[ClusterFiles]:
-    """Clusters of this user that have not said goodbye."""
-    found = [ClusterFiles(folder=path) for path in sorted(clusters_folder().iterdir())]
-    return [files for files in found if files.address.exists()]
-
-
-def starter_of(files: ClusterFiles) -> ProcessIdentity | None:
-    """The process that has started a cluster; None where its folder does not tell, or is about to go."""
-    try:
-        starter: ProcessIdentity = record_of(ProcessIdentity, json.loads(files.starter.read_text()))
-    except (OSError, ValueError, TypeError):
-        return None
-    return starter
 
 
 def stop_cluster(files: ClusterFiles) -> str:
@@ -291,31 +305,6 @@ def stop_cluster(files: ClusterFiles) -> str:
 def tell_process() -> tuple[str, int]:
     """The host on which this worker is, and its process number there."""
     return socket.gethostname(), os.getpid()
-
-
-def tell_device() -> str:
-    """What a rank on this worker would train on: "cuda" or "cpu"."""
-    return rank_device().partition(":")[0]
-
-
-def _started_here() -> list[str]:
-    """Names of the clusters that this process has started and that still run: a cell was run twice."""
-    found = []
-    for files in running_clusters():
-        starter = starter_of(files)
-        with contextlib.suppress(ClusterError):  # it is about to go
-            if starter is not None and starter.is_this and ServerProcess(files).family():
-                found.append(files.folder.name)
-    return found
-
-
-def _words_of_another(names: Sequence[str]) -> str:
-    return (
-        f"this process has started cluster {', '.join(names)} before, which still runs and takes memory and "
-        "cores; start_cluster() starts another one beside it. To use the one that is there, keep its object "
-        "(session.cluster, or rk.attach(run).cluster); to end it: cluster.close(), or rehearsal-kit stop "
-        + " ".join(names)
-    )
 
 
 def _lay_out(files: ClusterFiles, order: ClusterOrder) -> None:
@@ -366,9 +355,9 @@ def _wait_for_workers(client: Client, workers: int, *, timeout_s: float) -> tupl
             "started, with the same scheduler file and key? Their output says why not."
         )
     try:
-        kinds = set(ask_workers(client, tell_device).values())
+        told = ask_workers(client, tell_device)
     except ImportError as error:
         raise ClusterError(
             f"the workers cannot import rehearsal_kit ({error}); install it where they run."
         ) from error
-    return count, "cuda" if kinds == {"cuda"} else "cpu"
+    return count, common_kind(told.values())

@@ -297,6 +297,8 @@ class Coordinator(SchedulerPlugin):
                 nonce=nonce,
                 lease=run.lease.token,
                 timeout_s=run.order.stall_s + 60.0,  # the progress watch comes first
+                device=run.order.device,
+                shared_gpus=run.order.shared_gpus,
             )
             refused = await self._worker_pool.send(address, order)
             if refused is None or refused:

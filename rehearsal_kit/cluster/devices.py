@@ -1,100 +1,137 @@
-"""What a cluster can compute on: the GPUs of this machine, or why there are none to use."""
+"""What the workers of a cluster compute on: chosen when it is started, and obeyed by every rank."""
 
 from __future__ import annotations
 
-import glob
-import json
 import os
-import subprocess
-import sys
-from dataclasses import dataclass
+import socket
+from collections.abc import Callable
 
 import torch
 
-from rehearsal_kit.base.child_processes import child_environment
-from rehearsal_kit.base.errors import ClusterError
+from rehearsal_kit.base.errors import ClusterError, SettingsError
+from rehearsal_kit.base.settings import require_integer
+from rehearsal_kit.cluster.gpus import Gpu, Gpus, find_gpus, names_of, why_hidden
+from rehearsal_kit.cluster.local_cluster import Devices
 
-PROBE_TIMEOUT_S = 120.0
-PROBE = """
-import json, torch
-try:
-    import dask_cuda
-    lack = ""
-except Exception as error:
-    lack = f"{type(error).__name__}: {error}"
-usable = torch.cuda.is_available()
-names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if usable else []
-print(json.dumps({"names": names, "build": torch.version.cuda or "", "dask_cuda_lack": lack}))
-"""
+KINDS = ("auto", "cpu", "cuda")
+CPU_WORKERS = 2
+"""How many there are on a machine without GPUs where nobody says."""
+LOCAL = "cuda:0"
+"""The GPU of a worker, as torch calls it: whatever others there are come after it, or are not seen."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Gpus:
-    """The GPUs of this machine, as torch and dask-cuda see them."""
+def choose_devices(
+    kind: str,
+    *,
+    workers: int | None = None,
+    share_gpus: bool = False,
+    find: Callable[[], Gpus] = find_gpus,
+) -> Devices:
+    """For a cluster of kind "auto", "cpu" or "cuda"; ClusterError where it cannot be as it is asked for.
 
-    names: tuple[str, ...] = ()
-    """Those that torch can use."""
-    build: str = ""
-    """CUDA version that torch was built for; empty for a CPU build, or where nobody looked."""
-    lack: str = ""
-    """Why they cannot be used; empty if they can."""
-    cure: str = ""
-    """What may help; empty where nothing does."""
-
-
-def rank_device() -> str:
-    """The device on which a rank in this process trains, as torch calls it: cuda:0 or cpu.
-
-    Dask-cuda shows every worker its own GPU as the first.
+    workers: None for one per GPU, one where MIG slices cannot be connected, and two on CPUs.
+    share_gpus: whether several workers may have one GPU. find: how to look for GPUs.
     """
-    return "cuda:0" if torch.cuda.is_available() else "cpu"
-
-
-def find_gpus() -> Gpus:
-    """Asks a child process, so that no CUDA context is made in this one; none where no driver shows any."""
-    if not glob.glob("/dev/nvidia[0-9]*"):
-        return Gpus(lack="this machine shows no NVIDIA device")
-    command = [sys.executable, "-c", PROBE]
-    environment = child_environment(os.environ)
-    try:
-        asked = subprocess.run(  # noqa: S603 - our own program
-            command, capture_output=True, text=True, check=False, timeout=PROBE_TIMEOUT_S, env=environment
-        )
-    except subprocess.TimeoutExpired:
-        return Gpus(
-            lack=f"torch has not told its devices in {PROBE_TIMEOUT_S:.0f} s",
-            cure="look whether nvidia-smi answers; the driver may hang",
-        )
-    if asked.returncode:
-        last = (asked.stderr.strip().splitlines() or [f"exit status {asked.returncode}"])[-1]
-        return Gpus(lack=f"torch could not be asked: {last}", cure="install torch again")
-    told = json.loads(asked.stdout.splitlines()[-1])
-    names, build = tuple(told["names"]), told["build"]
-    if not names:
-        kind = f"built for CUDA {build}, and finds no device or too old a driver" if build else "a CPU build"
-        return Gpus(
-            build=build,
-            lack=f"this torch is {kind}",
-            cure="install the build of torch that fits the driver (nvidia-smi shows its CUDA version)",
-        )
-    if told["dask_cuda_lack"]:
-        extra = f"rehearsal-kit[cuda{build.split('.')[0]}]"
-        lack = f"dask-cuda cannot be imported ({told['dask_cuda_lack']})"
-        return Gpus(names=names, build=build, lack=lack, cure=f"pip install '{extra}'")
-    return Gpus(names=names, build=build)
-
-
-def choose_devices(kind: str) -> tuple[str, str, int]:
-    """("cpu" or "cuda", why, number of GPUs) for a cluster of kind "auto", "cpu" or "cuda"."""
-    if kind not in ("auto", "cpu", "cuda"):
+    if kind not in KINDS:
         raise ClusterError(f"cluster kind is {kind!r}; it must be 'auto', 'cpu' or 'cuda'.")
+    if workers is not None:
+        require_integer("workers", workers, low=1, high=1024)
     if kind == "cpu":
-        return "cpu", "CPU was asked for", 0
-    gpus = find_gpus()
-    if not gpus.lack:
-        count = len(gpus.names)
-        return "cuda", f"{count} CUDA device{'s' if count > 1 else ''} found", count
-    why = "; ".join(filter(None, (gpus.lack, gpus.cure)))
-    if kind == "cuda":
-        raise ClusterError(f"no GPU can be used: {why}.")
-    return "cpu", why, 0
+        if share_gpus:
+            raise SettingsError("share_gpus is True, but kind is 'cpu'; leave one of them out.")
+        return _on_cpu("CPU was asked for", workers)
+    found = find()
+    if found.lack:
+        why = "; ".join(filter(None, (found.lack, found.cure)))
+        if kind == "cuda":
+            raise ClusterError(f"no GPU can be used: {why}.")
+        return _on_cpu(why, workers)
+    return _on_gpus(found, workers=workers, share=share_gpus)
+
+
+def device_of(kind: str) -> str:
+    """The device of a rank that was told to train on "cpu" or "cuda", as torch calls it.
+
+    A rank obeys, whatever GPUs it may see. ClusterError, with the reason, where it was told to use one and
+    cannot: it would train on the CPU, and nobody would know.
+    """
+    if kind == "cpu":
+        return "cpu"
+    if reason := why_no_gpu():
+        raise ClusterError(
+            f"this run trains on GPUs, but a worker on {socket.gethostname()} has none: {reason}."
+        )
+    return LOCAL
+
+
+def why_no_gpu() -> str:
+    """Why torch uses no GPU in this process; empty if it does."""
+    if torch.cuda.is_available():
+        return ""
+    if not torch.version.cuda:
+        return f"its torch ({torch.__version__}) is not built for CUDA"
+    if hidden := why_hidden(os.environ.get("CUDA_VISIBLE_DEVICES")):
+        return hidden
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return str(error).strip().partition("\n")[0]
+    return "torch sees no device"
+
+
+def identity_of(device: str) -> str:
+    """UUID of a GPU, with "MIG-" before that of a slice of one; empty for the CPU."""
+    if device == "cpu":
+        return ""
+    properties = torch.cuda.get_device_properties(device)
+    return f"{'MIG' if ' MIG ' in properties.name else 'GPU'}-{properties.uuid}"
+
+
+def _on_cpu(reason: str, workers: int | None) -> Devices:
+    return Devices(kind="cpu", reason=reason, workers=CPU_WORKERS if workers is None else workers)
+
+
+def _on_gpus(found: Gpus, *, workers: int | None, share: bool) -> Devices:
+    usable, count = found.usable, len(found.usable)
+    what = "MIG slice" if found.sliced else "CUDA device"
+    there, is_ = f"{count} {what}{'s' if count > 1 else ''}", "are" if count > 1 else "is"
+    alone = found.sliced and not share
+    wanted = (1 if alone else count) if workers is None else workers
+    if alone and wanted > 1:
+        raise ClusterError(
+            f"workers is {wanted}, but NCCL connects no MIG slices ({there} here); give workers=1, or "
+            "share_gpus=True, by which gradients go over gloo."
+        )
+    if wanted > count and not share:
+        raise ClusterError(
+            f"workers is {wanted}, but here {is_} {there} ({names_of(usable)}), and each worker needs one; "
+            f"give at most {count}, or share_gpus=True, by which several workers have one GPU and their "
+            "gradients go over gloo, which is slower."
+        )
+    if wanted > count and any(gpu.exclusive for gpu in usable):
+        raise ClusterError(
+            f"workers is {wanted}, but here {is_} {there} in compute mode EXCLUSIVE, which one process at a "
+            "time can use; have it shared again by nvidia-smi -c DEFAULT."
+        )
+    shared = wanted > 1 and (wanted > count or found.sliced)
+    words = [f"{there} found"]
+    words += [f"{wanted} workers share them: gradients go over gloo, not NCCL"] if shared else []
+    words += ["one is used: NCCL connects no MIG slices"] if alone and count > 1 else []
+    words += [f"plain Dask workers, because {found.plain}"] if found.plain else []
+    return Devices(
+        kind="cuda",
+        reason="; ".join(words),
+        workers=wanted,
+        gpus=tuple(gpu.visible for gpu in usable[:wanted]),
+        uuids=tuple(gpu.uuid for gpu in usable[:wanted]),
+        shared=shared,
+        plain=bool(found.plain) or shared or found.sliced,
+        warning=_warning(usable[:wanted], words[1] if shared else ""),
+    )
+
+
+def _warning(used: tuple[Gpu, ...], sharing: str) -> str:
+    busy = [f"GPU {gpu.visible} ({gpu.name}) is in use by {gpu.users}" for gpu in used if gpu.users]
+    if busy:
+        busy.append("training there is slower and may run out of memory; CUDA_VISIBLE_DEVICES names others")
+    return "; ".join([*filter(None, [sharing]), *busy])

@@ -31,6 +31,10 @@ class RunOrder:
     spec: bytes
     """The pickled `RunSpec`; passed on without looking into it, inside the encryption of this cluster."""
     ranks: int
+    device: str
+    """cpu or cuda: what the cluster was started for, and every rank has to train on."""
+    shared_gpus: bool
+    """Whether it was asked for that several ranks have one GPU."""
     place: dict[str, str]
     """`Cluster.place`: how others reach this cluster."""
     restarts: int
@@ -55,6 +59,10 @@ class Order:
     """Token of the lease on the run folder; a rank whose lease was lost writes nothing more."""
     timeout_s: float
     """How long a rank waits for another."""
+    device: str
+    """cpu or cuda."""
+    shared_gpus: bool
+    """Whether it was asked for that several ranks have one GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,8 +33,9 @@ from rehearsal_kit.base.errors import (
 )
 from rehearsal_kit.base.patience import Patience
 from rehearsal_kit.base.process_groups import Meeting, meet
-from rehearsal_kit.cluster.devices import rank_device
+from rehearsal_kit.cluster.devices import device_of, identity_of
 from rehearsal_kit.cluster.protocol import CLOSING_TOPIC, HostStatus, Order
+from rehearsal_kit.cluster.worker_variables import require_variables
 from rehearsal_kit.rank.run_spec import RunSpec
 from rehearsal_kit.rank.training_loop import Rank
 from rehearsal_kit.record.preview_files import Preview
@@ -194,7 +195,8 @@ class RankHost(WorkerPlugin):
         order, weights = hosted.order, ""
         outcome = "failed"
         try:
-            device = rank_device()
+            require_variables()
+            device = device_of(order.device)
             spec: RunSpec = pickle.loads(order.spec)  # noqa: S301 - from the kernel that runs this cluster
             meeting = Meeting(
                 rendezvous=Path(order.rendezvous),
@@ -203,6 +205,8 @@ class RankHost(WorkerPlugin):
                 ranks=order.ranks,
                 timeout_s=order.timeout_s,
                 device=device,
+                gpu=identity_of(device),
+                share_gpus=order.shared_gpus,
                 address=get_address_host(self._worker.contact_address or self._worker.address),
             )
             with meet(meeting) as groups:

@@ -22,23 +22,21 @@ from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
-import dask
 from distributed import LocalCluster, Scheduler
 from distributed.core import Status
 from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.security import Security
-from distributed.utils import get_mp_context
 
 from rehearsal_kit.base.checked_values import record_of
-from rehearsal_kit.base.child_processes import OF_OPTIMIZERS, holds_fork_server
 from rehearsal_kit.base.errors import ClusterError
 from rehearsal_kit.base.files import write_private
-from rehearsal_kit.base.network_interfaces import Interface, interface_named, socket_variables, strays
+from rehearsal_kit.base.network_interfaces import Interface, interface_named, strays
 from rehearsal_kit.base.processes import family, listeners
 from rehearsal_kit.cluster.code_folders import CodeFolders, take_up
 from rehearsal_kit.cluster.coordinator import PLUGIN as COORDINATOR
 from rehearsal_kit.cluster.coordinator import Coordinator
 from rehearsal_kit.cluster.key_files import security_of
+from rehearsal_kit.cluster.local_cluster import ClusterOrder, start_local
 from rehearsal_kit.cluster.protocol import TOPIC_PREFIX
 
 LOG = logging.getLogger(__name__)
@@ -47,36 +45,6 @@ CHECK_S = 0.2
 LISTENERS_CHECK_S = 3.0
 LAST = -200
 """Priority of what multiprocessing does at the end of a process, after removing its own folder (-100)."""
-
-# Our ranks are no tasks: Dask must neither steal, retry nor profile, nor kill a worker for the memory of a
-# rehearsal buffer that it knows nothing of, nor for a long call that holds the interpreter.
-DASK_SETTINGS = {
-    "distributed.scheduler.worker-ttl": "30 minutes",
-    # Dask gives a worker up for good that is not back in 15 s, also one that was back and was lost again.
-    "distributed.deploy.lost-worker-timeout": "10000 days",
-    "distributed.scheduler.work-stealing": False,
-    "distributed.scheduler.allowed-failures": 0,
-    "distributed.worker.memory.target": False,
-    "distributed.worker.memory.spill": False,
-    "distributed.worker.memory.pause": False,
-    "distributed.worker.memory.terminate": False,
-    "distributed.worker.profile.enabled": False,
-    # Dask's web pages know no password and no TLS; its ports remain, and answer nothing.
-    "distributed.scheduler.http.routes": [],
-    "distributed.worker.http.routes": [],
-    "distributed.comm.require-encryption": True,
-    "distributed.comm.timeouts.connect": "60s",
-    "distributed.comm.timeouts.tcp": "120s",
-    # Nobody asks the scheduler for old events: what was told is in the run's own files.
-    "distributed.admin.low-level-log-length": 100,
-}
-# None of these is set in the environment of the server (see `child_environment`): there they would win.
-# Dask has workers give freed memory back at once; a training step would fetch it again every time.
-WORKER_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "MALLOC_TRIM_THRESHOLD_": str(2**28),
-    "MALLOC_MMAP_THRESHOLD_": str(2**28),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,27 +89,15 @@ class ClusterFiles:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClusterOrder:
-    """What the server is to start."""
-
-    kind: str
-    reason: str
-    """Why these devices were chosen."""
-    workers: int
-    interface: str
-    """Name of the network interface that everything is bound to."""
-    idle_timeout_s: float
-    code: tuple[str, ...] = ()
-    """Folders from which the kernel imports, and the workers may."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class ClusterAddress:
     """Where a cluster is and what it has."""
 
     scheduler: str
     kind: str
+    """cpu or cuda: what every rank trains on."""
     workers: int
+    shared_gpus: bool = False
+    """Whether it was asked for that several workers have one GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +179,7 @@ def serve(files: ClusterFiles, scratch: str) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     try:
-        with _start(order, files, scratch=scratch) as cluster:
+        with start_local(order.devices, interface, security=files.security(), scratch=scratch) as cluster:
             cluster.scheduler.add_plugin(plugin)
             _require_bound(interface)
             cluster.loop.add_callback(_replace_closed, cluster)
@@ -239,54 +195,17 @@ def serve(files: ClusterFiles, scratch: str) -> None:
     shutil.rmtree(files.folder)
 
 
-def _start(order: ClusterOrder, files: ClusterFiles, *, scratch: str) -> LocalCluster:
-    interface = interface_named(order.interface)
-    # The ranks meet where Dask is bound to, and nowhere else.
-    variables = {**WORKER_ENVIRONMENT, **socket_variables(interface)}
-    dask.config.set({**DASK_SETTINGS, "distributed.nanny.pre-spawn-environ": variables})
-    if order.kind == "cpu" and holds_fork_server(scratch):
-        _share_imports()
-    common = {
-        "n_workers": order.workers,
-        "threads_per_worker": 1,
-        "host": interface.address,
-        "protocol": "tls://",
-        "security": files.security(),
-        "dashboard_address": None,
-        # Without a dashboard it has a port all the same, by default one that is the same for everybody.
-        "scheduler_kwargs": {"dashboard_address": "127.0.0.1:0"},
-        "local_directory": scratch,
-        "memory_limit": 0,
-        # A fresh worker imports torch before it says it is ready, not in the middle of its first call.
-        "preload": ["rehearsal_kit.cluster.rank_host"],
-    }
-    if order.kind == "cuda":
-        # Importable only where the extra for its CUDA version is installed.
-        from dask_cuda import LocalCUDACluster  # noqa: PLC0415
-
-        cluster: LocalCluster = LocalCUDACluster(**common, rmm_pool_size=None, device_memory_limit=0)
-        return cluster
-    return LocalCluster(**common, processes=True)
-
-
-def _share_imports() -> None:
-    """Fork all workers from one process that has imported what they need: a killed one is back at once.
-
-    Not on GPUs, where dask-cuda sets what a worker may see before its process begins; nor where the folder
-    for temporary files has too long a name for a socket. There each worker imports by itself.
-    """
-    dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
-    get_mp_context().set_forkserver_preload(["rehearsal_kit.cluster.rank_host", OF_OPTIMIZERS])
-
-
 def _tell(
     cluster: LocalCluster, order: ClusterOrder, files: ClusterFiles, *, scratch: str, code: CodeFolders
 ) -> None:
     record = ServerRecord(
         address=ClusterAddress(
-            scheduler=cluster.scheduler_address, kind=order.kind, workers=len(cluster.workers)
+            scheduler=cluster.scheduler_address,
+            kind=order.devices.kind,
+            workers=len(cluster.workers),
+            shared_gpus=order.devices.shared,
         ),
-        reason=order.reason,
+        reason=order.devices.reason,
         host=socket.gethostname(),
         process=os.getpid(),
         scratch=scratch,

@@ -28,7 +28,10 @@ SERVER = (
     "import dask.config; dask.config.refresh(paths=[], env={}); "
     "from rehearsal_kit.cluster.server import main; main()"
 )
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 300.0
+"""What eight workers may take that import torch from a cold parallel file system."""
+SAY_S = 15.0
+"""A start that takes longer is said, and said again after as much."""
 STOP_TIMEOUT_S = 20.0
 VANISH_TIMEOUT_S = 2.0
 
@@ -120,7 +123,7 @@ def start_server(files: ClusterFiles) -> ServerProcess:
     """
     child = _launch(files)
     try:
-        _wait_until_up(files, child)
+        wait_until_up(files, child)
         return ServerProcess(files, child=child)
     except BaseException:
         _end(child)
@@ -170,13 +173,32 @@ def _end(child: subprocess.Popen[bytes]) -> None:
         child.wait(STOP_TIMEOUT_S)
 
 
-def _wait_until_up(files: ClusterFiles, child: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
+def wait_until_up(
+    files: ClusterFiles,
+    child: subprocess.Popen[bytes],
+    *,
+    timeout_s: float = START_TIMEOUT_S,
+    say_s: float = SAY_S,
+) -> None:
+    """Wait for the server that this child is; ClusterError with its last words where it is not up in time.
+
+    A start that takes long is told on the error stream, every `say_s` seconds.
+    """
+    began = said = time.monotonic()
     while not files.address.exists():
-        if child.poll() is not None or time.monotonic() > deadline:
-            late = "" if child.poll() is not None else f" in {START_TIMEOUT_S:.0f} s"
+        now = time.monotonic()
+        if child.poll() is not None or now - began > timeout_s:
+            late = "" if child.poll() is not None else f" in {timeout_s:g} s"
             last = files.log.read_text(errors="replace").strip().splitlines()[-8:]
             raise ClusterError(f"the cluster did not start{late}; its last words:\n" + "\n".join(last))
+        if now - said > say_s:
+            said = now
+            print(
+                f"the cluster has been starting for {now - began:.0f} s, of {timeout_s:g} at most: its "
+                f"workers import torch, which takes long from a slow disk; what they say is in {files.log}",
+                file=sys.stderr,
+                flush=True,
+            )
         time.sleep(0.05)
 
 

@@ -13,27 +13,33 @@ from pathlib import Path
 
 from distributed import Worker
 
-from rehearsal_kit.base.errors import said
-from rehearsal_kit.cluster.devices import rank_device
+from rehearsal_kit.base.errors import ClusterError, said
+from rehearsal_kit.cluster.devices import device_of
 from rehearsal_kit.cluster.rank_host import PLUGIN, RankHost
+from rehearsal_kit.cluster.worker_variables import require_variables
 from rehearsal_kit.rank.run_check import dry_run
 from rehearsal_kit.rank.run_spec import RunSpec
 from rehearsal_kit.record.commands import Arrived
 
 
-async def check_on_worker(spec: bytes, tasks: Sequence[Arrived], dask_worker: Worker) -> str:
+async def check_on_worker(spec: bytes, tasks: Sequence[Arrived], *, device: str, dask_worker: Worker) -> str:
     """Why the ranks could not run this job; empty if they could, or where this worker trains already.
 
-    job: as it would be sent to the ranks. A worker that trains is not asked: the dry step would take its
-    time, and the random numbers of a training process are its own.
+    spec: as it would be sent to the ranks. device: cpu or cuda, as it would be ordered. A worker that trains
+    is not asked: the dry step would take its time, and the random numbers of a training process are its own.
     """
     host = dask_worker.plugins.get(PLUGIN)
     if isinstance(host, RankHost) and (await host.status(""))["alive"]:
         return ""
-    return await asyncio.to_thread(_checked, spec, tasks)
+    return await asyncio.to_thread(_checked, spec, tasks, device)
 
 
-def _checked(packed: bytes, tasks: Sequence[Arrived]) -> str:
+def _checked(packed: bytes, tasks: Sequence[Arrived], kind: str) -> str:
+    try:
+        require_variables()
+        device = device_of(kind)
+    except ClusterError as error:
+        return str(error)
     try:
         spec: RunSpec = pickle.loads(packed)  # noqa: S301 - from the kernel that runs this cluster
     except ModuleNotFoundError as error:
@@ -50,4 +56,4 @@ def _checked(packed: bytes, tasks: Sequence[Arrived]) -> str:
             f"the workers do not see the run folder {spec.run.path}; choose one on a file system that kernel "
             "and workers share."
         )
-    return dry_run(replace(spec, device=rank_device()), tasks)
+    return dry_run(replace(spec, device=device), tasks)

@@ -11,7 +11,9 @@ from pathlib import Path
 from rehearsal_kit.base.errors import RunFolderError, SettingsError
 from rehearsal_kit.base.files import write_private
 from rehearsal_kit.base.settings import require_integer
-from rehearsal_kit.cluster.cluster import running_clusters, start_cluster, starter_of, stop_cluster
+from rehearsal_kit.cluster.cluster import start_cluster, stop_cluster
+from rehearsal_kit.cluster.devices import choose_devices
+from rehearsal_kit.cluster.other_clusters import running_clusters, starter_of
 from rehearsal_kit.compare.arms import PERCENT, Arm
 from rehearsal_kit.compare.own_images import SUFFIX, own_stream
 from rehearsal_kit.compare.streams import STREAMS, CompareStream, Place, stream_named
@@ -54,7 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--seeds", type=int, default=3, metavar="N", help="runs of each, seeds 0 to N - 1 (3)")
     add("--first-seed", type=int, default=0, metavar="S", help="begin at another (0)")
-    add("--workers", type=int, default=2, metavar="N", help="worker processes (2)")
+    add("--workers", type=int, metavar="N", help="worker processes (one per GPU, else 2 on CPUs)")
+    add("--share-gpus", action="store_true", help="let several workers have one GPU")
     add("--data", type=Path, metavar="DIR", help="where data sets lie that are not part of this project")
     add("--run", type=Path, metavar="DIR", help="folder of all runs; one that exists is gone on with")
     add("--full", action="store_true", help="the networks for GPUs: ResNet-18, PtychoNN with four blocks")
@@ -70,25 +73,29 @@ def _compare(chosen: argparse.Namespace) -> int:
         arm.require_suited(stream)
     require_integer("seeds", chosen.seeds, low=1, high=1000)
     require_integer("first-seed", chosen.first_seed, low=0)
-    require_integer("workers", chosen.workers, low=1)
+    # Which of them there are stands in the folder, and is known before data are laid out.
+    devices = choose_devices("auto", workers=chosen.workers, share_gpus=chosen.share_gpus)
     seeds = range(chosen.first_seed, chosen.first_seed + chosen.seeds)
     run = chosen.run or Path("runs") / f"compare-{stream.name}"
-    folder = _folder(run, stream, workers=chosen.workers, full=chosen.full)
+    folder = _folder(run, stream, workers=devices.workers, full=chosen.full)
     # Laid out before anything is started: where data are missing, nobody should have to wait for it.
     laid = {seed: _laid(stream, folder, data=chosen.data, seed=seed, full=chosen.full) for seed in seeds}
     comparison = Comparison(measure=stream.measure)
     _end_orphan(folder)
-    with start_cluster(workers=chosen.workers, idle_timeout_s=IDLE_TIMEOUT_S) as cluster:
+    with start_cluster(
+        workers=devices.workers, share_gpus=chosen.share_gpus, idle_timeout_s=IDLE_TIMEOUT_S
+    ) as cluster:
         write_private(folder / CLUSTER, cluster.files.folder.name)
         print(
-            f"{stream.title}; {chosen.workers} workers ({cluster.address.kind}); runs in {folder}", flush=True
+            f"{stream.title}; {devices.workers} workers ({cluster.address.kind}); runs in {folder}",
+            flush=True,
         )
         for seed in seeds:
             for number, arm in enumerate(arms, 1):
                 title = f"seed {seed}  {number:2}/{len(arms)} {arm.label.ljust(14)}"
                 outcome = run_trial(cluster, arm, laid[seed], folder=_home(folder, seed), title=title)
                 comparison.add(seed, outcome)
-    title = f"{stream.title}: {chosen.seeds} seeds, {chosen.workers} workers"
+    title = f"{stream.title}: {chosen.seeds} seeds, {devices.workers} workers"
     _tell(chosen, comparison, folder=folder, arms=arms, title=title)
     return INCOMPLETE if comparison.set_aside else 0
 

@@ -94,6 +94,8 @@ class Session(Handle):
             run=str(self.run.path),
             spec=packed_spec(self._settings),
             ranks=self.ranks,
+            device=self.cluster.address.kind,
+            shared_gpus=self.cluster.address.shared_gpus,
             place=self.cluster.place,
             restarts=recovery.restarts,
             stall_s=recovery.stall_s,

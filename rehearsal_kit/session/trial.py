@@ -48,6 +48,7 @@ def _asked(cluster: Cluster, packed: bytes, tasks: Sequence[Arrived]) -> str:
             check_on_worker,
             packed,
             tasks,
+            device=cluster.address.kind,
             workers=workers,
             gone=lambda: cluster.has_ended,
         )

@@ -15,6 +15,7 @@ import torch
 
 from rehearsal_kit.cli.doctor import machine, software
 from rehearsal_kit.cli.doctor.finding import Finding, report, well
+from rehearsal_kit.cluster.gpus import Gpu, Gpus
 
 COMMAND = [sys.executable, "-m", "rehearsal_kit.cli", "doctor"]
 
@@ -113,3 +114,18 @@ def test_gpus_are_counted_or_their_lack_explained():
     else:
         assert "no NVIDIA device" in finding.found
         assert not finding.fix  # nothing to install would help
+
+
+def test_gpus_are_told_with_who_uses_them_and_how_workers_are_bound(monkeypatch):
+    used = Gpu(visible="0", name="NVIDIA H100", users="process 7 (python, 2048 MiB)")
+    alone = Gpu(visible="1", name="NVIDIA H100", exclusive=True)
+    plain = "dask-cuda is not installed: pip install 'rehearsal-kit[cuda13]'"
+    monkeypatch.setattr(software, "find_gpus", lambda: Gpus(usable=(used, alone), plain=plain))
+    finding = software.gpus()
+    assert finding.found == (
+        "2: NVIDIA H100 in use by process 7 (python, 2048 MiB), NVIDIA H100 in compute mode EXCLUSIVE; "
+        f"plain workers, because {plain}"
+    )
+    assert not finding.fix  # it works as it is
+    monkeypatch.setattr(software, "find_gpus", lambda: Gpus(lack="a CPU build", cure="install another"))
+    assert (software.gpus().found, software.gpus().fix) == ("none to use: a CPU build", "install another")

@@ -22,9 +22,10 @@ from ranks import CODE
 from rehearsal_kit.base.errors import ClusterError, ClusterGoneError, SettingsError
 from rehearsal_kit.base.network_interfaces import interfaces, is_loopback
 from rehearsal_kit.base.processes import family
-from rehearsal_kit.cluster.cluster import connect, reach, running_clusters, start_cluster, stop_cluster
+from rehearsal_kit.cluster.cluster import connect, reach, start_cluster, stop_cluster
+from rehearsal_kit.cluster.other_clusters import running_clusters
 from rehearsal_kit.cluster.server import ClusterFiles, ServerRecord
-from rehearsal_kit.cluster.server_process import STOP_TIMEOUT_S
+from rehearsal_kit.cluster.server_process import STOP_TIMEOUT_S, wait_until_up
 
 pytestmark = pytest.mark.cluster
 DEADLINE_S = 60
@@ -172,6 +173,23 @@ def test_no_gpu_is_said_and_cuda_is_refused_with_the_lack():
         pytest.skip("this machine has a GPU")
     with pytest.raises(ClusterError, match="no NVIDIA device"):
         start_cluster("cuda")
+
+
+def test_a_start_that_takes_long_is_told_and_has_an_end(tmp_path, capsys):
+    files = ClusterFiles(folder=tmp_path)
+    files.log.write_text("importing\n")
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as child:
+        with pytest.raises(
+            ClusterError, match=r"the cluster did not start in 0\.5 s; its last words:\nimporting"
+        ):
+            wait_until_up(files, child, timeout_s=0.5, say_s=0.2)
+        child.kill()
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2
+    assert said[0].startswith(
+        "the cluster has been starting for 0 s, of 0.5 at most: its workers import torch"
+    )
+    assert said[0].endswith(f"what they say is in {files.log}")
 
 
 def test_a_cluster_of_no_workers_is_not_one_of_as_many_as_by_default():

@@ -10,6 +10,7 @@ import os
 import queue
 import re
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -18,6 +19,7 @@ import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import gpukit
 import psutil
 import pytest
 from intruder import NOBODY, listening
@@ -39,25 +41,37 @@ DEADLINE_S = 60
 DAY = timedelta(days=1)
 
 
-def commands(folder: Path) -> str:
-    """The commands in the help of connect(), for loopback, as a script that runs until it is ended."""
-    said = re.search(r"\n( +rehearsal-kit key .*?)\n\n", connect.__doc__, re.DOTALL)[1]
-    script = textwrap.dedent(said)
+def commands(folder: Path, *, gpus: bool = False) -> str:
+    """The commands in the help of connect(), for loopback, as a script that runs until it is ended.
+
+    gpus: with workers on GPUs, by dask-cuda and by us, in place of those on CPUs.
+    """
+    said = re.findall(
+        r"(?<=\n\n)( {8}(?:rehearsal-kit key|dask cuda|for GPU) .*?)\n(?=\n)", connect.__doc__, re.DOTALL
+    )
+    assert len(said) == 3
+    scheduler, by_dask_cuda, by_us = (textwrap.dedent(block) for block in said)
+    script = scheduler
+    if gpus:
+        script = f"{scheduler[: scheduler.index('CUDA_VISIBLE_DEVICES=')]}{by_dask_cuda}\n{by_us}"
     words = {"KEY": folder / "key.pem", "FILE": folder / "scheduler.json"}
     words |= {"ADDRESS": interface_named(None).address}
     for word, meant in words.items():
         script = re.sub(rf"\b{word}\b", str(meant), script)
     lines = script.replace("\\\n", " ").splitlines()
-    return "\n".join(f"{line} &" if line.startswith("dask") else line for line in [*lines, "wait"])
+    begun = ("dask", "CUDA_VISIBLE_DEVICES=")
+    return "\n".join(f"{line} &" if line.startswith(begun) else line for line in [*lines, "wait"])
 
 
 @contextlib.contextmanager
-def running(script: str, log: Path):
+def running(script: str, log: Path, **variables: str):
     """A shell with this script and everything it starts."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, CODE))}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, CODE)), **variables}
     # As job scripts leave it; the ranks listen where `dask worker` does, all the same.
     environment["GLOO_SOCKET_IFNAME"] = interfaces()[-1].name
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    environment["PATH"] = (
+        f"{log.parent}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    )
     with log.open("w") as said:
         shell = subprocess.Popen(
             ["bash", "-euc", script], env=environment, stdout=said, stderr=said, start_new_session=True
@@ -191,6 +205,45 @@ async def interrupted(batched):
     """Sends something, and has lost the connection before it is written."""
     batched.send({"op": "heartbeat-client"})
     batched.comm.abort()
+
+
+def bound(dask_worker):
+    """For client.run: which GPUs a worker sees, and whether it has imported what its first step would."""
+    imported = [
+        name for name in ("rehearsal_kit.cluster.rank_host", "dask_cuda.initialize") if name in sys.modules
+    ]
+    return dask_worker.name, os.environ["CUDA_VISIBLE_DEVICES"], imported
+
+
+@pytest.mark.cluster
+def test_workers_on_gpus_are_started_by_dask_cuda_or_one_by_one_and_one_that_has_none_is_named(tmp_path):
+    gpukit.require_dask_cuda()
+    listed = tmp_path / "nvidia-smi"
+    listed.write_text("#!/bin/sh\necho GPU-fake-0\n")
+    listed.chmod(0o700)
+    with running(
+        commands(tmp_path, gpus=True),
+        tmp_path / "log.txt",
+        **gpukit.variables([{}], CUDA_VISIBLE_DEVICES="GPU-fake-0"),
+    ):
+        deadline = time.monotonic() + 2 * DEADLINE_S
+        while not (tmp_path / "scheduler.json").exists():
+            assert time.monotonic() < deadline, (tmp_path / "log.txt").read_text()
+            time.sleep(0.05)
+        file, key = tmp_path / "scheduler.json", tmp_path / "key.pem"
+        client = open_connection(scheduler_in(file), key, timeout_s=DEADLINE_S)
+        client.wait_for_workers(2, timeout=3 * DEADLINE_S)
+        host, ours = socket.gethostname(), ["rehearsal_kit.cluster.rank_host"]
+        assert sorted(client.run(bound).values()) == [
+            (host, "GPU-fake-0", [*ours, "dask_cuda.initialize"]),
+            (f"{host}-GPU-fake-0", "GPU-fake-0", ours),
+        ]
+        with closed_quietly():
+            client.close()
+        with pytest.raises(
+            ClusterError, match=rf"worker {host} on {host} was started by `dask cuda worker`, but"
+        ):
+            connect(file, key=key, workers=2, timeout_s=DEADLINE_S)
 
 
 def scheduler_file(folder: Path, address: str, *, mode: int = 0o600) -> Path:

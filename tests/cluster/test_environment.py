@@ -41,6 +41,9 @@ BESIDE = """
         return {"variables": dict(os.environ), "path": sys.path, "folder": os.getcwd(),
                 "threads": torch.get_num_threads()}
 
+    def see_gpus():
+        torch.cuda.is_available = lambda: True  # as it is where the machine has some
+
     def kept(dask_scheduler):
         runs = dask_scheduler.plugins["rehearsal-kit-coordinator"]._runs.values()
         events = sum(len(dask_scheduler.get_events(run.order.topic)) for run in runs)
@@ -53,7 +56,7 @@ KERNEL = """
     import rehearsal_kit as rk
     from rehearsal_kit.base.processes import listeners
     from rehearsal_kit.record.records import Steps
-    from beside import Theirs, kept, tell
+    from beside import Theirs, kept, see_gpus, tell
 
     def vectors(count):
         return {"image": torch.randn(count, 6), "label": torch.arange(count) % 2}
@@ -63,6 +66,7 @@ KERNEL = """
     os.chdir(sys.argv[3])
     with rk.start_cluster("cpu", workers=2, idle_timeout_s=300) as cluster:
         found = {"said": repr(cluster), "workers": list(cluster.client.run(tell).values())}
+        cluster.client.run(see_gpus)
         with rk.Session(cluster, run=work / "run", strategy=rk.ER(), network=Theirs(),
                         training=rk.Training(batch=8, epochs=3),
                         rehearsal=rk.Rehearsal(representatives=4, candidates=4, capacity=40)) as session:
@@ -97,6 +101,7 @@ def site_variables(evil: Path, home: Path) -> dict[str, str]:
         **dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "TP_SOCKET_IFNAME"), name),
         **dict.fromkeys(("http_proxy", "https_proxy", "all_proxy", "ALL_PROXY"), "http://127.0.0.1:9"),
         **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "7"),
+        "CUDA_VISIBLE_DEVICES": "0,1",
         "DASK_CONFIG": str(home / ".config" / "dask"),
         "DASK_DISTRIBUTED__SCHEDULER__IDLE_TIMEOUT": "2s",
         "DASK_DISTRIBUTED__SCHEDULER__PRELOAD": preload,
@@ -142,6 +147,7 @@ def told(tmp_path_factory):
 
 @pytest.mark.cluster
 def test_nothing_foreign_runs_and_the_run_comes_to_its_end(told):
+    """On the CPU, which was asked for, although torch sees GPUs in the workers."""
     assert sorted(path.name for path in told["marks"].iterdir()) == []
     assert told["state"] == "finished"
 
@@ -159,6 +165,7 @@ def test_workers_have_our_variables_and_not_those_of_the_site(told):
         assert not {"MASTER_ADDR", "RANK", "WORLD_SIZE", "PYTHONPATH", "NCCL_COMM_ID"} & variables.keys()
         assert variables["GLOO_SOCKET_IFNAME"] == interface_named(None).name
         assert variables["OMP_NUM_THREADS"] == "1"
+        assert variables["CUDA_VISIBLE_DEVICES"] == ""  # CPU was asked for
         assert worker["threads"] == 1
         assert variables["HOME"].endswith("home")  # what does not act for us stays
         assert variables["http_proxy"] == "http://127.0.0.1:9"

@@ -23,7 +23,9 @@ from rehearsal_kit.record.run_folder import RunFolder
 from rehearsal_kit.record.timeline import Timeline
 
 DEADLINE_S = 120
-CODE = tuple(sorted({path.parent for path in Path(__file__).parents[1].rglob("*.py")}))
+CODE = tuple(
+    sorted({p.parent for p in Path(__file__).parents[1].rglob("*.py") if "fake_gpus" not in p.parts})
+)
 """The folders of all tests and kits, from which workers import what is defined there."""
 PROCESSES = multiprocessing.get_context("forkserver")
 """Its server imports torch once, and every rank begins as a copy of it: not seconds after the others."""

@@ -232,6 +232,15 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 def order_for(run: RunFolder, topic: str = "rehearsal-kit/1", **place: Any) -> dict[str, Any]:
     """What a kernel tells the coordinator of a run without a network: for orders that no rank carries out."""
     made = RunOrder(
-        topic=topic, run=str(run.path), spec=b"", ranks=1, place=place, restarts=0, stall_s=60, wait_s=60
+        topic=topic,
+        run=str(run.path),
+        spec=b"",
+        ranks=1,
+        device="cpu",
+        shared_gpus=False,
+        place=place,
+        restarts=0,
+        stall_s=60,
+        wait_s=60,
     )
     return vars(made)

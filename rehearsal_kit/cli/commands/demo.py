@@ -15,7 +15,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of this command."""
     default = Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}"
     parser.add_argument("--run", type=Path, default=default, metavar="DIR", help="run folder, a new one")
-    parser.add_argument("--workers", type=int, default=2, metavar="N", help="worker processes (2)")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="worker processes (one per GPU, else 2 on CPUs)"
+    )
+    parser.add_argument("--share-gpus", action="store_true", help="let several workers have one GPU")
     parser.add_argument("--seed", type=int, nargs="+", default=[0], metavar="S", help="one or several (0)")
     parser.add_argument(
         "--scans",
@@ -35,6 +38,7 @@ def _demo(chosen: argparse.Namespace) -> int:
         run=chosen.run,
         seeds=tuple(chosen.seed),
         workers=chosen.workers,
+        share_gpus=chosen.share_gpus,
         scans=tuple(chosen.scans),
         tasks=chosen.tasks,
         epochs=chosen.epochs,

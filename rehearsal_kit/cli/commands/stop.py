@@ -6,7 +6,8 @@ import argparse
 import sys
 
 from rehearsal_kit.base.errors import ClusterError
-from rehearsal_kit.cluster.cluster import running_clusters, stop_cluster
+from rehearsal_kit.cluster.cluster import stop_cluster
+from rehearsal_kit.cluster.other_clusters import running_clusters
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

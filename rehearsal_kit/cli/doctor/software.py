@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from rehearsal_kit.cli.doctor.finding import Finding
-from rehearsal_kit.cluster.devices import find_gpus
+from rehearsal_kit.cluster.gpus import find_gpus
 
 PYTHON = (3, 11)
 NOTEBOOK = ("jupyterlab", "ipywidgets", "anywidget", "plotly")
@@ -39,13 +39,20 @@ def torch_build() -> Finding:
 
 
 def gpus() -> Finding:
-    """The GPUs that a worker each could have; whether dask-cuda works, or which extra is missing."""
+    """The GPUs that a worker each could have, who uses them, and whether dask-cuda works."""
     found = find_gpus()
-    what = f"{len(found.names)}: {', '.join(found.names)}" if found.names else "none to use"
-    if not found.lack:
-        return Finding(what="GPUs", found=f"{what}; dask-cuda {_version('dask-cuda')}")
-    without = "" if found.cure else "; training goes on CPU processes, dask-cuda is not needed"
-    return Finding(what="GPUs", found=f"{what}: {found.lack}{without}", fix=found.cure)
+    if found.lack:
+        without = "" if found.cure else "; training goes on CPU processes, dask-cuda is not needed"
+        return Finding(what="GPUs", found=f"none to use: {found.lack}{without}", fix=found.cure)
+    told = [
+        gpu.name
+        + (" in compute mode EXCLUSIVE" if gpu.exclusive else "")
+        + (f" in use by {gpu.users}" if gpu.users else "")
+        for gpu in found.usable
+    ]
+    how = f"plain workers, because {found.plain}" if found.plain else f"dask-cuda {_version('dask-cuda')}"
+    slices = " MIG slices, which NCCL does not connect" if found.sliced else ""
+    return Finding(what="GPUs", found=f"{len(told)}{slices}: {', '.join(told)}; {how}")
 
 
 def dask() -> Finding:
