@@ -34,6 +34,7 @@ from rehearsal_kit.base.child_processes import OF_OPTIMIZERS, holds_fork_server
 from rehearsal_kit.base.errors import ClusterError
 from rehearsal_kit.base.files import write_private
 from rehearsal_kit.base.network_interfaces import Interface, interface_named, socket_variables, strays
+from rehearsal_kit.base.process_groups import NCCL_VARIABLES, flight_records
 from rehearsal_kit.base.processes import family, listeners
 from rehearsal_kit.cluster.code_folders import CodeFolders, take_up
 from rehearsal_kit.cluster.coordinator import PLUGIN as COORDINATOR
@@ -76,6 +77,7 @@ WORKER_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MALLOC_TRIM_THRESHOLD_": str(2**28),
     "MALLOC_MMAP_THRESHOLD_": str(2**28),
+    **NCCL_VARIABLES,
 }
 
 
@@ -242,7 +244,7 @@ def serve(files: ClusterFiles, scratch: str) -> None:
 def _start(order: ClusterOrder, files: ClusterFiles, *, scratch: str) -> LocalCluster:
     interface = interface_named(order.interface)
     # The ranks meet where Dask is bound to, and nowhere else.
-    variables = {**WORKER_ENVIRONMENT, **socket_variables(interface)}
+    variables = {**WORKER_ENVIRONMENT, **flight_records(scratch), **socket_variables(interface)}
     dask.config.set({**DASK_SETTINGS, "distributed.nanny.pre-spawn-environ": variables})
     if order.kind == "cpu" and holds_fork_server(scratch):
         _share_imports()

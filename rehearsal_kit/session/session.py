@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from rehearsal_kit.cluster.cluster import Cluster
 from rehearsal_kit.cluster.protocol import RunOrder
 from rehearsal_kit.cluster.workers import known_workers
 from rehearsal_kit.data.preparation import Preparation
+from rehearsal_kit.learning.module_state import on_cpu
 from rehearsal_kit.learning.onnx_export import export_onnx
 from rehearsal_kit.learning.strategies.strategy import Strategy
 from rehearsal_kit.rank.run_check import given_again, known_tasks, require_sound
@@ -55,13 +57,14 @@ class Session(Handle):
             recovery=recovery or Recovery(),
         )
         require_sound(spec, network)
+        spec = replace(spec, network=on_cpu(network))
         if asked := given_again(network, strategy):  # now, while its code is at hand
             warnings.warn(asked, stacklevel=2)
         spec.run.create()
         try:
             ranks = len(known_workers(cluster))
             keep_spec(spec, ranks=ranks)
-            super().__init__(Origin(cluster, spec, network, ranks=ranks, is_new=True))
+            super().__init__(Origin(cluster, spec, spec.network, ranks=ranks, is_new=True))
         except BaseException:
             spec.run.discard()
             raise
