@@ -112,7 +112,7 @@ _TAIL = re.compile(
     re.DOTALL,
 )
 _MEMORY = re.compile(
-    r"total capacit?y of (?P<total>[\d.]+ \w+) of which (?P<free>[\d.]+ \w+) is free"
+    r"total capaci?ty of (?P<total>[\d.]+ \w+) of which (?P<free>[\d.]+ \w+) is free"
     r"(.*?this process has (?P<own>[\d.]+ \w+) memory in use)?",
     re.DOTALL,
 )

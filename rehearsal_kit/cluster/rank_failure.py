@@ -15,6 +15,9 @@ from rehearsal_kit.base.errors import (
 )
 from rehearsal_kit.base.failure_kinds import Kind, memory_held, shortened, sort_of
 from rehearsal_kit.base.settings import Training
+from rehearsal_kit.learning.networks.network import why_not_again
+from rehearsal_kit.learning.strategies.choice import own_code
+from rehearsal_kit.rank.run_spec import RunSpec
 
 FOR_EVER = (SettingsError, ReplayError, RunFolderError, LeaseError, ClusterError)
 """Errors of ours that come again however often ranks are started."""
@@ -22,12 +25,25 @@ FOR_EVER = (SettingsError, ReplayError, RunFolderError, LeaseError, ClusterError
 
 @dataclass(frozen=True, kw_only=True)
 class StepInForce:
-    """How large the steps of a rank were when it failed."""
+    """How large the steps of a rank are, and how its run is gone on with."""
 
     run: str
     """Folder of the run."""
+    given: str
+    """What has to be given again to go on, as arguments; empty where all is in the folder."""
     training: Training
     representatives: int
+
+    @staticmethod
+    def of(spec: RunSpec) -> StepInForce:
+        """As a job has them."""
+        own = {"network": why_not_again(spec.network), "strategy": own_code(spec.strategy)}
+        return StepInForce(
+            run=str(spec.run.path),
+            given="".join(f"{what}=..., " for what, why in own.items() if why),
+            training=spec.training,
+            representatives=spec.rehearsal.representatives,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +96,6 @@ def _smaller(in_force: StepInForce | None) -> str:
     half = ", or begin a new run with Training(precision='bfloat16')"
     return (
         "Other ranks would come to the same. Go on with smaller steps: "
-        f"rk.resume({in_force.run!r}, cluster, steer={steer})"
+        f"rk.resume({in_force.run!r}, cluster, {in_force.given}steer={steer})"
         f"{half if in_force.training.precision == 'float32' else ''}"
     )

@@ -255,9 +255,7 @@ class RankHost(WorkerPlugin):
         """How the rank has ended, and the fingerprint of its weights; raises what it has failed with."""
         order = hosted.order
         spec: RunSpec = pickle.loads(order.spec)  # noqa: S301 - from the kernel that runs this cluster
-        hosted.in_force = StepInForce(
-            run=order.run, training=spec.training, representatives=spec.rehearsal.representatives
-        )
+        hosted.in_force = StepInForce.of(spec)
         hosted.card = hosted.device.asked()
         meeting = Meeting(
             rendezvous=Path(order.rendezvous),

@@ -23,6 +23,8 @@ GRACE_S = 3.0
 MOMENT_S = 0.5
 """What the scheduler has to notice that a process has ended which does not answer."""
 RESTART_TIMEOUT_S = 30.0
+RETURN_TIMEOUT_S = 30.0
+"""What a worker has to be there again whose process has ended."""
 SLOW_BYTES_S = 10 * MIB
 """A worker takes what it is sent no slower than that."""
 
@@ -84,6 +86,15 @@ class WorkerPool:
             left = [a for a, s in zip(left, statuses, strict=True) if s is not None and s.alive]
             await asyncio.sleep(0.05)
         await self._restart(left)
+
+    async def returned(self, names: Set[str]) -> None:
+        """Wait until workers of all these names are there again, as long as a process may take to start."""
+        deadline = time.monotonic() + RETURN_TIMEOUT_S
+        while not names <= {self.name(address) for address in self._scheduler.workers}:
+            if time.monotonic() > deadline:
+                LOG.warning("some of the workers %s are not back", ", ".join(sorted(names)))
+                return
+            await asyncio.sleep(0.05)
 
     async def statuses(self, addresses: Sequence[str], topic: str) -> list[HostStatus | None]:
         """How the ranks of a run are, all asked at once; None where a worker does not answer."""
