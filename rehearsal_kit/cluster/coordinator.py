@@ -330,9 +330,6 @@ class Coordinator(SchedulerPlugin):
 
     async def _again(self, run: WatchedRun, reason: str, *, fatal: bool) -> None:
         if fatal or run.restarts >= run.order.restarts:
-            if not run.ending:
-                # Else whoever goes on with the run at once would have it on fewer ranks.
-                await self._worker_pool.returned(run.names)
             self._give_up(run, reason)
             return
         run.restarts += 1

@@ -22,7 +22,7 @@ from rehearsal_kit.rank.run_check import dry_run
 from rehearsal_kit.rank.run_spec import RunSpec
 from rehearsal_kit.record.commands import Arrived
 
-ANSWERED_S = 0.5
+ANSWERED_S = 0.2
 """What an answer has to leave this process before it ends."""
 
 

@@ -23,8 +23,6 @@ GRACE_S = 3.0
 MOMENT_S = 0.5
 """What the scheduler has to notice that a process has ended which does not answer."""
 RESTART_TIMEOUT_S = 30.0
-RETURN_TIMEOUT_S = 30.0
-"""What a worker has to be there again whose process has ended."""
 SLOW_BYTES_S = 10 * MIB
 """A worker takes what it is sent no slower than that."""
 
@@ -83,18 +81,14 @@ class WorkerPool:
         deadline = time.monotonic() + GRACE_S
         while left and time.monotonic() < deadline:
             statuses = await self.statuses(left, topic)
-            left = [a for a, s in zip(left, statuses, strict=True) if s is not None and s.alive]
+            # One that does not answer is not known to have ended: its rank may hold up the next generation.
+            left = [
+                address
+                for address, status in zip(left, statuses, strict=True)
+                if (status is None or status.alive) and address in self._scheduler.workers
+            ]
             await asyncio.sleep(0.05)
         await self._restart(left)
-
-    async def returned(self, names: Set[str]) -> None:
-        """Wait until workers of all these names are there again, as long as a process may take to start."""
-        deadline = time.monotonic() + RETURN_TIMEOUT_S
-        while not names <= {self.name(address) for address in self._scheduler.workers}:
-            if time.monotonic() > deadline:
-                LOG.warning("some of the workers %s are not back", ", ".join(sorted(names)))
-                return
-            await asyncio.sleep(0.05)
 
     async def statuses(self, addresses: Sequence[str], topic: str) -> list[HostStatus | None]:
         """How the ranks of a run are, all asked at once; None where a worker does not answer."""

@@ -14,7 +14,7 @@ from rehearsal_kit.base.errors import SessionError, SettingsError
 from rehearsal_kit.base.settings import Recovery, Rehearsal, Training, require_integer
 from rehearsal_kit.cluster.cluster import Cluster
 from rehearsal_kit.cluster.protocol import RunOrder
-from rehearsal_kit.cluster.workers import known_workers
+from rehearsal_kit.cluster.workers import ranks_of
 from rehearsal_kit.data.preparation import Preparation
 from rehearsal_kit.learning.module_state import on_cpu
 from rehearsal_kit.learning.onnx_export import export_onnx
@@ -62,7 +62,7 @@ class Session(Handle):
             warnings.warn(asked, stacklevel=2)
         spec.run.create()
         try:
-            ranks = len(known_workers(cluster))
+            ranks = ranks_of(cluster)
             keep_spec(spec, ranks=ranks)
             super().__init__(Origin(cluster, spec, spec.network, ranks=ranks, is_new=True))
         except BaseException:
@@ -171,6 +171,6 @@ class ContinuedSession(Session):
     @classmethod
     def resumed(cls, cluster: Cluster, spec: RunSpec) -> Session:
         """A handle on a run that is to be started in its folder; what `rk.resume` returns."""
-        session = cls(Origin(cluster, spec, spec.network, ranks=len(known_workers(cluster))))
+        session = cls(Origin(cluster, spec, spec.network, ranks=ranks_of(cluster)))
         session._run_connection.history.catch_up()
         return session
