@@ -31,6 +31,7 @@ OF_MULTIPROCESSING = ("resource_tracker", "forkserver")
 LONG = (
     "test_cli.py",
     "test_faults.py",
+    "test_failing.py",
     "test_notebooks.py",
     "test_compare.py",
     "test_walks.py",

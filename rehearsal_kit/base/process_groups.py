@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import FileStore, PrefixStore  # type: ignore[attr-defined] # public, not in __all__
 
+from rehearsal_kit.base.child_processes import variables_set
 from rehearsal_kit.base.errors import RankError
 from rehearsal_kit.base.gradient_backend import gradient_backend, meet_gpus
 from rehearsal_kit.base.network_interfaces import bound_to
@@ -157,23 +158,50 @@ class Meeting:
     """Address of this machine, on the interface where this rank listens for the others."""
 
 
+NCCL_VARIABLES = {
+    # Else its monitor asks the store every second while nothing is trained, and waits for it at the end.
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "0",
+    "NCCL_RAS_ENABLE": "0",  # it would listen on a port that is the same for everybody
+}
+"""What NCCL and torch's use of it are told when process groups are made."""
+
+
+def flight_records(folder: str) -> dict[str, str]:
+    """The variables that have torch write what it recorded of collectives into this folder, and no other."""
+    path = str(Path(folder) / "nccl-rank-")
+    return {"TORCH_FR_DUMP_TEMP_FILE": path, "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": path}  # newer and older torch
+
+
 @contextlib.contextmanager
 def meet(meeting: Meeting) -> Iterator[ProcessGroups]:
     """Join the others; leave again at the end, also after an error."""
-    if meeting.ranks == 1:
-        yield ProcessGroups(rank=0, ranks=1)
-        return
     try:
-        with bound_to(meeting.address):
-            groups = _join(meeting)
-        if set(groups.gather(meeting.nonce)) != {meeting.nonce}:
-            raise RankError(
-                "a process that the kernel did not start has joined the ranks; the run ends here."
-            )
-        yield groups
+        yield join(meeting)
     finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        leave()
+
+
+def join(meeting: Meeting) -> ProcessGroups:
+    """Meet the others of this generation; RankError if somebody has joined who was not told the nonce.
+
+    `leave` ends it, also where this has failed half way.
+    """
+    if meeting.ranks == 1:
+        return ProcessGroups(rank=0, ranks=1)
+    with bound_to(meeting.address), variables_set(NCCL_VARIABLES):
+        groups = _join(meeting)
+    if set(groups.gather(meeting.nonce)) != {meeting.nonce}:
+        raise RankError("a process that the kernel did not start has joined the ranks; the run ends here.")
+    return groups
+
+
+def leave() -> None:
+    """Destroy the process groups of this process, if it has any.
+
+    NCCL waits for all that is under way: where another rank has failed, this may never return.
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _join(meeting: Meeting) -> ProcessGroups:

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from rehearsal_kit.base.errors import RankError
+from rehearsal_kit.base.failure_kinds import raise_of_device
 from rehearsal_kit.base.randomness import Rekeyed
 from rehearsal_kit.base.settings import Rehearsal
 from rehearsal_kit.buffer.draw_plan import DrawPlan, plan_draw, plan_earlier_draw, plan_group_draw
@@ -78,6 +79,7 @@ class BackgroundJob:
                 outgoing = self._store.gather(wanted, out=self._staging.pinned(len(wanted)))
                 rows = exchange.rows(torch.from_numpy(outgoing), plan, self._staging.empty)
         except RuntimeError as error:  # what torch.distributed raises
+            raise_of_device(error)
             raise RankError(
                 f"rank {self._exchange.rank} could not exchange samples at step {work.step}: {error}. "
                 "Another rank has died, has failed, or takes longer than the time-out."

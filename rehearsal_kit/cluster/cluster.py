@@ -88,6 +88,11 @@ class Cluster:
         return self._server.files
 
     @property
+    def promised(self) -> int:
+        """Workers that its server starts again whenever one has ended; 0 where somebody else started it."""
+        return 0 if self._server is None else self.address.workers
+
+    @property
     def has_ended(self) -> bool:
         """Whether it is known to have ended: one of ours, on this machine, without its server."""
         return self._server is not None and self._server.is_here and not self._server.family()

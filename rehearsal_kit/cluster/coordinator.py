@@ -35,7 +35,7 @@ from rehearsal_kit.cluster.winding_down import while_they_get_on
 from rehearsal_kit.cluster.worker_pool import WorkerPool
 from rehearsal_kit.record.lease import BEAT_S
 from rehearsal_kit.record.rank_records import GenerationBegan, GenerationEnded, LeaseTaken, RunOver, Stalled
-from rehearsal_kit.record.records import Record, to_plain
+from rehearsal_kit.record.records import Record, from_plain, to_plain
 from rehearsal_kit.record.run_folder import RunFolder
 from rehearsal_kit.record.run_states import INTERRUPTED
 
@@ -89,6 +89,7 @@ class Coordinator(SchedulerPlugin):
         told = msg.get("told", {})
         match told.get("record"):
             case "Ended":
+                run.hear(from_plain(told))
                 run.wake.set()
             case "CheckpointTaken":
                 run.taken[told["checkpoint"]] = (told["branch"], told["step"])
@@ -218,14 +219,14 @@ class Coordinator(SchedulerPlugin):
                 try:
                     self._end(run, await self._generation(run))
                 except GenerationError as failure:
+                    reason = run.failed(failure)
                     self._tell(
-                        run,
-                        GenerationEnded(generation=run.generation, reason=str(failure), time=time.time()),
+                        run, GenerationEnded(generation=run.generation, reason=reason, time=time.time())
                     )
                     await self._worker_pool.settle(run.workers, run.order.topic)
                     # Once more: a rank that came late, when the others were given up, has made it anew.
                     run.folder.remove_rendezvous(run.generation)
-                    await self._again(run, failure)
+                    await self._again(run, reason, fatal=failure.fatal)
         except asyncio.CancelledError:
             raise
         except Exception as error:
@@ -268,6 +269,7 @@ class Coordinator(SchedulerPlugin):
                 LOG.warning("no sign of life could be given in %s: %s", run.folder.path, error)
 
     async def _generation(self, run: WatchedRun) -> str:
+        run.ended.clear()
         run.folder.clear_leftovers()
         run.workers = await self._worker_pool.assembled(run.order, known=run.names)
         run.names |= {self._worker_pool.name(address) for address in run.workers}
@@ -318,7 +320,7 @@ class Coordinator(SchedulerPlugin):
             run.wake.clear()
             if run.lost:
                 raise GenerationError(run.lost, fatal=True)
-            statuses = await self._worker_pool.statuses(run.workers, run.order.topic)
+            statuses = run.told(await self._worker_pool.statuses(run.workers, run.order.topic))
             present = self._worker_pool.present(run.workers)
             now = time.monotonic()
             if outcome := progress.outcome(statuses, present, now):
@@ -328,9 +330,9 @@ class Coordinator(SchedulerPlugin):
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(run.wake.wait(), LOOK_SOON_S if progress.searching else LOOK_S)
 
-    async def _again(self, run: WatchedRun, failure: GenerationError) -> None:
-        if failure.fatal or run.restarts >= run.order.restarts:
-            self._give_up(run, str(failure))
+    async def _again(self, run: WatchedRun, reason: str, *, fatal: bool) -> None:
+        if fatal or run.restarts >= run.order.restarts:
+            self._give_up(run, reason)
             return
         run.restarts += 1
         if run.restarts > 1:

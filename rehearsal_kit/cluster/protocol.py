@@ -85,3 +85,5 @@ class HostStatus:
     """Whether it would fail in the same way however often it is started: a setting or a ledger is wrong."""
     failed_at: float = 0.0
     """When it failed, in seconds since the epoch."""
+    device: str = ""
+    """UUID and name of its card, where it was the card that failed."""

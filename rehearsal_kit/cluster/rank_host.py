@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import pickle
 import queue
 import threading
@@ -23,18 +22,13 @@ from distributed import Worker
 from distributed.comm.addressing import get_address_host
 from distributed.diagnostics.plugin import WorkerPlugin
 
-from rehearsal_kit.base.errors import (
-    ClusterError,
-    LeaseError,
-    ReplayError,
-    RunFolderError,
-    SettingsError,
-    said_where,
-)
+from rehearsal_kit.base.child_processes import variables_set
 from rehearsal_kit.base.patience import Patience
-from rehearsal_kit.base.process_groups import Meeting, meet
-from rehearsal_kit.cluster.devices import device_of, identity_of
+from rehearsal_kit.base.process_groups import Meeting, flight_records, join, leave
+from rehearsal_kit.cluster.devices import LOCAL, device_of, identity_of
+from rehearsal_kit.cluster.hosted_device import HostedDevice, empty_device, end_process
 from rehearsal_kit.cluster.protocol import CLOSING_TOPIC, HostStatus, Order
+from rehearsal_kit.cluster.rank_failure import RankFailure, StepInForce
 from rehearsal_kit.cluster.worker_variables import require_variables
 from rehearsal_kit.rank.run_spec import RunSpec
 from rehearsal_kit.rank.training_loop import Rank
@@ -45,6 +39,10 @@ from rehearsal_kit.record.records import Record, to_plain
 PLUGIN = "rehearsal-kit"
 CLOSING_S = 8.0
 """Without any progress for so long, ranks are not waited for that end because a worker of theirs closes."""
+TELL_S = 2.0
+"""What the scheduler has to hear of an error before the process ends in which it came."""
+LEAVE_S = 0.3
+"""What a rank on a GPU that was given up has to end by itself; then its process ends."""
 POLL_S = 0.02
 FIRST_S, LOOK_S = 1.0, 0.02
 """How long a preview is waited for that nobody has asked for before, and between two looks."""
@@ -55,15 +53,46 @@ class _Hosted:
     order: Order
     mailbox: queue.SimpleQueue[str]
     thread: threading.Thread
+    device: HostedDevice
+    card: str = ""
+    """What `HostedDevice.asked` has said."""
     rank: Rank | None = None
+    """None before it has met the others, and when it has ended."""
+    in_force: StepInForce | None = None
     outcome: str = ""
-    error: str = ""
-    fatal: bool = False
-    failed_at: float = 0.0
+    failure: RankFailure | None = None
     given_up: bool = False
     """Whether another generation takes its place."""
     interrupted: bool = False
     """Whether its process, or that of another rank, is about to end."""
+    _left: tuple[int, int] | None = None
+    """Beats and step of a rank that was let go."""
+
+    @property
+    def training(self) -> bool:
+        """Whether the rank has met the others."""
+        return self.rank is not None or self._left is not None
+
+    @property
+    def beats(self) -> int:
+        """`Rank.beats`; 0 before there is one."""
+        return self._got_to()[0]
+
+    @property
+    def step(self) -> int:
+        """`Rank.step`; 0 before there is one."""
+        return self._got_to()[1]
+
+    def let_go(self) -> None:
+        """Keep nothing of the rank but how far it has got: weights and copies of them lie on the card."""
+        if self.rank is not None:
+            self._left = self._got_to()
+        self.rank = None
+        self.order = replace(self.order, spec=b"")  # as large as the network
+
+    def _got_to(self) -> tuple[int, int]:
+        rank = self.rank  # the training thread may let it go meanwhile
+        return (rank.beats, rank.step) if rank is not None else self._left or (0, 0)
 
 
 class RankHost(WorkerPlugin):
@@ -85,6 +114,14 @@ class RankHost(WorkerPlugin):
             "rehearsal_kit_interrupt": self.interrupt,
         })  # fmt: skip
 
+    def device(self, kind: str) -> HostedDevice:
+        """Where a rank trains that was told to use "cpu" or "cuda"; no device is asked yet."""
+        return HostedDevice.of("cpu" if kind == "cpu" else LOCAL)
+
+    def leave_groups(self) -> None:
+        """Destroy the process groups of a rank that has ended; on GPUs only where it has ended well."""
+        leave()
+
     async def teardown(self, worker: Worker) -> None:
         """Called by Dask when the worker closes: all ranks take a checkpoint at their next step, and end.
 
@@ -98,7 +135,7 @@ class RankHost(WorkerPlugin):
             with contextlib.suppress(Exception):  # the scheduler may be gone before its workers
                 worker.log_event(CLOSING_TOPIC, {"topic": hosted.order.topic})
         patience = Patience(CLOSING_S)
-        while hosted.thread.is_alive() and patience.lasts(0 if hosted.rank is None else hosted.rank.beats):
+        while hosted.thread.is_alive() and patience.lasts(hosted.beats):
             await asyncio.sleep(POLL_S)
 
     async def start(self, order: dict[str, Any]) -> str:
@@ -122,7 +159,9 @@ class RankHost(WorkerPlugin):
             )
         name = f"train-g{wanted.generation}-r{wanted.rank}"
         mailbox: queue.SimpleQueue[str] = queue.SimpleQueue()
-        hosted = _Hosted(wanted, mailbox, threading.Thread(target=self._train, name=name, daemon=True))
+        thread = threading.Thread(target=self._train, name=name, daemon=True)
+        self._loop = asyncio.get_running_loop()
+        hosted = _Hosted(wanted, mailbox, thread, self.device(wanted.device))
         self._hosted = hosted
         hosted.thread.start()
         return ""
@@ -141,8 +180,11 @@ class RankHost(WorkerPlugin):
         hosted = self._hosted_of(topic)
         if hosted is not None:
             hosted.given_up = True
-            if hosted.rank is not None:
-                hosted.rank.give_up()
+            rank = hosted.rank
+            if rank is not None:
+                rank.give_up()
+            if hosted.device.crash_only:  # it may wait in a kernel of NCCL, which nothing but this ends
+                asyncio.get_running_loop().call_later(LEAVE_S, self._leave_stuck, hosted)
         return ""
 
     async def interrupt(self, topic: str) -> str:
@@ -150,8 +192,9 @@ class RankHost(WorkerPlugin):
         hosted = self._hosted_of(topic)
         if hosted is not None:
             hosted.interrupted = True
-            if hosted.rank is not None:
-                hosted.rank.interrupt()
+            rank = hosted.rank
+            if rank is not None:
+                rank.interrupt()
         return ""
 
     async def status(self, topic: str) -> dict[str, Any]:
@@ -160,20 +203,23 @@ class RankHost(WorkerPlugin):
         if hosted is None:
             alive = self._hosted is not None and self._hosted.thread.is_alive()
             return asdict(HostStatus(alive=alive or self._closing))
-        rank = hosted.rank
-        return asdict(
-            HostStatus(
-                generation=hosted.order.generation,
-                alive=hosted.thread.is_alive() or self._closing,
-                beats=0 if rank is None else rank.beats,
-                step=0 if rank is None else rank.step,
-                training=rank is not None,
-                outcome=hosted.outcome,
-                error=hosted.error,
-                fatal=hosted.fatal,
-                failed_at=hosted.failed_at,
-            )
+        status = HostStatus(
+            generation=hosted.order.generation,
+            alive=hosted.thread.is_alive() or self._closing,
+            beats=hosted.beats,
+            step=hosted.step,
+            training=hosted.training,
+            outcome=hosted.outcome,
         )
+        if (failure := hosted.failure) is not None:
+            status = replace(
+                status,
+                error=failure.error,
+                fatal=failure.fatal,
+                failed_at=failure.failed_at,
+                device=failure.device,
+            )
+        return asdict(status)
 
     def preview(self, topic: str, task: int | None) -> Preview | None:
         """The newest preview of a task, kept fresh for some seconds from now on; None: the newest task."""
@@ -192,62 +238,101 @@ class RankHost(WorkerPlugin):
     def _train(self) -> None:
         hosted = self._hosted
         assert hosted is not None  # noqa: S101 - start() has set it before this thread began
-        order, weights = hosted.order, ""
-        outcome = "failed"
         try:
-            require_variables()
-            device = device_of(order.device)
-            spec: RunSpec = pickle.loads(order.spec)  # noqa: S301 - from the kernel that runs this cluster
-            meeting = Meeting(
-                rendezvous=Path(order.rendezvous),
-                nonce=order.nonce,
-                rank=order.rank,
-                ranks=order.ranks,
-                timeout_s=order.timeout_s,
-                device=device,
-                gpu=identity_of(device),
-                share_gpus=order.shared_gpus,
-                address=get_address_host(self._worker.contact_address or self._worker.address),
-            )
-            with meet(meeting) as groups:
-                hosted.rank = Rank(
-                    replace(spec, device=device),
-                    groups,
-                    mailbox=hosted.mailbox,
-                    publish=self._publish,
-                    generation=order.generation,
-                    lease=order.lease,
-                )
-                if hosted.given_up:  # while it was read
-                    hosted.rank.give_up()
-                if hosted.interrupted:
-                    hosted.rank.interrupt()
-                outcome = hosted.rank.run()
-                weights = hosted.rank.fingerprint()
+            outcome, weights = self._trained(hosted)
+            self.leave_groups()
         except BaseException as failure:  # also a network that calls sys.exit(): nobody else would say so
-            hosted.failed_at = time.time()
-            hosted.fatal = isinstance(
-                failure, (SettingsError, ReplayError, RunFolderError, LeaseError, ClusterError)
-            )
-            hosted.error = said_where(failure)
-            traceback.print_exception(failure)
-        step = 0 if hosted.rank is None else hosted.rank.step
-        if outcome == "failed":
-            # The others notice when the connections close, and they close with the last reference to them.
-            hosted.rank = None
-            gc.collect()
-        self._publish(
-            Ended(
-                rank=order.rank,
-                step=step,
-                outcome=outcome,
-                error=hosted.error,
-                time=time.time(),
-                generation=order.generation,
-                weights=weights,
-            )
-        )
+            self._failed(hosted, failure)
+        # The others notice when the connections close, and they close with the last reference to them.
+        hosted.let_go()
+        empty_device()
+        if hosted.failure is not None:
+            self.leave_groups()
+            return
+        self._publish(self._end_of(hosted, outcome, weights=weights))
         hosted.outcome = outcome
+
+    def _trained(self, hosted: _Hosted) -> tuple[str, str]:
+        """How the rank has ended, and the fingerprint of its weights; raises what it has failed with."""
+        order = hosted.order
+        require_variables()
+        device_of(order.device)  # raises where it was told to use one that is not there
+        spec: RunSpec = pickle.loads(order.spec)  # noqa: S301 - from the kernel that runs this cluster
+        hosted.in_force = StepInForce.of(spec)
+        hosted.card = hosted.device.asked()
+        meeting = Meeting(
+            rendezvous=Path(order.rendezvous),
+            nonce=order.nonce,
+            rank=order.rank,
+            ranks=order.ranks,
+            timeout_s=order.timeout_s,
+            device=hosted.device.name,
+            gpu=identity_of(hosted.device.name),
+            share_gpus=order.shared_gpus,
+            address=get_address_host(self._worker.contact_address or self._worker.address),
+        )
+        with variables_set(flight_records(self._worker.local_directory)):
+            groups = join(meeting)
+        rank = hosted.rank = Rank(
+            replace(spec, device=hosted.device.name),
+            groups,
+            mailbox=hosted.mailbox,
+            publish=self._publish,
+            generation=order.generation,
+            lease=order.lease,
+        )
+        if hosted.given_up:  # while it was read
+            rank.give_up()
+        if hosted.interrupted:
+            rank.interrupt()
+        return rank.run(lambda failure: self._failed(hosted, failure)), rank.fingerprint()
+
+    def _failed(self, hosted: _Hosted, error: BaseException) -> None:
+        """Record and tell an error before anything is waited for, once; on GPUs the process then ends.
+
+        Threads that write, groups and devices may never come to an end where ranks have failed: then nobody
+        would hear of more than that there is no progress.
+        """
+        if hosted.outcome:
+            return
+        if hosted.rank is not None and hosted.in_force is not None:
+            hosted.in_force = replace(hosted.in_force, **hosted.rank.in_force())
+        failure = RankFailure.of(error, card=hosted.card, in_force=hosted.in_force)
+        hosted.failure, hosted.outcome = failure, "failed"
+        ended, ends = self._end_of(hosted, "failed"), hosted.device.crash_only or failure.sticky
+        if ends:
+            # One that is answered: what Dask sends by itself may still lie here when the process ends.
+            told = asyncio.run_coroutine_threadsafe(self._told(ended), self._loop)
+            with contextlib.suppress(Exception):  # the coordinator sees then that the process has ended
+                told.result(TELL_S)
+        else:
+            self._publish(ended)
+        traceback.print_exception(error)
+        if ends:
+            end_process(f"rank {hosted.order.rank} has failed; another process takes its place.")
+
+    def _end_of(self, hosted: _Hosted, outcome: str, *, weights: str = "") -> Ended:
+        failure = hosted.failure
+        return Ended(
+            rank=hosted.order.rank,
+            step=hosted.step,
+            outcome=outcome,
+            error="" if failure is None else failure.error,
+            time=time.time() if failure is None else failure.failed_at,
+            generation=hosted.order.generation,
+            weights=weights,
+            fatal=failure is not None and failure.fatal,
+            device="" if failure is None else failure.device,
+        )
+
+    async def _told(self, record: Record) -> None:
+        assert self._hosted is not None  # noqa: S101 - only the training thread asks for it
+        message = {"told": to_plain(record), "line": None}
+        await self._worker.scheduler.log_event(topic=self._hosted.order.topic, msg=message)
+
+    def _leave_stuck(self, hosted: _Hosted) -> None:
+        if hosted.thread.is_alive() and self._hosted is hosted:
+            end_process(f"rank {hosted.order.rank} was given up, and waits for others that are gone.")
 
     def _publish(self, record: Record, line: int | None = None) -> None:
         hosted = self._hosted

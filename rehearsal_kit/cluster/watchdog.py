@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from rehearsal_kit.base.failure_kinds import Kind, kind_of
 from rehearsal_kit.cluster.protocol import HostStatus
 from rehearsal_kit.record.run_states import INTERRUPTED
 
@@ -22,12 +23,13 @@ Statuses = Sequence[HostStatus | None]
 class GenerationError(Exception):
     """Why a generation has ended.
 
-    fatal: whether another one would end in the same way.
+    fatal: whether another one would end in the same way. device: the card that failed, if it was one.
     """
 
-    def __init__(self, reason: str, *, fatal: bool = False) -> None:
+    def __init__(self, reason: str, *, fatal: bool = False, device: str = "") -> None:
         super().__init__(reason)
         self.fatal = fatal
+        self.device = device
 
 
 class Watchdog:
@@ -97,19 +99,21 @@ class Watchdog:
 
     def _require_well(self, statuses: Statuses, present: Sequence[bool], now: float) -> None:
         failed = sorted(
-            (_is_consequence(status.error), status.failed_at, rank, status.error)
+            (kind_of(status.error) is Kind.CONSEQUENCE, status.failed_at, rank, status.error)
             for rank, status in enumerate(statuses)
             if status is not None and status.outcome == "failed"
         )
         lost = [
             rank
             for rank, (status, there) in enumerate(zip(statuses, present, strict=True))
-            if not there or (status is not None and status.generation != self._generation)
+            if not _has_told(status, self._generation)
+            and (not there or (status is not None and status.generation != self._generation))
         ]
         if failed and not failed[0][0]:
             rank = failed[0][2]
             status = statuses[rank]
-            raise GenerationError(f"rank {rank}: {failed[0][3]}", fatal=status is not None and status.fatal)
+            assert status is not None  # noqa: S101 - for the type checker; it says that it has failed
+            raise GenerationError(f"rank {rank}: {status.error}", fatal=status.fatal, device=status.device)
         if lost:
             raise GenerationError(f"the worker of rank {lost[0]} is gone: its process has ended.")
         if failed:
@@ -119,6 +123,6 @@ class Watchdog:
                 raise GenerationError(f"rank {failed[0][2]}: {failed[0][3]}")
 
 
-def _is_consequence(error: str) -> bool:
-    """Whether a rank failed only because another one had."""
-    return "gloo" in error or "Connection" in error or "could not exchange" in error
+def _has_told(status: HostStatus | None, generation: int) -> bool:
+    """Whether the rank has said why it failed; on a GPU its process is gone then, too."""
+    return status is not None and status.generation == generation and status.outcome == "failed"

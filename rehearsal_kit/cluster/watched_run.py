@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rehearsal_kit.base.files import write_private
 from rehearsal_kit.cluster.acceptance import Acceptance
-from rehearsal_kit.cluster.protocol import RunOrder
+from rehearsal_kit.cluster.protocol import HostStatus, RunOrder
+from rehearsal_kit.cluster.watchdog import GenerationError
 from rehearsal_kit.record.lease import RunLease
 from rehearsal_kit.record.ledger import Ledger
+from rehearsal_kit.record.rank_records import Ended
+from rehearsal_kit.record.records import Record
 from rehearsal_kit.record.run_folder import RunFolder
 
 
@@ -33,6 +37,10 @@ class WatchedRun:
     """Addresses in order of rank, of the generation under way."""
     names: set[str] = field(default_factory=set)
     """Names of the workers that it had so far."""
+    ended: dict[int, Ended] = field(default_factory=dict)
+    """What ranks of the generation under way have told of their ends: their processes may be gone since."""
+    suspect: str = ""
+    """The card that failed in the last generation, if it was one."""
     restarts: int = 0
     """Restarts in a row: since the run has last got further than ever before."""
     taken: dict[int, tuple[int, int]] = field(default_factory=dict)
@@ -70,8 +78,48 @@ class WatchedRun:
             undone.pop_all()
         return run
 
+    def hear(self, record: Record) -> None:
+        """A rank has told of its end."""
+        if isinstance(record, Ended) and record.generation == self.generation:
+            self.ended[record.rank] = record
+
+    def told(self, statuses: Sequence[HostStatus | None]) -> list[HostStatus | None]:
+        """These statuses, in order of rank; where a host cannot say it any more, what its rank has told."""
+        return [self._of(rank, status) for rank, status in enumerate(statuses)]
+
+    def _of(self, rank: int, status: HostStatus | None) -> HostStatus | None:
+        ended = self.ended.get(rank)
+        here = status is not None and status.generation == self.generation
+        if ended is None or ended.outcome != "failed" or here:
+            return status
+        return HostStatus(
+            alive=False,
+            generation=ended.generation,
+            training=True,
+            step=ended.step,
+            outcome=ended.outcome,
+            error=ended.error,
+            fatal=ended.fatal,
+            failed_at=ended.time,
+            device=ended.device,
+        )
+
+    def failed(self, error: GenerationError) -> str:
+        """Why a generation has ended, in words; more of them where the same card has ended the one before."""
+        again, self.suspect = bool(error.device) and error.device == self.suspect, error.device
+        return f"{error}; {twice(error.device)}" if again else str(error)
+
     def close(self) -> None:
         """Write nothing more, and let others."""
         self.acceptance.close()
         self.ledger.close()
         self.lease.release()
+
+
+def twice(device: str) -> str:
+    """What is said of a card that has failed in two generations in a row."""
+    return (
+        f"{device} has failed twice in a row: look at `nvidia-smi -q -d ECC` and `dmesg | grep Xid` on its "
+        "machine. To go on without it, end this cluster, and start one with the other cards only: "
+        "CUDA_VISIBLE_DEVICES=<their UUIDs, as `nvidia-smi -L` shows them>."
+    )

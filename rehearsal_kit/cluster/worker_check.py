@@ -14,12 +14,17 @@ from pathlib import Path
 from distributed import Worker
 
 from rehearsal_kit.base.errors import ClusterError, said
+from rehearsal_kit.base.failure_kinds import Kind, kind_of
 from rehearsal_kit.cluster.devices import device_of
+from rehearsal_kit.cluster.hosted_device import empty_device, end_process
 from rehearsal_kit.cluster.rank_host import PLUGIN, RankHost
 from rehearsal_kit.cluster.worker_variables import require_variables
 from rehearsal_kit.rank.run_check import dry_run
 from rehearsal_kit.rank.run_spec import RunSpec
 from rehearsal_kit.record.commands import Arrived
+
+ANSWERED_S = 0.2
+"""What an answer has to leave this process before it ends."""
 
 
 async def check_on_worker(spec: bytes, tasks: Sequence[Arrived], *, device: str, dask_worker: Worker) -> str:
@@ -31,7 +36,10 @@ async def check_on_worker(spec: bytes, tasks: Sequence[Arrived], *, device: str,
     host = dask_worker.plugins.get(PLUGIN)
     if isinstance(host, RankHost) and (await host.status(""))["alive"]:
         return ""
-    return await asyncio.to_thread(_checked, spec, tasks, device)
+    reason = await asyncio.to_thread(_checked, spec, tasks, device)
+    if kind_of(reason) is Kind.STICKY:  # the next job, which may be well, would fail here at once
+        asyncio.get_running_loop().call_later(ANSWERED_S, end_process, "its device failed in a dry step.")
+    return reason
 
 
 def _checked(packed: bytes, tasks: Sequence[Arrived], kind: str) -> str:
@@ -56,4 +64,6 @@ def _checked(packed: bytes, tasks: Sequence[Arrived], kind: str) -> str:
             f"the workers do not see the run folder {spec.run.path}; choose one on a file system that kernel "
             "and workers share."
         )
-    return dry_run(replace(spec, device=device), tasks)
+    reason = dry_run(replace(spec, device=device), tasks)
+    empty_device()
+    return reason

@@ -20,6 +20,8 @@ ANSWER_TIMEOUT_S = 5.0
 STATUS_TIMEOUT_S = 2.0
 GRACE_S = 3.0
 """What a rank has to end by itself once another has failed; then its worker is restarted."""
+MOMENT_S = 0.5
+"""What the scheduler has to notice that a process has ended which does not answer."""
 RESTART_TIMEOUT_S = 30.0
 SLOW_BYTES_S = 10 * MIB
 """A worker takes what it is sent no slower than that."""
@@ -74,12 +76,17 @@ class WorkerPool:
         answers = await asyncio.gather(*asks)
         # Those that do not answer first: once their processes are gone, the ranks that wait for them end.
         silent = [address for address, answer in zip(left, answers, strict=True) if answer is None]
-        await self._restart(silent)
+        await self._restart(await self._not_going(silent))
         left = [address for address in left if address not in silent]
         deadline = time.monotonic() + GRACE_S
         while left and time.monotonic() < deadline:
             statuses = await self.statuses(left, topic)
-            left = [a for a, s in zip(left, statuses, strict=True) if s is not None and s.alive]
+            # One that does not answer is not known to have ended: its rank may hold up the next generation.
+            left = [
+                address
+                for address, status in zip(left, statuses, strict=True)
+                if (status is None or status.alive) and address in self._scheduler.workers
+            ]
             await asyncio.sleep(0.05)
         await self._restart(left)
 
@@ -110,6 +117,19 @@ class WorkerPool:
     def _place(self, address: str) -> tuple[str, list[int | str]]:
         worker = self._scheduler.workers[address]
         return rank_key(worker.host, worker.name)
+
+    async def _not_going(self, addresses: Sequence[str]) -> list[str]:
+        """Which of these are still there in a moment.
+
+        Others have ended by themselves, as on GPUs after an error: their nannies start new ones already,
+        which would be ended in the middle of that.
+        """
+        deadline = time.monotonic() + MOMENT_S
+        while there := [each for each in addresses if each in self._scheduler.workers]:
+            if time.monotonic() > deadline:
+                break
+            await asyncio.sleep(0.02)
+        return there
 
     async def _restart(self, addresses: Sequence[str]) -> None:
         present = [address for address in addresses if address in self._scheduler.workers]

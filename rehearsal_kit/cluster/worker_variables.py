@@ -13,6 +13,7 @@ import dask
 
 from rehearsal_kit.base.errors import ClusterError
 from rehearsal_kit.base.network_interfaces import Interface, socket_variables
+from rehearsal_kit.base.process_groups import NCCL_VARIABLES
 
 SETTING = "rehearsal-kit.variables"
 """Name in Dask's configuration, which a nanny passes on, of what a worker must have."""
@@ -31,7 +32,7 @@ def worker_variables(kind: str, interface: Interface) -> dict[str, str]:
         devices = {"CUDA_VISIBLE_DEVICES": ""}
     else:
         devices = {"CUDA_DEVICE_ORDER": in_bus_order(os.environ)["CUDA_DEVICE_ORDER"]}
-    return {**THREADS_AND_MEMORY, **socket_variables(interface), **devices}
+    return {**THREADS_AND_MEMORY, **NCCL_VARIABLES, **socket_variables(interface), **devices}
 
 
 def in_bus_order(environ: Mapping[str, str]) -> dict[str, str]:

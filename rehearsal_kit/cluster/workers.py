@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from rehearsal_kit.cluster.cluster import Cluster
 from rehearsal_kit.cluster.cluster_calls import ask_identity
 from rehearsal_kit.cluster.protocol import rank_key
+
+LOOK_S = 0.1
+
+RETURN_S = 30.0
+"""What a worker has to be there again whose process has ended."""
+
+
+def ranks_of(cluster: Cluster) -> int:
+    """How many ranks a run has on this cluster: one for each worker.
+
+    On a cluster of ours one whose process has ended, as on a GPU after an error, is soon there again, and
+    waited for: else a run would go on on fewer ranks, and never be what it would have been.
+    """
+    deadline = time.monotonic() + RETURN_S
+    while (count := len(known_workers(cluster))) < cluster.promised and time.monotonic() < deadline:
+        time.sleep(LOOK_S)
+    return count
 
 
 def workers_in_order(cluster: Cluster) -> list[str]:

@@ -8,7 +8,8 @@
     every rank    the same sum: the step is taken, or buffers are put back and all say the same trouble
 
 Two collectives at least, because a term is a mean over the samples of all ranks and these may have unequal
-numbers of them. All are made on every rank whatever goes wrong there, so that none waits for one that failed.
+numbers of them. All are made on every rank whatever goes wrong there, so that none waits for one that failed;
+but where a device fails nothing can be made on it any more: that ends the rank, and with it its generation.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from rehearsal_kit.base.errors import RankError, SettingsError, said_where
+from rehearsal_kit.base.failure_kinds import raise_of_device
 from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.buffer.row_layout import Samples
 from rehearsal_kit.learning.forward_pass import ForwardPass
@@ -174,6 +176,7 @@ class JointStep:
             samples = sum(len(part[signature.inputs]) for part in batch.parts if part)
             changed = buffers.look()
         except Exception as error:  # the other ranks must learn of it, not wait for this one
+            raise_of_device(error)
             seconds = time.perf_counter() - began
             return _Own([], {}, samples=0, changed=unchanged, seconds=seconds, error=said_where(error))
         return _Own(terms, outputs, samples, changed=changed, seconds=time.perf_counter() - began)
@@ -191,6 +194,7 @@ class JointStep:
             gradients = torch.stack([self._gradient(value, dtype) for value in values])
             return torch.stack(scaled).detach(), gradients
         except Exception as error:  # the other ranks wait for a sum of this size
+            raise_of_device(error)
             own.error = said_where(error)
         rows = len(told.counts) if apart else 1
         size = sum(count_of(parameter) for parameter in self._parameters)

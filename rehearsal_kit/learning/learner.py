@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 
 from rehearsal_kit.base.errors import RankError, TaskError, said
+from rehearsal_kit.base.failure_kinds import raise_of_device
 from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.base.settings import Training
 from rehearsal_kit.buffer.row_layout import Samples
@@ -101,6 +102,7 @@ class Learner:
             for batch in batches:
                 metrics.add(self.predict(batch[self._known.inputs]), batch)
         except Exception as error:  # the other ranks must learn of it, not wait for this one
+            raise_of_device(error)
             trouble = f"{said(error)} (rank {self._groups.rank})"
         if reason := self._groups.first_trouble(trouble):
             raise TaskError(reason)

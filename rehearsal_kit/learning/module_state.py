@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,18 @@ import torch
 
 from rehearsal_kit.base.errors import SettingsError
 from rehearsal_kit.base.process_groups import ProcessGroups
+
+
+def on_cpu(network: torch.nn.Module) -> torch.nn.Module:
+    """The network itself if it lies on the CPU, else a copy there; its owner's stays where it is.
+
+    What was moved to a GPU before could not be read by processes that have none, and would lie on the card
+    of others twice.
+    """
+    tensors = (*network.parameters(), *network.buffers())
+    if all(tensor.device.type == "cpu" for tensor in tensors):
+        return network
+    return copy.deepcopy(network).cpu()
 
 
 def still_modules(network: torch.nn.Module) -> list[str]:

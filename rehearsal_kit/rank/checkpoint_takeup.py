@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rehearsal_kit.base.errors import CheckpointError, RehearsalKitError, said_before
+from rehearsal_kit.base.failure_kinds import raise_of_device
 from rehearsal_kit.base.settings import with_tuples
 from rehearsal_kit.buffer.distributed_buffer import DistributedBuffer
 from rehearsal_kit.buffer.exchange import GroupExchange
@@ -99,6 +100,7 @@ class CheckpointTakeup:
                 if ready.stream[task] is not None:
                     ready.stream.training_samples([task])
             except Exception as error:  # whatever is wrong with one file, the others may be well
+                raise_of_device(error)
                 found[task] = said_before(error, rank=self._with.groups.rank, step=ready.run_state.step)
         return found
 

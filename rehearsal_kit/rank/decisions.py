@@ -24,6 +24,7 @@ from rehearsal_kit.base.errors import (
     ReplayError,
     said_before,
 )
+from rehearsal_kit.base.failure_kinds import raise_of_device
 from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.rank.mailbox import Mailbox
 from rehearsal_kit.rank.wish_queue import WishQueue
@@ -259,6 +260,7 @@ class Decisions:
                 self._outstanding.require_sure(command)
             commit = prepare(command)
         except Exception as error:  # whatever one rank cannot do, none does, and the run goes on
+            raise_of_device(error)
             trouble = said_before(error, rank=self._groups.rank, step=position[1])
             twice = isinstance(error, AlreadyTaskError)
         reason = self.agree(trouble)

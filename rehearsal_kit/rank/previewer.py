@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from rehearsal_kit.base.errors import said
+from rehearsal_kit.base.failure_kinds import Kind, raise_of_device
 from rehearsal_kit.base.thread_priority import step_back
 from rehearsal_kit.buffer.row_layout import Samples
 from rehearsal_kit.data.task_stream import TaskStream
@@ -133,9 +134,8 @@ class Previewer:
             if sample is None:
                 return None
             preview = _preview(sample, self._learner, task=task, step=step)
-        except (
-            Exception
-        ) as error:  # only pictures need it: what training needs is read by all ranks, and voted on
+        except Exception as error:  # only pictures need it: all ranks read what training needs, and vote
+            raise_of_device(error, Kind.STICKY)
             self._went_wrong(f"that of task {task} cannot be made: {said(error)}")
             return None
         others = {number: each for number, each in self._remembered.items() if number != task}

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from rehearsal_kit.base.errors import CheckpointError, RehearsalKitError, said_before
+from rehearsal_kit.base.failure_kinds import raise_of_device
 from rehearsal_kit.data.folder_order import require_as_it_arrived
 from rehearsal_kit.learning.strategies.choice import named_strategy
 from rehearsal_kit.rank.checkpoint_files import find_checkpoints
@@ -96,6 +97,7 @@ class Resumption:
                         f"{ready.run_state.branch}, the ledger says at step {place[1]} of branch {place[0]}"
                     )
             except Exception as error:  # whatever it is, the one before may be well
+                raise_of_device(error)
                 trouble = said_before(error, rank=its.groups.rank, step=its.run_state.step)
             trouble, gone = self._agreed(trouble, {} if ready is None else self._takeup.gone(ready))
             if ready is not None and not trouble:
@@ -140,6 +142,7 @@ class Resumption:
         try:
             self._takeup.take_up(ready, way.lost)
         except Exception as error:
+            raise_of_device(error)
             trouble = said_before(error, rank=its.groups.rank, step=ready.run_state.step)
         return its.decisions.agree(trouble)
 

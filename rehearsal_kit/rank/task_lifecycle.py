@@ -6,6 +6,7 @@ import json
 import time
 
 from rehearsal_kit.base.errors import SettingsError, said_before
+from rehearsal_kit.base.failure_kinds import raise_of_device
 from rehearsal_kit.buffer.row_layout import Samples, joined
 from rehearsal_kit.data.experience import HELD_OUT
 from rehearsal_kit.data.task_loader import TaskLoader
@@ -118,6 +119,7 @@ class TaskLifecycle:
             signature, parts[task] = self._newest(task)
             lost = self._earlier(task, parts)
         except Exception as error:  # whatever is wrong with one task, the run must go on
+            raise_of_device(error)
             trouble = said_before(error, rank=its.groups.rank, step=its.run_state.step)
         answers = [json.loads(text) for text in its.groups.gather(json.dumps([trouble, [*lost.items()]]))]
         reason = next((words for words, _ in answers if words), "")

@@ -15,7 +15,8 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from safetensors.torch import save
 
@@ -42,6 +43,10 @@ from rehearsal_kit.record.records import Applied, Noted
 from rehearsal_kit.record.run_states import INTERRUPTED
 
 IDLE_S = 0.02
+
+
+def _nobody(error: BaseException) -> None:
+    """Whoever calls `run` sees what it raises."""
 
 
 class Rank:
@@ -81,12 +86,13 @@ class Rank:
         self._resumption = Resumption(context, takeup, self._steering.prepare)
         self._preview_upkeep = PreviewUpkeep(self.previewer, self._reporter, rank=groups.rank)
 
-    def run(self) -> str:
+    def run(self, hear: Callable[[BaseException], None] = _nobody) -> str:
         """Train until the stream is finished, someone says stop, or a process of these ranks is about to end.
 
-        Returns "finished", "stopped" or "interrupted".
+        Returns "finished", "stopped" or "interrupted". hear: is told of the error that ends it before threads
+        of this rank are waited for, which may never end.
         """
-        with self._closing():
+        with self._closing(hear):
             self._begin()
             while self._goes_on():
                 loader = self._loader()
@@ -118,6 +124,14 @@ class Rank:
     def interrupt(self) -> None:
         """Have all ranks end at their next step, with a checkpoint; for rank 0, any thread may call."""
         self._decisions.closing = True
+
+    def in_force(self) -> dict[str, Any]:
+        """The `training` settings now, and how many `representatives` a step has."""
+        live_settings = self._run_state.live_settings
+        return {
+            "training": live_settings.training,
+            "representatives": live_settings.rehearsal.representatives,
+        }
 
     def fingerprint(self) -> str:
         """Fingerprint of the weights."""
@@ -162,10 +176,11 @@ class Rank:
         self._preview_upkeep.close()
 
     @contextlib.contextmanager
-    def _closing(self) -> Iterator[None]:
+    def _closing(self, hear: Callable[[BaseException], None]) -> Iterator[None]:
         try:
             yield
-        except BaseException:
+        except BaseException as error:
+            hear(error)
             # Pictures last: other ranks wait for this one, and the disk may not answer.
             self._with.checkpoint_writer.abandon()
             if self._now.buffer is not None:

@@ -80,3 +80,7 @@ class Ended:
     generation: int = 0
     weights: str = ""
     """Fingerprint of its weights; empty if it failed."""
+    fatal: bool = False
+    """Whether it would fail in the same way however often it is started."""
+    device: str = ""
+    """UUID and name of its card, where it was the card that failed."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -63,6 +65,7 @@ def resume(
     *,
     network: torch.nn.Module | None = None,
     strategy: Strategy | None = None,
+    steer: Mapping[str, Any] | None = None,
 ) -> Session:
     """The session of a run that had ended or lost its cluster, started again from its last checkpoint.
 
@@ -75,7 +78,11 @@ def resume(
     network, strategy: needed where they are not of this package, or the network was altered after it was
     made; the session that began the run has warned of that.
 
+    steer: settings by name, as `Session.steer` takes them, that are in force before the first new step, such
+    as {"batch": 8} where a larger one did not fit the memory of a GPU.
+
     Raises:
+        SettingsError: a name or a value in `steer` that is not allowed; nothing is started.
         RunFolderError: this is not the folder of a run, not private, or of another network.
         LeaseError: the run is under way, on this cluster or another; says where, and how to join it.
     """
@@ -86,6 +93,8 @@ def resume(
     session = ContinuedSession.resumed(cluster, spec)
     if has_ended(folder):
         session.reopen()
+    if steer:
+        session.steer(**steer)
     session.start()
     return session
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from rehearsal_kit.base.errors import SessionError, SettingsError
 from rehearsal_kit.base.settings import Recovery, Rehearsal, Training, require_integer
 from rehearsal_kit.cluster.cluster import Cluster
 from rehearsal_kit.cluster.protocol import RunOrder
-from rehearsal_kit.cluster.workers import known_workers
+from rehearsal_kit.cluster.workers import ranks_of
 from rehearsal_kit.data.preparation import Preparation
+from rehearsal_kit.learning.module_state import on_cpu
 from rehearsal_kit.learning.onnx_export import export_onnx
 from rehearsal_kit.learning.strategies.strategy import Strategy
 from rehearsal_kit.rank.run_check import given_again, known_tasks, require_sound
@@ -56,13 +58,14 @@ class Session(Handle):
             recovery=recovery or Recovery(),
         )
         require_sound(spec, network)
+        spec = replace(spec, network=on_cpu(network))
         if asked := given_again(network, strategy):  # now, while its code is at hand
             warnings.warn(asked, stacklevel=2)
         spec.run.create()
         try:
-            ranks = len(known_workers(cluster))
+            ranks = ranks_of(cluster)
             keep_spec(spec, ranks=ranks)
-            super().__init__(Origin(cluster, spec, network, ranks=ranks, is_new=True))
+            super().__init__(Origin(cluster, spec, spec.network, ranks=ranks, is_new=True))
         except BaseException:
             spec.run.discard()
             raise
@@ -176,6 +179,6 @@ class ContinuedSession(Session):
     @classmethod
     def resumed(cls, cluster: Cluster, spec: RunSpec) -> Session:
         """A handle on a run that is to be started in its folder; what `rk.resume` returns."""
-        session = cls(Origin(cluster, spec, spec.network, ranks=len(known_workers(cluster))))
+        session = cls(Origin(cluster, spec, spec.network, ranks=ranks_of(cluster)))
         session._run_connection.history.catch_up()
         return session

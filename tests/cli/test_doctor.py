@@ -106,6 +106,19 @@ def test_the_room_that_a_worker_would_have():
     assert "GiB free" in machine.temporary_folder().found
 
 
+def test_what_nccl_needs_is_said_where_torch_has_it(tmp_path):
+    small = machine.shared_memory(nccl=True, folder=Path("/proc"))  # a file system without any room
+    assert "--shm-size=1g" in small.fix
+    assert not machine.shared_memory(nccl=False, folder=Path("/proc")).fix
+    assert "--shm-size=1g" in machine.shared_memory(nccl=True, folder=tmp_path / "none").fix
+    limited = machine.locked_memory(nccl=True, limit=2**26)
+    assert limited.found == "0.06 GiB"
+    assert "ulimit -l unlimited" in limited.fix
+    assert machine.locked_memory(nccl=True, limit=-1) == Finding(what="locked memory", found="unlimited")
+    assert not machine.locked_memory(nccl=False).fix
+    assert bool(torch.version.cuda) or "gloo" in software.nccl().found
+
+
 def test_gpus_are_counted_or_their_lack_explained():
     finding = software.gpus()
     assert not finding.essential

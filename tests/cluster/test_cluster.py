@@ -214,6 +214,11 @@ def test_it_is_bound_to_one_interface_and_ends_when_something_listens_on_all():
         (variables,) = cluster.client.run(lambda: dict(os.environ)).values()
         assert variables["GLOO_SOCKET_IFNAME"] == wanted.name
         assert variables["NCCL_SOCKET_IFNAME"] == f"={wanted.name}"  # without it, all whose names begin so
+        assert variables["NCCL_RAS_ENABLE"] == "0"  # it would listen on a port of its own
+        assert variables["TORCH_NCCL_DUMP_ON_TIMEOUT"] == "0"
+        scratch = ServerRecord.read(cluster.files).scratch
+        for name in ("TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE"):
+            assert variables[name] == f"{scratch}/nccl-rank-"
         (port,) = cluster.client.run(listen_everywhere).values()
         psutil.wait_procs([server, *others], timeout=DEADLINE_S)
         with pytest.raises(

@@ -61,7 +61,7 @@ class Fault:
     """What a rank does to itself at one of its forward passes; once per marker, unless `again`."""
 
     kind: str
-    """raise, sleep, kill, freeze, exit, crash or hold (the interpreter)."""
+    """raise, fail (as code of torch does), sleep, kill, freeze, exit, crash or hold (the interpreter)."""
     marker: str
     """A file that says that it has happened."""
     rank: int = 1
@@ -69,8 +69,10 @@ class Fault:
     """Training forward passes of its process before; -1: before it meets the others, whatever its rank."""
     seconds: float = 0.0
     again: bool = False
+    text: str = ""
+    """What the error says of one that fails."""
 
-    def happen(self) -> None:
+    def happen(self) -> None:  # noqa: C901 - one case for each kind
         """Do it, unless it was done before."""
         try:
             os.close(os.open(self.marker, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
@@ -80,6 +82,8 @@ class Fault:
         match self.kind:
             case "raise":
                 raise PlannedError(f"planned at forward pass {self.forward} of rank {self.rank}")
+            case "fail":
+                raise RuntimeError(self.text)
             case "sleep":
                 time.sleep(self.seconds)
             case "kill":
@@ -153,8 +157,15 @@ def session_on(
     **changes: Any,
 ) -> Session:
     """A run of three tasks that was not started yet."""
-    values = {"training": TRAINING, "rehearsal": REHEARSAL, "recovery": RECOVERY, "strategy": DERpp()}
-    session = Session(cluster, run=run, network=Frail(*faults, nap_s=nap_s), seed=3, **{**values, **changes})
+    network = Frail(*faults, nap_s=nap_s)
+    values = {
+        "network": network,
+        "training": TRAINING,
+        "rehearsal": REHEARSAL,
+        "recovery": RECOVERY,
+        "strategy": DERpp(),
+    }
+    session = Session(cluster, run=run, seed=3, **{**values, **changes})
     for task in tasks(sizes):
         session.submit(task)
     session.finish_stream()

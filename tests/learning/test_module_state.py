@@ -14,7 +14,7 @@ from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.base.settings import Training
 from rehearsal_kit.learning.forward_pass import MiniBatch, named_outputs
 from rehearsal_kit.learning.learner import Learner
-from rehearsal_kit.learning.module_state import frozen_parameters, still_modules
+from rehearsal_kit.learning.module_state import frozen_parameters, on_cpu, still_modules
 from rehearsal_kit.learning.networks.resnet import ResNet
 from rehearsal_kit.learning.strategies.references import Incremental
 from rehearsal_kit.learning.strategies.replay import AGEM, ER
@@ -328,3 +328,33 @@ def test_a_strategy_with_another_number_of_terms_on_one_rank_is_an_error_and_no_
 def test_predictions_that_fail_on_one_rank_fail_alike_on_all(both):
     assert both[0]["quality"] == both[1]["quality"] != ""
     assert "this sample cannot be" in both[0]["quality"] or "rank 1" in both[0]["quality"]
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor that says that it lies on a GPU, and can be copied from there."""
+
+    @staticmethod
+    def __new__(cls, held):
+        return torch.Tensor._make_wrapper_subclass(cls, held.shape, dtype=held.dtype, device="cuda")
+
+    def __init__(self, held):
+        self.held = held
+
+    def __deepcopy__(self, memo):
+        return Elsewhere(self.held.clone())
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        assert (func, kwargs["device"]) == (torch.ops.aten._to_copy.default, torch.device("cpu"))
+        return args[0].held
+
+
+def test_a_network_that_lies_on_a_gpu_is_copied_and_its_owners_stays_there():
+    network = torch.nn.Linear(2, 2)
+    assert on_cpu(network) is network
+    network.register_buffer("scale", Elsewhere(torch.ones(2)))
+    copied = on_cpu(network)
+    assert torch.equal(copied.scale, torch.ones(2))
+    assert copied.scale.device.type == "cpu"
+    assert network.scale.device.type == "cuda"
+    assert copied.weight is not network.weight

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from rehearsal_kit.cli.doctor import machine, software
 from rehearsal_kit.cli.doctor.finding import Finding
 
@@ -12,6 +14,7 @@ def examine() -> list[Finding]:
         software.python(),
         software.torch_build(),
         software.gpus(),
+        software.nccl(),
         software.dask(),
         software.notebook(),
         software.filters(),
@@ -20,6 +23,8 @@ def examine() -> list[Finding]:
         machine.place(),
         machine.home(),
         machine.temporary_folder(),
+        machine.shared_memory(nccl=bool(torch.version.cuda)),
+        machine.locked_memory(nccl=bool(torch.version.cuda)),
         machine.ports(),
         machine.loopback_tls(),
         machine.data_plane(),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import shutil
 import socket
 import ssl
@@ -25,6 +26,8 @@ from rehearsal_kit.cluster.server_process import home_folder
 
 NEEDED_BYTES = GIB
 """What two small ranks, a scheduler and a notebook take."""
+SHARED_BYTES = GIB // 2
+"""What the ranks on eight GPUs of one machine exchange through shared memory, and some more."""
 ANSWER_S = 10.0
 BATCH_JOBS = (
     "SLURM_JOB_ID",
@@ -85,6 +88,38 @@ def temporary_folder() -> Finding:
     )
 
 
+def shared_memory(*, nccl: bool, folder: Path = Path("/dev/shm")) -> Finding:  # noqa: S108 - NCCL's own
+    """Whether ranks on the GPUs of one machine have room for what they exchange; containers have 64 MiB.
+
+    nccl: whether this torch could use it.
+    """
+    what = "shared memory"
+    try:
+        room = shutil.disk_usage(folder).total
+    except OSError as error:
+        return Finding(what=what, found=f"none: {error}", fix=_more_shared_memory() if nccl else "")
+    fix = _more_shared_memory() if nccl and room < SHARED_BYTES else ""
+    return Finding(what=what, found=f"{room / GIB:.2f} GiB in {folder}", fix=fix)
+
+
+def locked_memory(*, nccl: bool, limit: int | None = None) -> Finding:
+    """How much memory may be locked, which InfiniBand does with all that it sends.
+
+    nccl: whether this torch could use it. limit: in bytes, -1 for none; by default that of this process.
+    """
+    if limit is None:
+        limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    free = limit in (-1, resource.RLIM_INFINITY)
+    return Finding(
+        what="locked memory",
+        found="unlimited" if free else f"{limit / GIB:.2f} GiB",
+        fix="for GPUs on several machines over InfiniBand: ulimit -l unlimited, or docker run --ulimit "
+        "memlock=-1"
+        if nccl and not free
+        else "",
+    )
+
+
 def ports() -> Finding:
     """Whether random ports can be bound; and what there is to bind to."""
     there = ", ".join(f"{interface.name} {interface.address}" for interface in interfaces())
@@ -121,6 +156,10 @@ def data_plane() -> Finding:
         found="Dask speaks TLS; gloo and NCCL between the ranks are plaintext without passwords, so a run "
         "trusts every user and node that reaches its interface: loopback, or the nodes of your allocation",
     )
+
+
+def _more_shared_memory() -> str:
+    return "for several GPUs, about 1 GiB: docker run --shm-size=1g, or --ipc=host; else NCCL_SHM_DISABLE=1"
 
 
 def _cores() -> int:

@@ -38,6 +38,16 @@ def torch_build() -> Finding:
     )
 
 
+def nccl() -> Finding:
+    """Whether ranks on several GPUs can talk to each other."""
+    if not torch.version.cuda:
+        return Finding(what="NCCL", found="none in a CPU build; ranks on CPUs talk by gloo")
+    if not (dist.is_available() and dist.is_nccl_available()):
+        fix = "install a build of torch with NCCL; until then, one GPU: rk.start_cluster('cuda', workers=1)"
+        return Finding(what="NCCL", found="none in this build, which several GPUs need", fix=fix)
+    return Finding(what="NCCL", found=".".join(map(str, torch.cuda.nccl.version())))
+
+
 def gpus() -> Finding:
     """The GPUs that a worker each could have, who uses them, and whether dask-cuda works."""
     found = find_gpus()
