@@ -35,6 +35,7 @@ from rehearsal_kit.base.patience import Patience
 from rehearsal_kit.base.process_groups import Meeting, meet
 from rehearsal_kit.cluster.devices import rank_device
 from rehearsal_kit.cluster.protocol import CLOSING_TOPIC, HostStatus, Order
+from rehearsal_kit.learning.gpu_arithmetic import gpu_arithmetic
 from rehearsal_kit.rank.run_spec import RunSpec
 from rehearsal_kit.rank.training_loop import Rank
 from rehearsal_kit.record.preview_files import Preview
@@ -205,7 +206,8 @@ class RankHost(WorkerPlugin):
                 device=device,
                 address=get_address_host(self._worker.contact_address or self._worker.address),
             )
-            with meet(meeting) as groups:
+            arithmetic = gpu_arithmetic(device, deterministic=spec.training.deterministic)
+            with arithmetic, meet(meeting) as groups:
                 hosted.rank = Rank(
                     replace(spec, device=device),
                     groups,

@@ -1,4 +1,4 @@
-"""What one worker finds of a run before it begins: whether it can import, see and compute what ranks need.
+"""What one worker finds before a run begins: whether it can import, see and compute what ranks need, and how.
 
 Called through `client.run`, which passes the worker as `dask_worker`.
 """
@@ -16,6 +16,7 @@ from distributed import Worker
 from rehearsal_kit.base.errors import said
 from rehearsal_kit.cluster.devices import rank_device
 from rehearsal_kit.cluster.rank_host import PLUGIN, RankHost
+from rehearsal_kit.learning.gpu_arithmetic import device_versions, gpu_arithmetic
 from rehearsal_kit.rank.run_check import dry_run
 from rehearsal_kit.rank.run_spec import RunSpec
 from rehearsal_kit.record.commands import Arrived
@@ -50,4 +51,13 @@ def _checked(packed: bytes, tasks: Sequence[Arrived]) -> str:
             f"the workers do not see the run folder {spec.run.path}; choose one on a file system that kernel "
             "and workers share."
         )
-    return dry_run(replace(spec, device=rank_device()), tasks)
+    device = rank_device()
+    with gpu_arithmetic(device, deterministic=spec.training.deterministic):
+        return dry_run(replace(spec, device=device), tasks)
+
+
+def tell_device_versions(kind: str, deterministic: bool) -> dict[str, str]:
+    """What decides about the bits of a rank on this worker, which is of a cluster of this kind."""
+    device = "cpu" if kind == "cpu" else f"{kind}:0"
+    with gpu_arithmetic(device, deterministic=deterministic):
+        return device_versions(device)
