@@ -77,8 +77,12 @@ class Training:
     """The gradient over all ranks is shortened to this norm where it is longer; None: never. Steerable while
     the run goes on, back to None by "off"."""
     precision: str = "auto"
-    """Precision of the forward pass: "float32", "bfloat16" (automatic mixed precision), or "auto": bfloat16
-    on GPUs that know it."""
+    """Precision of the forward pass: "float32", never shortened to TF32, "bfloat16" (automatic mixed
+    precision), or "auto": bfloat16 on GPUs that compute with it, float32 on all else."""
+    deterministic: bool = True
+    """Whether a GPU computes the same bits each time, so that ranks that begin again, and a replay on the
+    same kind of GPU, come to the same weights; an operation of a network of yours that torch cannot compute
+    so is an error then. False: by whatever is fastest. There is nothing to choose on CPUs: they always do."""
     average: float | None = None
     """Decay of an exponential moving average of the weights, such as 0.99: the network that predicts, is
     evaluated, shown and exported. None: the weights themselves. Training goes on with these either way."""
@@ -105,6 +109,7 @@ class Training:
         if self.average is not None:
             require_number("average", self.average, low=0.0, high=0.999999)
         require_one_of("precision", self.precision, ("auto", "float32", "bfloat16"))
+        require_switch("deterministic", self.deterministic)
         require_integer("evaluated", self.evaluated, low=0)
         require_integer("stability_every", self.stability_every, low=0)
 
@@ -207,6 +212,12 @@ class Recovery:
         require_integer("restarts", self.restarts, low=0)
         require_number("stall_s", self.stall_s, low=1.0, high=1e9)
         require_number("wait_s", self.wait_s, low=1.0, high=1e9)
+
+
+def require_switch(name: str, value: object) -> None:
+    """SettingsError unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise SettingsError(f"{name} is {value!r}; it must be True or False.")
 
 
 def require_one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:

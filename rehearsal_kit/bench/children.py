@@ -22,6 +22,7 @@ import torch
 from rehearsal_kit.base.child_processes import OF_OPTIMIZERS, holds_fork_server, imports_not_from_here
 from rehearsal_kit.base.errors import RehearsalKitError
 from rehearsal_kit.base.process_groups import Meeting, meet
+from rehearsal_kit.learning.gpu_arithmetic import set_variables
 
 GRACE_S = 10.0
 """Seconds for a process that has answered to end by itself, and for others to answer after one failed."""
@@ -181,5 +182,7 @@ def _end_with_parent() -> None:
 
 
 def _as_rank(meeting: Meeting, work: Callable[..., Any], *arguments: Any) -> Any:
+    if meeting.device != "cpu":
+        set_variables()
     with meet(meeting) as groups:
         return work(groups, *arguments)

@@ -61,6 +61,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     step.add_argument("--ranks", type=int, default=2, metavar="N", help="processes (2)")
     step.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="on which they train (cpu)")
     step.add_argument("--pairs", type=int, default=PAIRS, metavar="N", help=f"steps of either kind ({PAIRS})")
+    step.add_argument(
+        "--fastest",
+        action="store_true",
+        help="on CUDA by whatever is fastest, not with the same bits each time",
+    )
     step.set_defaults(command=_step)
     strategies = benches.add_parser("strategies", help="training steps of all strategies, on real ranks")
     strategies.add_argument("--ranks", type=int, default=2, metavar="N", help="processes (2)")
@@ -221,6 +226,7 @@ def _trial(
         least_s=0.0 if chosen.quick else LEAST_STEP_S,
         subjects=subjects,
         devices=devices,
+        deterministic=not chosen.fastest,
     )
 
 

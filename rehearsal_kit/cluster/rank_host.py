@@ -30,6 +30,7 @@ from rehearsal_kit.cluster.hosted_device import HostedDevice, empty_device, end_
 from rehearsal_kit.cluster.protocol import CLOSING_TOPIC, HostStatus, Order
 from rehearsal_kit.cluster.rank_failure import RankFailure, StepInForce
 from rehearsal_kit.cluster.worker_variables import require_variables
+from rehearsal_kit.learning.gpu_arithmetic import gpu_arithmetic
 from rehearsal_kit.rank.run_spec import RunSpec
 from rehearsal_kit.rank.training_loop import Rank
 from rehearsal_kit.record.preview_files import Preview
@@ -271,21 +272,22 @@ class RankHost(WorkerPlugin):
             share_gpus=order.shared_gpus,
             address=get_address_host(self._worker.contact_address or self._worker.address),
         )
-        with variables_set(flight_records(self._worker.local_directory)):
-            groups = join(meeting)
-        rank = hosted.rank = Rank(
-            replace(spec, device=hosted.device.name),
-            groups,
-            mailbox=hosted.mailbox,
-            publish=self._publish,
-            generation=order.generation,
-            lease=order.lease,
-        )
-        if hosted.given_up:  # while it was read
-            rank.give_up()
-        if hosted.interrupted:
-            rank.interrupt()
-        return rank.run(lambda failure: self._failed(hosted, failure)), rank.fingerprint()
+        with gpu_arithmetic(hosted.device.name, deterministic=spec.training.deterministic):
+            with variables_set(flight_records(self._worker.local_directory)):
+                groups = join(meeting)
+            rank = hosted.rank = Rank(
+                replace(spec, device=hosted.device.name),
+                groups,
+                mailbox=hosted.mailbox,
+                publish=self._publish,
+                generation=order.generation,
+                lease=order.lease,
+            )
+            if hosted.given_up:  # while it was read
+                rank.give_up()
+            if hosted.interrupted:
+                rank.interrupt()
+            return rank.run(lambda failure: self._failed(hosted, failure)), rank.fingerprint()
 
     def _failed(self, hosted: _Hosted, error: BaseException) -> None:
         """Record and tell an error before anything is waited for, once; on GPUs the process then ends.

@@ -1,4 +1,4 @@
-"""What one worker finds of a run before it begins: whether it can import, see and compute what ranks need.
+"""What one worker finds before a run begins: whether it can import, see and compute what ranks need, and how.
 
 Called through `client.run`, which passes the worker as `dask_worker`.
 """
@@ -15,10 +15,11 @@ from distributed import Worker
 
 from rehearsal_kit.base.errors import ClusterError, said
 from rehearsal_kit.base.failure_kinds import Kind, kind_of
-from rehearsal_kit.cluster.devices import device_of
+from rehearsal_kit.cluster.devices import LOCAL, device_of
 from rehearsal_kit.cluster.hosted_device import empty_device, end_process
 from rehearsal_kit.cluster.rank_host import PLUGIN, RankHost
 from rehearsal_kit.cluster.worker_variables import require_variables
+from rehearsal_kit.learning.gpu_arithmetic import device_versions, gpu_arithmetic
 from rehearsal_kit.rank.run_check import dry_run
 from rehearsal_kit.rank.run_spec import RunSpec
 from rehearsal_kit.record.commands import Arrived
@@ -64,6 +65,14 @@ def _checked(packed: bytes, tasks: Sequence[Arrived], kind: str) -> str:
             f"the workers do not see the run folder {spec.run.path}; choose one on a file system that kernel "
             "and workers share."
         )
-    reason = dry_run(replace(spec, device=device), tasks)
+    with gpu_arithmetic(device, deterministic=spec.training.deterministic):
+        reason = dry_run(replace(spec, device=device), tasks)
     empty_device()
     return reason
+
+
+def tell_device_versions(kind: str, deterministic: bool) -> dict[str, str]:
+    """What decides about the bits of a rank on this worker, which is of a cluster of this kind."""
+    device = "cpu" if kind == "cpu" else LOCAL
+    with gpu_arithmetic(device, deterministic=deterministic):
+        return device_versions(device)

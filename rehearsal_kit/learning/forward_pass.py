@@ -154,7 +154,9 @@ class ForwardPass:
         kind = self._device.partition(":")[0]
         wanted = self._precision
         if wanted == "auto":
-            wanted = "bfloat16" if kind == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+            # Where it is emulated it takes more time than float32.
+            knows = kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+            wanted = "bfloat16" if knows else "float32"
         return torch.autocast(kind, dtype=torch.bfloat16, enabled=wanted == "bfloat16")
 
 

@@ -21,11 +21,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from rehearsal_kit.base.errors import RankError, SettingsError, said_where
+from rehearsal_kit.base.errors import RankError, SettingsError
 from rehearsal_kit.base.failure_kinds import raise_of_device
 from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.buffer.row_layout import Samples
 from rehearsal_kit.learning.forward_pass import ForwardPass
+from rehearsal_kit.learning.gpu_arithmetic import said_of_network
 from rehearsal_kit.learning.mini_batch import MiniBatch
 from rehearsal_kit.learning.module_state import ModuleBuffers, count_of, numbers_of, shaped_as
 from rehearsal_kit.learning.packed_sum import PackedSum
@@ -178,7 +179,7 @@ class JointStep:
         except Exception as error:  # the other ranks must learn of it, not wait for this one
             raise_of_device(error)
             seconds = time.perf_counter() - began
-            return _Own([], {}, samples=0, changed=unchanged, seconds=seconds, error=said_where(error))
+            return _Own([], {}, samples=0, changed=unchanged, seconds=seconds, error=said_of_network(error))
         return _Own(terms, outputs, samples, changed=changed, seconds=time.perf_counter() - began)
 
     def _backward(
@@ -195,7 +196,7 @@ class JointStep:
             return torch.stack(scaled).detach(), gradients
         except Exception as error:  # the other ranks wait for a sum of this size
             raise_of_device(error)
-            own.error = said_where(error)
+            own.error = said_of_network(error)
         rows = len(told.counts) if apart else 1
         size = sum(count_of(parameter) for parameter in self._parameters)
         nothing = torch.zeros(len(told.counts), device=self._device)

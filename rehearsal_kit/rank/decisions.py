@@ -33,6 +33,7 @@ from rehearsal_kit.record.commands import (
     Command,
     Finished,
     SetAside,
+    StartedOver,
     TakeCheckpoint,
     TaskDone,
     Wish,
@@ -99,15 +100,24 @@ class Decisions:
         self._replay_queue, self._outstanding, self._otherwise = replay_queue, outstanding, otherwise
 
     def decide(
-        self, position: Position, prepare: Prepare, *, due: bool = False, idle: bool = False
+        self,
+        position: Position,
+        prepare: Prepare,
+        *,
+        due: bool = False,
+        idle: bool = False,
+        paused: bool = False,
     ) -> Iterator[Decision]:
         """What takes effect at this position, one after the other, the same on every rank.
 
         Each decision is on disk before rank 0 carries it out, and carried out before the next is prepared.
-        due: whether rank 0 finds that it is time for a checkpoint. idle: whether no step comes next.
+        due: whether rank 0 finds that it is time for a checkpoint. idle: whether no step comes next; paused:
+        none before somebody resumes the run.
         """
         self.decided += 1
-        found = self._collect(position, due=due, idle=idle) if self._groups.rank == 0 else {}
+        found = {}
+        if self._groups.rank == 0:
+            found = self._collect(position, due=due, idle=idle or paused, paused=paused)
         text = self._groups.broadcast(json.dumps(found) if found else "")
         if self.given_up:  # after the broadcast: what a revived rank 0 has just decided must not pass
             raise RankError("this generation of ranks was given up; another one takes its place.")
@@ -134,6 +144,12 @@ class Decisions:
         """Record the end of a task; ReplayError on rank 0 if another was recorded at this position."""
         self._fact(position, command)
 
+    def started_over(self, position: Position, command: StartedOver) -> None:
+        """Record that a task goes back to where it began, and the run waits for a person."""
+        # Versions up to November 2026 did not write it down, only what the person decided then.
+        if not self._replay_queue.decides_at(position):
+            self._fact(position, command)
+
     def finished(self, position: Position) -> None:
         """Record that all tasks are trained and no more will come."""
         self._fact(position, Finished())
@@ -145,6 +161,18 @@ class Decisions:
         entry = self._replay_queue.fact(position, "SetAside", task) if self._groups.rank == 0 else None
         if entry is not None:
             self._again(entry)
+        return self._groups.broadcast("" if entry is None else entry["reason"])
+
+    def recorded_start_over(self, position: Position, task: int) -> str:
+        """What a person was told when this task went back to its beginning here before; empty if it did not.
+
+        The same on every rank; `started_over` is still to be called.
+        """
+        if not self.follows:
+            return ""
+        entry = None
+        if self._groups.rank == 0:
+            entry = self._replay_queue.next_fact(position, "StartedOver", task)
         return self._groups.broadcast("" if entry is None else entry["reason"])
 
     def recorded_set_asides(self, position: Position) -> dict[int, str]:
@@ -177,7 +205,7 @@ class Decisions:
 
     # Rank 0 ---------------------------------------------------------------------------------------------
 
-    def _collect(self, position: Position, *, due: bool, idle: bool) -> dict[str, Any]:
+    def _collect(self, position: Position, *, due: bool, idle: bool, paused: bool) -> dict[str, Any]:
         self._wish_queue.receive()
         if self.closing:  # whatever waits stands in the ledger of wishes
             return {"interrupted": True, "follows": bool(self._replay_queue)}
@@ -186,6 +214,8 @@ class Decisions:
                 again = [
                     _without_position(entry, recorded=True) for entry in self._replay_queue.due(position)
                 ]
+                if paused and not again:  # nobody is heard before the end of the queue: it would be for ever
+                    self._replay_queue.require_a_way(position)
             except ReplayError as error:
                 raise self._cannot_be(str(error)) from error
             return {"decided": again, "follows": bool(self._replay_queue)}
@@ -266,7 +296,7 @@ class Decisions:
         reason = self.agree(trouble)
         return commit, reason, bool(reason) and bool(self.agree("twice" if twice else ""))
 
-    def _fact(self, position: Position, command: SetAside | TaskDone | Finished) -> None:
+    def _fact(self, position: Position, command: SetAside | TaskDone | StartedOver | Finished) -> None:
         if self._effects is None:
             return
         entry = self._entry(position, Decision(Wish(0, command)))

@@ -28,7 +28,7 @@ from rehearsal_kit.base.settings import Recovery, Rehearsal, Training, with_tupl
 from rehearsal_kit.data.experience import Experience
 from rehearsal_kit.data.preparation import Preparation
 from rehearsal_kit.learning.module_state import freeze, frozen_parameters, still_modules
-from rehearsal_kit.learning.networks.network import network_again, plain_arguments
+from rehearsal_kit.learning.networks.network import is_ours, network_again, plain_arguments
 from rehearsal_kit.learning.networks.registry import NETWORKS
 from rehearsal_kit.learning.signature import Signature
 from rehearsal_kit.learning.strategies.choice import (
@@ -232,8 +232,13 @@ def _network_again(run: RunFolder, kept: Mapping[str, Any]) -> torch.nn.Module:
     return network_again(name, kept["arguments"])
 
 
-def _source(kind: type) -> str:
-    """Fingerprint of the source of a class; empty where it cannot be found."""
+def _source(kind: type[torch.nn.Module]) -> str:
+    """Fingerprint of the source of a class; empty where it cannot be found, and for ours.
+
+    Theirs may be written anew and compute the same: `versions` tell which code it was.
+    """
+    if is_ours(kind):
+        return ""
     try:
         return hashlib.sha256(inspect.getsource(kind).encode()).hexdigest()[:DIGITS]
     except (OSError, TypeError):

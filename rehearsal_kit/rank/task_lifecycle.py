@@ -84,12 +84,15 @@ class TaskLifecycle:
             self._with.learner.state.restart()
         loader.again(self._with.run_state.step)
 
-    def end(self, loader: TaskLoader) -> list[int] | None:
-        """Evaluate what a task has come to; returns which tasks were, None if predictions are not finite."""
+    def end(self, loader: TaskLoader, *, unsound: bool) -> list[int] | None:
+        """Evaluate what a task has come to; returns which tasks were, None if predictions are not finite.
+
+        unsound: whether they were not when this was recorded.
+        """
         its, run_state = self._with, self._with.run_state
         its.reporter.flush()
         evaluated = its.evaluation.after(loader.task, step=run_state.step)
-        if not its.evaluation.sound:
+        if unsound or not its.evaluation.sound:
             return None
         its.evaluation.stability.ended(loader.task, step=run_state.step)
         weights = its.learner.state.fingerprint()

@@ -24,6 +24,7 @@ from rehearsal_kit.base.files import write_private
 from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.base.randomness import torch_seed
 from rehearsal_kit.data.task_loader import TaskLoader
+from rehearsal_kit.learning.gpu_arithmetic import device_versions
 from rehearsal_kit.learning.joint_step import Stepped
 from rehearsal_kit.learning.mini_batch import MiniBatch
 from rehearsal_kit.rank.checkpoint_takeup import CheckpointTakeup, Learning
@@ -36,7 +37,7 @@ from rehearsal_kit.rank.rehearsal_step import RehearsalStep
 from rehearsal_kit.rank.resumption import Resumption
 from rehearsal_kit.rank.run_spec import RunSpec
 from rehearsal_kit.rank.task_lifecycle import TaskLifecycle
-from rehearsal_kit.record.commands import TakeCheckpoint, Wish
+from rehearsal_kit.record.commands import StartedOver, TakeCheckpoint, Wish
 from rehearsal_kit.record.lease import LeaseWatch
 from rehearsal_kit.record.rank_records import Joined
 from rehearsal_kit.record.records import Applied, Noted
@@ -153,6 +154,7 @@ class Rank:
             process=os.getpid(),
             time=time.time(),
             generation=self._with.generation,
+            versions=device_versions(self._spec.device),
         )
         self._reporter.tell_of_myself(joined)
         self._resumption.begin()
@@ -211,12 +213,15 @@ class Rank:
         if before := self._decisions.recorded_set_aside((run_state.branch, run_state.step + 1), loader.task):
             self._give_up(loader, before, recorded=True)
             return
+        if before := self._recorded_start_over(loader):
+            self._start_over(loader, before)
+            return
         stepped = self._stepped(batch, factor)
         if stepped.failed:
             self._give_up(loader, self._decisions.agree(self._said(stepped)))
             return
         if stepped.trouble:
-            self._start_over(loader, stepped.trouble, guilty=stepped.guilty)
+            self._start_over(loader, self._trouble(loader, stepped.trouble, guilty=stepped.guilty))
             return
         self._rehearsing.offer(new, stepped, loader)
         seconds = time.perf_counter() - began
@@ -247,22 +252,33 @@ class Rank:
         where = f"(rank {self._groups.rank}, at step {self._run_state.step})"
         return f"{stepped.error} {where}" if stepped.error else ""
 
-    def _start_over(self, loader: TaskLoader, why: str, *, guilty: bool = False) -> None:
+    def _recorded_start_over(self, loader: TaskLoader) -> str:
+        """The trouble after which this task went back to its beginning here before; empty if it did not."""
+        run_state = self._run_state
+        position = (run_state.branch, run_state.step + 1)
+        return self._decisions.recorded_start_over(position, loader.task)
+
+    def _trouble(self, loader: TaskLoader, why: str, *, guilty: bool = False) -> str:
+        """What a person is told of numbers that are not finite; the same on every rank."""
+        ranks = self._groups.where(guilty)
+        experience = self._stream[loader.task]
+        where = f"rank {', '.join(map(str, ranks))}" if ranks else "the sum over all ranks"
+        return (
+            f"task {loader.task} ({experience.name if experience is not None else ''}), "
+            f"step {self._run_state.step}, {where}: {why}. Weights and optimizer are back where this task "
+            "began, and nothing else is lost: lower the learning rate "
+            f"({self._learner.training.learning_rate:g}) and resume, or stop."
+        )
+
+    def _start_over(self, loader: TaskLoader, trouble: str) -> None:
         """Go back to where the task began after a loss that is not finite, and wait for a person.
 
         The weights that made this loss may be spoilt already, so the step before is no place to go on from.
         """
         run_state = self._run_state
-        ranks = self._groups.where(guilty)
-        experience = self._stream[loader.task]
-        where = f"rank {', '.join(map(str, ranks))}" if ranks else "the sum over all ranks"
-        trouble = (
-            f"task {loader.task} ({experience.name if experience is not None else ''}), "
-            f"step {run_state.step}, {where}: {why}. Weights and optimizer are back where this task "
-            "began, and nothing else is lost: lower the learning rate "
-            f"({self._learner.training.learning_rate:g}) and resume, or stop."
-        )
         run_state.stepped()  # all ranks have begun it; nothing of it is offered
+        command = StartedOver(task=loader.task, reason=trouble)
+        self._decisions.started_over(run_state.position, command)
         self._task_lifecycle.go_back(loader)
         self._task_lifecycle.again(loader)
         run_state.pause_by_itself(trouble)
@@ -315,7 +331,11 @@ class Rank:
             self._stream
         )
         for decision in self._decisions.decide(
-            run_state.position, self._steering.prepare, due=due, idle=run_state.paused or nothing_left
+            run_state.position,
+            self._steering.prepare,
+            due=due,
+            idle=nothing_left,
+            paused=run_state.paused,
         ):
             self._acknowledge(decision)
             decided += 1
@@ -362,9 +382,11 @@ class Rank:
         self._preview_upkeep.keep(evaluated, after=self._with.evaluation.newest, step=self._run_state.step)
 
     def _end_task(self, loader: TaskLoader) -> None:
-        evaluated = self._task_lifecycle.end(loader)
+        before = self._recorded_start_over(loader)
+        evaluated = self._task_lifecycle.end(loader, unsound=bool(before))
         if evaluated is None:
-            self._start_over(loader, "the network predicts numbers that are not finite")
+            why = "the network predicts numbers that are not finite"
+            self._start_over(loader, before or self._trouble(loader, why))
             return
         self._preview_upkeep.keep(evaluated, after=loader.task, step=self._run_state.step)
         self._save_weights()

@@ -169,6 +169,19 @@ class TaskDone:
     """Fingerprint of the weights."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class StartedOver:
+    """A task goes back to where it began, because numbers were not finite, and the run waits for a person.
+
+    Found by all ranks from what they computed, and written down because ranks that begin again may compute
+    other numbers, on a device that does not give the same bits each time: they go back here all the same.
+    """
+
+    task: int
+    reason: str
+    """What the person is told."""
+
+
 @dataclass(frozen=True)
 class Finished:
     """Every task that has arrived is trained and no more will come: found by all ranks.
@@ -258,11 +271,12 @@ Command = (
     | RollBack
     | Note
     | TaskDone
+    | StartedOver
     | Finished
     | BeginAgain
     | Steer
 )
-OF_RANKS = (SetAside, TaskDone, Finished, BeginAgain)
+OF_RANKS = (SetAside, TaskDone, StartedOver, Finished, BeginAgain)
 """Found or decided by the ranks themselves: no kernel may wish for them."""
 _KINDS: Mapping[str, type[Any]] = {kind.__name__: kind for kind in Command.__args__}
 

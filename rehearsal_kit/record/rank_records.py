@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +18,9 @@ class Joined:
     time: float
     """Seconds since the epoch."""
     generation: int = 0
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """What decides about the bits that its device computes, besides the versions of the run. Empty in runs of
+    versions up to November 2026."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,6 +47,11 @@ class ReplayQueue:
 
     def fact(self, position: Position, kind: str, task: int | None) -> Entry | None:
         """What was found of a task, or of the run, at this position; None if that is not what comes next."""
+        found = self.next_fact(position, kind, task)
+        return None if found is None else self._entries.popleft()
+
+    def next_fact(self, position: Position, kind: str, task: int | None) -> Entry | None:
+        """The same, and it stays what comes next."""
         if not self._entries:
             return None
         entry = self._entries[0]
@@ -55,7 +60,11 @@ class ReplayQueue:
             and not _is_decision(entry)
             and (entry["kind"], entry.get("task")) == (kind, task)
         )
-        return self._entries.popleft() if same else None
+        return entry if same else None
+
+    def decides_at(self, position: Position) -> bool:
+        """Whether what comes next is a decision at this position."""
+        return bool(self._entries) and at(self._entries[0]) == position and _is_decision(self._entries[0])
 
     def set_asides(self, position: Position) -> list[Entry]:
         """The tasks that the ranks set aside on their own at this position, as far as these come next."""
@@ -77,6 +86,16 @@ class ReplayQueue:
                 f"the ledger has {_words(self._entries[0])} at step {step} of branch {branch}, the run is "
                 f"at step {position[1]} of branch {position[0]} and it has not come about; code, data or "
                 "settings are not those of the recorded run."
+            )
+
+    def require_a_way(self, position: Position) -> None:
+        """ReplayError if something is recorded that nothing leads to while the run is paused here."""
+        if self._entries:
+            raise ReplayError(
+                f"the run is paused at step {position[1]} of branch {position[0]}, and nobody had it resumed "
+                f"there when the ledger was written, which has {_words(self._entries[0])} at step "
+                f"{at(self._entries[0])[1]}; code, data, settings or device are not those of the recorded "
+                "run."
             )
 
     def require_no_more(self, position: Position) -> None:

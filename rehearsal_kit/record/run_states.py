@@ -94,7 +94,8 @@ class Recorded(Enum):
 
 def recorded_as(kind: str, *, task: int | None, number: int) -> Recorded:
     """What an entry of this kind is. task: its number, where the entry names one; number: of its wish."""
-    if kind in ("TaskDone", "Finished", "BeginAgain") or (kind == "SetAside" and task is not None):
+    facts = ("TaskDone", "StartedOver", "Finished", "BeginAgain")
+    if kind in facts or (kind == "SetAside" and task is not None):
         return Recorded.FACT
     if kind == "TakeCheckpoint" and not number:
         return Recorded.OF_THE_CLOCK

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +13,10 @@ from safetensors.torch import load_file
 from rehearsal_kit.base.errors import ReplayError, TaskError
 from rehearsal_kit.base.settings import Recovery
 from rehearsal_kit.base.tensor_fingerprint import tensor_fingerprint
-from rehearsal_kit.cluster.cluster import start_cluster
+from rehearsal_kit.cluster.cluster import Cluster, start_cluster
+from rehearsal_kit.cluster.cluster_calls import ask_workers
+from rehearsal_kit.cluster.worker_check import tell_device_versions
+from rehearsal_kit.cluster.workers import workers_in_order
 from rehearsal_kit.learning.strategies.strategy import Strategy
 from rehearsal_kit.rank.run_spec import (
     RunSpec,
@@ -25,6 +29,7 @@ from rehearsal_kit.rank.run_spec import (
 )
 from rehearsal_kit.record.effects import segments
 from rehearsal_kit.record.ledger import read_ledger
+from rehearsal_kit.record.rank_records import Joined
 from rehearsal_kit.record.records import CheckpointTaken, TaskEnded
 from rehearsal_kit.record.run_folder import RunFolder
 from rehearsal_kit.record.timeline import Timeline
@@ -55,29 +60,35 @@ def replay_run(
     strategy: Strategy | None = None,
     any_versions: bool = False,
 ) -> Timeline:
-    """Carry out what the ledger of `run` says, on as many CPU workers, in a new run folder; its timeline.
+    """Carry out what the ledger of `run` says, on as many workers, in a new run folder; its timeline.
 
-    Where the run went on with another number of ranks, the replay does so as well.
+    Where the run went on with another number of ranks, the replay does so as well. It is trained on the kind
+    of device that the run was trained on.
 
     network, strategy: needed where they are not of this package, or the network was altered after it was
     made. any_versions: try it with other versions than the run was made with, too; `compare_runs` says
     whether the bits are the same.
 
     Raises:
-        ReplayError: other versions of Python, torch or this package, or data that have changed.
+        ReplayError: other versions of Python, torch or this package, another device, or data that have
+            changed.
         RankError: what was recorded did not come about again.
     """
     if not any_versions:
         require_same_versions(run)
     settings = read_settings(run, strategy)
     spec = RunSpec(
-        **vars(replace(settings, run=into.create(), recovery=Recovery(checkpoint_s=1e9, restarts=0))),
+        **vars(replace(settings, run=into, recovery=Recovery(checkpoint_s=1e9, restarts=0))),
         network=read_network(run, network),
         replays=run,
     )
+    kind = "auto" if any(versions["device"] == "cuda" for versions in recorded_devices(run)) else "cpu"
     for part, ranks in enumerate(recorded_ranks(run)):
-        with start_cluster("cpu", workers=ranks) as cluster:
+        with start_cluster(kind, workers=ranks) as cluster:
+            if not any_versions:
+                _require_same_device(run, cluster, deterministic=settings.training.deterministic)
             if not part:
+                into.create()
                 keep_spec(spec, ranks=ranks)
             with ContinuedSession.resumed(cluster, spec) as session:
                 session.start()
@@ -90,6 +101,15 @@ def recorded_ranks(run: RunFolder) -> list[int]:
     """How many ranks made each part of a run; one part, unless it went on with another number of them."""
     parts = segments(read_ledger(run.effects))
     return [int(part[0]["world_size"]) for part in parts] or [stored_ranks(run)]
+
+
+def recorded_devices(run: RunFolder) -> list[Mapping[str, str]]:
+    """What decided about the bits of the devices of rank 0, one for each time that ranks were started.
+
+    Of runs of versions up to November 2026 only which kind of device that was.
+    """
+    joined = Timeline.load(run.timeline).records(Joined)
+    return [{"device": record.device.partition(":")[0], **record.versions} for record in joined]
 
 
 def compare_runs(run: RunFolder, replayed: RunFolder) -> list[Compared]:
@@ -107,16 +127,51 @@ def require_same_versions(run: RunFolder) -> None:
     """ReplayError if something that decides about bits is not what it was."""
     if changed := changed_versions(run):
         raise ReplayError(
-            f"run {run.path} was made with other versions: {'; '.join(changed)}. Bits are only sure to be "
-            "the same with the same ones: install them, for example in an environment of their own; or try "
+            f"{_made_with(run, changed)}: install them, for example in an environment of their own; or try "
             "it with these, by --any-versions."
         )
 
 
 def changed_versions(run: RunFolder) -> list[str]:
     """What decides about bits and is another one now than when the run was made, in words."""
-    then, now = stored_versions(run), versions()
-    return [f"{name} {then[name]} then, {now.get(name)} now" for name in then if then[name] != now.get(name)]
+    return _changes(stored_versions(run), versions())
+
+
+def changed_devices(run: RunFolder, now: Mapping[str, str]) -> list[str]:
+    """What decides about the bits of a device and is another one now than it ever was in the run, in words.
+
+    now: as `device_versions` tells it.
+    """
+    changes = [change for then in recorded_devices(run) for change in _changes(then, now)]
+    return [*dict.fromkeys(changes)]
+
+
+def _changes(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    return [
+        f"{name} {value} then, {now.get(name, 'none')} now"
+        for name, value in then.items()
+        if value != now.get(name)
+    ]
+
+
+def _require_same_device(run: RunFolder, cluster: Cluster, *, deterministic: bool) -> None:
+    """ReplayError if the workers of this cluster do not compute as those did on which the run was trained."""
+    kind, worker = cluster.address.kind, workers_in_order(cluster)[:1]
+    told = ask_workers(cluster.client, tell_device_versions, kind, deterministic, workers=worker)
+    for now in told.values():
+        if changed := changed_devices(run, now):
+            reason = "" if kind == "cuda" else f" ({cluster.reason})"
+            raise ReplayError(
+                f"{_made_with(run, changed)}{reason}: replay it on such a machine; or try it on this one, by "
+                "--any-versions."
+            )
+
+
+def _made_with(run: RunFolder, changed: Sequence[str]) -> str:
+    return (
+        f"run {run.path} was made with other versions: {'; '.join(changed)}. Bits are only sure to be the "
+        "same with the same ones"
+    )
 
 
 def _fingerprints(run: RunFolder) -> dict[str, str]:

@@ -17,11 +17,14 @@ import labkit
 import psutil
 import pytest
 from real_data import real_data
+from runkit import written
 
 from rehearsal_kit.base.errors import ClusterError
 from rehearsal_kit.cli.main import main
 from rehearsal_kit.cluster.server import ClusterFiles
 from rehearsal_kit.data.simulated_beamline import Beamline
+from rehearsal_kit.record.rank_records import Joined
+from rehearsal_kit.record.run_folder import RunFolder
 
 pytestmark = pytest.mark.cluster
 COMMAND = [sys.executable, "-m", "rehearsal_kit.cli"]
@@ -147,6 +150,14 @@ def test_a_bad_scan_among_good_ones_is_named_and_the_rest_is_learned(tmp_path, c
     assert "set aside torn" in said
     # What it leaves can be replayed: the scans that were set aside are set aside again.
     (folder,) = tmp_path.rglob("er")
+    timeline = (folder / "timeline.jsonl").read_text()
+    # As if ranks had been started on another machine once.
+    elsewhere = {"device": "cuda", "GPU": "of last week"}
+    joined = Joined(rank=0, ranks=1, device="cuda:0", process=1, time=0.0, versions=elsewhere)
+    written(RunFolder(folder), [joined])
+    assert main(["replay", str(folder), "--check"]) == 1
+    assert "GPU of last week then" in capsys.readouterr().err
+    (folder / "timeline.jsonl").write_text(timeline)
     settings = json.loads((folder / "settings.json").read_text())
     settings["versions"]["code of rehearsal-kit"] = "of last week"
     (folder / "settings.json").write_text(json.dumps(settings))

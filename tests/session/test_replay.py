@@ -24,6 +24,7 @@ from runkit import (
     same,
     until,
     weights_of,
+    written,
 )
 
 from rehearsal_kit.base.errors import ReplayError
@@ -44,10 +45,11 @@ from rehearsal_kit.record.commands import (
     TakeCheckpoint,
 )
 from rehearsal_kit.record.ledger import read_ledger
+from rehearsal_kit.record.rank_records import Joined
 from rehearsal_kit.record.records import BranchBegan, Restored, TaskEnded
 from rehearsal_kit.record.run_folder import RunFolder
 from rehearsal_kit.record.timeline import Timeline
-from rehearsal_kit.session.replay import compare_runs
+from rehearsal_kit.session.replay import changed_devices, compare_runs, recorded_devices
 
 COMMANDS = 100
 
@@ -187,6 +189,26 @@ def test_a_replay_that_comes_to_other_weights_says_where(tmp_path, tasks):
     other = replace(job_in(tmp_path / "again"), replays=spec.run, seed=12)
     with pytest.raises(ReplayError, match="code, data or settings are not those of the recorded run"):
         carry_out(ALONE, other, [])
+
+
+def test_a_replay_tells_the_devices_of_a_run_from_the_one_it_would_have(tmp_path, tasks):
+    spec = recorded(tmp_path / "run", tasks)
+    assert recorded_devices(spec.run) == [{"device": "cpu"}]
+    assert changed_devices(spec.run, {"device": "cpu"}) == []
+    card = {"device": "cuda", "GPU": "H100", "NCCL_NVLS_ENABLE": "0"}
+    assert changed_devices(spec.run, card) == ["device cpu then, cuda now"]
+    # Gone on with on a GPU, and before that by a version that wrote down the device alone.
+    old = Joined(rank=0, ranks=1, device="cpu", process=1, time=0.0)
+    written(spec.run, [old, replace(old, device="cuda:0", versions=card)])
+    assert recorded_devices(spec.run) == [{"device": "cpu"}, {"device": "cpu"}, card]
+    assert changed_devices(spec.run, {**card, "GPU": "A100"}) == [
+        "device cpu then, cuda now",
+        "GPU H100 then, A100 now",
+    ]
+    assert changed_devices(spec.run, {"device": "cpu"})[:2] == [
+        "device cuda then, cpu now",
+        "GPU H100 then, none now",
+    ]
 
 
 def test_a_task_set_aside_is_set_aside_again_though_its_file_can_be_read_now(tmp_path, tasks):

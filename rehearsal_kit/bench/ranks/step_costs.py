@@ -93,6 +93,7 @@ class StepCost:
             "network": self.ranks[0].subject,
             "row_bytes": self.ranks[0].row_bytes,
             "devices": list(self.trial.devices),
+            "deterministic": self.trial.deterministic,
             "batch": self.trial.batch,
             "representatives": self.trial.representatives,
             "candidates": self.trial.candidates,
@@ -129,6 +130,9 @@ def step_table(costs: Sequence[StepCost], *, cpus: int) -> Table:
             f"{ranks} ranks have {2 * ranks} threads on {cpus} CPUs: what the background thread computes is "
             "taken from the training thread, so that hidden work is not free here."
         )
+    elif trial.devices[0] != "cpu":
+        same = "the same bits each time" if trial.deterministic else "whatever is fastest (--fastest)"
+        notes.append(f"Computed by {same}; what that costs is the ratio of two such measurements.")
     return Table(
         f"Training step with and without rehearsal; ranks: {ranks}, on {trial.devices[0].split(':')[0]}",
         COLUMNS,

@@ -14,6 +14,7 @@ from rehearsal_kit.bench.ranks.subjects import Subject
 from rehearsal_kit.buffer.distributed_buffer import DistributedBuffer
 from rehearsal_kit.buffer.exchange import GroupExchange
 from rehearsal_kit.buffer.row_layout import RowLayout
+from rehearsal_kit.learning.gpu_arithmetic import gpu_arithmetic
 from rehearsal_kit.learning.learner import Learner
 from rehearsal_kit.learning.mini_batch import MiniBatch
 from rehearsal_kit.learning.strategies.replay import ER
@@ -49,6 +50,8 @@ class Trial:
     subjects: tuple[Subject, ...]
     devices: tuple[str, ...]
     """Device of each rank."""
+    deterministic: bool = True
+    """As in `Training`."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,13 @@ class RankSteps:
 
 def measure_steps(groups: ProcessGroups, trial: Trial) -> RankSteps:
     """Measure steps with and without rehearsal on one rank; all ranks call it together."""
-    torch.manual_seed(SEED + groups.rank)
     device = trial.devices[groups.rank]
+    with gpu_arithmetic(device, deterministic=trial.deterministic):
+        return _measured(groups, trial, device)
+
+
+def _measured(groups: ProcessGroups, trial: Trial, device: str) -> RankSteps:
+    torch.manual_seed(SEED + groups.rank)
     if device != "cpu":
         torch.cuda.set_device(device)
     subject, learner = _long_enough(groups, trial, device)

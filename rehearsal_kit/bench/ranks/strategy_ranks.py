@@ -14,6 +14,7 @@ from rehearsal_kit.buffer.row_layout import IDENTITY, Samples
 from rehearsal_kit.buffer.states import Representatives, Round
 from rehearsal_kit.compare.arms import Arm
 from rehearsal_kit.compare.streams import CLASSES, CompareStream, stream_named
+from rehearsal_kit.learning.gpu_arithmetic import gpu_arithmetic
 from rehearsal_kit.learning.learner import Learner
 from rehearsal_kit.learning.mini_batch import MiniBatch
 from rehearsal_kit.learning.stored_outputs import for_layout
@@ -50,6 +51,10 @@ class Turns:
         arms = [Arm.parsed(name) for name in ("Incremental", *names)]
         return list(dict.fromkeys(arms))
 
+    def device_of(self, rank: int) -> str:
+        """That of this rank, as torch calls it."""
+        return self.device if self.device == "cpu" else f"{self.device}:{rank}"
+
 
 def measured_on(stream: CompareStream) -> tuple[str, ...]:
     """All of ours that suit a stream and whose step is not that of Incremental on samples of other tasks."""
@@ -63,6 +68,11 @@ def measured_on(stream: CompareStream) -> tuple[str, ...]:
 
 def measure_turns(groups: ProcessGroups, turns: Turns) -> dict[str, list[float]]:
     """Seconds of each step by strategy, round by round; all ranks call it together."""
+    with gpu_arithmetic(turns.device_of(groups.rank), deterministic=True):
+        return _measured(groups, turns)
+
+
+def _measured(groups: ProcessGroups, turns: Turns) -> dict[str, list[float]]:
     torch.manual_seed(SEED + groups.rank)
     stream = stream_named(turns.stream)
     arms = {each.name: _Turn(each, stream, groups=groups, turns=turns) for each in turns.measured()}
@@ -85,7 +95,7 @@ class _Turn:
     """One strategy with a network, an optimizer and a full buffer of its own."""
 
     def __init__(self, arm: Arm, stream: CompareStream, *, groups: ProcessGroups, turns: Turns) -> None:
-        self._device = turns.device if turns.device == "cpu" else f"{turns.device}:{groups.rank}"
+        self._device = turns.device_of(groups.rank)
         self._pool = [_samples(stream, number, groups.rank) for number in range(POOL)]
         strategy, training = arm.made(stream), replace(arm.training(stream), precision="float32")
         if strategy.asks_average and training.average is None:

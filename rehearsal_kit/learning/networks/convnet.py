@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from rehearsal_kit.base.errors import SettingsError
 from rehearsal_kit.base.randomness import torch_seed
 from rehearsal_kit.base.settings import require_integer
+from rehearsal_kit.learning.repeatable_layers import RegionMeans
 
 
 class ConvNet(nn.Module):
@@ -43,7 +44,7 @@ class ConvNet(nn.Module):
                 *_block(channels, width),
                 *_block(width, 2 * width),
                 *_block(2 * width, 4 * width),
-                nn.AdaptiveAvgPool2d(3),
+                RegionMeans(3),
                 nn.Flatten(),
             )
             self.head = nn.Linear(9 * 4 * width, classes)

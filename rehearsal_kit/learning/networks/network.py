@@ -43,7 +43,7 @@ def plain_arguments(network: nn.Module) -> Mapping[str, Any] | None:
 def why_not_again(network: nn.Module) -> str:
     """Why this network cannot be made again from its run folder alone, in words; empty if it can."""
     kind = type(network)
-    if _is_ours(kind):
+    if is_ours(kind):
         altered = f"this {kind.__name__} was altered after it was made (layers, their names or dtypes)"
         return altered if _is_altered(network) else ""
     if kind.__module__ == "__main__" or "<locals>" in kind.__qualname__:
@@ -54,14 +54,15 @@ def why_not_again(network: nn.Module) -> str:
     return f"the class {kind.__name__} of the network, from {kind.__module__}, is not one of ours"
 
 
-def _is_ours(kind: type[nn.Module]) -> bool:
+def is_ours(kind: type[nn.Module]) -> bool:
+    """Whether this class stands in the registry."""
     return kind.__name__ in NETWORKS and network_class(kind.__name__) is kind
 
 
 def _is_altered(network: nn.Module) -> bool:
     """Whether a network of ours is not any more what its arguments make, as far as its layers tell."""
     kind = type(network)
-    if not _is_ours(kind) or not isinstance(network, Network):
+    if not is_ours(kind) or not isinstance(network, Network):
         return False
     # With weights: on torch's device "meta" they take no time, but the first use imports for a second.
     again = network_again(kind.__name__, network.arguments)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from rehearsal_kit.base.errors import SettingsError
 from rehearsal_kit.base.randomness import torch_seed
 from rehearsal_kit.base.settings import require_integer
+from rehearsal_kit.learning.repeatable_layers import BilinearDoubling
 
 _CHANNELS: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "small": ((12, 32), (32, 16)),
@@ -95,5 +96,4 @@ def _blocks(channels: Sequence[int], resize: nn.Module) -> nn.Sequential:
 
 
 def _decoder(channels: Sequence[int]) -> nn.Sequential:
-    double = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
-    return nn.Sequential(_blocks(channels, double), nn.Conv2d(channels[-1], 1, 3, padding=1))
+    return nn.Sequential(_blocks(channels, BilinearDoubling()), nn.Conv2d(channels[-1], 1, 3, padding=1))
