@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from ranks import RankPool
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 from samples import batch_of, identity_of, new_buffer, rank_of, samples
 from scipy.stats import chisquare
 
-from rehearsal_kit.base.errors import SettingsError
+from rehearsal_kit.base.errors import SettingsError, SnapshotError
 from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.base.settings import Rehearsal
 from rehearsal_kit.buffer.distributed_buffer import DistributedBuffer
@@ -18,6 +20,7 @@ from rehearsal_kit.buffer.policies import Quotas, Reservoir
 from rehearsal_kit.buffer.removal import LossAwareRemoval
 from rehearsal_kit.buffer.row_layout import RowLayout
 from rehearsal_kit.buffer.row_losses import Replayed
+from rehearsal_kit.buffer.snapshots import read_shards
 from rehearsal_kit.buffer.states import Round
 from rehearsal_kit.buffer.store import LocalStore
 
@@ -73,17 +76,17 @@ def loss_of(identity):
     return np.where(identity % 20 == 0, BROKEN_LOSS, sound)
 
 
-def streamed(removal, *, policy=None, steps=1500):
-    """What a store held, on average over the later half of a stream: how many broken, and by band of loss."""
-    store = LocalStore(LAYOUT, CAPACITY, policy=policy or Quotas(), removal=removal)
+def streamed(removal, *, steps=500):
+    """Shares in a store over the later half of a stream: of easy, middle, hard and broken rows."""
+    store = LocalStore(LAYOUT, CAPACITY, policy=Quotas(), removal=removal)
     bands, looked = np.zeros(4), 0
     for step in range(steps):
-        identity = 4 * step + np.arange(4)
-        store.offer({"sample_id": torch.from_numpy(identity)}, [step % 2] * 4, random=rng([1, step]))
+        identity = 16 * step + np.arange(16)
+        store.offer({"sample_id": torch.from_numpy(identity)}, [step % 2] * 16, random=rng([1, step]))
         held = LAYOUT.packed_identities(store.contents.rows)
-        drawn = held[rng([2, step]).integers(len(held), size=40)]
+        drawn = held[rng([2, step]).integers(len(held), size=100)]
         store.learn(Replayed(drawn, loss_of(drawn)))
-        if step >= steps // 2 and not step % 10:
+        if step >= steps // 2:
             band = np.where(held % 20 == 0, 3, (3 * loss_of(held)).astype(int))
             bands += np.bincount(band, minlength=4)
             looked += len(held)
@@ -152,10 +155,10 @@ def test_a_smaller_capacity_lets_go_of_small_losses_rather_than_large_ones():
 
 def test_a_reservoir_takes_in_what_it_takes_in_with_random_removal_and_keeps_what_is_hard():
     stores = [LocalStore(LAYOUT, 320, policy=Reservoir(5), removal=name) for name in ("random", "loss")]
-    for step in range(1200):
-        identity = torch.arange(8) + 8 * (step % 600)  # every sample comes twice
+    for step in range(300):
+        identity = torch.arange(32) + 32 * (step % 150)  # every sample comes twice
         for store in stores:
-            store.offer({"sample_id": identity}, [0] * 8, random=rng([1, step]))
+            store.offer({"sample_id": identity}, [0] * 32, random=rng([1, step]))
             held = LAYOUT.packed_identities(store.contents.rows)
             store.learn(Replayed(held, loss_of(held)))
         by_tag = LAYOUT.packed_identities(stores[0].contents.rows)
@@ -258,6 +261,43 @@ def test_on_another_number_of_ranks_rows_are_dealt_with_their_losses(pool, three
         assert repr(sorted(merged[0].items())) == repr(sorted(merged[1].items()))
         assert any(np.isfinite(loss) for loss in merged[0].values())
     pool(told, policy, str(tmp_path))  # and it goes on
+
+
+@pytest.mark.parametrize("now", ["random", "loss"])
+def test_a_snapshot_of_either_removal_is_taken_up_by_the_other(tmp_path, now):
+    groups, before = ProcessGroups(0, 1), "loss" if now == "random" else "random"
+    written = new_buffer(groups, removal=before)
+    for step in range(8):
+        drawn = written.advance()
+        losses = None if drawn is None else drawn.samples["sample_id"].double()
+        written.offer(batch_of(0, step, 8), group=0, losses=losses)
+    written.save(tmp_path)
+    written.close()
+    with new_buffer(groups, removal=now) as buffer:
+        buffer.load(tmp_path)
+        losses = buffer.state().contents.losses
+        assert losses is None if now == "random" else np.isnan(losses).all()
+        assert len(buffer.advance().samples["sample_id"]) == 6
+
+
+DAMAGES = {
+    "an infinite loss": ({"store/losses": np.full(24, np.inf).view(np.int64)}, "a loss that is infinite"),
+    "losses as float64": ({"store/losses": np.zeros(24)}, "dtype 'F64'"),
+    "a loss too few": ({"store/losses": np.zeros(23, np.int64)}, "store/losses has 23 numbers"),
+    "a seat too many": ({"store/seats": np.zeros(25, np.int64)}, "store/seats has 25 numbers"),
+    "losses of nobody": ({"pending/learned": np.zeros(9, np.int64)}, "pending/(learned|replayed) has"),
+}
+
+
+@pytest.mark.parametrize(("damage", "said"), DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_snapshot_is_refused_in_words(tmp_path, damage, said):
+    told(ProcessGroups(0, 1), "quotas", str(tmp_path), 14)
+    (path,) = tmp_path.iterdir()
+    with safe_open(path, framework="numpy") as file:
+        about = file.metadata()
+    save_file({**load_file(path), **damage}, path, metadata=about)
+    with pytest.raises(SnapshotError, match=said):
+        read_shards(tmp_path, rank=0, ranks=1)
 
 
 # What stays as it was --------------------------------------------------------------------------------------
