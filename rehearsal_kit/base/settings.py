@@ -21,6 +21,9 @@ POLICIES: Mapping[str, str] = {
 """Policies of the buffer, and what stays by each once it is full. Their classes are those of the same names
 in `buffer/policies.py`."""
 
+LOSS_AWARE = ("quotas", "reservoir")
+"""Policies with which `Rehearsal.removal` may be "loss": which row goes is a choice among equals there."""
+
 SCALINGS = ("none", "global", "linear", "sqrt")
 """What another number of ranks changes: see `Training.scaling`."""
 
@@ -148,6 +151,14 @@ class Rehearsal:
     policy: str = "quotas"
     """What stays once the buffer is full: one of the names in `POLICIES` of this file, which says what each
     of them keeps, such as "quotas" (an equal share per group)."""
+    removal: str = "random"
+    """Which row goes where the policy makes room: "random", each of its group (of all rows with "reservoir")
+    equally likely; or "loss", a row with a small loss rather than one with a large loss, as what the network
+    knows well is worth least (after the loss-aware reservoir sampling of Buzzega et al., "Rethinking
+    experience replay: a bag of tricks for continual learning", arXiv 2010.05595). The loss is that of the
+    last time a row was replayed. Rows that never were, and the fifth of each group with the largest losses,
+    in which broken frames and wrong labels are, go as at random. Needs a field `sample_id`. Not with "fifo",
+    where the oldest goes."""
     draw: str = "samples"
     """What is equally likely to come back: every one of the stored "samples"; every one of their "groups";
     or every one of the "earlier" samples, those of groups that the newest mini-batches of all ranks are not
@@ -164,6 +175,12 @@ class Rehearsal:
         require_integer("distillation", self.distillation, low=0)
         require_integer("candidates", self.candidates, low=0)
         require_one_of("policy", self.policy, tuple(POLICIES))
+        require_one_of("removal", self.removal, ("random", "loss"))
+        if self.removal == "loss" and self.policy not in LOSS_AWARE:
+            raise SettingsError(
+                f"removal is 'loss' and policy {self.policy!r}, which leaves no choice of the row that goes; "
+                f"take removal='random', or one of the policies {', '.join(map(repr, LOSS_AWARE))}."
+            )
         require_one_of("draw", self.draw, ("samples", "groups", "earlier"))
         object.__setattr__(self, "half", tuple(self.half))
         if isinstance(self.capacity, str):

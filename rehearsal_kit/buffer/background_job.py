@@ -10,8 +10,9 @@
 A job begins when step t takes its representatives: it stores what step t - 1 offered, and what it draws is
 taken by step t + 1. One header per rank says what that rank holds and which settings it works with; ranks
 that do not agree end there, before rows are exchanged. Every rank makes the same plan, and one all-to-all of
-uneven parts carries the rows. An error while storing travels in the header, so that no rank waits for one
-that has failed.
+uneven parts carries the rows. Losses of what step t - 1 replayed, for loss-aware removal, are told to all
+ranks between header and plan; they count from the next job on. An error while storing travels in the header,
+so that no rank waits for one that has failed.
 """
 
 from __future__ import annotations
@@ -27,9 +28,17 @@ from rehearsal_kit.base.failure_kinds import raise_of_device
 from rehearsal_kit.base.randomness import Rekeyed
 from rehearsal_kit.base.settings import Rehearsal
 from rehearsal_kit.buffer.draw_plan import DrawPlan, plan_draw, plan_earlier_draw, plan_group_draw
-from rehearsal_kit.buffer.exchange import Exchange, Header, gather_groups, gather_headers, gather_newest
+from rehearsal_kit.buffer.exchange import (
+    Exchange,
+    Header,
+    gather_groups,
+    gather_headers,
+    gather_losses,
+    gather_newest,
+)
 from rehearsal_kit.buffer.memory_limit import share_of
 from rehearsal_kit.buffer.policies import new_policy
+from rehearsal_kit.buffer.row_losses import Replayed
 from rehearsal_kit.buffer.staging import Staging
 from rehearsal_kit.buffer.states import Drawn, Pending, Round, Staged, steered
 from rehearsal_kit.buffer.store import LocalStore
@@ -71,6 +80,8 @@ class BackgroundJob:
         began = time.perf_counter()
         try:
             headers = self._stored_everywhere(work, pending)
+            for replayed in gather_losses(_replayed(pending), headers, self._exchange):
+                self._store.learn(replayed)
             plan = self._plan(work, headers, [] if pending is None else pending.newest)
             rows, exchange = self._staging.empty(0), self._exchange
             if plan.drawn:
@@ -103,15 +114,17 @@ class BackgroundJob:
         except Exception as error:  # the others must learn of it, not wait for this rank
             trouble = error
         try:
-            headers = gather_headers(self._header(work, error=int(trouble is not None)), self._exchange)
+            headers = gather_headers(
+                self._header(work, pending, error=int(trouble is not None)), self._exchange
+            )
         except RankError:
             if trouble is not None:
                 raise trouble from None
             raise
         threshold = min(header.threshold for header in headers)
         if any(header.threshold != threshold for header in headers):
-            self._store.trim(threshold)
-            headers = gather_headers(self._header(work), self._exchange)
+            self._store.trim(threshold, random=self._random.at(self._exchange.rank, work.step, 2))
+            headers = gather_headers(self._header(work, pending), self._exchange)
         return headers
 
     def _apply(self, work: Round, pending: Pending | None) -> None:
@@ -133,7 +146,7 @@ class BackgroundJob:
                 rows, groups = rows[chosen], [groups[i] for i in chosen.tolist()]
         self._store.offer_packed(rows, groups, random=random)
 
-    def _header(self, work: Round, error: int = 0) -> Header:
+    def _header(self, work: Round, pending: Pending | None, *, error: int = 0) -> Header:
         return Header(
             generation=work.generation,
             branch=work.branch,
@@ -146,6 +159,7 @@ class BackgroundJob:
             stored=len(self._store),
             groups=self._store.index.groups,
             threshold=self._store.policy.threshold,
+            replayed=len(_replayed(pending)),
             error=error,
         )
 
@@ -163,3 +177,7 @@ class BackgroundJob:
             left_out = gather_newest(newest, self._exchange)
             return plan_earlier_draw(sizes, counts, newest=left_out, random=random)
         return plan_draw([header.stored for header in headers], counts, random)
+
+
+def _replayed(pending: Pending | None) -> Replayed:
+    return Replayed.nothing() if pending is None else pending.replayed

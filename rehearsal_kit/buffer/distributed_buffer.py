@@ -26,7 +26,8 @@ from rehearsal_kit.buffer.background_job import BackgroundJob
 from rehearsal_kit.buffer.exchange import Exchange, GroupExchange, require_agreement
 from rehearsal_kit.buffer.memory_limit import available_bytes, require_fitting, require_room, share_of
 from rehearsal_kit.buffer.policies import new_policy
-from rehearsal_kit.buffer.row_layout import RowLayout, Samples
+from rehearsal_kit.buffer.row_layout import RowLayout, Rows, Samples
+from rehearsal_kit.buffer.row_losses import Replayed
 from rehearsal_kit.buffer.snapshots import read_shards, write_shard
 from rehearsal_kit.buffer.staging import Staging
 from rehearsal_kit.buffer.states import BufferState, Pending, Representatives, Round, Staged, steered
@@ -74,7 +75,9 @@ class DistributedBuffer:
         capacity = rehearsal.samples(layout.row_bytes)
         share = share_of(capacity, exchange.rank, exchange.ranks)
         self._ranks_here = require_room(share * layout.row_bytes, exchange)
-        self._store = LocalStore(layout, share, policy=new_policy(rehearsal.policy, seed))
+        self._store = LocalStore(
+            layout, share, policy=new_policy(rehearsal.policy, seed), removal=rehearsal.removal
+        )
         self._policy = new_policy(rehearsal.policy, seed)
         """Chooses candidates here while that of the store is with the background thread."""
         self._staging = Staging(layout, device)
@@ -85,6 +88,8 @@ class DistributedBuffer:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"rehearsal-r{exchange.rank}")
         self._in_flight: Future[Staged] | None = None
         self._pending: Pending | None = None
+        self._taken: Rows | None = None
+        """`sample_id` of each representative of this step, where their losses are asked for."""
         self._intake = self._store.intake
         self._step = -1
 
@@ -113,8 +118,14 @@ class DistributedBuffer:
     def augment(self, samples: Samples, *, group: Group = 0) -> dict[str, torch.Tensor]:
         """One step of experience replay: these samples, copied, and the representatives; offers them.
 
-        The first mini-batch comes back without any. group: task or class of the samples.
+        The first mini-batch comes back without any. group: task or class of the samples. SettingsError with
+        loss-aware removal, whose losses are known only after the step.
         """
+        if self._rehearsal.removal == "loss":
+            raise SettingsError(
+                "removal is 'loss', but augment() offers samples before any loss is known; call advance(), "
+                "train, then offer(samples, group=..., losses=...), or take removal='random'."
+            )
         drawn = self.advance()
         self.offer(samples, group=group)
         if drawn is None:
@@ -135,20 +146,24 @@ class DistributedBuffer:
                 representatives=settings.representatives,
                 distillation=settings.distillation,
             )
+        rehearsal = steered(self._rehearsal, work)
         staged = self._finished_job()
         self._step = work.step
+        self._taken = self._identities_of(staged)
         pending, self._pending = self._pending, None
         if work.policy is not None and work.policy != self._rehearsal.policy:
             self._policy = new_policy(work.policy, self._seed)
-        self._rehearsal = steered(self._rehearsal, work)
+        self._rehearsal = rehearsal
         self._in_flight = self._thread.submit(self._background_job.work, work, pending)
         return staged.take() if staged is not None else None
 
-    def offer(self, samples: Samples, *, group: Group) -> None:
+    def offer(self, samples: Samples, *, group: Group, losses: torch.Tensor | None = None) -> None:
         """Hand over the mini-batch of this step; what may be stored of it is copied before this returns.
 
-        SettingsError, with nothing handed over, if names, shapes or dtypes are wrong or a value is not
-        finite; for samples on CUDA the values are looked at later, and the next `advance` raises.
+        losses: of the representatives that the last `advance` gave, (drawn,), for loss-aware removal, which
+        alone asks for them; None where this step had none. SettingsError, with nothing handed over, if names,
+        shapes or dtypes are wrong or a value is not finite; for samples on CUDA the values are looked at
+        later, and the next `advance` raises.
         """
         count = self.layout.check(samples)
         groups = _group_of_each(group, count)
@@ -159,12 +174,13 @@ class DistributedBuffer:
             intake=self._intake,
             random=self._candidates.at(self._exchange.rank, self._step),
         )
+        replayed = self._replayed(losses)
         rows = self._staging.hand_over(samples, chosen)
-        self._pending = Pending(rows, groups[chosen].tolist(), np.unique(groups).tolist())
+        self._pending = Pending(rows, groups[chosen].tolist(), np.unique(groups).tolist(), replayed)
 
     def require_possible(self, rehearsal: Rehearsal) -> None:
         """SettingsError if the buffers could not take the policy and the capacity of these settings now."""
-        require_identity(new_policy(rehearsal.policy, self._seed), self.layout)
+        require_identity(new_policy(rehearsal.policy, self._seed), self.layout, removal=rehearsal.removal)
         capacity = rehearsal.samples(self.layout.row_bytes)
         share = share_of(capacity, self._exchange.rank, self._exchange.ranks)
         if share > self._store.capacity:  # old and new rows exist side by side for a moment
@@ -246,6 +262,25 @@ class DistributedBuffer:
     def abandon(self) -> None:
         """End the thread without asking what became of its job: for a rank that has failed already."""
         self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _identities_of(self, staged: Staged | None) -> Rows | None:
+        if staged is None or self._rehearsal.removal != "loss":
+            return None
+        identities = self.layout.packed_identities(staged.drawn.rows.numpy())
+        return None if identities is None else identities[~staged.drawn.second]
+
+    def _replayed(self, losses: torch.Tensor | None) -> Replayed:
+        if losses is None or self._rehearsal.removal != "loss":
+            return Replayed.nothing()
+        drawn = 0 if self._taken is None else len(self._taken)
+        if tuple(losses.shape) != (drawn,):
+            raise SettingsError(
+                f"losses came as {tuple(losses.shape)} for {drawn} representatives; give the loss of each, "
+                "in the order of what advance() returned, or None where there was none."
+            )
+        if self._taken is None:
+            return Replayed.nothing()
+        return Replayed.of(self._taken, losses.detach().double().cpu().numpy())
 
     def _finished_job(self) -> Staged | None:
         if self._in_flight is None:

@@ -14,9 +14,10 @@ from rehearsal_kit.base.digests import number_of
 from rehearsal_kit.base.errors import RankError, SettingsError
 from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.buffer.draw_plan import DrawPlan
+from rehearsal_kit.buffer.row_losses import Replayed
 
 Empty = Callable[[int], torch.Tensor]
-LOCAL = ("stored", "groups", "threshold", "error")
+LOCAL = ("stored", "groups", "threshold", "replayed", "error")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,8 @@ class Header:
     """Groups in this rank's store."""
     threshold: int
     """Below which the tags of this rank's samples lie (reservoir)."""
+    replayed: int = 0
+    """Losses of samples that this rank has to tell (loss-aware removal)."""
     error: int = 0
     """1 where this rank cannot go on: then nobody does, and nobody waits for it."""
 
@@ -132,6 +135,20 @@ def gather_newest(newest: Sequence[int], exchange: Exchange) -> set[int]:
     # Not filled up with a number of a group: any number may be one.
     mine = [len(newest), *newest, *[0] * (widest - len(newest))]
     return {group for count, *groups in exchange.gather(mine) for group in groups[:count]}
+
+
+def gather_losses(replayed: Replayed, headers: Sequence[Header], exchange: Exchange) -> list[Replayed]:
+    """What the ranks have learned of samples that they replayed, in order of rank; none where nobody has."""
+    widest = max(header.replayed for header in headers)
+    if not widest:
+        return []
+    mine = np.zeros((2, widest), dtype=np.int64)
+    mine[:, : len(replayed)] = replayed.identities, replayed.losses.view(np.int64)
+    everyone = [np.array(row).reshape(2, -1) for row in exchange.gather(mine.flatten().tolist())]
+    return [
+        Replayed(table[0, : header.replayed], table[1, : header.replayed].view(np.float64))
+        for table, header in zip(everyone, headers, strict=True)
+    ]
 
 
 def gather_groups(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +44,10 @@ class GroupIndex:
     def row(self, group: int, position: int) -> int:
         """The row at this position of a group."""
         return self._members[group][position]
+
+    def rows(self, group: int) -> Sequence[int]:
+        """The rows of a group by position; valid until the next change."""
+        return self._members[group]
 
     def largest(self) -> int:
         """The group with most rows; of equal ones the lowest number."""

@@ -178,6 +178,11 @@ def _is_plain(value: object) -> bool:
 
 TENSORS = {STORE: (ROWS, "groups", "places"), PENDING: (ROWS, "groups"), DRAWN: (ROWS, "owners", "second")}
 """Names of the tensors of each part; the last two parts may be missing."""
+NEWEST = f"{PENDING}/newest"
+LOSSES, SEATS = f"{STORE}/losses", f"{STORE}/seats"
+REPLAYED, LEARNED = f"{PENDING}/replayed", f"{PENDING}/learned"
+EXTRAS = (NEWEST, LOSSES, SEATS, REPLAYED, LEARNED)
+"""What earlier versions did not write, or only loss-aware removal does; losses are the bits of float64."""
 
 
 def _require_sound(shard: Shard) -> None:
@@ -198,14 +203,25 @@ def _require_sound(shard: Shard) -> None:
             dtype = shard.read(f"{part}/{name}", 0, 0).dtype  # numbers of another would be taken for these
             if dtype != (np.bool_ if name == "second" else np.int64):
                 raise SnapshotError(f"{part}/{name} has dtype {dtype}")
-    newest = f"{PENDING}/newest"  # earlier versions did not write it
-    if newest in shard and (len(shard.shape(newest)) != 1 or shard.read(newest, 0, 0).dtype != np.int64):
-        raise SnapshotError(f"{newest} is {shard.shape(newest)} of {shard.read(newest, 0, 0).dtype}")
+    _require_sound_extras(shard)
     groups, places = shard.read(f"{STORE}/groups"), shard.read(f"{STORE}/places")
     order = np.lexsort((places, groups))
     first = np.searchsorted(groups[order], groups[order])
     if not np.array_equal(places[order], np.arange(len(groups)) - first):
         raise SnapshotError("the places of rows within their groups are not consistent")
+
+
+def _require_sound_extras(shard: Shard) -> None:
+    for name in filter(shard.__contains__, EXTRAS):
+        shape, dtype = shard.shape(name), shard.read(name, 0, 0).dtype
+        if len(shape) != 1 or dtype != np.int64:
+            raise SnapshotError(f"{name} is {shape} of {dtype}")
+    of_rows = f"{STORE}/groups"
+    for name, beside in ((LOSSES, of_rows), (SEATS, of_rows), (LEARNED, REPLAYED), (REPLAYED, LEARNED)):
+        if name in shard and (beside not in shard or shard.shape(name) != shard.shape(beside)):
+            raise SnapshotError(f"{name} has {shard.shape(name)[0]} numbers, and {beside} others or none")
+    if LOSSES in shard and np.isinf(shard.read(LOSSES).view(np.float64)).any():
+        raise SnapshotError(f"{LOSSES} has a loss that is infinite")
 
 
 def _own_shape(file: h5py.File, name: str) -> tuple[int, ...]:

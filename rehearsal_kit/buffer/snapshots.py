@@ -17,12 +17,18 @@ from rehearsal_kit.base.tensor_files import Sliced, Stored, Written, nothing, pe
 from rehearsal_kit.buffer.group_index import GroupIndex
 from rehearsal_kit.buffer.policies import POLICIES, AbstractPolicy, PolicyState, new_policy
 from rehearsal_kit.buffer.row_layout import IDENTITY, WORD, RowLayout, Rows
+from rehearsal_kit.buffer.row_losses import Replayed
 from rehearsal_kit.buffer.shards import (
     DRAWN,
     FORMAT,
+    LEARNED,
+    LOSSES,
+    NEWEST,
     OLD_SUFFIX,
     PENDING,
+    REPLAYED,
     ROWS,
+    SEATS,
     STORE,
     SUFFIX,
     Shard,
@@ -56,13 +62,18 @@ def write_shard(
         f"{STORE}/groups": contents.groups,
         f"{STORE}/places": contents.places,
     }
+    if contents.losses is not None and contents.seats is not None:
+        numbers |= {LOSSES: contents.losses.view(np.int64), SEATS: contents.seats}
     about = {name: str(getattr(state, name)) for name in COMMON[1:]}
     about |= state_as_text(state.policy_state)
     about |= {"format": str(FORMAT), "layout": layout_as_text(state.layout)}
     if pending is not None:
         numbers |= {f"{PENDING}/{ROWS}": pending.rows()}
         numbers |= {f"{PENDING}/groups": np.array(pending.groups, dtype=np.int64)}
-        numbers |= {f"{PENDING}/newest": np.array(pending.newest, dtype=np.int64)}
+        numbers |= {NEWEST: np.array(pending.newest, dtype=np.int64)}
+        if len(pending.replayed):
+            numbers |= {REPLAYED: pending.replayed.identities}
+            numbers |= {LEARNED: pending.replayed.losses.view(np.int64)}
     if drawn is not None:
         numbers |= {f"{DRAWN}/{ROWS}": drawn.rows.numpy(), f"{DRAWN}/owners": drawn.owners}
         about["stored"] = str(drawn.stored)
@@ -99,8 +110,7 @@ def read_shards(folder: Path, *, rank: int, ranks: int, partial: bool = False) -
 def _whole(shard: Shard) -> BufferState:
     drawn = pending = None
     if f"{PENDING}/{ROWS}" in shard:
-        offered, of_groups = shard.read(f"{PENDING}/{ROWS}"), shard.read(f"{PENDING}/groups")
-        pending = _handed_over(offered, of_groups, [shard])
+        pending = _handed_over([shard], slice(None))
     if f"{DRAWN}/{ROWS}" in shard:
         rows = torch.from_numpy(shard.read(f"{DRAWN}/{ROWS}"))
         owners, second = shard.read(f"{DRAWN}/owners"), shard.read(f"{DRAWN}/second")
@@ -111,6 +121,8 @@ def _whole(shard: Shard) -> BufferState:
         ShardRows((count, words), ((shard, every, every),)),
         shard.read(f"{STORE}/groups"),
         shard.read(f"{STORE}/places"),
+        _losses(shard),
+        shard.read(SEATS) if SEATS in shard else None,
     )
     state = _state_of(shard, _new_policy(shard))
     return replace(_common(shard, contents, state), pending=pending, drawn=drawn)
@@ -120,20 +132,22 @@ def _dealt(shards: Sequence[Shard], *, rank: int, ranks: int) -> BufferState:
     _require_one_moment(shards)
     layout, mine = layout_of(shards[0]), slice(rank, None, ranks)
     of, row = (part[mine] for part in _fair_order(shards, layout))
-    groups = np.zeros(len(of), dtype=np.int64)
+    groups, losses = np.zeros(len(of), dtype=np.int64), np.full(len(of), np.nan)
+    seats = np.zeros(len(of), dtype=np.int64) if all(SEATS in shard for shard in shards) else None
     sources = []
     for number, shard in enumerate(shards):
         here = np.flatnonzero(of == number)
         groups[here] = shard.read(f"{STORE}/groups")[row[here]]
+        losses[here] = _losses(shard)[row[here]]
+        if seats is not None:
+            seats[here] = shard.read(SEATS)[row[here]]
         order = np.argsort(row[here])
         sources.append((shard, row[here][order], here[order]))
     rows = ShardRows((len(of), layout.words), tuple(sources))
-    contents = Contents(rows, groups, GroupIndex.of(groups.tolist()).places_of_rows())
-    pending = None
-    if parts := [shard for shard in shards if f"{PENDING}/{ROWS}" in shard]:
-        offered = np.concatenate([shard.read(f"{PENDING}/{ROWS}") for shard in parts])[mine]
-        of_groups = np.concatenate([shard.read(f"{PENDING}/groups") for shard in parts])[mine]
-        pending = _handed_over(offered, of_groups, parts)
+    places = GroupIndex.of(groups.tolist()).places_of_rows()
+    contents = Contents(rows, groups, places, losses, seats)
+    parts = [shard for shard in shards if f"{PENDING}/{ROWS}" in shard]
+    pending = _handed_over(parts, mine) if parts else None
     policy = _new_policy(shards[0])
     states = policy.dealt([_state_of(shard, policy) for shard in shards], ranks)
     return replace(_common(shards[0], contents, states[rank]), pending=pending)
@@ -216,11 +230,26 @@ def _common(shard: Shard, contents: Contents, policy_state: PolicyState) -> Buff
     )
 
 
-def _handed_over(rows: NDArray[np.int64], groups: NDArray[np.int64], shards: Sequence[Shard]) -> Pending:
+def _handed_over(shards: Sequence[Shard], mine: slice) -> Pending:
     """What the ranks of these shards had handed over, as far as it is this rank's."""
-    name = f"{PENDING}/newest"  # earlier versions did not write it
-    newest = [shard.read(name if name in shard else f"{PENDING}/groups") for shard in shards]
-    return Pending(lambda: rows, groups.tolist(), np.unique(np.concatenate(newest)).tolist())
+
+    def joined(name: str) -> NDArray[np.int64]:
+        parts = [shard.read(name) for shard in shards if name in shard]
+        return np.concatenate(parts)[mine] if parts else np.zeros(0, dtype=np.int64)
+
+    rows, groups = joined(f"{PENDING}/{ROWS}"), joined(f"{PENDING}/groups")
+    # Earlier versions did not write the newest groups.
+    newest = [shard.read(NEWEST if NEWEST in shard else f"{PENDING}/groups") for shard in shards]
+    replayed = Replayed.of(joined(REPLAYED), joined(LEARNED).view(np.float64))
+    return Pending(lambda: rows, groups.tolist(), np.unique(np.concatenate(newest)).tolist(), replayed)
+
+
+def _losses(shard: Shard) -> NDArray[np.float64]:
+    """The loss of each row when it was last replayed, NaN where it never was."""
+    if LOSSES not in shard:
+        return np.full(shard.shape(f"{STORE}/{ROWS}")[0], np.nan)
+    losses: NDArray[np.float64] = shard.read(LOSSES).view(np.float64)
+    return losses
 
 
 # Files -----------------------------------------------------------------------------------------------------

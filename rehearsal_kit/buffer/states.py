@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from rehearsal_kit.base.settings import Rehearsal
 from rehearsal_kit.buffer.frozen_rows import release
 from rehearsal_kit.buffer.policies import PolicyState
 from rehearsal_kit.buffer.row_layout import RowLayout, Words
+from rehearsal_kit.buffer.row_losses import Replayed
 from rehearsal_kit.buffer.staging import Delivered
 from rehearsal_kit.buffer.store import Contents
 
@@ -73,6 +74,8 @@ class Pending:
     """The group of each of them."""
     newest: list[int]
     """Groups of the whole mini-batch, in order, of which perhaps not all were offered."""
+    replayed: Replayed = field(default_factory=Replayed.nothing)
+    """What the same step has shown of the representatives; nothing without loss-aware removal."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,7 @@ class BufferState:
         pending, drawn = self.pending, self.drawn
         if pending is not None:
             rows = pending.rows().copy()
-            pending = Pending(lambda: rows, list(pending.groups), list(pending.newest))
+            pending = replace(pending, rows=lambda: rows)
         if drawn is not None:
             drawn = replace(drawn, rows=drawn.rows.clone())
         return replace(self, contents=contents, pending=pending, drawn=drawn)

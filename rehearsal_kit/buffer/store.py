@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -14,7 +14,9 @@ from rehearsal_kit.base.errors import SettingsError
 from rehearsal_kit.buffer.frozen_rows import FrozenRows
 from rehearsal_kit.buffer.group_index import GroupIndex
 from rehearsal_kit.buffer.policies import AbstractPolicy, Intake, PolicyState
+from rehearsal_kit.buffer.removal import LossAwareRemoval
 from rehearsal_kit.buffer.row_layout import Accepted, RowLayout, Rows, Samples, Words
+from rehearsal_kit.buffer.row_losses import Replayed, RowLosses
 
 CHUNK = 4096
 SPARE = 8
@@ -52,6 +54,10 @@ class Contents:
     """(row,): the group of each."""
     places: NDArray[np.int64]
     """(row,): the position of each within its group."""
+    losses: NDArray[np.float64] | None = None
+    """(row,): the loss of each when it was last replayed, NaN where it never was; None: all of them never."""
+    seats: NDArray[np.int64] | None = None
+    """(row,): the `sample_id` by whose tag a reservoir holds each; None: all by their own."""
 
 
 class LocalStore:
@@ -61,10 +67,14 @@ class LocalStore:
     being stored twice, so that several passes over a task do not fill the store with copies.
 
     Memory: capacity x `RowLayout.row_bytes`, and up to about 200 bytes of bookkeeping per sample held.
+
+    removal: of `Rehearsal`. With "loss" it is told losses by `learn`.
     """
 
-    def __init__(self, layout: RowLayout, capacity: int, *, policy: AbstractPolicy) -> None:
-        require_identity(policy, layout)
+    def __init__(
+        self, layout: RowLayout, capacity: int, *, policy: AbstractPolicy, removal: str = "random"
+    ) -> None:
+        require_identity(policy, layout, removal=removal)
         self.layout = layout
         self.capacity = capacity
         self.policy = policy
@@ -72,6 +82,7 @@ class LocalStore:
         self._row_of: dict[int, int] = {}
         self._rows = np.zeros((capacity, layout.words), dtype=np.int64)
         self._identity = np.zeros(capacity, dtype=np.int64)
+        self._beside = RowLosses(capacity) if removal == "loss" else None
         self._frozen: list[FrozenRows] = []
 
     def __len__(self) -> int:
@@ -86,14 +97,19 @@ class LocalStore:
     @property
     def contents(self) -> Contents:
         """Everything held; the rows are those of the store, not a copy."""
-        return Contents(self._rows[: len(self)], self.index.groups_of_rows(), self.index.places_of_rows())
+        rows, beside = self._rows[: len(self)], self._beside
+        groups, places = self.index.groups_of_rows(), self.index.places_of_rows()
+        if beside is None:
+            return Contents(rows, groups, places)
+        taken = slice(len(self))
+        return Contents(rows, groups, places, beside.losses[taken].copy(), beside.seats[taken].copy())
 
     def freeze(self) -> Contents:
         """Everything held now, to be read by another thread while this store goes on; `release` it then."""
         held = self.contents
         rows = FrozenRows(self._rows[: len(self)], spare=spare_rows(self.capacity, self.layout.row_bytes))
         self._frozen.append(rows)
-        return Contents(rows, held.groups, held.places)
+        return replace(held, rows=rows)
 
     def group_sizes(self) -> dict[int, int]:
         """Samples held of each group, by number of the group."""
@@ -129,11 +145,18 @@ class LocalStore:
         # "clip" only spares numpy a buffer: the rows exist.
         return np.take(self._rows, rows, axis=0, out=out, mode="clip")
 
-    def trim(self, threshold: int) -> None:
-        """Let go of every sample whose tag does not lie below the threshold that all ranks agreed on."""
+    def learn(self, replayed: Replayed) -> None:
+        """Losses of samples, which count where they are still held, for loss-aware removal."""
+        if self._beside is not None:
+            for identity, loss in zip(replayed.identities.tolist(), replayed.losses.tolist(), strict=True):
+                if (row := self._row_of.get(identity)) is not None:
+                    self._beside.losses[row] = loss
+
+    def trim(self, threshold: int, *, random: np.random.Generator) -> None:
+        """Let go of as many samples as have tags not below the threshold that all ranks agreed on."""
         if threshold < self.policy.threshold:
             self.policy.threshold = threshold
-            self._let_go()
+            self._let_go(random)
 
     def resize(self, capacity: int, *, random: np.random.Generator) -> None:
         """Take another capacity; where it is smaller the policy says who stays.
@@ -143,8 +166,11 @@ class LocalStore:
         if capacity == self.capacity:
             return
         if self.policy.needs_identity:
-            self._fit(np.empty(0, dtype=np.int64), capacity)
+            self._fit(np.empty(0, dtype=np.int64), capacity, random)
         kept = self.policy.kept(self.index, capacity=capacity, random=random)
+        beside = self._beside
+        if beside is not None and len(kept) < len(self):
+            kept = LossAwareRemoval(beside.losses, random).kept_instead(kept, self.index)
         groups = [self.index.group(row) for row in kept]
         rows = np.zeros((capacity, self.layout.words), dtype=np.int64)
         for begin in range(0, len(kept), CHUNK):
@@ -152,6 +178,9 @@ class LocalStore:
             self.gather(part, out=rows[begin : begin + len(part)])
         self.capacity = capacity
         self._adopt(rows, len(kept), GroupIndex.of(groups))
+        if beside is not None:
+            self._beside = RowLosses(capacity)
+            self._beside.fill(self._identity[: len(kept)], beside.losses[kept], beside.seats[kept])
 
     def switch(self, policy: AbstractPolicy) -> None:
         """Keep what is held, and let another policy decide from now on.
@@ -162,6 +191,9 @@ class LocalStore:
         """
         require_identity(policy, self.layout)
         self.policy = policy
+        if self._beside is not None:
+            count = len(self)
+            self._beside.fill(self._identity[:count], self._beside.losses[:count].copy())
 
     def fill(self, contents: Contents, *, state: PolicyState | None = None) -> None:
         """Hold exactly this; for a store that is empty. SettingsError if it does not fit.
@@ -181,10 +213,12 @@ class LocalStore:
         else:
             contents.rows.copy_into(self._rows[:count])
         self._adopt(self._rows, count, GroupIndex.of(contents.groups.tolist(), contents.places.tolist()))
+        if self._beside is not None:
+            self._beside.fill(self._identity[:count], contents.losses, contents.seats)
         if state is not None:
             self.policy.restore(state)
             if self.policy.needs_identity:
-                self._let_go()
+                self._let_go(None)
 
     # Placing --------------------------------------------------------------------------------------------
 
@@ -195,14 +229,16 @@ class LocalStore:
         which = np.arange(accepted.count)
         if self.policy.needs_identity:
             assert identities is not None  # noqa: S101 - for the type checker; the layout has the field
-            self._fit(identities, self.capacity)
+            self._fit(identities, self.capacity, random)
             which = which[self.policy.may_stay(identities)]
         uniform = random.random(accepted.count).tolist()
-        known = None if identities is None else identities.tolist()
+        known = [None] * accepted.count if identities is None else identities.tolist()
+        beside = self._beside
+        removal = None if beside is None else LossAwareRemoval(beside.losses, random)
         source_of = {
             row: i
             for i in which.tolist()
-            if (row := self._place(groups[i], None if known is None else known[i], uniform[i])) is not None
+            if (row := self._place(groups[i], known[i], uniform[i], removal=removal)) is not None
         }
         rows, sources = (np.array(list(n), dtype=np.int64) for n in (source_of, source_of.values()))
         self._before(rows)
@@ -214,40 +250,63 @@ class LocalStore:
         for frozen in self._frozen:
             frozen.keep(changing)
 
-    def _place(self, group: int, identity: int | None, uniform: float) -> int | None:
+    def _place(
+        self, group: int, identity: int | None, uniform: float, *, removal: LossAwareRemoval | None
+    ) -> int | None:
         """The row that this sample gets; None where the policy turns it away."""
         row = None if identity is None else self._row_of.get(identity)
         if row is not None:
             self.index.assign(row, group)
             return row
+        if self._gave_way(identity):
+            return None
         if len(self) < self.capacity:
             row = self.index.append(group)
         else:
             row = self.policy.make_room(group, self.index, capacity=self.capacity, uniform=uniform)
             if row is None:
                 return None
+            if removal is not None:
+                row = removal.instead_of(row, self.index)
             self.index.assign(row, group)
             self._row_of.pop(int(self._identity[row]), None)
         if identity is not None:
             self._identity[row] = identity
             self._row_of[identity] = row
+            if self._beside is not None:
+                self._beside.enter(row, identity)
         return row
 
-    def _fit(self, arriving: Rows, capacity: int) -> None:
-        new = [i for i in dict.fromkeys(arriving.tolist()) if i not in self._row_of]
+    def _gave_way(self, identity: int | None) -> bool:
+        """Whether another sample stays in the place of this one, which therefore does not come again."""
+        return self._beside is not None and self._beside.is_taken(identity)
+
+    @property
+    def _seats(self) -> Rows:
+        """(row,): the `sample_id` by whose tag each is held."""
+        return (self._identity if self._beside is None else self._beside.seats)[: len(self)]
+
+    def _fit(self, arriving: Rows, capacity: int, random: np.random.Generator) -> None:
+        arrived = dict.fromkeys(arriving.tolist())
+        new = [i for i in arrived if i not in self._row_of and not self._gave_way(i)]
         if len(self) + len(new) > capacity:
             policy, before = self.policy, self.policy.threshold
-            policy.fit(np.concatenate([self._identity[: len(self)], np.array(new, dtype=np.int64)]), capacity)
+            policy.fit(np.concatenate([self._seats, np.array(new, dtype=np.int64)]), capacity)
             if policy.threshold < before:
-                self._let_go()
+                self._let_go(random)
 
-    def _let_go(self) -> None:
-        gone = np.flatnonzero(~self.policy.may_stay(self._identity[: len(self)]))
+    def _let_go(self, random: np.random.Generator | None) -> None:
+        gone = np.flatnonzero(~self.policy.may_stay(self._seats))
+        if self._beside is not None and random is not None and len(gone):
+            self._beside.trade(gone, len(self), random)
+            gone = np.flatnonzero(~self.policy.may_stay(self._seats))
         words = self._rows
         self._before(gone)
         for row in gone[::-1].tolist():
             del self._row_of[int(self._identity[row])]
             last = self.index.replace(row)
+            if self._beside is not None:
+                self._beside.leave(row, last)
             if last != row:  # rows stay dense: the last one moves into the gap
                 words[row] = words[last]
                 self._identity[row] = self._identity[last]
@@ -270,11 +329,14 @@ def spare_rows(rows: int, row_bytes: int) -> int:
     return min(rows, max(rows // SPARE, LEAST_SPARE_BYTES // row_bytes))
 
 
-def require_identity(policy: AbstractPolicy, layout: RowLayout) -> None:
-    """SettingsError if a policy has to know samples again and rows of this layout have no identity."""
-    if policy.needs_identity and not layout.has_identity:
+def require_identity(policy: AbstractPolicy, layout: RowLayout, *, removal: str = "random") -> None:
+    """SettingsError if samples have to be known again and rows of this layout have no identity."""
+    if (policy.needs_identity or removal == "loss") and not layout.has_identity:
+        needs, instead = f"the policy {policy.name}", "take the policy quotas"
+        if not policy.needs_identity:
+            needs, instead = "removal='loss'", "take removal='random'"
         raise SettingsError(
-            f"the policy {policy.name} needs a field sample_id: one int64 per sample, different for every "
+            f"{needs} needs a field sample_id: one int64 per sample, different for every "
             f"distinct sample of the whole stream. The fields are {', '.join(map(str, layout.fields))}. Add "
-            "it, or take the policy quotas."
+            f"it, or {instead}."
         )

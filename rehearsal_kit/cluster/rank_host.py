@@ -260,23 +260,13 @@ class RankHost(WorkerPlugin):
         device_of(order.device)  # raises where it was told to use one that is not there
         spec: RunSpec = pickle.loads(order.spec)  # noqa: S301 - from the kernel that runs this cluster
         hosted.in_force = StepInForce.of(spec)
-        hosted.card = hosted.device.asked()
-        meeting = Meeting(
-            rendezvous=Path(order.rendezvous),
-            nonce=order.nonce,
-            rank=order.rank,
-            ranks=order.ranks,
-            timeout_s=order.timeout_s,
-            device=hosted.device.name,
-            gpu=identity_of(hosted.device.name),
-            share_gpus=order.shared_gpus,
-            address=get_address_host(self._worker.contact_address or self._worker.address),
-        )
-        with gpu_arithmetic(hosted.device.name, deterministic=spec.training.deterministic):
+        device = hosted.device.name
+        with gpu_arithmetic(device, deterministic=spec.training.deterministic):  # before it is used at all
+            hosted.card = hosted.device.asked()
             with variables_set(flight_records(self._worker.local_directory)):
-                groups = join(meeting)
+                groups = join(self._meeting(order, device))
             rank = hosted.rank = Rank(
-                replace(spec, device=hosted.device.name),
+                replace(spec, device=device),
                 groups,
                 mailbox=hosted.mailbox,
                 publish=self._publish,
@@ -288,6 +278,19 @@ class RankHost(WorkerPlugin):
             if hosted.interrupted:
                 rank.interrupt()
             return rank.run(lambda failure: self._failed(hosted, failure)), rank.fingerprint()
+
+    def _meeting(self, order: Order, device: str) -> Meeting:
+        return Meeting(
+            rendezvous=Path(order.rendezvous),
+            nonce=order.nonce,
+            rank=order.rank,
+            ranks=order.ranks,
+            timeout_s=order.timeout_s,
+            device=device,
+            gpu=identity_of(device),
+            share_gpus=order.shared_gpus,
+            address=get_address_host(self._worker.contact_address or self._worker.address),
+        )
 
     def _failed(self, hosted: _Hosted, error: BaseException) -> None:
         """Record and tell an error before anything is waited for, once; on GPUs the process then ends.

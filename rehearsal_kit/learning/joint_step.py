@@ -31,8 +31,8 @@ from rehearsal_kit.learning.mini_batch import MiniBatch
 from rehearsal_kit.learning.module_state import ModuleBuffers, count_of, numbers_of, shaped_as
 from rehearsal_kit.learning.packed_sum import PackedSum
 from rehearsal_kit.learning.signature import Signature
-from rehearsal_kit.learning.strategies.losses import Tensors
-from rehearsal_kit.learning.strategies.strategy import AugmentedBatch, Strategy, Term
+from rehearsal_kit.learning.strategies.losses import Loss, Tensors, supervised_loss
+from rehearsal_kit.learning.strategies.strategy import AugmentedBatch, Part, Strategy, Term
 
 TERMS = 16
 """Most terms that a strategy's loss may have: the ranks tell each other of so many, used or not."""
@@ -58,6 +58,8 @@ class Stepped:
     """What it said, on a rank on which it came."""
     rows: int = 0
     """Samples of this rank that went through the network."""
+    replayed: torch.Tensor | None = None
+    """Loss of each representative of this rank before this step, (drawn,), where `MiniBatch.asks_losses`."""
 
     @property
     def loss(self) -> float:
@@ -91,6 +93,8 @@ class _Own:
     """Whether the network has changed each of its buffers: bool (buffer,)."""
     seconds: float
     error: str = ""
+    replayed: torch.Tensor | None = None
+    """Loss of each representative, where it is asked for."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +167,7 @@ class JointStep:
             outputs = {
                 name: new.outputs[name].detach().clone() for name in signature.outputs if name in new.outputs
             }
+            losses = _losses_of(replayed, strategy) if batch.asks_losses and batch.replayed else None
             terms = strategy.terms(
                 AugmentedBatch(
                     new=new,
@@ -180,7 +185,8 @@ class JointStep:
             raise_of_device(error)
             seconds = time.perf_counter() - began
             return _Own([], {}, samples=0, changed=unchanged, seconds=seconds, error=said_of_network(error))
-        return _Own(terms, outputs, samples, changed=changed, seconds=time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        return _Own(terms, outputs, samples, changed=changed, seconds=seconds, replayed=losses)
 
     def _backward(
         self, own: _Own, told: _Told, *, apart: bool, dtype: torch.dtype
@@ -303,6 +309,7 @@ class JointStep:
             guilty=bool(trouble) and not bool(losses.isfinite().all()),
             busy=tuple(parts["seconds"].tolist()),
             rows=own.samples,
+            replayed=own.replayed,
         )
         if trouble:
             return stepped, None
@@ -339,6 +346,17 @@ class JointStep:
         places = torch.zeros(self._groups.ranks, dtype=dtype, device=self._device)
         places[self._groups.rank] = number
         return places
+
+
+def _losses_of(part: Part, strategy: Strategy) -> torch.Tensor:
+    """The loss of each of these samples by the loss of a strategy, (sample,), detached."""
+    # Of copies: a loss may work in place on what it is given.
+    outputs, targets = (
+        {name: tensor.detach().clone() for name, tensor in each.items()}
+        for each in (part.outputs, part.targets)
+    )
+    loss: Loss = getattr(strategy, "loss", supervised_loss)
+    return loss(outputs, targets).detach()
 
 
 def _failed(own: _Own) -> Stepped:

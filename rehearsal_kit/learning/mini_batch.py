@@ -20,6 +20,8 @@ class MiniBatch:
     """Samples of the second draw with their stored outputs."""
     tasks: int = 1
     """Tasks that were trained so far, the newest included."""
+    asks_losses: bool = False
+    """Whether the loss of each representative is to be known after the step: for loss-aware removal."""
 
     @staticmethod
     def augmented(new: Samples, replayed: Samples, distilled: Samples, *, strategy: Strategy) -> MiniBatch:

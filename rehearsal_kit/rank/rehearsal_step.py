@@ -44,7 +44,8 @@ class RehearsalStep:
         draws = (disowning(drawn.samples, spoilt), disowning(drawn.distillation, spoilt))
         batch = MiniBatch.augmented(new, *draws, strategy=strategy)
         reporter.distilled(ages(batch.compared, run_state.step))
-        return replace(batch, tasks=tasks)
+        asks_losses = run_state.live_settings.rehearsal.removal == "loss"
+        return replace(batch, tasks=tasks, asks_losses=asks_losses)
 
     def offer(self, new: Samples, stepped: Stepped, loader: TaskLoader) -> None:
         """Hand over the mini-batch of this step, with its outputs where the buffer keeps them."""
@@ -53,7 +54,7 @@ class RehearsalStep:
             return
         group = loader.task if loader.group is None else new[loader.group]
         stored = for_layout(new, stepped.outputs, layout=buffer.layout, version=self._with.run_state.step)
-        buffer.offer(stored, group=group)
+        buffer.offer(stored, group=group, losses=stepped.replayed)
 
     def _take_representatives(self) -> Representatives | None:
         buffer, run_state = self._now.buffer, self._with.run_state

@@ -16,9 +16,11 @@ from scipy.stats import chisquare
 
 from rehearsal_kit.base import settings as settings_of_the_kit
 from rehearsal_kit.base.errors import SettingsError
+from rehearsal_kit.base.settings import LOSS_AWARE
 from rehearsal_kit.buffer.draw_plan import plan_draw, plan_group_draw
 from rehearsal_kit.buffer.policies import POLICIES, FirstInFirstOut, Quotas, Reservoir, new_policy
 from rehearsal_kit.buffer.row_layout import RowLayout
+from rehearsal_kit.buffer.row_losses import Replayed
 from rehearsal_kit.buffer.snapshots import read_shards, write_shard
 from rehearsal_kit.buffer.states import BufferState
 from rehearsal_kit.buffer.store import LocalStore
@@ -47,10 +49,12 @@ def full(capacity, policy=None):
 class Store(RuleBasedStateMachine):
     """Any sequence of offers, draws, changes of capacity, snapshots and restores, for every policy."""
 
-    @initialize(policy=st.sampled_from(list(POLICIES)), capacity=st.integers(0, 12))
-    def begin(self, policy, capacity):
+    @initialize(policy=st.sampled_from(list(POLICIES)), capacity=st.integers(0, 12), by_loss=st.booleans())
+    def begin(self, policy, capacity, by_loss):
         self.policy = policy
-        self.buffer = LocalStore(LAYOUT, capacity, policy=new_policy(policy, 3))
+        self.removal = "loss" if by_loss and policy in LOSS_AWARE else "random"
+        self.buffer = LocalStore(LAYOUT, capacity, policy=new_policy(policy, 3), removal=self.removal)
+        self.told = {}
         self.group_of, self.last_seen, self.clock = {}, {}, 0
         self.twin = None
 
@@ -68,6 +72,23 @@ class Store(RuleBasedStateMachine):
             buffer.offer(batch, [group] * len(chosen), random=rng(self.clock), chosen=chosen)
         for place in chosen.tolist():
             self.group_of[identities[place]] = group
+            if self.removal == "loss" and np.isnan(self.loss_of(identities[place])):
+                self.told.pop(identities[place], None)  # it was let go of, and came again
+
+    def loss_of(self, identity):
+        """By the store; NaN for what it does not hold."""
+        losses = dict(zip(names(self.buffer), self.buffer.contents.losses.tolist(), strict=True))
+        return losses.get(identity, np.nan)
+
+    @rule(identities=st.sets(st.integers(0, 60), max_size=15), seed=st.integers(0, 9))
+    @precondition(lambda self: self.removal == "loss")
+    def learn(self, identities, seed):
+        named = np.array(sorted(identities), dtype=np.int64)
+        replayed = Replayed(named, rng(seed).exponential(size=len(named)))
+        for buffer in self.both():
+            buffer.learn(replayed)
+        losses = dict(zip(named.tolist(), replayed.losses.tolist(), strict=True))
+        self.told |= {identity: loss for identity, loss in losses.items() if identity in names(self.buffer)}
 
     @rule(capacity=st.integers(0, 12))
     def resize(self, capacity):
@@ -83,14 +104,14 @@ class Store(RuleBasedStateMachine):
     @precondition(lambda self: self.policy == "reservoir")
     def trim(self, threshold):
         for buffer in self.both():
-            buffer.trim(threshold)
+            buffer.trim(threshold, random=rng(threshold % 1000))
 
     @rule()
     def snapshot_and_restore(self):
         """A second store goes on from a file of the first; from now on they must stay equal."""
         buffer, twin = (
             self.buffer,
-            LocalStore(LAYOUT, self.buffer.capacity, policy=new_policy(self.policy, 3)),
+            LocalStore(LAYOUT, self.buffer.capacity, policy=new_policy(self.policy, 3), removal=self.removal),
         )
         state = BufferState(
             layout=LAYOUT,
@@ -147,12 +168,28 @@ class Store(RuleBasedStateMachine):
         if self.twin is not None:
             assert np.array_equal(self.twin.contents.rows, self.buffer.contents.rows)
             assert np.array_equal(self.twin.contents.places, self.buffer.contents.places)
+            if self.removal == "loss":
+                now, twin = self.buffer.contents, self.twin.contents
+                assert np.array_equal(twin.losses, now.losses, equal_nan=True)
+                assert np.array_equal(twin.seats, now.seats)
+
+    @invariant()
+    def losses_stay_with_their_samples(self):
+        here = names(self.buffer)
+        self.told = {identity: loss for identity, loss in self.told.items() if identity in here}
+        if self.removal == "loss":
+            known = [self.told.get(identity, np.nan) for identity in here]
+            assert np.array_equal(self.buffer.contents.losses, known, equal_nan=True)
 
     @invariant()
     def a_reservoir_holds_what_its_threshold_says(self):
         if self.policy == "reservoir":
-            tags = self.buffer.policy.tags(np.array(names(self.buffer), dtype=np.int64))
+            held = np.array(names(self.buffer), dtype=np.int64)
+            seats = held if self.removal == "random" else self.buffer.contents.seats
+            tags = self.buffer.policy.tags(seats)
             assert (tags < self.buffer.policy.threshold).all()
+            assert len(np.unique(seats)) == len(held)
+            assert set(seats.tolist()) <= set(self.group_of)
 
 
 Store.TestCase.settings = settings(max_examples=100, stateful_step_count=25, deadline=None)

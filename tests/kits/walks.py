@@ -84,6 +84,7 @@ class Walk:
     strategy: str
     policy: str
     generations: tuple[Generation, ...]
+    removal: str = "random"
 
 
 @dataclass
@@ -251,6 +252,7 @@ def job_of(walk: Walk, folder: Path) -> RunSpec:
             candidates=2,
             capacity=20,
             policy=walk.policy,
+            removal=walk.removal,
             draw=draw,
             outputs=True,
         ),

@@ -22,6 +22,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from walks import MEANWHILE, SIZES, Generation, Walk, broken_promises, carry_out, walk_tasks
 
+from rehearsal_kit.base.settings import LOSS_AWARE
 from rehearsal_kit.buffer.policies import POLICIES
 from rehearsal_kit.data import open_experience
 from rehearsal_kit.data.scans.files import facts_of
@@ -136,7 +137,8 @@ def pair(command: Command, interruption: Generation, *, late: bool) -> Walk:
     asked = [(0, ARRIVAL), (0, ARRIVAL), (0, ARRIVAL)]
     asked += [(1, TakeCheckpoint()), (1, command)] if late else [(1, command), (1, TakeCheckpoint())]
     first = replace(interruption, commands=(*asked, (1, Note(text="before the interruption"))))
-    return Walk(2, "ER", "quotas", (first, Generation(commands=((1, Evaluate()),))))
+    removal = "loss" if late else "random"
+    return Walk(2, "ER", "quotas", (first, Generation(commands=((1, Evaluate()),))), removal)
 
 
 def commands() -> st.SearchStrategy[Command]:
@@ -169,11 +171,13 @@ def generations(*, last: bool) -> st.SearchStrategy[Generation]:
 @st.composite
 def walks(draw: st.DrawFn) -> Walk:
     parts = [*draw(st.lists(generations(last=False), min_size=1, max_size=3)), draw(generations(last=True))]
+    policy = draw(st.sampled_from(list(POLICIES)))
     return Walk(
         ranks=draw(st.sampled_from([1, 2, 3])),
         strategy=draw(st.sampled_from([*STRATEGIES])),
-        policy=draw(st.sampled_from(list(POLICIES))),
+        policy=policy,
         generations=tuple(parts),
+        removal=draw(st.sampled_from(["random", "loss"] if policy in LOSS_AWARE else ["random"])),
     )
 
 
