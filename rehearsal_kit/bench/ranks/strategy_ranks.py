@@ -23,8 +23,8 @@ from rehearsal_kit.rank.live_settings import LiveSettings
 SEED = 0
 POOL = 8
 """Different mini-batches, used again and again."""
-AVERAGE = 0.99
-"""Decay of the average of the weights, for strategies that ask for one."""
+AVERAGE, PLASTIC_AVERAGE = 0.99, 0.9
+"""Decays of the averages of the weights, for strategies that ask for them."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def measured_on(stream: CompareStream) -> tuple[str, ...]:
         kind.__name__
         for kind in OURS
         if (kind.tasks is Strategy.tasks or kind.replays or kind.distils)
-        and (stream.measure == CLASSES or not kind.asks_present)
+        and (stream.measure == CLASSES or not kind.for_classes)
     )
 
 
@@ -81,7 +81,8 @@ class _Arm:
         self._device = turns.device if turns.device == "cpu" else f"{turns.device}:{groups.rank}"
         self._pool = [_samples(stream, number, groups.rank) for number in range(POOL)]
         average = AVERAGE if strategy.asks_average else None
-        training = replace(stream.training, precision="float32", average=average)
+        plastic = PLASTIC_AVERAGE if strategy.asks_plastic_average else None
+        training = replace(stream.training, precision="float32", average=average, plastic_average=plastic)
         self._learner = Learner(stream.small(SEED), training, device=self._device, groups=groups)
         self._inputs = "image" if stream.measure == CLASSES else "diffraction"
         signature = self._learner.meet(self._pool[0], self._inputs)
