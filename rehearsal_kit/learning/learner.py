@@ -85,10 +85,14 @@ class Learner:
         averages = self._averages_for(strategy)
         return self._steps.of(batch, self._known, strategy=strategy, seed=0, averages=averages)[0]
 
-    def predict(self, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Outputs on the CPU, float32, for inputs (sample, ...); changes no state."""
+    def predict(self, inputs: torch.Tensor, *, trained: bool = False) -> dict[str, torch.Tensor]:
+        """Outputs on the CPU, float32, for inputs (sample, ...); changes no state.
+
+        trained: by the weights in training themselves, also where an average of them predicts.
+        """
         self.calls += 1
-        outputs = self._forward.predict(inputs, [*self._known.kinds], weights=self.state.average)
+        weights = None if trained else self.state.average
+        outputs = self._forward.predict(inputs, [*self._known.kinds], weights=weights)
         return {name: tensor.float().cpu() for name, tensor in outputs.items()}
 
     def metrics(self, batches: Iterable[Samples]) -> Scores:
