@@ -89,6 +89,9 @@ class Training:
     average: float | None = None
     """Decay of an exponential moving average of the weights, such as 0.99: the network that predicts, is
     evaluated, shown and exported. None: the weights themselves. Training goes on with these either way."""
+    plastic_average: float | None = None
+    """Decay of a second, quicker average, such as 0.9, smaller than `average`: it predicts nothing that is
+    shown, but `CLSER` holds the network to either of the two. None: there is none."""
     evaluated: int = 8
     """Earlier tasks that are evaluated after every task, in turns, besides the newest; all are at the end. So
     evaluation does not grow with the square of the number of tasks."""
@@ -111,6 +114,8 @@ class Training:
             require_number("clip_norm", self.clip_norm, low=1e-9, high=1e9)
         if self.average is not None:
             require_number("average", self.average, low=0.0, high=0.999999)
+        if self.plastic_average is not None:
+            require_quicker(self.plastic_average, self.average)
         require_one_of("precision", self.precision, ("auto", "float32", "bfloat16"))
         require_switch("deterministic", self.deterministic)
         require_integer("evaluated", self.evaluated, low=0)
@@ -241,6 +246,21 @@ def require_one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
     """SettingsError unless `value` is one of the allowed words."""
     if value not in allowed:
         raise SettingsError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}.")
+
+
+def require_quicker(plastic_average: object, average: float | None) -> None:
+    """SettingsError unless these are the decays of two averages of which the first is the quicker one."""
+    decay = require_number("plastic_average", plastic_average, low=0.0, high=0.999999)
+    if average is None:
+        raise SettingsError(
+            f"plastic_average is {plastic_average!r}, but average is None, and the second average is only "
+            "kept beside the first; give both, such as average=0.999 and plastic_average=0.9."
+        )
+    if decay >= average:
+        raise SettingsError(
+            f"plastic_average is {plastic_average!r} and average is {average!r}; the second average must be "
+            "the quicker one, with the smaller decay, such as average=0.999 and plastic_average=0.9."
+        )
 
 
 def require_drawable(representatives: int, distillation: int, capacity: int) -> None:

@@ -221,7 +221,7 @@ SETTINGS = _by_name([
         name="consistency",
         owner="strategy",
         limits=Real(0, 1e6),
-        text="Weight of the distance to the average of the weights (MeanER)",
+        text="Weight of the distance to the average of the weights (MeanER), or to the better of two (CLSER)",
     ),
     Setting(
         name="draws",

@@ -9,16 +9,18 @@ from distributed import Client
 from rehearsal_kit.base.errors import ClusterGoneError
 from rehearsal_kit.cluster.cluster_calls import ask_workers
 from rehearsal_kit.cluster.rank_host import get_preview
-from rehearsal_kit.record.preview_files import Preview
+from rehearsal_kit.record.preview_files import Preview, Wanted
 
 PREVIEW_TIMEOUT_S = 5.0
 
 
-def ask_preview(client: Client, worker: str, *, topic: str, task: int | None) -> Preview | None:
-    """What the rank on this worker has of a task; None where it has nothing, or does not answer."""
+def ask_preview(client: Client, worker: str, *, topic: str, wanted: Wanted) -> Preview | None:
+    """What the rank on this worker has of it; None where it has nothing, or does not answer."""
     # Its worker may be gone by now, or frozen.
     with contextlib.suppress(OSError, ValueError, KeyError, ClusterGoneError):
-        answers = ask_workers(client, get_preview, topic, task, workers=[worker], timeout_s=PREVIEW_TIMEOUT_S)
+        answers = ask_workers(
+            client, get_preview, topic, wanted, workers=[worker], timeout_s=PREVIEW_TIMEOUT_S
+        )
         preview: Preview | None = answers[worker]
         return preview
     return None

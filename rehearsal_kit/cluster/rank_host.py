@@ -33,7 +33,7 @@ from rehearsal_kit.cluster.worker_variables import require_variables
 from rehearsal_kit.learning.gpu_arithmetic import gpu_arithmetic
 from rehearsal_kit.rank.run_spec import RunSpec
 from rehearsal_kit.rank.training_loop import Rank
-from rehearsal_kit.record.preview_files import Preview
+from rehearsal_kit.record.preview_files import Preview, Wanted
 from rehearsal_kit.record.rank_records import Ended
 from rehearsal_kit.record.records import Record, to_plain
 
@@ -222,14 +222,15 @@ class RankHost(WorkerPlugin):
             )
         return asdict(status)
 
-    def preview(self, topic: str, task: int | None) -> Preview | None:
-        """The newest preview of a task, kept fresh for some seconds from now on; None: the newest task."""
+    def preview(self, topic: str, wanted: Wanted) -> Preview | None:
+        """The newest preview of what is wanted, kept fresh for some seconds from now on."""
         hosted = self._hosted_of(topic)
         rank = None if hosted is None else hosted.rank
         if rank is None:
             return None
-        rank.previewer.ask(task)
-        return rank.previewer.newest(task)
+        task, trained = wanted
+        rank.previewer.ask(task, trained=trained)
+        return rank.previewer.newest(task, trained=trained)
 
     def _hosted_of(self, topic: str) -> _Hosted | None:
         """The rank of the run of this topic; None if the rank here, if there is one, is of another run."""
@@ -354,7 +355,7 @@ async def dask_setup(worker: Worker) -> None:
 # Called through client.run, which passes the worker as `dask_worker`.
 
 
-async def get_preview(topic: str, task: int | None, dask_worker: Worker) -> Preview | None:
+async def get_preview(topic: str, wanted: Wanted, dask_worker: Worker) -> Preview | None:
     """Fetch a preview from rank 0; None if this worker has no rank of the run, or none is made in a second.
 
     Nobody has looked at this task for a while, perhaps: then it is made at the next step.
@@ -362,7 +363,7 @@ async def get_preview(topic: str, task: int | None, dask_worker: Worker) -> Prev
     host = dask_worker.plugins.get(PLUGIN)
     deadline = time.monotonic() + FIRST_S
     while isinstance(host, RankHost):
-        preview = host.preview(topic, task)
+        preview = host.preview(topic, wanted)
         if preview is not None or time.monotonic() > deadline:
             return preview
         await asyncio.sleep(LOOK_S)

@@ -102,7 +102,7 @@ class Arm:
         """SettingsError for a stream on which this arm could not be trained, before hours of others are."""
         strategy = self.made(stream)
         require_suited(strategy, self.rehearsal(stream), self.training(stream))
-        if strategy.asks_present and stream.measure != CLASSES:
+        if strategy.for_classes and stream.measure != CLASSES:
             raise SettingsError(f"{self.label} on {stream.name}: {NO_CLASSES}")
 
     def _words(self) -> list[str]:

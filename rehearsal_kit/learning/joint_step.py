@@ -31,11 +31,13 @@ from rehearsal_kit.learning.mini_batch import MiniBatch
 from rehearsal_kit.learning.module_state import ModuleBuffers, count_of, numbers_of, shaped_as
 from rehearsal_kit.learning.packed_sum import PackedSum
 from rehearsal_kit.learning.signature import Signature
-from rehearsal_kit.learning.strategies.losses import Loss, Tensors, supervised_loss
+from rehearsal_kit.learning.strategies.losses import Loss, supervised_loss
 from rehearsal_kit.learning.strategies.strategy import AugmentedBatch, Part, Strategy, Term
 
 TERMS = 16
 """Most terms that a strategy's loss may have: the ranks tell each other of so many, used or not."""
+Averages = tuple[Mapping[str, torch.Tensor] | None, Mapping[str, torch.Tensor] | None]
+"""The average of the weights and the quicker one, each None unless the loss depends on it."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,7 @@ class _Asked:
     seed: int
     present: Mapping[str, torch.Tensor]
     """Which classes are present, as `AugmentedBatch` has it."""
-    average: Mapping[str, torch.Tensor] | None
-    """The average of the weights, where the loss depends on it."""
+    averages: Averages
 
 
 @dataclass
@@ -130,16 +131,16 @@ class JointStep:
         *,
         strategy: Strategy,
         seed: int,
-        average: Mapping[str, torch.Tensor] | None = None,
+        averages: Averages = (None, None),
     ) -> tuple[Stepped, torch.Tensor | None]:
         """What the step has come to, and the gradient to take it with, (number,); None after trouble.
 
         Buffers of the network are then those of all ranks, or as they were before. RankError if no rank has
-        a sample. average: of the weights, None where none is kept.
+        a sample.
         """
         buffers = ModuleBuffers(self._network, persistent=self._persistent)
         present = self._present(batch.new, signature) if strategy.asks_present else {}
-        own = self._computed(_Asked(batch, signature, strategy, seed, present, average), buffers)
+        own = self._computed(_Asked(batch, signature, strategy, seed, present, averages), buffers)
         told = self._meeting(own)
         if not told.failed and not any(told.counts):
             raise RankError("a step was taken in which no rank had a sample.")
@@ -157,10 +158,11 @@ class JointStep:
         unchanged = torch.zeros(len(buffers), dtype=torch.bool)
         batch, signature, strategy = asked.batch, asked.signature, asked.strategy
         try:
-            averaged: Tensors = {}
-            if strategy.asks_average and asked.average is not None:
-                # Before the pass in training mode: some networks make it anew on the way back.
-                averaged = self._forward.averaged(batch.replayed, signature, asked.average)
+            # Before the pass in training mode: some networks make it anew on the way back.
+            averaged, plastic = (
+                {} if weights is None else self._forward.averaged(batch.replayed, signature, weights)
+                for weights in asked.averages
+            )
             parts = self._forward.train(batch, signature, apart=strategy.separate, seed=asked.seed)
             new, replayed, distilled = parts
             # A copy: a loss may work in place on what it is given.
@@ -171,7 +173,7 @@ class JointStep:
             terms = strategy.terms(
                 AugmentedBatch(
                     new=new,
-                    replayed=replace(replayed, averaged=averaged),
+                    replayed=replace(replayed, averaged=averaged, plastic=plastic),
                     distilled=distilled,
                     tasks=batch.tasks,
                     present=asked.present,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import torch
 
@@ -12,7 +12,7 @@ from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.base.settings import Training
 from rehearsal_kit.buffer.row_layout import Samples
 from rehearsal_kit.learning.forward_pass import ForwardPass
-from rehearsal_kit.learning.joint_step import JointStep, Stepped
+from rehearsal_kit.learning.joint_step import Averages, JointStep, Stepped
 from rehearsal_kit.learning.learner_state import LearnerState
 from rehearsal_kit.learning.metrics import Scores, TaskMetrics
 from rehearsal_kit.learning.mini_batch import MiniBatch
@@ -75,7 +75,7 @@ class Learner:
         """
         self.calls += 1
         stepped, gradient = self._steps.of(
-            batch, self._known, strategy=strategy, seed=seed, average=self._average_for(strategy)
+            batch, self._known, strategy=strategy, seed=seed, averages=self._averages_for(strategy)
         )
         if gradient is not None:
             self._apply(gradient, factor)
@@ -83,13 +83,17 @@ class Learner:
 
     def computed(self, batch: MiniBatch, *, strategy: Strategy) -> Stepped:
         """What a step would come to; it is not taken, and no optimizer is made. RankError as `step`."""
-        average = self._average_for(strategy)
-        return self._steps.of(batch, self._known, strategy=strategy, seed=0, average=average)[0]
+        averages = self._averages_for(strategy)
+        return self._steps.of(batch, self._known, strategy=strategy, seed=0, averages=averages)[0]
 
-    def predict(self, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Outputs on the CPU, float32, for inputs (sample, ...); changes no state."""
+    def predict(self, inputs: torch.Tensor, *, trained: bool = False) -> dict[str, torch.Tensor]:
+        """Outputs on the CPU, float32, for inputs (sample, ...); changes no state.
+
+        trained: by the weights in training themselves, also where an average of them predicts.
+        """
         self.calls += 1
-        outputs = self._forward.predict(inputs, [*self._known.kinds], weights=self.state.average)
+        weights = None if trained else self.state.average
+        outputs = self._forward.predict(inputs, [*self._known.kinds], weights=weights)
         return {name: tensor.float().cpu() for name, tensor in outputs.items()}
 
     def metrics(self, batches: Iterable[Samples]) -> Scores:
@@ -114,9 +118,12 @@ class Learner:
             raise RankError("the learner was used before it met its first task.")
         return self.signature
 
-    def _average_for(self, strategy: Strategy) -> Mapping[str, torch.Tensor] | None:
-        # Not at every step of every strategy: it is put together anew each time.
-        return self.state.average if strategy.asks_average else None
+    def _averages_for(self, strategy: Strategy) -> Averages:
+        # Not at every step of every strategy: they are put together anew each time.
+        return (
+            self.state.average if strategy.asks_average else None,
+            self.state.plastic_average if strategy.asks_plastic_average else None,
+        )
 
     def _apply(self, gradient: torch.Tensor, factor: float) -> None:
         parameters = [p for p in self.network.parameters() if p.requires_grad]

@@ -1,4 +1,4 @@
-"""All that training changes on one rank: weights, their average, optimizer; kept, gone back to, stored."""
+"""All that training changes on one rank: weights, their averages, optimizer; kept, gone back to, stored."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from rehearsal_kit.base.settings import Training
 from rehearsal_kit.base.tensor_fingerprint import tensor_fingerprint
 from rehearsal_kit.learning.weight_average import WeightAverage
 
-_Kept = tuple[dict[str, Any], dict[str, Any], dict[str, torch.Tensor]]
-"""States of network and optimizer, and the average of the weights, empty where none is kept."""
+AVERAGE, PLASTIC = "average", "plastic"
+"""Names of the averages of the weights in what is stored: of the one that predicts, and the quicker one."""
+_Kept = tuple[dict[str, Any], dict[str, Any], dict[str, dict[str, torch.Tensor]]]
+"""States of network and optimizer, and of each average of the weights that is kept, by its name."""
 
 
 class LearnerState:
-    """A network, its average and its optimizer, as they are now and as they were when they were last kept.
+    """A network, its averages and its optimizer, as they are now and as they were when they were last kept.
 
     network: with its initial weights, on the device on which it is trained.
     """
@@ -28,9 +30,12 @@ class LearnerState:
         self._training = training
         self._optimizer: torch.optim.Optimizer | None = None
         self._initial = copy.deepcopy(network.state_dict())
-        self._average = (
-            None if training.average is None else WeightAverage(self._tensors(), decay=training.average)
-        )
+        decays = {AVERAGE: training.average, PLASTIC: training.plastic_average}
+        self._averages = {
+            name: WeightAverage(self._tensors(), decay=decay)
+            for name, decay in decays.items()
+            if decay is not None
+        }
         self._is_untrained = False
         self._kept: _Kept | None = None
 
@@ -48,13 +53,13 @@ class LearnerState:
         """Back to the initial weights, with a fresh optimizer."""
         self.network.load_state_dict(self._initial)
         self._optimizer = None
-        if self._average is not None:
-            self._average.restart(self._tensors())
+        for average in self._averages.values():
+            average.restart(self._tensors())
 
     def follow(self) -> None:
-        """The optimizer has taken a step: the average takes in what came of it."""
-        if self._average is not None:
-            self._average.follow(self._tensors())
+        """The optimizer has taken a step: the averages take in what came of it."""
+        for average in self._averages.values():
+            average.follow(self._tensors())
 
     @property
     def average(self) -> Mapping[str, torch.Tensor] | None:
@@ -62,11 +67,12 @@ class LearnerState:
 
         By name of each place where a parameter or buffer is, for `torch.func.functional_call`.
         """
-        if self._average is None or self._is_untrained:
-            return None
-        places = self._places()
-        first, weights = _first_names(places), self._average.weights
-        return {name: weights[first[id(tensor)]].to(tensor.dtype) for name, tensor in places.items()}
+        return self._placed(AVERAGE)
+
+    @property
+    def plastic_average(self) -> Mapping[str, torch.Tensor] | None:
+        """The quicker average of the weights, in the same way; None where there is none."""
+        return self._placed(PLASTIC)
 
     def keep(self) -> None:
         """Remember all of it as it is now, for `go_back`."""
@@ -75,11 +81,7 @@ class LearnerState:
     def go_back(self) -> None:
         """All of it as it was when `keep` was called."""
         assert self._kept is not None  # noqa: S101 - for the type checker; every task begins with keep()
-        weights, optimizer, average = copy.deepcopy(self._kept)
-        self.network.load_state_dict(weights)
-        self.optimizer.load_state_dict(optimizer)
-        if self._average is not None:
-            self._average.adopt(average)
+        self._adopt(copy.deepcopy(self._kept))
 
     @contextlib.contextmanager
     def untrained(self) -> Iterator[None]:
@@ -108,8 +110,9 @@ class LearnerState:
         return averaged
 
     def fingerprint(self) -> str:
-        """Fingerprint of the weights and their average: equal on two ranks that hold the same numbers."""
-        return tensor_fingerprint({**self.network.state_dict(), **_named(".average.", self.average or {})})
+        """Fingerprint of the weights and their averages: equal on two ranks that hold the same numbers."""
+        averages = [_named(f".{name}.", self._placed(name) or {}) for name in (AVERAGE, PLASTIC)]
+        return tensor_fingerprint({**self.network.state_dict(), **averages[0], **averages[1]})
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All that training has changed, by name, on the CPU: copies. For `adopt`."""
@@ -125,13 +128,24 @@ class LearnerState:
     def adopt(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Go on where `tensors` was called."""
         self._optimizer = None
-        weights, optimizer, average = _unflat(_under("now.", tensors), self.optimizer.state_dict())
-        self.network.load_state_dict(weights)
-        self.optimizer.load_state_dict(optimizer)
-        if self._average is not None:
-            self._average.adopt(average)
+        self._adopt(_unflat(_under("now.", tensors), self.optimizer.state_dict()))
         kept = _under("kept.", tensors)
         self._kept = _unflat(kept, self.optimizer.state_dict()) if kept else None
+
+    def _adopt(self, state: _Kept) -> None:
+        weights, optimizer, averages = state
+        self.network.load_state_dict(weights)
+        self.optimizer.load_state_dict(optimizer)
+        for name, average in self._averages.items():
+            average.adopt(averages[name])
+
+    def _placed(self, name: str) -> Mapping[str, torch.Tensor] | None:
+        """An average by name of each place; None where it is not kept, or nothing is trained."""
+        if name not in self._averages or self._is_untrained:
+            return None
+        places = self._places()
+        first, weights = _first_names(places), self._averages[name].weights
+        return {name: weights[first[id(tensor)]].to(tensor.dtype) for name, tensor in places.items()}
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         """Parameters and buffers that belong to the state, each once however many places it has."""
@@ -152,8 +166,8 @@ class LearnerState:
         }
 
     def _now(self) -> _Kept:
-        average = {} if self._average is None else self._average.tensors()
-        return self.network.state_dict(), self.optimizer.state_dict(), average
+        averages = {name: average.tensors() for name, average in self._averages.items()}
+        return self.network.state_dict(), self.optimizer.state_dict(), averages
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
         parameters = [p for p in self.network.parameters() if p.requires_grad]
@@ -176,25 +190,27 @@ def _copies(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _flat(state: _Kept) -> dict[str, torch.Tensor]:
-    weights, optimizer, average = state
-    named = {**_named("weights.", weights), **_named("average.", average)}
+    weights, optimizer, averages = state
+    named = _named("weights.", weights)
+    for name, average in averages.items():
+        named |= _named(f"{name}.", average)
     for number, values in optimizer["state"].items():
         named |= {f"optimizer.{number}.{n}": v for n, v in values.items() if isinstance(v, torch.Tensor)}
     return named
 
 
 def _unflat(tensors: Mapping[str, torch.Tensor], optimizer: Mapping[str, Any]) -> _Kept:
-    """Weights, state of the optimizer, whose groups are those of the one that is given, and average."""
+    """Weights, state of the optimizer, whose groups are those of the one that is given, and averages."""
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in _under("optimizer.", tensors).items():
         number, _, value = name.partition(".")
         state.setdefault(int(number), {})[value] = tensor.clone()
     groups = {"state": state, "param_groups": optimizer["param_groups"]}
-    weights, average = (
-        {name: tensor.clone() for name, tensor in _under(prefix, tensors).items()}
-        for prefix in ("weights.", "average.")
+    weights, average, plastic = (
+        {name: tensor.clone() for name, tensor in _under(f"{prefix}.", tensors).items()}
+        for prefix in ("weights", AVERAGE, PLASTIC)
     )
-    return weights, groups, average
+    return weights, groups, {AVERAGE: average, PLASTIC: plastic}
 
 
 def _named(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

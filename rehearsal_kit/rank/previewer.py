@@ -35,8 +35,29 @@ LIKELIEST = 3
 """Classes that are named."""
 
 
+class _Made:
+    """Previews that the same weights have made, and which of them somebody looks at."""
+
+    def __init__(self) -> None:
+        self.asked: tuple[int | None, float] = (None, -ASKED_S)
+        """The task that was asked for, None for the newest that has begun, and when, in monotonic seconds."""
+        self.by_task: dict[int, Preview] = {}
+        """The newest last. Replaced as a whole, so any thread may read."""
+        self.last = 0.0
+        """When one was made for somebody who looks, in monotonic seconds."""
+
+    def remember(self, preview: Preview) -> None:
+        others = {number: each for number, each in self.by_task.items() if number != preview.task}
+        everything = {**others, preview.task: preview}
+        newest, latest = max(everything), list(everything)[-REMEMBERED:]
+        self.by_task = {number: everything[number] for number in dict.fromkeys((newest, *latest))}
+
+
 class Previewer:
     """Belongs to rank 0's training thread; other threads may `ask` and read the `newest`.
+
+    Where the run keeps an average of its weights, that predicts what is kept; whoever asks for it sees what
+    the weights in training make of the same, which costs a forward pass only while somebody does.
 
     folder: where the previews of the run are kept. Whatever goes wrong here is told by `news`.
     """
@@ -45,36 +66,39 @@ class Previewer:
         self._learner = learner
         self._stream = stream
         self._folder = folder
-        self._remembered: dict[int, Preview] = {}
-        """Previews by task, the newest last. Replaced as a whole, so any thread may read."""
-        self._asked: tuple[int | None, float] = (None, -ASKED_S)
-        """The task that was asked for, None for the newest that has begun, and when, in monotonic seconds."""
-        self._made = 0.0
+        self._made = {False: _Made(), True: _Made()}
+        """By the network that predicts, and by the weights in training where that is another one."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="previews", initializer=step_back)
         self._writes: list[Future[None]] = []
         self._news: deque[str] = deque()
         """What was not said yet, in order: a trouble must be said, also where it is over already."""
         self._troubled = False
 
-    def ask(self, task: int | None) -> None:
-        """Somebody looks at this task, or None, at the newest: its preview is kept fresh for some seconds."""
-        self._asked = (task, time.monotonic())
+    def ask(self, task: int | None, *, trained: bool = False) -> None:
+        """Somebody looks at this task, or None, at the newest: its preview is kept fresh for some seconds.
 
-    def newest(self, task: int | None) -> Preview | None:
+        trained: at what the weights in training make of it, also where an average of them predicts.
+        """
+        self._by(trained).asked = (task, time.monotonic())
+
+    def newest(self, task: int | None, *, trained: bool = False) -> Preview | None:
         """The newest preview of a task, or None, of the newest; there soon is one if it was asked for."""
-        remembered = self._remembered
+        remembered = self._by(trained).by_task
         return remembered.get(max(remembered, default=-1) if task is None else task)
 
     def refresh(self, newest: int, *, step: int) -> None:
-        """Make the preview that was asked for anew if the last one is a second old."""
+        """Make the previews that were asked for anew where the last one is a second old."""
         now = time.monotonic()
-        wanted, asked = self._asked
-        if now - asked > ASKED_S or now - self._made < INTERVAL_S:
-            return
-        self._made = now
-        task = newest if wanted is None else wanted
-        if 0 <= task <= newest:
-            self._make(task, step)
+        for trained, made in self._made.items():
+            wanted, asked = made.asked
+            if now - asked > ASKED_S or now - made.last < INTERVAL_S:
+                continue
+            made.last = now
+            # Of tasks that were rolled back over: else one of them would be the newest until it comes again.
+            made.by_task = {number: each for number, each in made.by_task.items() if number <= newest}
+            task = newest if wanted is None else wanted
+            if 0 <= task <= newest:
+                self._make(task, step, trained=trained)
 
     def keep(self, tasks: Iterable[int], *, after: int, step: int) -> None:
         """Write previews of these tasks, as they are after one was trained, beside what comes next."""
@@ -126,22 +150,23 @@ class Previewer:
             self._troubled = True
             self._news.append(words)
 
-    def _make(self, task: int, step: int) -> Preview | None:
+    def _by(self, trained: bool) -> _Made:
+        """Those by the weights in training, where there is an average of them that predicts instead."""
+        return self._made[trained and self._learner.training.average is not None]
+
+    def _make(self, task: int, step: int, *, trained: bool = False) -> Preview | None:
         if self._learner.signature is None:
             return None
         try:
             sample = self._stream.shown(task)
             if sample is None:
                 return None
-            preview = _preview(sample, self._learner, task=task, step=step)
+            preview = _preview(sample, self._learner, task=task, step=step, trained=trained)
         except Exception as error:  # only pictures need it: all ranks read what training needs, and vote
             raise_of_device(error, Kind.STICKY)
             self._went_wrong(f"that of task {task} cannot be made: {said(error)}")
             return None
-        others = {number: each for number, each in self._remembered.items() if number != task}
-        everything = {**others, task: preview}
-        newest, latest = max(everything), list(everything)[-REMEMBERED:]
-        self._remembered = {number: everything[number] for number in dict.fromkeys((newest, *latest))}
+        self._made[trained].remember(preview)
         return preview
 
 
@@ -150,10 +175,10 @@ def _portions(tasks: Iterable[int]) -> list[list[int]]:
     return [each[begin : begin + TOGETHER] for begin in range(0, len(each), TOGETHER)]
 
 
-def _preview(sample: Samples, learner: Learner, *, task: int, step: int) -> Preview:
+def _preview(sample: Samples, learner: Learner, *, task: int, step: int, trained: bool) -> Preview:
     signature = learner.signature
     assert signature is not None  # noqa: S101 - for the type checker; the caller has looked
-    outputs = learner.predict(sample[signature.inputs].clone())  # a network may work in place
+    outputs = learner.predict(sample[signature.inputs].clone(), trained=trained)  # it may work in place
     images = [name for name, kind in signature.kinds.items() if kind != "class" and outputs[name].dim() == 4]
     classes = [name for name, kind in signature.kinds.items() if kind == "class"]
     return Preview(
@@ -164,6 +189,7 @@ def _preview(sample: Samples, learner: Learner, *, task: int, step: int) -> Prev
         truth={name: _image(sample[name]) for name in images},
         predicted={name: _image(outputs[name]) for name in images},
         words="; ".join(_said(name, sample[name], outputs[name]) for name in classes),
+        trained=None if learner.training.average is None else trained,
     )
 
 

@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 
 from rehearsal_kit.base.files import written_whole
 
+Wanted = tuple["int | None", bool]
+"""What somebody looks at: a task, None for the newest, and whether the weights in training are to predict
+instead of the average that is kept of them."""
 Image = NDArray[np.float32]
 """float32 (row, column)."""
 
@@ -39,6 +42,9 @@ class Preview:
     """The outputs that meet them, under the same names."""
     words: str
     """What is true and what was predicted where that is a class; else empty."""
+    trained: bool | None = None
+    """Whether the weights in training predicted, or the average that is kept of them; None where none is
+    kept, and in files, in which there is only what the network that predicts has made."""
 
 
 def append_previews(folder: Path, previews: Iterable[Preview], *, after: int, part: int = 0) -> None:

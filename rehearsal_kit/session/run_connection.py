@@ -34,7 +34,7 @@ from rehearsal_kit.cluster.rank_host import RankHost
 from rehearsal_kit.cluster.scheduler_calls import ask_lease, begin_run, look_for, post_wishes, release_lease
 from rehearsal_kit.record.commands import Wish, to_plain
 from rehearsal_kit.record.lease import require_free
-from rehearsal_kit.record.preview_files import Preview
+from rehearsal_kit.record.preview_files import Preview, Wanted
 from rehearsal_kit.record.rank_records import GenerationBegan, GenerationEnded, LeaseTaken, RunOver, Stalled
 from rehearsal_kit.record.records import Applied, StateChanged, from_plain
 from rehearsal_kit.record.run_folder import RunFolder
@@ -187,12 +187,13 @@ class RunConnection:
     def _is_refused(self, wish: Wish) -> bool:
         return wish.number in self._unaccepted
 
-    def preview(self, task: int | None) -> Preview | None:
+    def preview(self, wanted: Wanted) -> Preview | None:
         """What rank 0 has of a task; None before there is one, and where there is no rank 0 that answers."""
         began, newest = self._newest(GenerationBegan), self._newest(GenerationBegan, Stalled)
         if self._state != "live" or began is None or (isinstance(newest, Stalled) and newest.seconds > 0):
             return None
-        return ask_preview(self._cluster.client, began.workers[0], topic=self._topic, task=task)
+        client, worker = self._cluster.client, began.workers[0]
+        return ask_preview(client, worker, topic=self._topic, wanted=wanted)
 
     def _launch(self, order: RunOrder | None) -> None:
         self._thread = threading.Thread(target=self._drive, args=(order,), name="session", daemon=True)

@@ -106,12 +106,13 @@ class Session(Handle):
         )
         self._run_connection.start(order)
 
-    def preview(self, task: int | None = None) -> Preview | None:
+    def preview(self, task: int | None = None, *, trained: bool = False) -> Preview | None:
         """A held-out pattern of a task and what the network makes of it now; None before there is one.
 
-        Asks rank 0, which takes a few milliseconds; task None means the newest.
+        Asks rank 0, which takes a few milliseconds; task None means the newest. trained: what the weights in
+        training make of it, also where an average of them predicts (`Training(average=...)`).
         """
-        return self._run_connection.preview(task)
+        return self._run_connection.preview((task, trained))
 
     def network(self) -> torch.nn.Module:
         """The network with the weights of the last task that ended, on the CPU, in evaluation mode; a copy.

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary, ref
 import ipywidgets as widgets
 
 from rehearsal_kit.base.errors import said
-from rehearsal_kit.record.preview_files import Preview
+from rehearsal_kit.record.preview_files import Preview, Wanted
 from rehearsal_kit.record.timeline import Timeline
 from rehearsal_kit.reports.figures import (
     CONFIG,
@@ -37,6 +37,8 @@ PERIOD_S = 0.5
 REPAIR_S = 5.0
 """Everything is sent again after this time even if nothing changed: a message may have been lost."""
 NEWEST = -1
+WEIGHTS = {False: "the average of the weights", True: "the weights in training"}
+"""Whose prediction is shown where the run keeps an average, as `Preview.trained` has it."""
 CAPTIONS = (
     "diffraction (log10)",
     "true amplitude",
@@ -81,11 +83,16 @@ class Panel:
             options=[("newest", NEWEST)], description="held-out pattern of task",
             style={"description_width": "auto"}, layout={"width": "360px"},
         )  # fmt: skip
+        self.weights = widgets.Dropdown(
+            options=[(words, trained) for trained, words in WEIGHTS.items()], description="predicted by",
+            tooltip="The average is what the run stores and exports", layout={"width": "280px"},
+            style={"description_width": "auto"},
+        )  # fmt: skip
         self.about = widgets.HTML()
         self.tiles = Tiles()
         self.tiles.clear(CAPTIONS)
         self.box = self._arrange()
-        self._asked = AskedPreview(session.preview)
+        self._asked = AskedPreview(self._preview)
         self._last = ""
         """What the pictures show, as HTML."""
         self._shown: object = None
@@ -97,7 +104,8 @@ class Panel:
         self._ending = threading.Event()
         self._wake = threading.Event()
         self.line.observe(self._on_page, ["acknowledged", "hello", "theme"])
-        self.pattern.observe(lambda _: self._wake.set(), "value")
+        for chosen in (self.pattern, self.weights):
+            chosen.observe(lambda _: self._wake.set(), "value")
         self._outlive = session.on_close(self.close)
         """Has the session close it no more."""
         self._thread = threading.Thread(target=self._pump, daemon=True, name="rehearsal-kit-panel")
@@ -115,7 +123,7 @@ class Panel:
             self._thread.join(10)
         self._try_push()
         self.controls.close()
-        self.pattern.disabled = True
+        self.pattern.disabled = self.weights.disabled = True
         self.line.closed = True
         self._outlive()
         if self.session in _OPEN and _OPEN[self.session]() is self:
@@ -130,7 +138,8 @@ class Panel:
         self.line.facts = facts(timeline, state=state, ranks=session.ranks)
         self._warn(timeline, state)
         self._offer_tasks(timeline)
-        shown = (len(timeline), self.pattern.value, self.line.hello, self.line.theme)
+        chosen = (self.pattern.value, self.weights.value)
+        shown = (len(timeline), chosen, self.line.hello, self.line.theme)
         repair = time.monotonic() - self._repaired_at >= REPAIR_S
         if shown != self._shown or repair:
             self.tasks.value = tasks_html(timeline)
@@ -189,9 +198,13 @@ class Panel:
             [("newest", NEWEST), *((f"{number} {t.name}", number) for number, t in tasks.items())],
         )
 
+    def _preview(self, wanted: Wanted) -> Preview | None:
+        task, trained = wanted
+        return self.session.preview(task, trained=trained)
+
     def _show_pattern(self) -> None:
         task = self.pattern.value
-        answer = self._asked.answer(None if task == NEWEST else task)
+        answer = self._asked.answer((None if task == NEWEST else task, self.weights.value))
         if not answer.done():  # rank 0 is busy or frozen: the state and the banner tell, and must be pushed
             return
         preview = answer.result()
@@ -228,13 +241,14 @@ class Panel:
         before.close()
 
     def _arrange(self) -> Any:
+        choice = [] if self.session.training.average is None else [self.weights]
         tasks = widgets.Box([self.tasks], layout={"flex": "0 0 380px", "height": "300px", "overflow": "auto"})
         box = widgets.VBox([
             self.line,
             self.banner,
             self.controls.box,
             widgets.HBox([self._plots, tasks], layout={"overflow": "hidden"}),
-            widgets.HBox([self.pattern, self.about], layout={"align_items": "center"}),
+            widgets.HBox([self.pattern, *choice, self.about], layout={"align_items": "center"}),
             self.tiles,
         ])  # fmt: skip
         box.add_class("rk-panel")
@@ -254,6 +268,8 @@ def tiles(preview: Preview) -> list[Tile]:
 def about(preview: Preview) -> str:
     """What a preview shows and says, as HTML."""
     made = f"task {preview.task}, as predicted at step {preview.step}"
+    if preview.trained is not None:
+        made += f" by {WEIGHTS[preview.trained]}"
     return f"{made}: {escape(preview.words)}" if preview.words else made
 
 

@@ -333,7 +333,14 @@ def test_steps_of_all_strategies_in_turns():
     (cost, *others) = strategy_costs(turns, [measure_turns(ProcessGroups(0, 1), turns)])
     assert (cost.arm.name, cost.ratio.median, cost.rows) == ("Incremental", 1.0, 1.0)
     rows = {other.arm.name: other.rows for other in others}
-    assert {"ER": 1.5, "AGEM": 1.5, "DER": 1.5, "DERpp": 1.5, "MeanER": 1.5}.items() <= rows.items()
+    assert {
+        "ER": 1.5,
+        "AGEM": 1.5,
+        "DER": 1.5,
+        "DERpp": 1.5,
+        "MeanER": 1.5,
+        "CLSER": 1.5,
+    }.items() <= rows.items()
     # These take Incremental's step.
     assert {"Incremental", *rows} == {kind.__name__ for kind in OURS} - {"FromScratch", "Cumulative"}
     assert all(positive(*other.seconds) for other in others)
@@ -353,7 +360,7 @@ def test_steps_of_strategies_with_settings():
 
 def test_strategies_for_classes_are_not_measured_on_scans():
     on_classes, on_scans = (measured_on(stream_named(name)) for name in ("fashion", "beamline"))
-    assert set(on_classes) - set(on_scans) == {"ERACE", "DERppACE"}
+    assert set(on_classes) - set(on_scans) == {"ERACE", "DERppACE", "CLSER"}
 
 
 @pytest.mark.parametrize(("seconds", "verdict"), [(1.57, "within"), (1.58, "above")])

@@ -206,13 +206,18 @@ def test_the_settings_of_a_stream_suit_every_strategy(stream):
 
 
 def test_an_arm_that_does_not_suit_a_stream_is_refused_before_anything_is_trained():
-    for text in ("erace@5", "derppace@5"):
+    for text in ("erace@5", "derppace@5", "clser:average=0.999,plastic_average=0.9@5"):
         Arm.parsed(text).require_suited(stream_named("mnist"))
         with pytest.raises(SettingsError, match=r"on beamline: no target of this stream is a class"):
             Arm.parsed(text).require_suited(stream_named("beamline"))
     Arm.parsed("meaner:average=0.9@5").require_suited(stream_named("beamline"))
     with pytest.raises(SettingsError, match="MeanER holds the network to the average"):
         Arm.parsed("meaner@5").require_suited(stream_named("beamline"))
+    for text in ("cls-er@5", "clser:average=0.9@5"):
+        with pytest.raises(
+            SettingsError, match=r"CLSER holds .*; begin the run with Training\(average=0.999,"
+        ):
+            Arm.parsed(text).require_suited(stream_named("mnist"))
 
 
 def test_an_arm_says_what_it_changes():
@@ -244,6 +249,8 @@ def test_an_arm_says_what_it_changes():
         ("er:balance=never", "balance is 'never'; it must be one of 'samples'"),
         ("er:r=-1", "representatives is -1"),
         ("er:average=2", "average is 2"),
+        ("clser:plastic_average=0.9", "plastic_average is 0.9, but average is None"),
+        ("clser:average=0.9,plastic_average=0.99", "plastic_average is 0.99 and average is 0.9"),
     ],
 )
 def test_an_arm_that_cannot_be_is_refused(text, words):

@@ -229,7 +229,8 @@ def job_of(walk: Walk, folder: Path) -> RunSpec:
     looks = {"quotas": 0, "reservoir": 1, "fifo": 2}[walk.policy]
     least_steps = {"quotas": 0, "reservoir": 9, "fifo": 0}[walk.policy]
     draw = {"quotas": "samples", "reservoir": "earlier", "fifo": "groups"}[walk.policy]
-    average = None if walk.policy == "fifo" and walk.strategy != "MeanER" else 0.9
+    averages = {"quotas": (0.9, None), "reservoir": (0.9, 0.5), "fifo": (None, None)}[walk.policy]
+    averages = {"MeanER": (0.9, None), "CLSER": (0.9, 0.5)}.get(walk.strategy, averages)
     spec = RunSpec(
         run=RunFolder(folder).create(),
         seed=11,
@@ -242,7 +243,8 @@ def job_of(walk: Walk, folder: Path) -> RunSpec:
             least_steps=least_steps,
             learning_rate=0.02,
             evaluated=2,
-            average=average,
+            average=averages[0],
+            plastic_average=averages[1],
             scaling=scaling,
             stability_every=looks,
         ),

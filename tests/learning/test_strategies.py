@@ -27,10 +27,10 @@ from rehearsal_kit.learning.mini_batch import MiniBatch
 from rehearsal_kit.learning.stored_outputs import NO_MODEL, VERSION, with_outputs, without_outputs
 from rehearsal_kit.learning.strategies.choice import named_strategy, steer_to, switched
 from rehearsal_kit.learning.strategies.dark import DER, DERpp, DERppACE
-from rehearsal_kit.learning.strategies.losses import squared_distance, supervised_loss
+from rehearsal_kit.learning.strategies.losses import likelier, squared_distance, supervised_loss
 from rehearsal_kit.learning.strategies.references import Cumulative, FromScratch, Incremental
 from rehearsal_kit.learning.strategies.registry import STRATEGIES as STRATEGIES_OF_OURS
-from rehearsal_kit.learning.strategies.replay import AGEM, ER, ERACE, MeanER
+from rehearsal_kit.learning.strategies.replay import AGEM, CLSER, ER, ERACE, MeanER
 from rehearsal_kit.record.commands import Steer
 
 ALPHA, BETA, TASKS, CONSISTENCY = 0.3, 0.7, 4, 0.6
@@ -45,6 +45,7 @@ STRATEGIES = {
     "ER, 0.25": ER(balance=0.25),
     "ERACE": ERACE(),
     "MeanER": MeanER(balance="samples", consistency=CONSISTENCY),
+    "CLSER": CLSER(balance="samples", consistency=CONSISTENCY),
     "AGEM": AGEM(),
     "DER": DER(alpha=ALPHA),
     "DERpp": DERpp(alpha=ALPHA, beta=BETA, draws=2),
@@ -56,12 +57,13 @@ OLD_TO_NEW = {"ER, equal": 1.0, "ER, tasks": TASKS - 1.0, "ER, 0.25": 0.25}
 NEW_ALONE = ("Incremental", "FromScratch", "Cumulative")
 KINDS = ("label", "image")
 CLASSES = 5
+AVERAGES = ("now.average.", "now.plastic.")
 SEEN = 3
 """Classes of the new samples; representatives are of all."""
 
 
 def kinds_of(name):
-    return ("label",) if STRATEGIES[name].asks_present else KINDS
+    return ("label",) if STRATEGIES[name].for_classes else KINDS
 
 
 BY_KIND = [(name, kind) for name in STRATEGIES for kind in kinds_of(name)]
@@ -136,8 +138,12 @@ def flat(network):
 
 
 def moved(name, tensor):
-    """An average that is not where the weights are."""
-    return tensor + 0.2 if name.startswith("now.average.") and tensor.is_floating_point() else tensor
+    """Averages that are not where the weights are: one larger, one turned, so that each knows some better."""
+    if not tensor.is_floating_point() or not name.startswith(AVERAGES):
+        return tensor
+    if name.startswith(AVERAGES[0]):
+        return tensor + 0.2
+    return tensor + 0.4 * torch.arange(tensor.numel()).cos().reshape(tensor.shape)
 
 
 def step_of(strategy, kind, batch, *, groups=BY_ITSELF, **training):
@@ -147,8 +153,11 @@ def step_of(strategy, kind, batch, *, groups=BY_ITSELF, **training):
     """
     network = network_of(kind)
     before = flat(network)
-    average = 0.5 if strategy.asks_average else None
-    settings = Training(optimizer="sgd", learning_rate=1.0, precision="float32", average=average, **training)
+    averages = {
+        "average": 0.5 if strategy.asks_average else None,
+        "plastic_average": 0.4 if strategy.asks_plastic_average else None,
+    }
+    settings = Training(optimizer="sgd", learning_rate=1.0, precision="float32", **averages, **training)
     learner = Learner(network, settings, device="cpu", groups=groups)
     learner.state.adopt({name: moved(name, tensor) for name, tensor in learner.state.tensors().items()})
     learner.know(learner.meet(samples(kind, 2, seed=0), "input"))
@@ -201,17 +210,38 @@ def distance(network, part):
     return sum(functional.mse_loss(outputs[name], part[f"outputs.{name}"].double()) for name in outputs)
 
 
-def distance_to_average(network, part):
-    """Mean squared difference to what the network with every weight larger by 0.2 makes of the same."""
-    if part is None:
-        return torch.zeros((), dtype=torch.float64)
+def of_average(network, part, name=AVERAGES[0]):
+    """What the network makes of the samples where every weight is as in one of the averages."""
     average = copy.deepcopy(network)
     with torch.no_grad():
         for parameter in average.parameters():
-            parameter.add_(0.2)
-        held_to = average(part["input"].double())
-    outputs = network(part["input"].double())
+            parameter.copy_(moved(name, parameter))
+        return average(part["input"].double())
+
+
+def distance_to_average(network, part):
+    """Mean squared difference to what the average makes of the same."""
+    if part is None:
+        return torch.zeros((), dtype=torch.float64)
+    held_to, outputs = of_average(network, part), network(part["input"].double())
     return sum(functional.mse_loss(outputs[name], held_to[name]) for name in outputs)
+
+
+def known_better(network, part):
+    """By sample: the logits of both averages, that which gives its class the larger probability first."""
+    pairs = zip(*(of_average(network, part, name)["label"] for name in AVERAGES), strict=True)
+    return [
+        sorted(pair, key=lambda logits: -float(logits.exp()[label] / logits.exp().sum()))
+        for pair, label in zip(pairs, part["label"], strict=True)
+    ]
+
+
+def distance_to_the_better_average(network, part):
+    """Mean squared difference to the logits of whichever average knows the class of the sample better."""
+    if part is None:
+        return torch.zeros((), dtype=torch.float64)
+    better = torch.stack([best for best, _ in known_better(network, part)])
+    return functional.mse_loss(network(part["input"].double())["label"], better)
 
 
 def gradient_of(loss, network):
@@ -250,6 +280,11 @@ def expected(name, kind, sizes):
             "augmented": task_loss(network, together([new, replayed])),
             "consistency": CONSISTENCY * distance_to_average(network, replayed),
         }
+    elif name == "CLSER":
+        terms = {
+            "augmented": task_loss(network, together([new, replayed])),
+            "consistency": CONSISTENCY * distance_to_the_better_average(network, replayed),
+        }
     elif name == "ERACE":
         terms = {"new": task_loss(network, new, among=among), "replay": task_loss(network, replayed)}
     elif name == "AGEM":
@@ -280,6 +315,25 @@ def test_loss_and_gradient_are_those_of_the_paper(name, kind):
     stepped, change, _ = step_of(STRATEGIES[name], kind, batch)
     assert_as_in_the_paper(stepped.terms, change, name=name, kind=kind, sizes=ALONE)
     assert stepped.loss == pytest.approx(sum(stepped.terms.values()))
+
+
+def test_either_average_knows_some_of_the_representatives_better():
+    """Else the tests of CLS-ER would not see which one is asked."""
+    (batch,) = batches("label", ALONE, CLSER())
+    network = copy.deepcopy(network_of("label")).double()
+    slow = of_average(network, batch.replayed)["label"]
+    pairs = zip(known_better(network, batch.replayed), slow, strict=True)
+    better = [torch.equal(best, own) for (best, _), own in pairs]
+    assert set(better) == {True, False}
+
+
+def test_of_outputs_that_are_no_classes_the_first_are_taken():
+    outputs = {"label": torch.tensor([[1.0, 0.0], [1.0, 0.0]]), "y": torch.tensor([1.0, 2.0])}
+    others = {"label": torch.tensor([[9.0, 9.0], [5.0, 5.0]]), "y": torch.tensor([3.0, 4.0])}
+    targets = {"label": torch.tensor([0, 1], dtype=torch.uint8), "y": torch.zeros(2), "unmet": torch.zeros(2)}
+    found = likelier(outputs, others, targets=targets)
+    assert found["label"].tolist() == [[1.0, 0.0], [5.0, 5.0]]
+    assert found["y"].tolist() == [1.0, 2.0]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -559,6 +613,7 @@ def test_outputs_that_meet_no_target_are_an_error_that_names_both():
         ("er", {}, ER()),
         ("er", {"balance": "tasks"}, ER(balance="tasks")),
         ("er-ace", {}, ERACE()),
+        ("cls-er", {"consistency": 0.2}, CLSER(consistency=0.2)),
         ("DER++", {"alpha": 2.0, "beta": 0.5}, DERpp(alpha=2.0, beta=0.5)),
         ("DER++-ACE", {"draws": 2}, DERppACE(draws=2)),
         ("a-gem", {}, AGEM()),

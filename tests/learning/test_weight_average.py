@@ -1,4 +1,4 @@
-"""The average of the weights: its formula, what uses it, and that it is kept, gone back to and the same."""
+"""The averages of the weights: their formula, what uses them, that they are kept, gone back to, the same."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from rehearsal_kit.learning.learner import Learner
 from rehearsal_kit.learning.mini_batch import MiniBatch
 from rehearsal_kit.learning.strategies.choice import require_suited
 from rehearsal_kit.learning.strategies.references import Incremental
-from rehearsal_kit.learning.strategies.replay import MeanER
+from rehearsal_kit.learning.strategies.replay import CLSER, MeanER
 from rehearsal_kit.learning.weight_average import WeightAverage
 
-DECAY, STEPS = 0.6, 20
+DECAY, QUICKER, STEPS = 0.6, 0.3, 20
 
 
 class Normalised(torch.nn.Module):
@@ -42,8 +42,10 @@ def batch_of(step, rank=0):
     return MiniBatch({"x": x + 1, "y": y}, {}, {})
 
 
-def learner_of(*, average=DECAY, groups=None):
-    training = Training(learning_rate=0.05, precision="float32", average=average)
+def learner_of(*, average=DECAY, plastic_average=None, groups=None):
+    training = Training(
+        learning_rate=0.05, precision="float32", average=average, plastic_average=plastic_average
+    )
     learner = Learner(Normalised(), training, device="cpu", groups=groups or ProcessGroups(0, 1))
     learner.know(learner.meet(batch_of(0).new, "x"))
     return learner
@@ -62,26 +64,43 @@ def state_of(learner):
     return {name: tensor.detach().double() for name, tensor in learner.network.state_dict().items()}
 
 
-def averaged(seen):
+def averaged(seen, decay_in_the_end=DECAY):
     """The formula, written out: a <- d a + (1 - d) w, d growing to the decay."""
     average = dict(seen[0])
     for taken, weights in enumerate(seen[1:]):
-        decay = min(DECAY, (1 + taken) / (10 + taken))
+        decay = min(decay_in_the_end, (1 + taken) / (10 + taken))
         for name, new in weights.items():
             average[name] = decay * average[name] + (1 - decay) * new
     return average
 
 
-def test_it_is_that_of_the_formula_and_counters_are_the_newest():
-    learner = learner_of()
+def test_they_are_those_of_the_formula_and_counters_are_the_newest():
+    learner = learner_of(plastic_average=QUICKER)
     seen = trained(learner, range(STEPS))
-    expected = averaged(seen)
-    for name, tensor in learner.state.average.items():
-        if name.endswith("num_batches_tracked"):
-            assert tensor == STEPS
-        else:
-            torch.testing.assert_close(tensor.double(), expected[name], rtol=1e-5, atol=1e-6)
-            assert (expected[name] - seen[-1][name]).abs().max() > 1e-3
+    found = {DECAY: learner.state.average, QUICKER: learner.state.plastic_average}
+    for decay, average in found.items():
+        expected = averaged(seen, decay)
+        for name, tensor in average.items():
+            if name.endswith("num_batches_tracked"):
+                assert tensor == STEPS
+            else:
+                torch.testing.assert_close(tensor.double(), expected[name], rtol=1e-5, atol=1e-6)
+                assert (expected[name] - seen[-1][name]).abs().max() > 1e-3
+    assert (found[DECAY]["layers.1.weight"] - found[QUICKER]["layers.1.weight"]).abs().max() > 1e-3
+
+
+def test_the_quicker_one_predicts_nothing_and_is_not_there_unless_it_is_asked_for():
+    both, alone = learner_of(plastic_average=QUICKER), learner_of()
+    for learner in (both, alone):
+        trained(learner, range(5))
+    inputs = batch_of(99).new["x"]
+    assert torch.equal(both.predict(inputs)["y"], alone.predict(inputs)["y"])
+    assert alone.state.plastic_average is None
+    # As in checkpoints of versions that knew of one average alone.
+    only = both.state.tensors().keys() - alone.state.tensors().keys()
+    assert {name[: len("now.plastic.")] for name in only} == {"now.plastic."}
+    with both.state.untrained():
+        assert both.state.plastic_average is None
 
 
 def test_it_predicts_and_is_what_is_stored_while_training_is_that_without_it():
@@ -99,8 +118,9 @@ def test_it_predicts_and_is_what_is_stored_while_training_is_that_without_it():
         assert torch.equal(learner.predict(inputs)["y"], plain.predict(inputs)["y"])
 
 
-def test_it_goes_on_from_a_checkpoint_and_back_to_where_a_task_began_bit_for_bit():
-    learner, other = learner_of(), learner_of()
+@pytest.mark.parametrize("plastic_average", [None, QUICKER])
+def test_it_goes_on_from_a_checkpoint_and_back_to_where_a_task_began_bit_for_bit(plastic_average):
+    learner, other, again, untrained = (learner_of(plastic_average=plastic_average) for _ in range(4))
     trained(learner, range(5))
     learner.state.keep()
     trained(learner, range(5, 9))
@@ -112,11 +132,10 @@ def test_it_goes_on_from_a_checkpoint_and_back_to_where_a_task_began_bit_for_bit
     assert other.state.fingerprint() == learner.state.fingerprint()
     for each in (learner, other):
         each.state.go_back()
-    again = learner_of()
     trained(again, range(5))
     assert learner.state.fingerprint() == other.state.fingerprint() == again.state.fingerprint()
     learner.state.restart()
-    assert learner.state.fingerprint() == learner_of().state.fingerprint()
+    assert learner.state.fingerprint() == untrained.state.fingerprint()
 
 
 class Shared(torch.nn.Module):
@@ -174,8 +193,13 @@ def test_predicting_changes_nothing_whatever_the_network_shares(kind):
     assert all(isinstance(p, torch.nn.Parameter) for p in learners[True].network.parameters())
 
 
-def test_the_fingerprint_has_every_weight_and_the_average():
-    learner = learner_of()
+def test_the_fingerprint_has_every_weight_and_the_averages():
+    learner = learner_of(plastic_average=QUICKER)
+    trained(learner, range(2))
+    for which in ("now.average.steps", "now.plastic.steps"):
+        before, tensors = learner.state.fingerprint(), learner.state.tensors()
+        learner.state.adopt({**tensors, which: tensors[which] + 1})
+        assert learner.state.fingerprint() != before
     short = Learner(Short(), Training(average=DECAY), device="cpu", groups=ProcessGroups(0, 1))
     for each, name in ((learner, "steps"), (short, "average.weight")):
         before = each.state.fingerprint()
@@ -214,7 +238,7 @@ def test_short_weights_are_averaged_in_single_precision():
 
 
 def on_this_rank(groups):
-    learner = learner_of(groups=groups)
+    learner = learner_of(groups=groups, plastic_average=QUICKER)
     trained(learner, range(STEPS), rank=groups.rank)
     return learner.state.fingerprint(), learner.predict(batch_of(99).new["x"])["y"].numpy()
 
@@ -229,6 +253,25 @@ def test_what_is_held_to_an_average_is_refused_without_one():
     require_suited(MeanER(), Rehearsal(), Training(average=0.99))
     with pytest.raises(SettingsError, match=r"MeanER holds .* Training\(average=0.99\)"):
         require_suited(MeanER(), Rehearsal(), Training())
+    require_suited(CLSER(), Rehearsal(), Training(average=0.99, plastic_average=0.9))
+    for training, words in ((Training(), "None"), (Training(average=0.99), "0.99")):
+        with pytest.raises(SettingsError, match=rf"average is {words} and plastic_average None; begin the"):
+            require_suited(CLSER(), Rehearsal(), training)
+
+
+@pytest.mark.parametrize(
+    ("average", "plastic_average", "words"),
+    [
+        (None, 0.9, "plastic_average is 0.9, but average is None"),
+        (0.9, 0.9, "plastic_average is 0.9 and average is 0.9; the second average must be the quicker one"),
+        (0.9, 0.99, "plastic_average is 0.99 and average is 0.9"),
+        (0.9, -0.1, "plastic_average is -0.1; it must be a finite number from 0"),
+        (0.9, "quick", "plastic_average is 'quick'"),
+    ],
+)
+def test_a_second_average_that_is_not_quicker_than_the_first_is_refused(average, plastic_average, words):
+    with pytest.raises(SettingsError, match=words):
+        Training(average=average, plastic_average=plastic_average)
 
 
 @pytest.mark.parametrize("average", [1.0, -0.1, "much", True])

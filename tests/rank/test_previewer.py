@@ -66,9 +66,9 @@ class Looked(Net):
         return super().forward(image.mul_(1.5))
 
 
-def hung(folder, *experiences) -> tuple[Previewer, Looked]:
+def hung(folder, *experiences, average=None) -> tuple[Previewer, Looked]:
     network = Looked()
-    learner = Learner(network, Training(), device="cpu", groups=ALONE)
+    learner = Learner(network, Training(average=average), device="cpu", groups=ALONE)
     stream = TaskStream(ALONE, seed=1)
     for number, experience in enumerate(experiences):
         stream.append(Arrived(name=f"{number}", path="/nowhere"), experience)
@@ -95,6 +95,41 @@ def test_nobody_looking_nothing_is_done(tmp_path, tasks, monkeypatch):
     monkeypatch.setattr(gallery_module, "ASKED_S", 0.0)  # it was long ago
     previewer.refresh(0, step=5)
     assert network.predictions == 5
+    previewer.close()
+
+
+def test_what_the_weights_in_training_predict_is_made_for_whoever_looks_at_it(tmp_path, tasks, monkeypatch):
+    monkeypatch.setattr(gallery_module, "INTERVAL_S", 0.0)
+    previewer, network = hung(tmp_path, Counted(tasks[0]), average=0.9)
+    with torch.no_grad():  # not where their average is
+        network.layers[-1].bias[3] += 100.0
+    previewer.ask(0)
+    previewer.refresh(0, step=1)
+    assert network.predictions == 1
+    assert previewer.newest(0, trained=True) is None
+    previewer.ask(None, trained=True)
+    previewer.refresh(0, step=2)
+    assert network.predictions == 3  # both are looked at
+    by_average, by_weights = previewer.newest(0), previewer.newest(None, trained=True)
+    assert (by_average.trained, by_weights.trained) == (False, True)
+    assert "predicted 3 (1.00)" in by_weights.words
+    assert "predicted 3 (1.00)" not in by_average.words
+    previewer.keep([0], after=0, step=3)
+    assert network.predictions == 4
+    previewer.close()
+    ((_, kept),) = read_previews(tmp_path / "previews")
+    assert (kept.words, kept.trained) == (by_average.words, None)
+
+
+def test_where_no_average_is_kept_there_is_one_prediction_whoever_asks(tmp_path, tasks, monkeypatch):
+    monkeypatch.setattr(gallery_module, "INTERVAL_S", 0.0)
+    previewer, network = hung(tmp_path, Counted(tasks[0]))
+    previewer.ask(0)
+    previewer.ask(0, trained=True)
+    previewer.refresh(0, step=1)
+    assert network.predictions == 1
+    assert previewer.newest(0) is previewer.newest(0, trained=True)
+    assert previewer.newest(0).trained is None
     previewer.close()
 
 
@@ -150,6 +185,20 @@ def test_memory_holds_the_newest_and_those_seen_last_others_are_made_when_asked_
     previewer.refresh(5, step=11)
     assert previewer.newest(0).step == 11
     assert previewer.newest(1) is None
+    previewer.close()
+
+
+def test_after_a_roll_back_the_newest_is_of_the_task_under_way(tmp_path, tasks, monkeypatch):
+    monkeypatch.setattr(gallery_module, "INTERVAL_S", 0.0)
+    previewer, _ = hung(tmp_path, *[Counted(task) for task in tasks], average=0.9)
+    previewer.keep(range(TASKS), after=5, step=10)
+    for trained in (False, True):
+        previewer.ask(None, trained=trained)
+    previewer.refresh(5, step=11)
+    previewer.refresh(2, step=3)
+    for trained in (False, True):
+        newest = previewer.newest(None, trained=trained)
+        assert (newest.task, newest.step) == (2, 3)
     previewer.close()
 
 

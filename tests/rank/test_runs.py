@@ -23,7 +23,7 @@ from rehearsal_kit.data.tensor_tasks import TensorTask, open_tensor_task, split_
 from rehearsal_kit.learning.strategies.dark import DER, DERpp, DERppACE
 from rehearsal_kit.learning.strategies.losses import supervised_loss
 from rehearsal_kit.learning.strategies.references import Cumulative, FromScratch, Incremental
-from rehearsal_kit.learning.strategies.replay import AGEM, ER, ERACE
+from rehearsal_kit.learning.strategies.replay import AGEM, CLSER, ER, ERACE
 from rehearsal_kit.learning.strategies.strategy import Strategy, Term
 from rehearsal_kit.rank.run_spec import RunSpec
 from rehearsal_kit.rank.training_loop import Rank
@@ -300,8 +300,14 @@ DARK = Steer(strategy="DERpp", distillation=8, alpha=0.4, beta=0.6, draws=2)
         ),
         (ER(), REHEARSAL, Steer(alpha=2.0), "ER has no alpha; give the strategy as well"),
         (ER(), REHEARSAL, Steer(strategy="EWC"), "known are Incremental"),
+        (
+            ER(),
+            REHEARSAL,
+            Steer(strategy="CLSER"),
+            r"plastic_average None; begin the run with Training\(aver",
+        ),
     ],
-    ids=["no outputs", "no draw", "no buffer", "no such weight", "no such strategy"],
+    ids=["no outputs", "no draw", "no buffer", "no such weight", "no such strategy", "no averages"],
 )
 def test_a_switch_that_cannot_be_is_refused_with_the_fix_and_changes_nothing(
     tmp_path, strategy, rehearsal, command, words
@@ -315,6 +321,7 @@ def test_a_switch_that_cannot_be_is_refused_with_the_fix_and_changes_nothing(
 
 
 STORING = replace(REHEARSAL, distillation=0, outputs=True)
+TWO_AVERAGES = replace(TRAINING, average=0.9, plastic_average=0.5)
 
 
 def test_a_run_that_stores_outputs_is_switched_from_er_to_der_plus_plus(tmp_path):
@@ -388,7 +395,19 @@ def test_there_and_back_again(tmp_path):
     assert same(ran.weights, again.weights)
 
 
-def test_a_strategy_for_classes_pauses_a_stream_without_and_another_learns_all_of_it(tmp_path):
+def test_a_run_that_keeps_two_averages_is_switched_to_cls_er_and_back(tmp_path):
+    answers = {"task_1": [Steer(strategy="CLSER", consistency=0.5)], "task_2": [Steer(strategy="ER")]}
+    values = {"strategy": ER(), "network": Net(classes=6), "training": TWO_AVERAGES}
+    ran = run(tmp_path / "run", class_tasks(classes=6), answer=at_task(**answers), **values)
+    assert not refusals(ran)
+    told = [(record.task, record.terms) for record in ran.told(Steps)]
+    kinds = [{task for task, terms in told if ("consistency" in terms) is held} for held in (True, False)]
+    assert kinds == [{1, 2}, {0, 1, 2}]  # one step of a task is taken before its commands come
+    assert min(terms["consistency"] for task, terms in told if "consistency" in terms) > 0
+
+
+@pytest.mark.parametrize("strategy", [ERACE(), CLSER()], ids=lambda strategy: strategy.name)
+def test_a_strategy_for_classes_pauses_a_stream_without_and_another_learns_all_of_it(tmp_path, strategy):
     """No task is at fault: they are not set aside for it, one after the other."""
 
     def answer(record):
@@ -399,7 +418,8 @@ def test_a_strategy_for_classes_pauses_a_stream_without_and_another_learns_all_o
         tmp_path / "run",
         [value_task("one"), value_task("two", seed=1)],
         network=Deep(layers=1),
-        strategy=ERACE(),
+        strategy=strategy,
+        training=TWO_AVERAGES,
         rehearsal=STORING,
         answer=answer,
     )

@@ -52,7 +52,7 @@ from rehearsal_kit.record.commands import (
     Watch,
 )
 from rehearsal_kit.record.ledger import read_ledger
-from rehearsal_kit.record.records import TaskEnded
+from rehearsal_kit.record.records import Steps, TaskEnded
 from rehearsal_kit.record.run_folder import RunFolder
 from rehearsal_kit.record.seen import SeenRecords
 from rehearsal_kit.record.timeline import Timeline
@@ -75,6 +75,7 @@ STEERS = (
     Steer(strategy="DERppACE"),
     Steer(strategy="ERACE"),
     Steer(strategy="MeanER", consistency=0.3),
+    Steer(strategy="CLSER", consistency=0.3),
     Steer(strategy="ER", balance="tasks"),
     Steer(balance=0.5),
     Steer(strategy="Incremental"),
@@ -284,6 +285,16 @@ def test_tasks_are_numbered_anew_alike_whether_or_not_a_skipped_one_was_passed_o
     ]
     asked += [(gaps[0], Note(text="seen")), (gaps[1], Reorder(order=(2,)))]
     assert broken_by(Walk(1, "ER", "quotas", (Generation(commands=tuple(asked)),)), tasks) == []
+
+
+def test_both_averages_go_on_after_a_kill_a_roll_back_and_on_other_ranks(tasks, tmp_path):
+    started = ((0, ARRIVAL), (0, ARRIVAL), (0, Steer(strategy="CLSER", consistency=0.5)))
+    back = ((5, TakeCheckpoint()), (2, RollBack(checkpoint=1)), (6, Note(text="seen")))
+    killed = Generation(commands=(*started, *back), ends="killed", victim=(0, 10**6))
+    parts = (killed, Generation(((2, Note(text="seen")),), ends="interrupted", ranks=1), Generation())
+    walk = with_tasks(Walk(2, "ER", "reservoir", parts), tasks[1])
+    timeline, _ = kept(walk, tasks, tmp_path)
+    assert any(record.terms.get("consistency", 0) > 0 for record in timeline.records(Steps))
 
 
 def test_a_roll_back_to_a_task_whose_file_is_gone_since(tasks):

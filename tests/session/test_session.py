@@ -8,6 +8,7 @@ import ssl
 import stat
 
 import cloudpickle
+import numpy as np
 import pytest
 from distributed import Client
 from intruder import listening
@@ -92,7 +93,8 @@ def test_a_run_that_was_stopped_is_not_taken_for_one_that_has_learned_all(cluste
 
 
 def test_a_person_steers_and_both_ranks_obey_at_the_same_step(cluster, tmp_path, scans):
-    with session_on(cluster, tmp_path / "run", epochs=200) as session:
+    training = Training(batch=8, epochs=200, average=0.9)
+    with session_on(cluster, tmp_path / "run", training=training) as session:
         for scan in scans:
             session.submit(scan)
         session.start()
@@ -102,6 +104,10 @@ def test_a_person_steers_and_both_ranks_obey_at_the_same_step(cluster, tmp_path,
         still = session.timeline.last(Steps)
         session.until(lambda session: session.preview() is not None, timeout=DEADLINE_S)
         assert session.preview().predicted["phase"].shape == (16, 16)
+        session.until(lambda session: session.preview(trained=True) is not None, timeout=DEADLINE_S)
+        by_average, by_weights = session.preview(), session.preview(trained=True)
+        assert (by_average.trained, by_weights.trained) == (False, True)
+        assert not np.array_equal(by_average.predicted["phase"], by_weights.predicted["phase"])
         steered = session.steer(representatives=5, learning_rate=2e-4)
         session.until(lambda session: len(session.acknowledged(steered)) == 2, timeout=DEADLINE_S)
         assert session.timeline.last(Steps) == still

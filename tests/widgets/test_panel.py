@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from html import escape
 from types import SimpleNamespace
 
@@ -115,7 +116,7 @@ class StandIn:
     def checkpoints(self) -> pd.DataFrame:
         return checkpoints_table(self.timeline)
 
-    def preview(self, task: int | None) -> Preview | None:
+    def preview(self, task: int | None, *, trained: bool = False) -> Preview | None:
         return self.shown
 
 
@@ -504,7 +505,7 @@ def test_trouble_of_a_push_is_said_and_the_pump_goes_on(session, monkeypatch):
     calls = threading.Semaphore(0)
     facts_were_asked = SimpleNamespace(count=0)
 
-    def break_once(task: int | None) -> None:
+    def break_once(task: int | None, *, trained: bool) -> None:
         facts_were_asked.count += 1
         calls.release()
         if facts_were_asked.count == 1:
@@ -521,8 +522,8 @@ def test_trouble_of_a_push_is_said_and_the_pump_goes_on(session, monkeypatch):
 def test_a_rank_that_does_not_answer_holds_up_no_push_and_is_asked_once(session):
     asked, thaw = [], threading.Event()
 
-    def preview(task: int | None) -> Preview | None:
-        asked.append(task)
+    def preview(task: int | None, *, trained: bool) -> Preview | None:
+        asked.append((task, trained))
         assert thaw.wait(10)
         return session.shown
 
@@ -534,7 +535,7 @@ def test_a_rank_that_does_not_answer_holds_up_no_push_and_is_asked_once(session)
         panel.push()
         assert panel.line.state == state
     assert time.monotonic() - began < 5
-    assert asked == [None]
+    assert asked == [(None, False)]
     assert panel.about.value == ""
     thaw.set()
     deadline = time.monotonic() + 10
@@ -542,19 +543,57 @@ def test_a_rank_that_does_not_answer_holds_up_no_push_and_is_asked_once(session)
         assert time.monotonic() < deadline
         panel.push()
     assert panel.about.value == "task 0, as predicted at step 5"
-    assert asked == [None]  # the answer came late, and is not thrown away
+    assert asked == [(None, False)]  # the answer came late, and is not thrown away
     panel.close()
 
 
 def test_a_late_answer_about_another_task_is_not_shown():
     thaw = threading.Event()
-    asked = AskedPreview(lambda task: preview(f"task {task}", ()) if task or thaw.wait(10) else None)
-    late = asked.answer(0)
+
+    def ask(wanted):
+        assert wanted != (0, False) or thaw.wait(10)
+        return preview(f"{wanted}", ())
+
+    asked = AskedPreview(ask)
+    late = asked.answer((0, False))
     assert not late.done()
     thaw.set()
     late.result(10)
-    assert asked.answer(1).result(10).name == "task 1"
-    assert not asked.waits
+    for wanted in ((1, False), (1, True)):
+        assert asked.answer(wanted).result(10).name == f"{wanted}"
+        assert not asked.waits
+
+
+def shows(box, widget):
+    return box is widget or any(shows(child, widget) for child in getattr(box, "children", ()))
+
+
+def test_where_an_average_is_kept_a_person_chooses_whose_prediction_is_shown(session):
+    asked = []
+
+    def by(task: int | None, *, trained: bool) -> Preview | None:
+        asked.append((task, trained))
+        return replace(session.shown, trained=trained)
+
+    session.training, session.preview = Training(average=0.9), by
+    panel = Panel(session, pump=False)
+    assert shows(panel.box, panel.weights)
+    for trained, whose in ((False, "the average of the weights"), (True, "the weights in training")):
+        panel.weights.value = trained
+        panel.push()
+        assert panel.about.value == f"task 0, as predicted at step 5 by {whose}"
+    assert asked == [(None, False), (None, True)]
+    panel.close()
+    assert panel.weights.disabled
+
+
+def test_where_none_is_kept_there_is_no_such_choice(session):
+    panel = Panel(session, pump=False)
+    assert shows(panel.box, panel.pattern)
+    assert not shows(panel.box, panel.weights)
+    panel.push()
+    assert panel.about.value == "task 0, as predicted at step 5"
+    panel.close()
 
 
 def taken(number: int, *, step: int, error: float | None = None, branch: int = 0) -> list[object]:

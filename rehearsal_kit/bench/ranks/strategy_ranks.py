@@ -25,8 +25,8 @@ from rehearsal_kit.rank.live_settings import LiveSettings
 SEED = 0
 POOL = 8
 """Different mini-batches, used again and again."""
-AVERAGE = 0.99
-"""Decay of the average of the weights, for strategies that ask for one."""
+AVERAGE, PLASTIC_AVERAGE = 0.99, 0.9
+"""Decays of the averages of the weights, for strategies that ask for them."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def measured_on(stream: CompareStream) -> tuple[str, ...]:
         kind.__name__
         for kind in OURS
         if (kind.tasks is Strategy.tasks or kind.replays or kind.distils)
-        and (stream.measure == CLASSES or not kind.asks_present)
+        and (stream.measure == CLASSES or not kind.for_classes)
     )
 
 
@@ -100,6 +100,8 @@ class _Turn:
         strategy, training = arm.made(stream), replace(arm.training(stream), precision="float32")
         if strategy.asks_average and training.average is None:
             training = replace(training, average=AVERAGE)
+        if strategy.asks_plastic_average and training.plastic_average is None:
+            training = replace(training, plastic_average=PLASTIC_AVERAGE)
         self._learner = Learner(stream.small(SEED), training, device=self._device, groups=groups)
         self._inputs = "image" if stream.measure == CLASSES else "diffraction"
         signature = self._learner.meet(self._pool[0], self._inputs)

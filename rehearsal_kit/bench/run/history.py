@@ -133,7 +133,7 @@ class Reading(Session):
         self.strategy, self.training, self.rehearsal = ER(), Training(), Rehearsal()
         self._run_connection = _Reader(timeline)
 
-    def preview(self, task: int | None = None) -> Preview | None:
+    def preview(self, task: int | None = None, *, trained: bool = False) -> Preview | None:
         """The same picture every time."""
         image = np.linspace(0, 1, 64 * 64, dtype=np.float32).reshape(64, 64)
         fields = dict.fromkeys(("amplitude", "phase"), image)

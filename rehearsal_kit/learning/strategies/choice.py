@@ -31,6 +31,7 @@ def named_strategy(name: str, **values: Any) -> Strategy:
         "der++-ace": "derppace",
         "er-ace": "erace",
         "mean-er": "meaner",
+        "cls-er": "clser",
         "a-gem": "agem",
         "scratch": "fromscratch",
     }
@@ -100,6 +101,12 @@ def switched(current: Strategy, command: Steer) -> Strategy:
 
 def require_suited(strategy: Strategy, rehearsal: Rehearsal, training: Training) -> None:
     """SettingsError where these settings give a strategy nothing of what its loss is about."""
+    if strategy.asks_plastic_average and training.plastic_average is None:
+        raise SettingsError(
+            f"{strategy.name} holds the network to the better of two averages of its weights, but "
+            f"average is {training.average} and plastic_average None; begin the run with "
+            "Training(average=0.999, plastic_average=0.9)."
+        )
     if strategy.asks_average and training.average is None:
         raise SettingsError(
             f"{strategy.name} holds the network to the average of its weights, but average is None, so there "
@@ -134,7 +141,7 @@ def require_stored(strategy: Strategy, layout: RowLayout | None) -> None:
 
 def require_classes(strategy: Strategy, signature: Signature) -> None:
     """SettingsError where the loss of a strategy is about classes and there are none."""
-    if strategy.asks_present and not signature.classes:
+    if (strategy.for_classes or strategy.asks_present) and not signature.classes:
         raise SettingsError(NO_CLASSES)
 
 

@@ -78,6 +78,7 @@ class DERppACE(DERpp):
     """
 
     asks_present = True
+    for_classes = True
 
     def terms(self, batch: AugmentedBatch) -> Sequence[Term]:
         """The new samples among their classes, the distillation, and the representatives among all."""

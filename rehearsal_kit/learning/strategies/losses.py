@@ -14,8 +14,8 @@ Loss = Callable[[Tensors, Tensors], torch.Tensor]
 """Function from outputs and targets, named tensors (sample, ...), to the loss of each sample: (sample,)."""
 
 NO_CLASSES = (
-    "no target of this stream is a class, so that new samples have no classes to compete with; ERACE and "
-    "DERppACE are for classes: take DERpp, or ER(balance=...)."
+    "no target of this stream is a class, and the losses of ERACE, DERppACE and CLSER are about classes: "
+    "take DERpp, ER(balance=...) or MeanER."
 )
 
 
@@ -58,6 +58,22 @@ def squared_distance(outputs: Tensors, stored: Tensors) -> torch.Tensor:
         for name, target in stored.items()
     ]
     return torch.stack(per_field).sum(dim=0)
+
+
+def likelier(outputs: Tensors, others: Tensors, *, targets: Tensors) -> Tensors:
+    """The logits that give the class of each sample the larger probability, the others where both are equal.
+
+    outputs, others: what two networks make of the same samples, logits as (sample, class). targets: classes,
+    (sample,). Outputs that meet no class are kept. What CLS-ER compares with (Arani et al., ICLR 2022).
+    """
+    chosen = dict(outputs)
+    for name, target in targets.items():
+        if name not in outputs or target.is_floating_point():
+            continue
+        label = target.long()[:, None]
+        first, second = (made[name].log_softmax(dim=1).gather(1, label) for made in (outputs, others))
+        chosen[name] = torch.where(first > second, outputs[name], others[name])
+    return chosen
 
 
 def _field_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

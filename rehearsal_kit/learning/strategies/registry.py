@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # so that type checkers and editors know them as public names
     from rehearsal_kit.learning.strategies.references import FromScratch as FromScratch
     from rehearsal_kit.learning.strategies.references import Incremental as Incremental
     from rehearsal_kit.learning.strategies.replay import AGEM as AGEM
+    from rehearsal_kit.learning.strategies.replay import CLSER as CLSER
     from rehearsal_kit.learning.strategies.replay import ER as ER
     from rehearsal_kit.learning.strategies.replay import ERACE as ERACE
     from rehearsal_kit.learning.strategies.replay import MeanER as MeanER
@@ -25,6 +26,7 @@ STRATEGIES: Mapping[str, str] = {
     "ER": "replay",
     "ERACE": "replay",
     "MeanER": "replay",
+    "CLSER": "replay",
     "AGEM": "replay",
     "DER": "dark",
     "DERpp": "dark",

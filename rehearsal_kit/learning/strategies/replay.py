@@ -1,4 +1,4 @@
-"""Rehearsal with targets: experience replay, its asymmetric loss, averaged gradient episodic memory."""
+"""Rehearsal with targets: experience replay, with averages, its asymmetric loss, and A-GEM."""
 
 from __future__ import annotations
 
@@ -8,8 +8,15 @@ from dataclasses import dataclass
 import torch
 
 from rehearsal_kit.base.steerable import SETTINGS
-from rehearsal_kit.learning.strategies.losses import Loss, among_present, squared_distance, supervised_loss
-from rehearsal_kit.learning.strategies.strategy import AugmentedBatch, Strategy, Term, joined
+from rehearsal_kit.learning.strategies.losses import (
+    Loss,
+    Tensors,
+    among_present,
+    likelier,
+    squared_distance,
+    supervised_loss,
+)
+from rehearsal_kit.learning.strategies.strategy import AugmentedBatch, Part, Strategy, Term, joined
 
 
 @dataclass(frozen=True)
@@ -69,8 +76,37 @@ class MeanER(ER):
 
     def terms(self, batch: AugmentedBatch) -> Sequence[Term]:
         """Those of experience replay, and the distance to the average."""
-        distance = squared_distance(batch.replayed.outputs, batch.replayed.averaged)
+        distance = squared_distance(batch.replayed.outputs, self._held_to(batch.replayed))
         return [*super().terms(batch), Term("consistency", self.consistency, distance)]
+
+    def _held_to(self, replayed: Part) -> Tensors:
+        """What the outputs for the representatives are compared with: named tensors (sample, ...)."""
+        return replayed.averaged
+
+
+@dataclass(frozen=True)
+class CLSER(MeanER):
+    """Experience replay held to the better of two averages of its weights: CLS-ER, for classes.
+
+    Loss: that of `ER` + consistency x mean squared distance between the logits of the network and, for each
+    representative, those of whichever average gives its class the larger probability: the slow one
+    (`Training(average=...)`, the paper's stable model, which predicts) or the quick one
+    (`Training(plastic_average=...)`, its plastic model). Arani et al., "Learning fast, learning slow: a
+    general continual learning method based on complementary learning system", ICLR 2022.
+
+    There an average follows, with decay a, only after some steps, chosen at random with frequency f. Here it
+    follows every step, with the decay 1 - f (1 - a), which is the same on average: 0.9993 and 0.9991 for
+    a = 0.999 with f = 0.7 and f = 0.9, with which the authors' code begins. Here running means and variances
+    of batch norm are averaged, too, and the averages predict in evaluation mode. Outputs that are no classes
+    are held to the slow average. Stores inputs and targets; computes b + r rows, and predicts r twice.
+    """
+
+    asks_plastic_average = True
+    for_classes = True
+
+    def _held_to(self, replayed: Part) -> Tensors:
+        """The outputs of the average that knows the class better, sample by sample."""
+        return likelier(replayed.averaged, replayed.plastic, targets=replayed.targets)
 
 
 @dataclass(frozen=True)
@@ -85,6 +121,7 @@ class ERACE(Strategy):
 
     replays = True
     asks_present = True
+    for_classes = True
 
     loss: Loss = supervised_loss
 

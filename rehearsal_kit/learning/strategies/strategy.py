@@ -24,6 +24,8 @@ class Part:
     averaged: Tensors = field(default_factory=dict)
     """Outputs that the average of the weights makes of the same samples, (sample, ...); empty unless these
     are representatives and the strategy `asks_average`."""
+    plastic: Tensors = field(default_factory=dict)
+    """Likewise what the quicker average makes of them, where the strategy `asks_plastic_average`."""
 
     def loss(self, of: Loss = supervised_loss) -> torch.Tensor:
         """Loss of each sample: (sample,)."""
@@ -71,6 +73,10 @@ class Strategy:
     """Whether the loss depends on which classes are among the new samples of all ranks."""
     asks_average: ClassVar[bool] = False
     """Whether representatives are also predicted by the average of the weights (`Training(average=...)`)."""
+    asks_plastic_average: ClassVar[bool] = False
+    """Whether they are also predicted by the quicker average (`Training(plastic_average=...)`)."""
+    for_classes: ClassVar[bool] = False
+    """Whether the loss is about classes, so that streams without any are refused."""
     separate: ClassVar[bool] = False
     """Whether `direction` is asked to combine the gradients of the terms."""
 
