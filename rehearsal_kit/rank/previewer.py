@@ -67,7 +67,7 @@ class Previewer:
         self._stream = stream
         self._folder = folder
         self._made = {False: _Made(), True: _Made()}
-        """By the network that predicts, and by the weights in training where that is another one."""
+        """Those by the network that predicts, and by the weights in training where these are others."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="previews", initializer=step_back)
         self._writes: list[Future[None]] = []
         self._news: deque[str] = deque()

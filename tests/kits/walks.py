@@ -227,7 +227,7 @@ def job_of(walk: Walk, folder: Path) -> RunSpec:
     # Each setting with other policies, so that walks meet all of them.
     scaling = {"quotas": "none", "reservoir": "global", "fifo": "sqrt"}[walk.policy]
     looks = {"quotas": 0, "reservoir": 1, "fifo": 2}[walk.policy]
-    least_steps = {"quotas": 0, "reservoir": 9, "fifo": 0}[walk.policy]
+    least_steps = {"quotas": 0, "reservoir": 0, "fifo": 9}[walk.policy]
     draw = {"quotas": "samples", "reservoir": "earlier", "fifo": "groups"}[walk.policy]
     averages = {"quotas": (0.9, None), "reservoir": (0.9, 0.5), "fifo": (None, None)}[walk.policy]
     averages = {"MeanER": (0.9, None), "CLSER": (0.9, 0.5)}.get(walk.strategy, averages)

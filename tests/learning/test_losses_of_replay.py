@@ -14,7 +14,7 @@ from rehearsal_kit.learning.mini_batch import MiniBatch
 from rehearsal_kit.learning.strategies.choice import OURS
 from rehearsal_kit.learning.strategies.replay import ER
 
-TRAINING = Training(precision="float32", average=0.9)
+TRAINING = Training(precision="float32", average=0.9, plastic_average=0.5)
 
 
 def samples(count, *, seed):

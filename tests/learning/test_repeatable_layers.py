@@ -123,10 +123,10 @@ def test_losses_and_steps_of_ours_take_only_operations_that_repeat_their_bits_on
     values = {"image": torch.rand(4, 1, 8, 8), "amplitude": torch.rand(4, 1, 8, 8)}
     values["phase"] = torch.rand(4, 1, 8, 8)
     cases = [(ConvNet(classes=4, width=2), labels)]
-    cases += [] if strategy.asks_present else [(PtychoNN(), values)]
+    cases += [] if strategy.for_classes else [(PtychoNN(), values)]
     for network, fields in cases:
         samples = {**fields, IDENTITY: torch.arange(4)}
-        training = Training(average=0.9, clip_norm=1.0)
+        training = Training(average=0.9, plastic_average=0.5, clip_norm=1.0)
         learner = Learner(network, training, device="cpu", groups=ProcessGroups(0, 1))
         learner.know(learner.meet(samples, "image"))
         stored = with_outputs(samples, learner.predict(samples["image"]), version=0)
