@@ -13,7 +13,7 @@ import numpy as np
 from rehearsal_kit.data.labelled_images import Images, LabelledImages, Labels
 
 ROTATIONS = 4
-"""By 0, 90, 180 and 270 degrees."""
+"""Their number: 0, 90, 180 and 270 degrees."""
 
 
 def rotated_classes(images: LabelledImages, *, training: int, test: int) -> LabelledImages:

@@ -182,9 +182,9 @@ class Timeline:
             return self._queue.aside
 
     def stability_gaps(self) -> Mapping[int, float]:
-        """By task: the largest error of earlier ones in its first steps, relative to that before them.
+        """The largest error of earlier tasks in the first steps of each, relative to that before; by task.
 
-        Of those in whose first steps somebody looked, `Training(stability_every=...)`.
+        Only tasks in whose first steps somebody looked: `Training(stability_every=...)`.
         """
         looked = {record.task: record.gap for record in self.records(StabilityLooked)}
         return {task: gap for task, gap in looked.items() if gap is not None}
