@@ -161,9 +161,9 @@ class Rehearsal:
     equally likely; or "loss", a row with a small loss rather than one with a large loss, as what the network
     knows well is worth least (after the loss-aware reservoir sampling of Buzzega et al., "Rethinking
     experience replay: a bag of tricks for continual learning", arXiv 2010.05595). The loss is that of the
-    last time a row was replayed. Rows that never were, and the fifth of each group with the largest losses,
-    in which broken frames and wrong labels are, go as at random. Needs a field `sample_id`. Not with "fifo",
-    where the oldest goes."""
+    last time a row was replayed. Rows that never were (all, where the strategy replays none), and the fifth
+    of each group with the largest losses, in which broken frames and wrong labels are, go as at random. Needs
+    a field `sample_id`. Not with "fifo", where the oldest goes."""
     draw: str = "samples"
     """What is equally likely to come back: every one of the stored "samples"; every one of their "groups";
     or every one of the "earlier" samples, those of groups that the newest mini-batches of all ranks are not

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from rehearsal_kit.buffer.group_index import GroupIndex
 
 CAPPED = 5
-"""Of so many rows the one with the largest loss is not protected by it: it may well be broken."""
+"""One row of so many, those with the largest losses, are not protected by them: they may well be broken."""
 LOOKED_AT = 256
 """Rows from which the cap is told, so that it costs the same whatever the size of a group. Of larger groups
 as many are drawn: where a tenth of a group is broken, a fifth of these is so once in a million times."""

@@ -79,7 +79,10 @@ class RowLosses:
         return identity in self._taken_over
 
     def trade(self, goes: Rows, rows: int, random: np.random.Generator) -> None:
-        """Of so many rows these are to go by their tags: some take over the seat of one that goes instead."""
+        """Let rows that are to go by their tags take over the seats of some that go instead.
+
+        goes: numbers of those, below `rows`, the number of all.
+        """
         going = set(goes.tolist())
         stays = [row for row in range(rows) if row not in going]
         for row, rival in LossAwareRemoval(self.losses, random).exchanged(goes.tolist(), stays):
