@@ -28,8 +28,8 @@ class PlainGpuCluster(LocalCluster):
         local: Any = super()
         ((name, shared),) = local.new_worker_spec().items()
         spec = copy.copy(shared)
-        visible = rotated(self._gpus, name)[: 1 if self._alone else None]
-        spec["options"] = {**shared["options"], "env": {"CUDA_VISIBLE_DEVICES": ",".join(visible)}}
+        visible = visible_devices(self._gpus, name, alone=self._alone)
+        spec["options"] = {**shared["options"], "env": {"CUDA_VISIBLE_DEVICES": visible}}
         return {name: spec}
 
 
@@ -47,7 +47,7 @@ def gpu_cluster(gpus: Sequence[str], common: Mapping[str, Any], *, plain: bool, 
     return cluster
 
 
-def rotated(gpus: Sequence[str], first: int) -> list[str]:
-    """All of these, beginning with the one of this number."""
-    start = first % len(gpus)
-    return [*gpus[start:], *gpus[:start]]
+def visible_devices(gpus: Sequence[str], number: int, *, alone: bool) -> str:
+    """CUDA_VISIBLE_DEVICES of the worker of this number: its own GPU, and unless it is alone the others."""
+    first = number % len(gpus)
+    return ",".join([*gpus[first:], *gpus[:first]][: 1 if alone else None])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
 import sys
 import time
@@ -14,6 +15,7 @@ import torch
 
 from rehearsal_kit.base.errors import ClusterError, SettingsError
 from rehearsal_kit.cluster.devices import choose_devices
+from rehearsal_kit.cluster.gpu_workers import visible_devices
 from rehearsal_kit.cluster.gpus import Surroundings, find_gpus
 from rehearsal_kit.cluster.local_cluster import Devices
 from rehearsal_kit.cluster.protocol import Order
@@ -151,55 +153,70 @@ def test_a_rank_compares_its_variables_with_those_it_was_to_have(by_dask_cuda):
 
 
 @pytest.mark.cluster
-def test_without_dask_cuda_workers_are_bound_by_us_and_may_share(tmp_path):
-    """Three on two GPUs, by UUID, of which one comes back after a restart."""
-    gpus = ("GPU-fake-0", "GPU-fake-1")
-    devices = Devices(kind="cuda", reason="fake", workers=3, gpus=gpus, shared=True, plain=True)
+def test_without_dask_cuda_workers_are_bound_by_us_and_may_share():
+    devices = Devices(kind="cuda", reason="fake", workers=2, gpus=("GPU-fake-0",), shared=True, plain=True)
     with gpukit.served(devices, TWO, **SITE) as cluster:
         assert (cluster.address.kind, cluster.address.shared_gpus) == ("cuda", True)
-        before = told(cluster)
-        cluster.client.restart_workers([before[1]["address"]], timeout=120)
-        after = told(cluster)
-    assert after[1]["process"] != before[1]["process"]
-    for workers in (before, after):
-        seen = {name: worker["CUDA_VISIBLE_DEVICES"] for name, worker in workers.items()}
-        assert seen == {0: gpus[0], 1: gpus[1], 2: gpus[0]}
-        assert {worker["NCCL_SOCKET_IFNAME"] for worker in workers.values()} == {"=lo"}
-        assert {tuple(worker["preloads"]) for worker in workers.values()} == {
-            ("rehearsal_kit.cluster.rank_host",)
-        }
+        workers = told(cluster)
+    assert sorted(workers) == [0, 1]
+    for worker in workers.values():
+        assert worker["CUDA_VISIBLE_DEVICES"] == "GPU-fake-0"
+        assert (worker["NCCL_SOCKET_IFNAME"], worker["OMP_NUM_THREADS"]) == ("=lo", "1")
+        assert worker["preloads"] == ["rehearsal_kit.cluster.rank_host"]
+
+
+def test_a_worker_of_ours_sees_its_own_gpu_first_and_no_other_where_they_are_shared():
+    assert [visible_devices(("0", "1", "2"), number, alone=False) for number in range(3)] == [
+        "0,1,2",
+        "1,2,0",
+        "2,0,1",
+    ]
+    assert [visible_devices(("MIG-a", "MIG-b"), number, alone=True) for number in range(3)] == [
+        "MIG-a",
+        "MIG-b",
+        "MIG-a",
+    ]
 
 
 # What the probe tells, over the same stand-ins ------------------------------------------------------------
 
 
-def found(gpus, *, visible=None, names=("Fake GPU", "Fake GPU"), **others):
-    """What is found where NVML is the stand-in, and torch is a build that sees these devices."""
-    probe = replace(
-        gpukit.probed(gpus),
+@pytest.fixture(scope="module")
+def probe():
+    """What is told of two GPUs, of one in MIG mode, and of one that a process has for itself."""
+    return gpukit.probed([*TWO, *SLICED, {"processes": [[1, 2**30]], "mode": 3}])
+
+
+def found(probe, cards, *, visible=None, names=("Fake GPU", "Fake GPU")):
+    """What is found on a machine with these cards, where torch is a build that sees so many devices."""
+    seen = replace(
+        probe,
         build="13.0",
         names=names,
         uuids=tuple(f"GPU-fake-{index}" for index in range(len(names))),
+        cards=cards,
         dask_cuda_lack="",
     )
     environ = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
     around = Surroundings(devices=("/dev/nvidia0",), environ=environ)
-    return lambda: find_gpus(around, lambda _: replace(probe, **others))
+    return lambda: find_gpus(around, lambda _: seen)
 
 
-def test_the_probe_tells_what_nvml_says_and_torch_and_dask_cuda():
-    probe = gpukit.probed([{"processes": [[1, 2**30]], "mode": 3}, *SLICED])
+def test_the_probe_tells_what_nvml_says_and_torch_and_dask_cuda(probe):
     assert (probe.torch, probe.build) == (torch.__version__, torch.version.cuda or "")
     assert (probe.driver, probe.driver_cuda, probe.nvml_lack) == ("580.65", "13.0", "")
-    first, second = probe.cards
-    assert (first.mode, first.used_mib, first.total_mib) == ("exclusive", 256, 80 * 1024)
-    assert first.holders[0].startswith("process 1 (")
-    assert first.holders[0].endswith(", 1024 MiB)")
-    assert (first.sliced, second.sliced, second.slices) == (False, True, ("MIG-a", "MIG-b"))
+    there = importlib.util.find_spec("dask_cuda") is not None
+    assert probe.dask_cuda_lack == ("" if there else "not installed")
+    first, _, sliced, held = probe.cards
+    assert (first.uuid, first.mode, first.used_mib, first.total_mib) == ("GPU-fake-0", "shared", 256, 81920)
+    assert (held.mode, len(held.holders)) == ("exclusive", 1)
+    assert held.holders[0].startswith("process 1 (")
+    assert held.holders[0].endswith(", 1024 MiB)")
+    assert (first.sliced, sliced.sliced, sliced.slices) == (False, True, ("MIG-a", "MIG-b"))
 
 
-def test_more_workers_than_gpus_are_refused_with_both_numbers_before_anything_is_started():
-    find = found(TWO)
+def test_more_workers_than_gpus_are_refused_with_both_numbers_before_anything_is_started(probe):
+    find = found(probe, probe.cards[:2])
     assert choose_devices("auto", find=find).gpus == ("0", "1")
     with pytest.raises(ClusterError, match=r"workers is 3, but here are 2 CUDA devices .*give at most 2, or"):
         choose_devices("cuda", workers=3, find=find)
@@ -209,8 +226,8 @@ def test_more_workers_than_gpus_are_refused_with_both_numbers_before_anything_is
     assert shared.warning == "3 workers share them: gradients go over gloo, not NCCL"
 
 
-def test_mig_slices_are_one_worker_or_refused_in_words_or_shared_where_that_is_asked_for():
-    find = found(SLICED, names=("Fake GPU MIG 1g.10gb",))
+def test_mig_slices_are_one_worker_or_refused_in_words_or_shared_where_that_is_asked_for(probe):
+    find = found(probe, probe.cards[2:3], names=("Fake GPU MIG 1g.10gb",))
     alone = choose_devices("auto", find=find)
     assert (alone.workers, alone.gpus, alone.shared) == (1, ("MIG-a",), False)
     assert "one is used: NCCL connects no MIG slices" in alone.reason
@@ -220,12 +237,12 @@ def test_mig_slices_are_one_worker_or_refused_in_words_or_shared_where_that_is_a
         choose_devices("auto", workers=2, find=find)
     both = choose_devices("auto", share_gpus=True, find=find)
     assert (both.workers, both.gpus, both.shared, both.plain) == (2, ("MIG-a", "MIG-b"), True, True)
-    asked = choose_devices("auto", find=found(SLICED, visible="MIG-b", names=("Fake GPU MIG 1g.10gb",)))
+    asked = choose_devices("auto", find=found(probe, (), visible="MIG-b", names=("Fake GPU MIG 1g.10gb",)))
     assert asked.gpus == ("MIG-b",)
 
 
-def test_one_gpu_is_one_worker_whatever_a_machine_without_any_would_have():
-    assert choose_devices("auto", find=found([{}], names=("Fake GPU",))).workers == 1
+def test_one_gpu_is_one_worker_whatever_a_machine_without_any_would_have(probe):
+    assert choose_devices("auto", find=found(probe, probe.cards[:1], names=("Fake GPU",))).workers == 1
     assert choose_devices("auto", find=lambda: find_gpus(Surroundings(devices=()))).workers == 2
     with pytest.raises(SettingsError, match="share_gpus is True, but kind is 'cpu'"):
         choose_devices("cpu", share_gpus=True)
