@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 EXIT_STATUS = os.EX_SOFTWARE
-"""With which a process ends of which a rank has failed; its nanny starts another one."""
+"""The status with which a process ends of which a rank has failed; its nanny starts another one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class HostedDevice:
     """Where a rank trains."""
 
     name: str
-    """As torch calls it: cpu, cuda:0."""
+    """What torch calls it: cpu, cuda:0."""
     crash_only: bool
     """Whether a process ends at once of which a rank has failed. Where NCCL is, its groups may wait for ever
     to be destroyed, and what is broken stays so; a new process costs seconds."""
