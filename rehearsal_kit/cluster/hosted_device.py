@@ -13,7 +13,7 @@ import torch
 from rehearsal_kit.cluster.devices import identity_of
 
 EXIT_STATUS = os.EX_SOFTWARE
-"""With which a process ends of which a rank has failed; its nanny starts another one."""
+"""The status with which a process ends of which a rank has failed; its nanny starts another one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class HostedDevice:
     """Where a rank trains."""
 
     name: str
-    """As torch calls it: cpu, cuda:0."""
+    """What torch calls it: cpu, cuda:0."""
     crash_only: bool
     """Whether a process ends at once of which a rank has failed. Where NCCL is, its groups may wait for ever
     to be destroyed, and what is broken stays so; a new process costs seconds."""

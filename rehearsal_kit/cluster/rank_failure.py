@@ -36,7 +36,7 @@ class StepInForce:
 
     @staticmethod
     def of(spec: RunSpec) -> StepInForce:
-        """As a job has them."""
+        """What a job says of them."""
         own = {"network": why_not_again(spec.network), "strategy": own_code(spec.strategy)}
         return StepInForce(
             run=str(spec.run.path),
@@ -51,7 +51,7 @@ class RankFailure:
     """The first error of one rank."""
 
     error: str
-    """In words, with what helps."""
+    """What it says, and what helps."""
     kind: Kind
     fatal: bool
     """Whether it would come again however often the rank is started."""

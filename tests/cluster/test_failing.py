@@ -43,6 +43,7 @@ from rehearsal_kit.record.records import Applied
 from rehearsal_kit.record.run_folder import RunFolder
 
 pytestmark = pytest.mark.cluster
+RECOVERY = Recovery(checkpoint_s=0.3, stall_s=30, wait_s=60)
 ASSERT = (
     "CUDA error: device-side assert triggered\nSearch for `cudaErrorAssert' in https://docs.nvidia.com/cuda/"
     "cuda-runtime-api/group__CUDART__TYPES.html for more information.\nCUDA kernel errors might be "
@@ -88,7 +89,7 @@ def test_the_error_is_told_before_groups_are_destroyed_that_never_are(cluster, e
     fault = Fault(kind="raise", marker=str(tmp_path / "marker"), rank=1)
     (host.folder / "hang").touch()
     try:
-        with session_on(cluster, tmp_path / "run", fault) as session:
+        with session_on(cluster, tmp_path / "run", fault, recovery=RECOVERY) as session:
             session.start()
             until(session, lambda timeline: len(timeline.records(Joined)) == 4)
             (host.folder / "hang").unlink()
@@ -108,8 +109,7 @@ def test_on_gpus_all_processes_of_a_failed_generation_end_at_once(cluster, expec
         Fault(kind="raise", marker=str(tmp_path / "first"), rank=1, forward=100),
         Fault(kind="sleep", marker=str(tmp_path / "second"), rank=0, forward=100, seconds=60),
     )
-    recovery = Recovery(checkpoint_s=0.3, stall_s=30, wait_s=60)
-    with session_on(cluster, tmp_path / "run", *faults, recovery=recovery) as session:
+    with session_on(cluster, tmp_path / "run", *faults, recovery=RECOVERY) as session:
         session.start()
         first = [process_of(session, rank) for rank in (0, 1)]
         until(session, lambda timeline: timeline.records(GenerationEnded))
@@ -131,7 +131,7 @@ def test_a_broken_device_costs_a_process_and_one_restart_each_time(cluster, expe
         Fault(kind="fail", marker=str(tmp_path / name), rank=1, forward=forward, text=ASSERT)
         for name, forward in (("first", 100), ("second", 101))
     ]
-    with session_on(cluster, tmp_path / "run", *faults) as session:
+    with session_on(cluster, tmp_path / "run", *faults, recovery=RECOVERY) as session:
         session.start()
         assert session.wait(DEADLINE_S) == "finished"
         reason = r"^rank 1: RuntimeError: CUDA error: device-side assert triggered.* on GPU-1 \(a card\)"
