@@ -67,6 +67,16 @@ def test_a_run_of_an_earlier_version_says_another_module_and_is_found(tmp_path):
     assert same(read_network(run), network)
 
 
+def test_a_run_is_gone_on_with_after_the_source_of_a_network_of_ours_was_written_anew(tmp_path):
+    network = ConvNet(width=4, seed=3)
+    run, kept = stored(tmp_path, network)
+    assert kept["source"] == ""
+    settings = json.loads(run.settings.read_text())
+    settings["network"]["source"] = "of a version before"
+    run.settings.write_text(json.dumps(settings))
+    assert same(read_network(run), network)
+
+
 def other_activation():
     network = ConvNet(width=4)
     network.features[2] = torch.nn.GELU()

@@ -51,7 +51,7 @@ class Trial:
     devices: tuple[str, ...]
     """Device of each rank."""
     deterministic: bool = True
-    """As in `Training`."""
+    """Whether a GPU computes the same bits each time, as in `Training`."""
 
 
 @dataclass(frozen=True)
