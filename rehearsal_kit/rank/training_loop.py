@@ -7,7 +7,7 @@
        if there is    boundary     or the next                        that it ended
 
 Everything that another rank must do too happens at a step boundary, in the same order on all ranks. What this
-loop calls lies beside it: `decisions`, `task_lifecycle`, `rehearsal_step`, `command_handlers`, `resumption`.
+loop calls lies beside it: `decisions`, `task_lifecycle`, `training_step`, `command_handlers`, `resumption`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,8 @@ from safetensors.torch import save
 
 from rehearsal_kit.base.files import write_private
 from rehearsal_kit.base.process_groups import ProcessGroups
-from rehearsal_kit.base.randomness import torch_seed
 from rehearsal_kit.data.task_loader import TaskLoader
 from rehearsal_kit.learning.gpu_arithmetic import device_versions
-from rehearsal_kit.learning.joint_step import Stepped
-from rehearsal_kit.learning.mini_batch import MiniBatch
 from rehearsal_kit.rank.checkpoint_takeup import CheckpointTakeup, Learning
 from rehearsal_kit.rank.command_handlers import CommandHandlers
 from rehearsal_kit.rank.context import Publish, RankContext
@@ -37,7 +34,8 @@ from rehearsal_kit.rank.rehearsal_step import RehearsalStep
 from rehearsal_kit.rank.resumption import Resumption
 from rehearsal_kit.rank.run_spec import RunSpec
 from rehearsal_kit.rank.task_lifecycle import TaskLifecycle
-from rehearsal_kit.record.commands import StartedOver, TakeCheckpoint, Wish
+from rehearsal_kit.rank.training_step import TrainingStep
+from rehearsal_kit.record.commands import TakeCheckpoint, Wish
 from rehearsal_kit.record.lease import LeaseWatch
 from rehearsal_kit.record.rank_records import Joined
 from rehearsal_kit.record.records import Applied, Noted
@@ -82,6 +80,9 @@ class Rank:
         self._task_lifecycle = TaskLifecycle(context)
         self._now = Learning(spec.preparation)
         self._rehearsing = RehearsalStep(context, self._now)
+        self._training_step = TrainingStep(
+            context, learning=self._now, rehearsing=self._rehearsing, lifecycle=self._task_lifecycle
+        )
         takeup = CheckpointTakeup(context, self._task_lifecycle, self._now)
         self._steering = CommandHandlers(context, self._task_lifecycle, takeup)
         self._resumption = Resumption(context, takeup, self._steering.prepare)
@@ -101,7 +102,7 @@ class Rank:
                     self._idle()
                     continue
                 if not loader.done:  # nobody has said that it is enough
-                    self._train_step(loader)
+                    self._take_step(loader)
                 if loader.done and self._now.loader is loader:  # not where it was just given up
                     self._end_task(loader)
             self._end()
@@ -196,99 +197,10 @@ class Rank:
             self._decisions.close()
             self._reporter.close()
 
-    # One step -------------------------------------------------------------------------------------------
-
-    def _train_step(self, loader: TaskLoader) -> None:
-        run_state = self._run_state
-        self._reporter.state(run_state.step, "running")
-        began = time.perf_counter()
-        factor = self._spec.training.factor(
-            loader.taken,
-            steps=loader.steps,
-            steps_per_epoch=loader.steps_per_epoch,
-            ranks=self._groups.ranks,
-        )
-        new = loader.next()
-        batch = self._rehearsing.augmented(new, loader.task)
-        if before := self._decisions.recorded_set_aside((run_state.branch, run_state.step + 1), loader.task):
-            self._give_up(loader, before, recorded=True)
-            return
-        if before := self._recorded_start_over(loader):
-            self._start_over(loader, before)
-            return
-        stepped = self._stepped(batch, factor)
-        if stepped.failed:
-            self._give_up(loader, self._decisions.agree(self._said(stepped)))
-            return
-        if stepped.trouble:
-            self._start_over(loader, self._trouble(loader, stepped.trouble, guilty=stepped.guilty))
-            return
-        self._rehearsing.offer(new, stepped, loader)
-        seconds = time.perf_counter() - began
-        loader.spend(seconds)
-        self._reporter.stepped(run_state.step, loader.task, stepped=stepped, seconds=seconds)
-        run_state.stepped()
-        self._with.evaluation.stability.stepped(loader, step=run_state.step)
-        self._preview_upkeep.refresh(run_state.begun - 1, step=run_state.step)
-
-    def _stepped(self, batch: MiniBatch, factor: float) -> Stepped:
-        """One step; tried once more where network or strategy failed on a rank, as they may for a moment."""
-        run_state = self._run_state
-        for last in (False, True):
-            stepped = self._learner.step(
-                batch,
-                strategy=run_state.live_settings.strategy,
-                factor=factor,
-                seed=torch_seed(self._spec.seed, "forward", self._groups.rank, run_state.step),
-            )
-            if last or not stepped.failed:
-                break
-            reason = self._decisions.agree(self._said(stepped))
-            text = f"this step was taken once more after an error: {reason}"
-            self._reporter.tell(Noted(step=run_state.step, text=text, time=time.time()))
-        return stepped
-
-    def _said(self, stepped: Stepped) -> str:
-        where = f"(rank {self._groups.rank}, at step {self._run_state.step})"
-        return f"{stepped.error} {where}" if stepped.error else ""
-
-    def _recorded_start_over(self, loader: TaskLoader) -> str:
-        """The trouble after which this task went back to its beginning here before; empty if it did not."""
-        run_state = self._run_state
-        position = (run_state.branch, run_state.step + 1)
-        return self._decisions.recorded_start_over(position, loader.task)
-
-    def _trouble(self, loader: TaskLoader, why: str, *, guilty: bool = False) -> str:
-        """What a person is told of numbers that are not finite; the same on every rank."""
-        ranks = self._groups.where(guilty)
-        experience = self._stream[loader.task]
-        where = f"rank {', '.join(map(str, ranks))}" if ranks else "the sum over all ranks"
-        return (
-            f"task {loader.task} ({experience.name if experience is not None else ''}), "
-            f"step {self._run_state.step}, {where}: {why}. Weights and optimizer are back where this task "
-            "began, and nothing else is lost: lower the learning rate "
-            f"({self._learner.training.learning_rate:g}) and resume, or stop."
-        )
-
-    def _start_over(self, loader: TaskLoader, trouble: str) -> None:
-        """Go back to where the task began after a loss that is not finite, and wait for a person.
-
-        The weights that made this loss may be spoilt already, so the step before is no place to go on from.
-        """
-        run_state = self._run_state
-        run_state.stepped()  # all ranks have begun it; nothing of it is offered
-        command = StartedOver(task=loader.task, reason=trouble)
-        self._decisions.started_over(run_state.position, command)
-        self._task_lifecycle.go_back(loader)
-        self._task_lifecycle.again(loader)
-        run_state.pause_by_itself(trouble)
-
-    def _give_up(self, loader: TaskLoader, reason: str, *, recorded: bool = False) -> None:
-        """Give a task up after an error of network or strategy on any rank: the next may well be trained."""
-        self._reporter.flush()
-        self._run_state.stepped()  # all ranks have begun it; nothing of it is offered
-        self._task_lifecycle.give_up(loader, reason, recorded=recorded)
-        self._now.loader = None
+    def _take_step(self, loader: TaskLoader) -> None:
+        if self._training_step.take(loader):
+            self._with.evaluation.stability.stepped(loader, step=self._run_state.step)
+            self._preview_upkeep.refresh(self._run_state.begun - 1, step=self._run_state.step)
 
     def _idle(self) -> None:
         run_state = self._run_state
@@ -382,11 +294,12 @@ class Rank:
         self._preview_upkeep.keep(evaluated, after=self._with.evaluation.newest, step=self._run_state.step)
 
     def _end_task(self, loader: TaskLoader) -> None:
-        before = self._recorded_start_over(loader)
+        before = self._training_step.recorded_start_over(loader)
         evaluated = self._task_lifecycle.end(loader, unsound=bool(before))
         if evaluated is None:
             why = "the network predicts numbers that are not finite"
-            self._start_over(loader, before or self._trouble(loader, why))
+            trouble = before or self._training_step.trouble(loader, why)
+            self._training_step.start_over(loader, trouble)
             return
         self._preview_upkeep.keep(evaluated, after=loader.task, step=self._run_state.step)
         self._save_weights()
