@@ -101,11 +101,7 @@ class BackgroundJob:
             second=np.zeros(plan.drawn, dtype=bool) if plan.second is None else plan.second[exchange.rank],
             stored=sum(header.stored for header in headers),
         )
-        return Staged(
-            drawn,
-            self._staging.deliver(rows),
-            seconds=time.perf_counter() - began,
-        )
+        return Staged.of(drawn, self._staging.deliver(rows), began=began)
 
     def _stored_everywhere(self, work: Round, pending: Pending | None) -> list[Header]:
         trouble = None

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from rehearsal_kit.base.errors import RankError, SettingsError
 from rehearsal_kit.base.process_groups import groups_of_world
@@ -157,16 +156,18 @@ class DistributedBuffer:
         self._in_flight = self._thread.submit(self._background_job.work, work, pending)
         return staged.take() if staged is not None else None
 
-    def offer(self, samples: Samples, *, group: Group, losses: torch.Tensor | None = None) -> None:
+    def offer(
+        self, samples: Samples, *, group: Group, losses: torch.Tensor | None = None, copy: bool = True
+    ) -> None:
         """Hand over the mini-batch of this step; what may be stored of it is copied before this returns.
 
-        losses: of the representatives that the last `advance` gave, (drawn,), for loss-aware removal, which
-        alone asks for them; None where this step had none. SettingsError, with nothing handed over, if names,
-        shapes or dtypes are wrong or a value is not finite; for samples on CUDA the values are looked at
-        later, and the next `advance` raises.
+        copy: False where nobody will write to these tensors any more: the background thread then copies what
+        it stores of them, and finds what is not finite, as for samples on CUDA. losses: of the
+        representatives that the last `advance` gave, (drawn,), for loss-aware removal, which alone asks for
+        them; None where this step had none. SettingsError, with nothing handed over, if names, shapes or
+        dtypes are wrong or a value is not finite; what is found later, the next `advance` raises.
         """
         count = self.layout.check(samples)
-        groups = _group_of_each(group, count)
         identities = self.layout.identities(samples) if self._policy.needs_identity else None
         chosen = self._policy.candidates(
             count if identities is None else identities,
@@ -174,9 +175,9 @@ class DistributedBuffer:
             intake=self._intake,
             random=self._candidates.at(self._exchange.rank, self._step),
         )
+        groups, newest = _groups_of(group, count, chosen)
         replayed = self._replayed(losses)
-        rows = self._staging.hand_over(samples, chosen)
-        self._pending = Pending(rows, groups[chosen].tolist(), np.unique(groups).tolist(), replayed)
+        self._pending = Pending(self._staging.hand_over(samples, chosen, copy=copy), groups, newest, replayed)
 
     def require_possible(self, rehearsal: Rehearsal) -> None:
         """SettingsError if the buffers could not take the policy and the capacity of these settings now."""
@@ -233,7 +234,8 @@ class DistributedBuffer:
         if state.drawn is not None:
             drawn = replace(state.drawn, rows=state.drawn.rows.clone())
             self._in_flight = Future()
-            self._in_flight.set_result(Staged(drawn, self._staging.deliver(drawn.rows)))
+            staged = Staged.of(drawn, self._staging.deliver(drawn.rows), began=time.perf_counter())
+            self._in_flight.set_result(staged)
 
     def save(self, folder: str | Path) -> None:
         """Write this rank's part, and what is on its way, into a folder that all ranks share.
@@ -293,13 +295,15 @@ class DistributedBuffer:
         return staged
 
 
-def _group_of_each(group: Group, count: int) -> NDArray[np.int64]:
+def _groups_of(group: Group, count: int, chosen: Rows) -> tuple[list[int], list[int]]:
+    """The group of each of the chosen samples among so many, and all groups of those, in order."""
     if isinstance(group, int):
-        return np.full(count, group, dtype=np.int64)
+        return [group] * len(chosen), [group] if count else []
     groups = np.asarray(group.cpu() if isinstance(group, torch.Tensor) else group)
     if groups.shape != (count,) or (count and groups.dtype.kind not in "iu"):
         raise SettingsError(
             f"group came as {groups.dtype} {groups.shape} for {count} samples; give one whole number, or one "
             "for each sample."
         )
-    return groups.astype(np.int64)
+    groups = groups.astype(np.int64)
+    return groups[chosen].tolist(), np.unique(groups).tolist()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Protocol
 
 import numpy as np
@@ -45,6 +46,11 @@ class Header:
     """Losses of samples that this rank has to tell (loss-aware removal)."""
     error: int = 0
     """1 where this rank cannot go on: then nobody does, and nobody waits for it."""
+
+
+_NAMES = tuple(field.name for field in fields(Header))
+_VALUES: Callable[[Header], Sequence[int]] = attrgetter(*_NAMES)
+_COMMON: Callable[[Header], Sequence[int]] = attrgetter(*(name for name in _NAMES if name not in LOCAL))
 
 
 class Exchange(Protocol):
@@ -107,20 +113,20 @@ def require_agreement(values: object, exchange: Exchange) -> None:
 
 def gather_headers(header: Header, exchange: Exchange) -> list[Header]:
     """The headers of all ranks; RankError unless they agree on everything that must be common."""
-    names = [field.name for field in fields(Header)]
-    headers = [Header(**dict(zip(names, row, strict=True))) for row in exchange.gather(astuple(header))]
+    rows = exchange.gather(_VALUES(header))
+    headers = [Header(**dict(zip(_NAMES, row, strict=True))) for row in rows]
     failed = [rank for rank, other in enumerate(headers) if other.error]
     if failed:
         raise RankError(
             f"rank {', '.join(map(str, failed))} could not store what it was offered; see its error."
         )
     for rank, other in enumerate(headers):
-        differing = [
-            f"{name} {getattr(header, name)} against {getattr(other, name)}"
-            for name in names
-            if name not in LOCAL and getattr(header, name) != getattr(other, name)
-        ]
-        if differing:
+        if _COMMON(other) != _COMMON(header):
+            differing = [
+                f"{name} {getattr(header, name)} against {getattr(other, name)}"
+                for name in _NAMES
+                if name not in LOCAL and getattr(header, name) != getattr(other, name)
+            ]
             raise RankError(
                 f"ranks {exchange.rank} and {rank} have drifted apart: {', '.join(differing)}; this "
                 "generation ends, because training on would give different networks. All ranks must make the "

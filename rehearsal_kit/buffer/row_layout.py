@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -151,9 +151,9 @@ class RowLayout:
 
     def check(self, samples: Samples) -> int:
         """How many samples these are; SettingsError unless names, shapes and dtypes are this layout's."""
-        came = {name: (tuple(t.shape[1:]), t.dtype) for name, t in samples.items()}
+        came = {name: (t.shape[1:], t.dtype) for name, t in samples.items()}
         lengths = {len(t) for t in samples.values()}
-        if came != {field.name: (field.shape, field.dtype) for field in self.fields} or len(lengths) != 1:
+        if came != self._expected or len(lengths) != 1:
             given = ", ".join(f"{name} {tuple(t.shape)} {t.dtype}" for name, t in samples.items())
             raise SettingsError(
                 f"samples came as {given or 'nothing'}; this buffer holds "
@@ -208,6 +208,11 @@ class RowLayout:
     def unpack_there(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
         """The samples that `pack` made rows of, as `unpack` gives them, for rows on any device."""
         return {field.name: _part_of(rows, field, begin) for field, begin in self._places}
+
+    @cached_property
+    def _expected(self) -> dict[str, tuple[torch.Size, torch.dtype]]:
+        """Shape without the sample axis and dtype of each field."""
+        return {field.name: (torch.Size(field.shape), field.dtype) for field in self.fields}
 
     @cached_property
     def _places(self) -> list[tuple[Field, int]]:
@@ -290,7 +295,7 @@ def _refuse_not_finite(field: Field, values: torch.Tensor, *, picked: Rows, want
         # A finite sum of squares means finite numbers, and costs far less than asking each of them.
         array = values.numpy()
         with np.errstate(over="ignore", invalid="ignore"):
-            if all(math.isfinite(array[row] @ array[row]) for row in picked.tolist()):
+            if all(math.isfinite(row @ row) for row in _in_parts(array, picked)):
                 return
     for row, source in zip(picked.tolist(), wanted.tolist(), strict=True):
         bad = ~torch.isfinite(values[row])
@@ -300,6 +305,14 @@ def _refuse_not_finite(field: Field, values: torch.Tensor, *, picked: Rows, want
                 f"batch, are NaN, infinite{' or too large for float16' if field.half else ''}. Mask or skip "
                 "such samples, do not name the field in half, or allow them with RowLayout.of(nan=...)."
             )
+
+
+def _in_parts(array: NDArray[np.generic], picked: Rows) -> Iterator[NDArray[Any]]:
+    """The picked rows (row, number) one by one where they are long, else all of them at once: (number,)."""
+    if array.shape[1] * array.itemsize < LONG_ROW:
+        yield array[picked].ravel()
+    else:
+        yield from (array[row] for row in picked.tolist())
 
 
 def _carried(values: torch.Tensor) -> NDArray[np.generic]:

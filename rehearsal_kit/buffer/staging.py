@@ -51,16 +51,19 @@ class Staging:
         """Rows as `empty` makes them, where there is a CUDA device; None where any memory will do."""
         return self.empty(count).numpy() if self._stream is not None else None
 
-    def hand_over(self, samples: Samples, chosen: Rows) -> Callable[[], Words]:
+    def hand_over(self, samples: Samples, chosen: Rows, *, copy: bool) -> Callable[[], Words]:
         """Copy the chosen samples; the caller may overwrite its tensors at once.
 
-        Returns what gives them as packed rows, (row, word), and may be called from another thread.
-        SettingsError if they do not fit the layout; for samples on CUDA, values that are not finite are
-        found only when the rows are asked for.
+        copy: False for callers that write to these tensors no more: what is in host memory is then copied by
+        whoever first asks for the rows. Returns what gives them as packed rows, (row, word), and may be
+        called from another thread. SettingsError if they do not fit the layout; values that are not finite
+        are found only when the rows are asked for where samples lie on CUDA or are not copied.
         """
         if all(tensor.device.type == "cpu" for tensor in samples.values()):
-            rows = self._layout.pack(samples, chosen)
-            return lambda: rows
+            later = _PackedLater(self._layout, samples, chosen)
+            if copy:
+                later()
+            return later
         self._layout.check(samples)
         index = torch.from_numpy(chosen)
         picked = {name: t.detach().index_select(0, index.to(t.device)) for name, t in samples.items()}
@@ -96,3 +99,19 @@ class Staging:
                     tensor.record_stream(stream)
             event.record(stream)
         return host, event
+
+
+@dataclass
+class _PackedLater:
+    """Packs the chosen samples when their rows are first asked for; never by two threads at once."""
+
+    layout: RowLayout
+    samples: Samples
+    chosen: Rows
+    _rows: Words | None = None
+
+    def __call__(self) -> Words:
+        if self._rows is None:
+            self._rows = self.layout.pack(self.samples, self.chosen)
+            self.samples = {}
+        return self._rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -57,11 +58,11 @@ class Round:
 
 def steered(settings: Rehearsal, work: Round) -> Rehearsal:
     """The settings from this round on."""
-    return replace(
-        settings,
-        candidates=settings.candidates if work.candidates is None else work.candidates,
-        policy=settings.policy if work.policy is None else work.policy,
-    )
+    candidates = settings.candidates if work.candidates is None else work.candidates
+    policy = settings.policy if work.policy is None else work.policy
+    if (candidates, policy) == (settings.candidates, settings.policy):
+        return settings  # at every step but a few: all settings would be checked anew
+    return replace(settings, candidates=candidates, policy=policy)
 
 
 @dataclass(frozen=True)
@@ -99,15 +100,23 @@ class Staged:
     drawn: Drawn
     delivered: Delivered
     """The same samples on their way to the device."""
+    nothing: dict[str, torch.Tensor] | None
+    """No sample, of the same fields, where there was no second draw: the training thread need not make it."""
     seconds: float = 0.0
     """That the job took."""
+
+    @staticmethod
+    def of(drawn: Drawn, delivered: Delivered, *, began: float) -> Staged:
+        """What a job leaves that began at this time, in seconds of `time.perf_counter`."""
+        samples = delivered.samples
+        nothing = None if drawn.second.any() else {name: tensor[:0] for name, tensor in samples.items()}
+        return Staged(drawn, delivered, nothing, seconds=time.perf_counter() - began)
 
     def take(self) -> Representatives:
         """The two draws apart, ready for the current stream."""
         samples, drawn = self.delivered.take(), self.drawn
-        if not drawn.second.any():
-            nothing = {name: tensor[:0] for name, tensor in samples.items()}
-            return Representatives(samples, drawn.owners, drawn.stored, nothing)
+        if self.nothing is not None:
+            return Representatives(samples, drawn.owners, drawn.stored, self.nothing)
         parts = []
         for wanted in (~drawn.second, drawn.second):
             index = torch.from_numpy(np.flatnonzero(wanted))

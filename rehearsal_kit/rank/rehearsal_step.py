@@ -54,7 +54,8 @@ class RehearsalStep:
             return
         group = loader.task if loader.group is None else new[loader.group]
         stored = for_layout(new, stepped.outputs, layout=buffer.layout, version=self._with.run_state.step)
-        buffer.offer(stored, group=group, losses=stepped.replayed)
+        # Nobody writes to the mini-batch of a step that was taken.
+        buffer.offer(stored, group=group, losses=stepped.replayed, copy=False)
 
     def _take_representatives(self) -> Representatives | None:
         buffer, run_state = self._now.buffer, self._with.run_state
