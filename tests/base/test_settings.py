@@ -56,6 +56,7 @@ def test_a_command_survives_json(command):
         (Rehearsal, {"distillation": -1}),
         (Rehearsal, {"policy": "random"}),
         (Rehearsal, {"draw": "classes"}),
+        (Rehearsal, {"removal": "largest"}),
         (Rehearsal, {"capacity": "lots"}),
         (Rehearsal, {"capacity": "0 GB"}),
         (Rehearsal, {"capacity": "12"}),

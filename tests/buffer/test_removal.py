@@ -159,7 +159,11 @@ def test_a_reservoir_takes_in_what_it_takes_in_with_random_removal_and_keeps_wha
         identity = torch.arange(32) + 32 * (step % 150)  # every sample comes twice
         for store in stores:
             store.offer({"sample_id": identity}, [0] * 32, random=rng([1, step]))
-            held = LAYOUT.packed_identities(store.contents.rows)
+            held, losses = LAYOUT.packed_identities(store.contents.rows), store.contents.losses
+            if losses is not None:  # they have moved with their rows
+                assert np.array_equal(
+                    losses, np.where(np.isnan(losses), np.nan, loss_of(held)), equal_nan=True
+                )
             store.learn(Replayed(held, loss_of(held)))
         by_tag = LAYOUT.packed_identities(stores[0].contents.rows)
         assert set(stores[1].contents.seats.tolist()) == set(by_tag.tolist())

@@ -147,6 +147,7 @@ def not_a_number(text: str):
         ("incremental", "Incremental", "incremental"),
         ("scratch@30", "FromScratch", "fromscratch"),
         ("cumulative", "Cumulative", "cumulative"),
+        ("er:removal=loss,r=8@1", "ER removal=loss r=8 1 %", "er-removal=loss-r=8-1"),
     ],
 )
 def test_arms(text, label, slug):
@@ -163,6 +164,7 @@ def test_arms(text, label, slug):
         ("er@-5", "percentage of the buffer"),
         ("er@101", "percentage of the buffer"),
         ("er@nan", "percentage of the buffer"),
+        ("er:policy=fifo,removal=loss@5", "leaves no choice of the row that goes"),
         ("er@x", "no percentage"),
         ("er@", "no percentage"),
         ("er@5@6", "no percentage"),
