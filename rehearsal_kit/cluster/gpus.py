@@ -194,7 +194,7 @@ def _usable(probe: Probe, visible: str | None) -> Gpus:
             continue
         found.append(
             Gpu(
-                visible=shown,
+                visible=uuid if shown.startswith("GPU-") else shown,  # CUDA takes abbreviations, NVML none
                 name=name,
                 uuid=uuid,
                 users=_users(card),

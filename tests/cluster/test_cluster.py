@@ -192,6 +192,15 @@ def test_a_start_that_takes_long_is_told_and_has_an_end(tmp_path, capsys):
     assert said[0].endswith(f"what they say is in {files.log}")
 
 
+def test_the_server_of_a_cluster_needs_no_torch():
+    """It would take seconds and hundreds of MiB beside the workers, of which each has its own."""
+    code = "import sys, rehearsal_kit.cluster.server; print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.strip() == "False"
+
+
 def test_a_cluster_of_no_workers_is_not_one_of_as_many_as_by_default():
     with pytest.raises(SettingsError, match="workers is 0; it must be a whole number from 1"):
         start_cluster("cpu", workers=0)

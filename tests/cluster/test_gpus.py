@@ -226,7 +226,7 @@ def test_of_several_gpus_one_that_another_process_has_for_itself_is_passed_over(
         CUDA, names=(H100, H100), uuids=("GPU-0", "GPU-1"), cards=(HELD, replace(CARD, uuid="GPU-1"))
     )
     assert choose_devices("auto", find=lambda: found(two)).gpus == ("1",)
-    chosen = choose_devices("auto", find=lambda: found(two, CUDA_VISIBLE_DEVICES="GPU-0, GPU-1,9"))
+    chosen = choose_devices("auto", find=lambda: found(two, CUDA_VISIBLE_DEVICES="GPU-0, GPU-,9"))
     assert chosen.gpus == ("GPU-1",)
 
 
