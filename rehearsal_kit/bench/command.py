@@ -13,7 +13,7 @@ import torch
 
 from rehearsal_kit.base.errors import SettingsError
 from rehearsal_kit.base.settings import POLICIES, require_integer
-from rehearsal_kit.bench.children import in_children, on_ranks
+from rehearsal_kit.bench.children import in_child, in_children, on_ranks
 from rehearsal_kit.bench.machine import Machine
 from rehearsal_kit.bench.ranks.exchange_costs import ExchangeCost, exchange_table
 from rehearsal_kit.bench.ranks.exchange_ranks import PUBLISHED, measure_exchange
@@ -23,6 +23,7 @@ from rehearsal_kit.bench.ranks.step_ranks import Trial, measure_steps
 from rehearsal_kit.bench.ranks.strategy_costs import StrategyCost, strategy_costs, strategy_table
 from rehearsal_kit.bench.ranks.strategy_ranks import Turns, measure_turns
 from rehearsal_kit.bench.ranks.subjects import ON_CPU, ON_CUDA, RESNET_ON_CUDA, Subject
+from rehearsal_kit.bench.ranks.thread_costs import ThreadCost, measure_threads, thread_table
 from rehearsal_kit.bench.run.checkpoint_costs import Windows, checkpoint_table, measure_checkpoints
 from rehearsal_kit.bench.run.command_latency import latency_table, measure_latency
 from rehearsal_kit.bench.run.history import history_table, measure_history, plain_cost
@@ -57,6 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     buffer.set_defaults(command=_buffer)
     exchange = benches.add_parser("exchange", help="the background work between real ranks, and its plan")
     exchange.set_defaults(command=_exchange)
+    threads = benches.add_parser("threads", help="what rehearsal takes of the training thread, and beside it")
+    threads.set_defaults(command=_threads)
     step = benches.add_parser("step", help="training steps with and without rehearsal, on real ranks")
     step.add_argument("--ranks", type=int, default=2, metavar="N", help="processes (2)")
     step.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="on which they train (cpu)")
@@ -92,7 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     undisturbed.set_defaults(command=_undisturbed)
     history = benches.add_parser("history", help="kernel, panel and rank 0 after 10^4 to 10^6 records")
     history.set_defaults(command=_history)
-    for bench in (buffer, exchange, step, strategies, steering, checkpoint, undisturbed, history):
+    for bench in (buffer, exchange, threads, step, strategies, steering, checkpoint, undisturbed, history):
         bench.add_argument("--json", type=Path, metavar="FILE", help="everything as data, single rounds too")
         bench.add_argument("--quick", action="store_true", help="only to see that it works: seconds")
 
@@ -127,6 +130,13 @@ def _exchange(chosen: argparse.Namespace) -> int:
     plans = measure_plans(rounds=3 if chosen.quick else 15, steps=5 if chosen.quick else 40)
     data = {"exchange": [cost.data() for cost in costs], "plan": [plan.data() for plan in plans]}
     return _end(chosen, Measured((exchange_table(costs, machine.cpus), plan_table(plans)), data, machine))
+
+
+def _threads(chosen: argparse.Namespace) -> int:
+    machine = _begin(chosen)
+    costs: list[ThreadCost] = in_child(measure_threads, 50 if chosen.quick else 3000)
+    data = {"threads": [cost.data() for cost in costs]}
+    return _end(chosen, Measured((thread_table(costs),), data, machine))
 
 
 def _step(chosen: argparse.Namespace) -> int:

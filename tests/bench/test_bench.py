@@ -69,6 +69,13 @@ def positive(*numbers: float) -> bool:
 # The commands ---------------------------------------------------------------------------------------------
 
 
+def test_threads(tmp_path, capsys):
+    data, said = bench(tmp_path, capsys, "threads")
+    assert [each["copied"] for each in data["threads"]] == [True, False]
+    assert positive(*(each[thread] for each in data["threads"] for thread in ("training", "background")))
+    assert "lent, as in a session" in said
+
+
 def test_history(tmp_path, capsys):
     data, said = bench(tmp_path, capsys, "history")
     assert [each["run"] for each in data["history"]] == [{"steps": n, "tasks": 20} for n in (100, 200)]

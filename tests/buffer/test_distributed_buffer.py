@@ -46,8 +46,9 @@ SIZES = [8, 3, 0, 5]
 
 
 def train(
-    groups, *, sizes=(8, 8, 8, 8), steps=STEPS, delay_s=0.0, outputs=torch.float32, device="cpu", **settings
-):
+    groups, *, sizes=(8, 8, 8, 8), steps=STEPS, delay_s=0.0, outputs=torch.float32, device="cpu", copy=True,
+    **settings
+):  # fmt: skip
     """A loop as a rank runs it; rank r hands over sizes[r] samples at every step."""
     exchange = WatchedRun(groups, delay_s=delay_s)
     buffer = new_buffer(groups, exchange=exchange, outputs=outputs, device=device, **settings)
@@ -58,8 +59,8 @@ def train(
         fresh["outputs"] = fresh["outputs"].to(outputs)
         fresh = {name: tensor.to(device) for name, tensor in fresh.items()}
         time.sleep(random.uniform(0, delay_s))
-        buffer.offer(fresh, group=step // 10)
-        for tensor in fresh.values():
+        buffer.offer(fresh, group=step // 10, copy=copy)
+        for tensor in fresh.values() if copy else ():
             tensor.zero_()  # check 11: the loader may use its memory again
         assert (drawn is None) == (step == 0)
         if drawn is not None:
@@ -94,6 +95,12 @@ def test_checks_1_2_12_rows_are_whole_real_and_as_many_as_can_be(pool, policy, d
 def test_on_a_gpu_the_mini_batches_are_those_of_the_cpu(pool, policy):
     settings = {"policy": policy, "distillation": 3, "sizes": SIZES}
     assert pool(_train_with, settings | {"device": "cuda"}) == pool(_train_with, settings)
+
+
+@pytest.mark.parametrize("policy", ["quotas", "reservoir", "fifo"])
+def test_what_is_lent_is_stored_as_what_is_copied(pool, policy):
+    settings = {"policy": policy, "distillation": 3, "sizes": SIZES, "delay_s": 0.002}
+    assert pool(_train_with, settings | {"copy": False}) == pool(_train_with, settings)
 
 
 def _train_with(groups, settings):
