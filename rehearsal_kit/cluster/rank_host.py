@@ -22,9 +22,8 @@ from distributed import Worker
 from distributed.comm.addressing import get_address_host
 from distributed.diagnostics.plugin import WorkerPlugin
 
-from rehearsal_kit.base.child_processes import variables_set
 from rehearsal_kit.base.patience import Patience
-from rehearsal_kit.base.process_groups import Meeting, flight_records, join, leave
+from rehearsal_kit.base.process_groups import Meeting, join, leave
 from rehearsal_kit.cluster.devices import rank_device
 from rehearsal_kit.cluster.hosted_device import HostedDevice, empty_device, end_process
 from rehearsal_kit.cluster.protocol import CLOSING_TOPIC, HostStatus, Order
@@ -266,11 +265,9 @@ class RankHost(WorkerPlugin):
             device=hosted.device.name,
             address=get_address_host(self._worker.contact_address or self._worker.address),
         )
-        with variables_set(flight_records(self._worker.local_directory)):
-            groups = join(meeting)
         rank = hosted.rank = Rank(
             replace(spec, device=hosted.device.name),
-            groups,
+            join(meeting),
             mailbox=hosted.mailbox,
             publish=self._publish,
             generation=order.generation,
