@@ -5,10 +5,12 @@ Processes are real, errors have the texts that people were shown; see `hostkit`.
 
 from __future__ import annotations
 
+import pickle
 import re
 import time
 
 import pytest
+import torch
 from faultkit import (
     DEADLINE_S,
     REHEARSAL,
@@ -26,6 +28,7 @@ from faultkit import (
     wait_for,
 )
 from hostkit import Broken, Hungry, ToldHost, networks_held
+from samples import Elsewhere
 
 import rehearsal_kit as rk
 from rehearsal_kit.base.errors import RankError
@@ -166,6 +169,16 @@ def test_without_memory_a_run_fails_at_once_with_advice_that_works_when_typed(cl
     with again as session:
         assert session.wait(DEADLINE_S) == "finished"
         assert {record.settings["batch"] for record in session.timeline.records(Applied)[-2:]} == {2}
+
+
+def test_a_network_that_lies_on_a_gpu_is_sent_from_the_cpu(cluster, tmp_path):
+    """Workers on CPUs could not read it; on a GPU it would lie twice."""
+    network = Hungry(100)
+    network.register_buffer("scale", Elsewhere(torch.ones(2)))
+    with session_on(cluster, tmp_path / "run", network=network) as session:
+        sent = pickle.loads(packed_spec(session._settings)).network
+    assert torch.equal(sent.scale, torch.ones(2))
+    assert network.scale.device.type == "cuda"
 
 
 def test_a_dry_step_that_breaks_the_device_leaves_no_broken_process(cluster, tmp_path):

@@ -92,3 +92,24 @@ def new_buffer(groups, *, exchange=None, seed=9, outputs=torch.float32, device="
         exchange=exchange or GroupExchange(groups),
         device=device,
     )
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor that says that it lies on a GPU, and can be copied from there."""
+
+    @staticmethod
+    def __new__(cls, held):
+        return torch.Tensor._make_wrapper_subclass(cls, held.shape, dtype=held.dtype, device="cuda")
+
+    def __init__(self, held):
+        self.held = held
+
+    def __deepcopy__(self, memo):
+        return Elsewhere(self.held.clone())
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.detach.default:
+            return args[0]
+        assert (func, kwargs["device"]) == (torch.ops.aten._to_copy.default, torch.device("cpu"))
+        return args[0].held

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from ranks import on_ranks
+from samples import Elsewhere
 
 from rehearsal_kit.base.errors import SettingsError
 from rehearsal_kit.base.process_groups import ProcessGroups
@@ -328,25 +329,6 @@ def test_a_strategy_with_another_number_of_terms_on_one_rank_is_an_error_and_no_
 def test_predictions_that_fail_on_one_rank_fail_alike_on_all(both):
     assert both[0]["quality"] == both[1]["quality"] != ""
     assert "this sample cannot be" in both[0]["quality"] or "rank 1" in both[0]["quality"]
-
-
-class Elsewhere(torch.Tensor):
-    """A tensor that says that it lies on a GPU, and can be copied from there."""
-
-    @staticmethod
-    def __new__(cls, held):
-        return torch.Tensor._make_wrapper_subclass(cls, held.shape, dtype=held.dtype, device="cuda")
-
-    def __init__(self, held):
-        self.held = held
-
-    def __deepcopy__(self, memo):
-        return Elsewhere(self.held.clone())
-
-    @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
-        assert (func, kwargs["device"]) == (torch.ops.aten._to_copy.default, torch.device("cpu"))
-        return args[0].held
 
 
 def test_a_network_that_lies_on_a_gpu_is_copied_and_its_owners_stays_there():
