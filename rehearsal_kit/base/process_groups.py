@@ -19,6 +19,7 @@ from torch.distributed import FileStore, PrefixStore  # type: ignore[attr-define
 from rehearsal_kit.base.child_processes import variables_set
 from rehearsal_kit.base.errors import RankError
 from rehearsal_kit.base.gradient_backend import gradient_backend, meet_gpus
+from rehearsal_kit.base.nccl_variables import NCCL_VARIABLES
 from rehearsal_kit.base.network_interfaces import bound_to
 
 
@@ -156,20 +157,6 @@ class Meeting:
     """Whether it was asked for that several ranks have one GPU, over gloo."""
     address: str = "127.0.0.1"
     """Address of this machine, on the interface where this rank listens for the others."""
-
-
-NCCL_VARIABLES = {
-    # Else its monitor asks the store every second while nothing is trained, and waits for it at the end.
-    "TORCH_NCCL_DUMP_ON_TIMEOUT": "0",
-    "NCCL_RAS_ENABLE": "0",  # it would listen on a port that is the same for everybody
-}
-"""What NCCL and torch's use of it are told when process groups are made."""
-
-
-def flight_records(folder: str) -> dict[str, str]:
-    """The variables that have torch write what it recorded of collectives into this folder, and no other."""
-    path = str(Path(folder) / "nccl-rank-")
-    return {"TORCH_FR_DUMP_TEMP_FILE": path, "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": path}  # newer and older torch
 
 
 @contextlib.contextmanager

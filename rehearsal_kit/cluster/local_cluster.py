@@ -77,7 +77,7 @@ def start_local(devices: Devices, interface: Interface, *, security: Security, s
 
     scratch: a folder for temporary files. Changes the environment of this process, which is to be a server.
     """
-    bind(worker_variables(devices.kind, interface))
+    bind(worker_variables(devices.kind, interface, scratch=scratch))
     # Dask asks NVML for its own statistics; where that does not answer, it would not start.
     dask.config.set(
         {**DASK_SETTINGS, "distributed.diagnostics.nvml": devices.kind == "cuda" and not devices.plain}

@@ -22,9 +22,8 @@ from distributed import Worker
 from distributed.comm.addressing import get_address_host
 from distributed.diagnostics.plugin import WorkerPlugin
 
-from rehearsal_kit.base.child_processes import variables_set
 from rehearsal_kit.base.patience import Patience
-from rehearsal_kit.base.process_groups import Meeting, flight_records, join, leave
+from rehearsal_kit.base.process_groups import Meeting, join, leave
 from rehearsal_kit.cluster.devices import LOCAL, device_of, identity_of
 from rehearsal_kit.cluster.hosted_device import HostedDevice, empty_device, end_process
 from rehearsal_kit.cluster.protocol import CLOSING_TOPIC, HostStatus, Order
@@ -264,11 +263,9 @@ class RankHost(WorkerPlugin):
         device = hosted.device.name
         with gpu_arithmetic(device, deterministic=spec.training.deterministic):  # before it is used at all
             hosted.card = hosted.device.asked()
-            with variables_set(flight_records(self._worker.local_directory)):
-                groups = join(self._meeting(order, device))
             rank = hosted.rank = Rank(
                 replace(spec, device=device),
-                groups,
+                join(self._meeting(order, device)),
                 mailbox=hosted.mailbox,
                 publish=self._publish,
                 generation=order.generation,

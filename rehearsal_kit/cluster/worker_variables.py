@@ -12,8 +12,8 @@ from collections.abc import Mapping
 import dask
 
 from rehearsal_kit.base.errors import ClusterError
+from rehearsal_kit.base.nccl_variables import NCCL_VARIABLES, flight_records
 from rehearsal_kit.base.network_interfaces import Interface, socket_variables
-from rehearsal_kit.base.process_groups import NCCL_VARIABLES
 
 SETTING = "rehearsal-kit.variables"
 """Name in Dask's configuration, which a nanny passes on, of what a worker must have."""
@@ -25,14 +25,18 @@ THREADS_AND_MEMORY = {
 }
 
 
-def worker_variables(kind: str, interface: Interface) -> dict[str, str]:
-    """What all workers of a cluster have: ranks meet where Dask is bound to; those on CPUs see no GPU."""
+def worker_variables(kind: str, interface: Interface, *, scratch: str) -> dict[str, str]:
+    """What all workers of a cluster have: ranks meet where Dask is bound to; those on CPUs see no GPU.
+
+    scratch: a folder for temporary files.
+    """
     if kind == "cpu":
         # Empty, not -1: with that, and NVML on the machine, Dask itself does not start.
         devices = {"CUDA_VISIBLE_DEVICES": ""}
     else:
         devices = {"CUDA_DEVICE_ORDER": in_bus_order(os.environ)["CUDA_DEVICE_ORDER"]}
-    return {**THREADS_AND_MEMORY, **NCCL_VARIABLES, **socket_variables(interface), **devices}
+    collectives = {**NCCL_VARIABLES, **flight_records(scratch), **socket_variables(interface)}
+    return {**THREADS_AND_MEMORY, **collectives, **devices}
 
 
 def in_bus_order(environ: Mapping[str, str]) -> dict[str, str]:

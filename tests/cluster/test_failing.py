@@ -190,7 +190,7 @@ def test_a_dry_step_that_breaks_the_device_leaves_no_broken_process(cluster, tmp
     job = packed_spec(RunSpec(run=run, seed=1, strategy=ER(), network=Broken(ASSERT), **values))
     worker = workers_in_order(cluster)[0]
     broken = ask_workers(cluster.client, tell_process)[worker][1]
-    said = cluster.client.run(check_on_worker, job, [arrived], workers=[worker])[worker]
+    said = cluster.client.run(check_on_worker, job, [arrived], device="cpu", workers=[worker])[worker]
     assert "device-side assert triggered" in said
     wait_for(lambda: gone(broken) and worker not in known_workers(cluster))
     wait_for(lambda: len(known_workers(cluster)) == 2)
