@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tomllib
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,10 @@ from rehearsal_kit.cli.main import _parser
 from rehearsal_kit.cluster.devices import choose_devices, device_of, identity_of, why_no_gpu
 from rehearsal_kit.cluster.gpu_probe import Card, Probe
 from rehearsal_kit.cluster.gpus import EXTRAS, Surroundings, asked, find_gpus
+from rehearsal_kit.cluster.local_cluster import ClusterOrder, Devices
+from rehearsal_kit.cluster.other_clusters import words_of_same_gpus
+from rehearsal_kit.cluster.server import ClusterFiles
+from rehearsal_kit.cluster.server_process import clusters_folder
 from rehearsal_kit.cluster.worker_devices import common_kind
 
 ROOT = Path(__file__).parents[2]
@@ -228,6 +233,22 @@ def test_of_several_gpus_one_that_another_process_has_for_itself_is_passed_over(
     assert choose_devices("auto", find=lambda: found(two)).gpus == ("1",)
     chosen = choose_devices("auto", find=lambda: found(two, CUDA_VISIBLE_DEVICES="GPU-0, GPU-,9"))
     assert chosen.gpus == ("GPU-1",)
+
+
+def test_gpus_of_another_cluster_of_ours_are_told_with_its_name(tmp_path, monkeypatch):
+    """Its workers hold nothing there before their first step, so NVML sees nobody."""
+    monkeypatch.setenv("REHEARSAL_KIT_HOME", str(tmp_path))
+    wanted = Devices(kind="cuda", reason="", workers=1, gpus=("0",), uuids=("GPU-0",))
+    other = ClusterFiles(folder=clusters_folder() / "beef")
+    other.folder.mkdir(mode=0o700)
+    other.address.touch()
+    assert words_of_same_gpus(wanted) == ""  # it does not tell
+    other.order.write_text(json.dumps(asdict(ClusterOrder(devices=wanted, interface="lo", idle_timeout_s=1))))
+    said = words_of_same_gpus(wanted)
+    assert said.startswith("cluster beef, which still runs, has the same GPUs")
+    assert said.endswith("rehearsal-kit stop beef")
+    assert words_of_same_gpus(replace(wanted, uuids=("GPU-1",))) == ""
+    assert words_of_same_gpus(replace(wanted, uuids=("",))) == ""
 
 
 def test_a_gpu_for_one_process_is_not_shared():
