@@ -89,6 +89,7 @@ class _Hosted:
             self._left = self._got_to()
         self.rank = None
         self.order = replace(self.order, spec=b"")  # as large as the network
+        empty_device()
 
     def _got_to(self) -> tuple[int, int]:
         rank = self.rank  # the training thread may let it go meanwhile
@@ -242,12 +243,12 @@ class RankHost(WorkerPlugin):
         try:
             outcome, weights = self._trained(hosted)
             self.leave_groups()
+            hosted.let_go()
         except BaseException as failure:  # also a network that calls sys.exit(): nobody else would say so
             self._failed(hosted, failure)
-        # The others notice when the connections close, and they close with the last reference to them.
-        hosted.let_go()
-        empty_device()
         if hosted.failure is not None:
+            # The others notice when the connections close, and they close with the last reference to them.
+            hosted.let_go()
             self.leave_groups()
             return
         self._publish(self._end_of(hosted, outcome, weights=weights))
