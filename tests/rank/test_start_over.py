@@ -194,10 +194,13 @@ def test_two_ranks_obey_it_together(tmp_path, tasks):
     spec, whole = job_in(tmp_path / "run"), job_in(tmp_path / "whole")
 
     def on(spec, *moods, cut=None, generation=1):
+        networks = [Moody(at) for at in moods]  # here, as threads share the generator of their weights
+
         def one(groups):
             try:
+                network = networks[groups.rank]
                 return carry_out(
-                    groups, spec, plan, cut=cut, generation=generation, network=Moody(moods[groups.rank])
+                    groups, spec, plan, cut=cut, generation=generation, network=network, checkpoints=1
                 )[0]
             except CutOffError:
                 groups.world.end("cut off")
