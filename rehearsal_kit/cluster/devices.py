@@ -27,7 +27,7 @@ def choose_devices(
     share_gpus: bool = False,
     find: Callable[[], Gpus] = find_gpus,
 ) -> Devices:
-    """For a cluster of kind "auto", "cpu" or "cuda"; ClusterError where it cannot be as it is asked for.
+    """Devices of a cluster of kind "auto", "cpu" or "cuda"; ClusterError where it cannot be as asked for.
 
     workers: None for one per GPU, one where MIG slices cannot be connected, and two on CPUs.
     share_gpus: whether several workers may have one GPU. find: how to look for GPUs.

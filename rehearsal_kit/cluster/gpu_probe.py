@@ -53,9 +53,9 @@ class Probe:
     refusal: str = ""
     """Why torch uses no GPU, in its own words."""
     names: tuple[str, ...] = ()
-    """Of the devices that torch sees, in its order."""
+    """The names of the devices that torch sees, in its order."""
     uuids: tuple[str, ...] = ()
-    """Of the same devices, as NVML writes them."""
+    """Those of the same devices, as NVML writes them."""
     nvml_lack: str = ""
     """Why NVML could not be asked."""
     driver: str = ""

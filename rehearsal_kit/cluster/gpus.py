@@ -25,7 +25,7 @@ HIDDEN = ("", "-1", "NoDevFiles")
 WSL = "/dev/dxg"
 """Device file of all GPUs under WSL."""
 BUSY_SHARE = 0.1
-"""Of the memory of a GPU: what the driver itself keeps is less."""
+"""The share of the memory of a GPU from which it is in use: what the driver itself keeps is less."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Gpu:
     """How CUDA_VISIBLE_DEVICES names it."""
     name: str
     uuid: str = ""
-    """As NVML writes it; empty where it is not known, as of a MIG slice that the site has numbered."""
+    """That of NVML; empty where it is not known, as of a MIG slice that the site has numbered."""
     users: str = ""
     """Who uses it already, in words."""
     exclusive: bool = False

@@ -43,6 +43,9 @@ class HostedDevice:
         return f"{identity_of(self.name)} ({torch.cuda.get_device_properties(self.name).name})"
 
 
+ON_CPU = HostedDevice.of("cpu")
+
+
 def empty_device() -> None:
     """Give back what nothing uses any more: another cluster or a notebook would find the card full."""
     gc.collect()

@@ -69,7 +69,7 @@ def words_of_same_gpus(devices: Devices) -> str:
 
 
 def _uuids(files: ClusterFiles) -> tuple[str, ...]:
-    """Of the GPUs of a cluster on this machine; none where its folder does not tell."""
+    """Those of the GPUs of a cluster on this machine; none where its folder does not tell."""
     try:
         order: ClusterOrder = record_of(ClusterOrder, json.loads(files.order.read_text()))
     except (OSError, ValueError, TypeError):

@@ -25,7 +25,7 @@ from distributed.diagnostics.plugin import WorkerPlugin
 from rehearsal_kit.base.patience import Patience
 from rehearsal_kit.base.process_groups import Meeting, join, leave
 from rehearsal_kit.cluster.devices import LOCAL, device_of, identity_of
-from rehearsal_kit.cluster.hosted_device import HostedDevice, empty_device, end_process
+from rehearsal_kit.cluster.hosted_device import ON_CPU, HostedDevice, empty_device, end_process
 from rehearsal_kit.cluster.protocol import CLOSING_TOPIC, HostStatus, Order
 from rehearsal_kit.cluster.rank_failure import RankFailure, StepInForce
 from rehearsal_kit.cluster.worker_variables import require_variables
@@ -53,7 +53,8 @@ class _Hosted:
     order: Order
     mailbox: queue.SimpleQueue[str]
     thread: threading.Thread
-    device: HostedDevice
+    device: HostedDevice = ON_CPU
+    """Where it trains; a CPU as long as the other is not known to be there."""
     card: str = ""
     """What `HostedDevice.asked` has said."""
     rank: Rank | None = None
@@ -162,7 +163,7 @@ class RankHost(WorkerPlugin):
         mailbox: queue.SimpleQueue[str] = queue.SimpleQueue()
         thread = threading.Thread(target=self._train, name=name, daemon=True)
         self._loop = asyncio.get_running_loop()
-        hosted = _Hosted(wanted, mailbox, thread, self.device(wanted.device))
+        hosted = _Hosted(wanted, mailbox, thread)
         self._hosted = hosted
         hosted.thread.start()
         return ""
@@ -259,6 +260,7 @@ class RankHost(WorkerPlugin):
         order = hosted.order
         require_variables()
         device_of(order.device)  # raises where it was told to use one that is not there
+        hosted.device = self.device(order.device)
         spec: RunSpec = pickle.loads(order.spec)  # noqa: S301 - from the kernel that runs this cluster
         hosted.in_force = StepInForce.of(spec)
         device = hosted.device.name

@@ -537,7 +537,7 @@ def test_real_digits_from_the_command_line(tmp_path):
 @pytest.mark.cluster
 def test_measured_frames_by_region_of_the_sample(tmp_path, capsys):
     data = real_data("cnm_hxn_scan247/scan247.npz").parents[1]
-    options = ["--stream", "scan247", "--data", data, "--strategies", "er:epochs=1", "--seeds", 1]
+    options = ["--stream", "scan247", "--data", data, "--strategies", "incremental:epochs=1", "--seeds", 1]
     assert main(["compare", *map(str, options), "--workers", "1", "--run", str(tmp_path / "run")]) == 0
     assert "SIMULATED" not in capsys.readouterr().out
     table = json.loads((tmp_path / "run" / "table.json").read_text())

@@ -19,9 +19,9 @@ from rehearsal_kit.buffer.exchange import GroupExchange
 from rehearsal_kit.buffer.row_layout import IDENTITY, RowLayout
 
 TRAINING_US = 60
-"""Of processor time that `advance` and `offer` may take together: the launch of a few kernels."""
+"""Processor time that `advance` and `offer` may take together: the launch of a few kernels."""
 BACKGROUND_US = 100
-"""That the background thread may take: a step that waits for the interpreter pays for it."""
+"""The same of the background thread: a step that waits for the interpreter pays for it."""
 BATCH, NUMBERS = 16, 188
 """New samples of a step, and float32 numbers of each: rows of 768 bytes."""
 POOL = 64
@@ -74,7 +74,7 @@ class ClockedExchange(GroupExchange):
         self.clock: list[float] = []
 
     def gather(self, numbers: Sequence[int]) -> list[list[int]]:
-        """As without a clock."""
+        """The numbers of all ranks, in order of rank."""
         self.clock.append(time.thread_time())
         return super().gather(numbers)
 
