@@ -48,8 +48,10 @@ _HARDWARE = (
 )
 TABLE = (
     Sort(r"(CUDA|HIP) out of memory", Kind.MEMORY),
-    Sort(r"(CUDA|HIP) error: out of memory|Cuda failure (\d+ )?'out of memory'", Kind.MEMORY),
-    Sort(r"CU[A-Z]+_STATUS_ALLOC_FAILED", Kind.MEMORY),
+    Sort(r"(CUDA|HIP)( driver)? error: out of memory|Cuda failure (\d+ )?'out of memory'", Kind.MEMORY),
+    Sort(
+        r"CU[A-Z]+_STATUS_ALLOC_FAILED|CUFFT_ALLOC_FAILED|Triton Error \[CUDA\]: out of memory", Kind.MEMORY
+    ),
     Sort(
         r"Duplicate GPU detected",
         Kind.SETUP,
@@ -69,7 +71,11 @@ TABLE = (
         "`rehearsal-kit doctor` says what of driver, build and devices lacks",
     ),
     # A launch or a call that was refused has broken nothing: it is the network's, like any error of its code.
-    Sort(r"(CUDA|HIP) error: (invalid argument|invalid configuration argument|operation not supp)", Kind.OWN),
+    Sort(
+        r"(CUDA|HIP)( driver)? error: (invalid argument|invalid configuration argument|operation not supp"
+        r"|too many resources requested for launch)|CUFFT_INVALID_SIZE",
+        Kind.OWN,
+    ),
     Sort(r"CU[A-Z]+_STATUS_(NOT_SUPPORTED|INVALID_VALUE|BAD_PARAM)", Kind.OWN),
     Sort(
         r"device-side assert triggered",
@@ -82,7 +88,10 @@ TABLE = (
         Kind.STICKY,
         _HARDWARE,
     ),
-    Sort(r"(CUDA|HIP)( driver)? error: |[Cc]uda failure |ncclUnhandledCudaError", Kind.STICKY),
+    Sort(
+        r"(CUDA|HIP)( driver)? error: |Triton Error \[CUDA\]: |[Cc]uda failure |ncclUnhandledCudaError",
+        Kind.STICKY,
+    ),
     Sort(r"cuDNN error: |CU(DNN|BLAS|SOLVER|SPARSE|FFT)_STATUS_|cuFFT error: ", Kind.STICKY),
     # Behind those of the device: whoever waits for others is told of its own broken card in the same words.
     Sort(r"Watchdog caught collective operation timeout|NCCL communicator was aborted", Kind.CONSEQUENCE),
@@ -134,8 +143,11 @@ def kind_of(text: str) -> Kind:
 def raise_of_device(error: BaseException, *kinds: Kind) -> None:
     """Raise an error again that says that the device has failed; for whoever else would go on without it.
 
-    kinds: those that are raised, by default all of `OF_DEVICE`.
+    kinds: those that are raised, by default all of `OF_DEVICE`. Libraries of CUDA raise RuntimeErrors: what
+    else has such words, as in the name of a file, is an error of network, strategy or data.
     """
+    if not isinstance(error, RuntimeError):
+        return
     if kind_of(f"{type(error).__name__}: {error}") in (kinds or OF_DEVICE):
         raise error
 

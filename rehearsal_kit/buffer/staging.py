@@ -60,7 +60,8 @@ class Staging:
         are found only when the rows are asked for where samples lie on CUDA or are not copied.
         """
         if all(tensor.device.type == "cpu" for tensor in samples.values()):
-            later = _PackedLater(self._layout, samples, chosen)
+            # Whoever lends tensors may still put others into its mapping.
+            later = _PackedLater(self._layout, dict(samples), chosen)
             if copy:
                 later()
             return later

@@ -169,7 +169,8 @@ class JointStep:
             outputs = {
                 name: new.outputs[name].detach().clone() for name in signature.outputs if name in new.outputs
             }
-            losses = _losses_of(replayed, strategy) if batch.asks_losses and batch.replayed else None
+            asked_for = batch.asks_losses and any(map(len, batch.replayed.values()))
+            losses = _losses_of(replayed, strategy) if asked_for else None
             terms = strategy.terms(
                 AugmentedBatch(
                     new=new,

@@ -12,6 +12,7 @@ import torch
 
 from rehearsal_kit.base.errors import said
 from rehearsal_kit.base.failure_kinds import Kind, raise_of_device
+from rehearsal_kit.base.settings import require_integer, require_switch
 from rehearsal_kit.base.thread_priority import step_back
 from rehearsal_kit.buffer.row_layout import Samples
 from rehearsal_kit.data.task_stream import TaskStream
@@ -78,7 +79,11 @@ class Previewer:
         """Somebody looks at this task, or None, at the newest: its preview is kept fresh for some seconds.
 
         trained: at what the weights in training make of it, also where an average of them predicts.
+        SettingsError for what is no number of a task: the training thread would fail on it.
         """
+        if task is not None:
+            require_integer("task", task, low=0)
+        require_switch("trained", trained)
         self._by(trained).asked = (task, time.monotonic())
 
     def newest(self, task: int | None, *, trained: bool = False) -> Preview | None:

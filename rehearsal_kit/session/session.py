@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from rehearsal_kit.base.errors import SessionError, SettingsError
-from rehearsal_kit.base.settings import Recovery, Rehearsal, Training, require_integer
+from rehearsal_kit.base.settings import Recovery, Rehearsal, Training, require_integer, require_switch
 from rehearsal_kit.cluster.cluster import Cluster
 from rehearsal_kit.cluster.protocol import RunOrder
 from rehearsal_kit.cluster.workers import ranks_of
@@ -110,8 +110,12 @@ class Session(Handle):
         """A held-out pattern of a task and what the network makes of it now; None before there is one.
 
         Asks rank 0, which takes a few milliseconds; task None means the newest. trained: what the weights in
-        training make of it, also where an average of them predicts (`Training(average=...)`).
+        training make of it, also where an average of them predicts (`Training(average=...)`). SettingsError
+        for what is no number of a task.
         """
+        if task is not None:
+            require_integer("task", task, low=0)
+        require_switch("trained", trained)
         return self._run_connection.preview((task, trained))
 
     def network(self) -> torch.nn.Module:

@@ -18,6 +18,8 @@ TEXTS = {
         "RuntimeError: mat1 and mat2 shapes cannot be multiplied (8x3 and 4x2) (forward, /home/me/gloo.py:3)",
         "ValueError: the connection of layer 3 is missing",
         "RuntimeError: CUDA error: invalid configuration argument",
+        "RuntimeError: CUDA driver error: invalid argument",
+        "RuntimeError: CUDA error: too many resources requested for launch",
         "RuntimeError: cuDNN error: CUDNN_STATUS_NOT_SUPPORTED. This error may appear if you passed in a "
         "non-contiguous input.",
         "RuntimeError: CUDA error: CUBLAS_STATUS_INVALID_VALUE when calling `cublasSgemm( handle, opa, opb, m, "
@@ -134,3 +136,4 @@ def test_only_what_the_device_says_is_raised_again():
     with pytest.raises(RuntimeError, match="out of memory"):
         raise_of_device(memory)
     raise_of_device(memory, Kind.STICKY)
+    raise_of_device(KeyError("/data/CUDA out of memory.txt"))  # libraries of CUDA raise RuntimeErrors

@@ -62,6 +62,7 @@ def train(
         buffer.offer(fresh, group=step // 10, copy=copy)
         for tensor in fresh.values() if copy else ():
             tensor.zero_()  # check 11: the loader may use its memory again
+        fresh.clear()  # lent are the tensors
         assert (drawn is None) == (step == 0)
         if drawn is not None:
             assert_whole(drawn.samples, outputs=outputs)

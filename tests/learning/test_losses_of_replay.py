@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional
@@ -56,6 +58,16 @@ def test_they_are_the_losses_of_the_network_before_the_step_whatever_the_strateg
     unasked = plain.step(batch_for(kind(), asks_losses=False), strategy=kind(), seed=3)
     assert unasked.replayed is None
     assert plain.state.fingerprint() == trained.state.fingerprint()
+
+
+def test_a_loss_is_not_asked_where_nothing_was_drawn():
+    def knows_no_empty_part(outputs, targets):
+        assert len(targets["label"])
+        return functional.cross_entropy(outputs["label"], targets["label"], reduction="none")
+
+    batch = replace(batch_for(ER(), asks_losses=True), replayed=samples(0, seed=2))
+    stepped = learner().step(batch, strategy=ER(loss=knows_no_empty_part), seed=3)
+    assert (stepped.error, stepped.replayed) == ("", None)
 
 
 def in_place(outputs, targets):

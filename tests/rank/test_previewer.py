@@ -11,7 +11,7 @@ import pytest
 import torch
 from runkit import ALONE, Net, carry_out, class_tasks, job_in, same, until, weights_of
 
-from rehearsal_kit.base.errors import TaskError
+from rehearsal_kit.base.errors import SettingsError, TaskError
 from rehearsal_kit.base.settings import Training
 from rehearsal_kit.buffer.row_layout import IDENTITY
 from rehearsal_kit.data.experience import NUMBER
@@ -87,6 +87,10 @@ def test_nobody_looking_nothing_is_done(tmp_path, tasks, monkeypatch):
         previewer.refresh(0, step=step)
     assert network.predictions == 0
     assert experience.asked == []
+    for wrong in ("a", [1], -1, True):  # the training thread would fail on it
+        with pytest.raises(SettingsError, match=r"task is .* it must be a whole number"):
+            previewer.ask(wrong)
+    previewer.refresh(0, step=0)
     previewer.ask(None)
     for step in range(5):
         previewer.refresh(0, step=step)
