@@ -163,16 +163,8 @@ def _full_ptychonn(seed: int) -> torch.nn.Module:
     return PtychoNN(size="paper", seed=seed)
 
 
-def _grey_convnet(seed: int) -> torch.nn.Module:
-    return ConvNet(channels=1, seed=seed)
-
-
-def _grey_convnet_of_40(seed: int) -> torch.nn.Module:
-    return ConvNet(classes=40, channels=1, seed=seed)
-
-
-def _colour_convnet(seed: int) -> torch.nn.Module:
-    return ConvNet(channels=3, width=32, seed=seed)
+def _convnet(channels: int, *, classes: int = 10, width: int = 16) -> Callable[[int], torch.nn.Module]:
+    return lambda seed: ConvNet(classes=classes, channels=channels, width=width, seed=seed)
 
 
 def _resnet(channels: int, classes: int = 10) -> Callable[[int], torch.nn.Module]:
@@ -185,7 +177,7 @@ STREAMS = (
         title="Fashion-MNIST, 5 tasks of 2 classes",
         measure=CLASSES,
         shape=(1, 28, 28),
-        small=_grey_convnet,
+        small=_convnet(1),
         full=_resnet(1),
         training=Training(batch=64, epochs=2, learning_rate=1e-3),
         rehearsal=Rehearsal(representatives=32, distillation=32, candidates=16),
@@ -197,7 +189,7 @@ STREAMS = (
         title="Fashion-MNIST in four rotations, 20 tasks of 2 of 40 classes",
         measure=CLASSES,
         shape=(1, 28, 28),
-        small=_grey_convnet_of_40,
+        small=_convnet(1, classes=40),
         full=_resnet(1, classes=40),
         training=Training(batch=32, epochs=6, learning_rate=1e-3),
         rehearsal=Rehearsal(representatives=16, distillation=16, candidates=8),
@@ -209,7 +201,7 @@ STREAMS = (
         title="MNIST (5000 images), 5 tasks of 2 classes",
         measure=CLASSES,
         shape=(1, 28, 28),
-        small=_grey_convnet,
+        small=_convnet(1),
         full=_resnet(1),
         training=Training(batch=16, epochs=4, learning_rate=1e-3),
         rehearsal=Rehearsal(representatives=16, distillation=16, candidates=8),
@@ -221,7 +213,7 @@ STREAMS = (
         title="CIFAR-10 (15,000 images), 5 tasks of 2 classes",
         measure=CLASSES,
         shape=(3, 32, 32),
-        small=_colour_convnet,
+        small=_convnet(3, width=32),
         full=_resnet(3),
         training=Training(batch=32, epochs=8, learning_rate=1e-3),
         rehearsal=Rehearsal(representatives=32, distillation=32, candidates=8),

@@ -82,7 +82,9 @@ def resume(
     as {"batch": 8} where a larger one did not fit the memory of a GPU.
 
     Raises:
-        SettingsError: a name or a value in `steer` that is not allowed; nothing is started.
+        SettingsError: a name in `steer`, or a value, that no run allows; nothing is started. What only the
+            ranks can tell, such as a policy that does not go with the removal in force, they refuse as any
+            command (`session.acknowledged`), and go on without it.
         RunFolderError: this is not the folder of a run, not private, or of another network.
         LeaseError: the run is under way, on this cluster or another; says where, and how to join it.
     """

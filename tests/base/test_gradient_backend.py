@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import DEADLINE_S, PROCESSES
+from ranks import PROCESSES, answers_of
 
 from rehearsal_kit.base.errors import ClusterError
 from rehearsal_kit.base.gradient_backend import gradient_backend
@@ -60,18 +60,7 @@ def test_two_ranks_on_one_gpu_meet_over_gloo_or_both_hear_why_not(tmp_path):
         for rank in range(2)
     ]
     processes = [PROCESSES.Process(target=joins, args=(meeting, results)) for meeting in meetings]
-    for process in processes:
-        process.start()
-    try:
-        answers = sorted(results.get(timeout=DEADLINE_S) for _ in processes)
-    finally:
-        for process in processes:
-            process.join(10)
-            process.kill()
-            process.join()
-            process.close()
-        results.close()
-        results.join_thread()
+    answers = sorted(answers_of(processes, results))
     assert [rank for rank, *_ in answers] == [0, 1]
     for _, refused, backend, total in answers:
         assert refused.startswith("ranks 0, 1 are on the same GPU (GPU-a), and NCCL connects only")

@@ -66,22 +66,30 @@ def on_ranks(
         )
         for rank in range(ranks)
     ]
+    answers = dict(answers_of(processes, results, dying=dying))
+    for rank, (_, error) in sorted(answers.items()):
+        assert not error, f"rank {rank}:\n{error}"
+    return [answers[rank][0] for rank in range(ranks - dying)]
+
+
+def answers_of(processes: list[Any], results: Any, *, dying: int = 0) -> list[Any]:
+    """What processes put into a queue, one answer each; they are started here, and none of them is left.
+
+    dying: how many of the last ones will not live to answer.
+    """
     for process in processes:
         process.start()
     try:
-        answers = dict(results.get(timeout=DEADLINE_S) for _ in processes[dying:])
+        return [results.get(timeout=DEADLINE_S) for _ in processes[dying:]]
     finally:
-        for rank, process in enumerate(processes):
-            if rank < ranks - dying:  # nobody needs to wait for one that hangs
+        for number, process in enumerate(processes):
+            if number < len(processes) - dying:  # nobody needs to wait for one that hangs
                 process.join(10)
             process.kill()
             process.join()
             process.close()
         results.close()
         results.join_thread()
-    for rank, (_, error) in sorted(answers.items()):
-        assert not error, f"rank {rank}:\n{error}"
-    return [answers[rank][0] for rank in range(ranks - dying)]
 
 
 class RankPool:
