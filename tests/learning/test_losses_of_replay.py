@@ -60,13 +60,14 @@ def test_they_are_the_losses_of_the_network_before_the_step_whatever_the_strateg
     assert plain.state.fingerprint() == trained.state.fingerprint()
 
 
-def test_a_loss_is_not_asked_where_nothing_was_drawn():
+@pytest.mark.parametrize("kind", OURS)
+def test_a_loss_is_not_asked_about_no_sample(kind):
     def knows_no_empty_part(outputs, targets):
         assert len(targets["label"])
         return functional.cross_entropy(outputs["label"], targets["label"], reduction="none")
 
-    batch = replace(batch_for(ER(), asks_losses=True), replayed=samples(0, seed=2))
-    stepped = learner().step(batch, strategy=ER(loss=knows_no_empty_part), seed=3)
+    batch = replace(batch_for(kind(), asks_losses=True), replayed=samples(0, seed=2))
+    stepped = learner().step(batch, strategy=kind(loss=knows_no_empty_part), seed=3)
     assert (stepped.error, stepped.replayed) == ("", None)
 
 

@@ -130,7 +130,7 @@ def test_commands_take_effect_at_one_step_and_are_written_down(tmp_path, scans):
         "policy": "quotas",
         "capacity": 64,
         "strategy": "ER",
-        "balance": "samples",
+        "balance": "equal",
     }
     assert applied[0].digest != applied[1].digest == applied[2].digest
     assert drawn(timeline) == (rank.step - 2) * 3

@@ -124,7 +124,7 @@ def test_a_person_steers_and_both_ranks_obey_at_the_same_step(cluster, tmp_path,
             "policy": "quotas",
             "capacity": 80,
             "strategy": "ER",
-            "balance": "samples",
+            "balance": "equal",
         }
         resumed = session.resume()
         session.until(lambda session: session.timeline.last(Steps).first > still.first, timeout=DEADLINE_S)

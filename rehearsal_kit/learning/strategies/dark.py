@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rehearsal_kit.base.steerable import SETTINGS
 from rehearsal_kit.learning.strategies.losses import Loss, among_present, squared_distance, supervised_loss
@@ -83,8 +83,7 @@ class DERppACE(DERpp):
     def terms(self, batch: AugmentedBatch) -> Sequence[Term]:
         """The new samples among their classes, the distillation, and the representatives among all."""
         competing = among_present(batch.new.outputs, batch.present)
-        _, distillation, replay = super().terms(batch)
-        return [Term("new", 1.0, self.loss(competing, batch.new.targets)), distillation, replay]
+        return super().terms(replace(batch, new=replace(batch.new, outputs=competing)))
 
 
 def _distillation(batch: AugmentedBatch, alpha: float) -> Term:

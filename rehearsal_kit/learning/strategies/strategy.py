@@ -28,7 +28,9 @@ class Part:
     """Likewise what the quicker average makes of them, where the strategy `asks_plastic_average`."""
 
     def loss(self, of: Loss = supervised_loss) -> torch.Tensor:
-        """Loss of each sample: (sample,)."""
+        """Loss of each sample: (sample,). Of no sample the loss is not asked: it may know nothing of that."""
+        if self.outputs and not any(map(len, self.outputs.values())):
+            return next(iter(self.outputs.values())).new_zeros(0, dtype=torch.float32)
         return of(self.outputs, self.targets)
 
 
