@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from rehearsal_kit.base.errors import RankError, SettingsError
+from rehearsal_kit.base.plain_values import plain_value
 from rehearsal_kit.base.process_groups import groups_of_world
 from rehearsal_kit.base.randomness import Rekeyed
 from rehearsal_kit.base.settings import Rehearsal
@@ -62,7 +63,7 @@ class DistributedBuffer:
         self.worked = 0.0
         """Seconds that finished background jobs took: what was not waited for was hidden behind training."""
         self.layout = layout
-        self._seed = seed
+        self._seed = seed = plain_value(seed)
         self._rehearsal = rehearsal
         self._exchange = exchange
         if {field.name for field in layout.fields if field.half} != set(rehearsal.half):
@@ -297,6 +298,7 @@ class DistributedBuffer:
 
 def _groups_of(group: Group, count: int, chosen: Rows) -> tuple[list[int], list[int]]:
     """The group of each of the chosen samples among so many, and all groups of those, in order."""
+    group = plain_value(group)
     if isinstance(group, int):
         return [group] * len(chosen), [group] if count else []
     groups = np.asarray(group.cpu() if isinstance(group, torch.Tensor) else group)

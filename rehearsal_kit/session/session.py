@@ -46,7 +46,7 @@ class Session(Handle):
         rehearsal: Rehearsal | None = None,
         recovery: Recovery | None = None,
     ) -> None:
-        require_integer("seed", seed, low=0)
+        seed = require_integer("seed", seed, low=0)
         spec = RunSpec(
             run=RunFolder(run),
             seed=seed,
@@ -114,8 +114,8 @@ class Session(Handle):
         for what is no number of a task.
         """
         if task is not None:
-            require_integer("task", task, low=0)
-        require_switch("trained", trained)
+            task = require_integer("task", task, low=0)
+        trained = require_switch("trained", trained)
         return self._run_connection.preview((task, trained))
 
     def network(self) -> torch.nn.Module:

@@ -7,6 +7,7 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from rehearsal_kit.base.errors import SettingsError
+from rehearsal_kit.base.plain_values import plain_value
 from rehearsal_kit.base.settings import Rehearsal, Training
 from rehearsal_kit.base.steerable import SETTINGS
 from rehearsal_kit.buffer.row_layout import RowLayout
@@ -63,7 +64,7 @@ def as_recorded(strategy: Strategy, plain: Mapping[str, Any]) -> Strategy:
 
 def plain_strategy(strategy: Strategy) -> dict[str, float | str]:
     """Its name and weights as plain values."""
-    weights = {name: getattr(strategy, name) for name in WEIGHTS if _has(strategy, name)}
+    weights = {name: plain_value(getattr(strategy, name)) for name in WEIGHTS if _has(strategy, name)}
     return {"strategy": strategy.name, **weights}
 
 
