@@ -17,7 +17,7 @@ from typing import Self, TypeVar
 
 import torch
 
-from rehearsal_kit.base.errors import RankError, SessionError, TaskError
+from rehearsal_kit.base.errors import RankError, SessionError, SettingsError, TaskError
 from rehearsal_kit.cluster.cluster import Cluster
 from rehearsal_kit.rank.run_check import CHECKED
 from rehearsal_kit.rank.run_spec import RunSettings
@@ -168,7 +168,7 @@ class Handle(Steering):
         """Block until something is true of this session; returns what `holds(session)` returned then.
 
         Asks at every record that is told, and every second: `until(lambda session: session.preview())`.
-        Raises TimeoutError after `timeout` seconds, with the state, and all that `wait` raises, SessionError
+        SettingsError where what `holds` returns is neither true nor false, as a table is not. Raises TimeoutError after `timeout` seconds, with the state, and all that `wait` raises, SessionError
         too where the run has ended first; what is true in that moment counts. A notebook shows curves
         meanwhile, but takes no clicks.
         """
@@ -177,7 +177,8 @@ class Handle(Steering):
         while True:
             # Looked at first: what was told until then is seen by `holds`.
             seen, ended, refused, trouble = len(self.timeline), self.over, self.refused, self.trouble
-            if value := holds(self):
+            value = holds(self)
+            if _is_true(value):
                 return value
             if ended:
                 ends = self._verdict()
@@ -294,3 +295,15 @@ class Handle(Steering):
                 raise TaskError(f"nothing was trained: {aside}")
             warnings.warn(f"{aside} session.table() has all of them.", stacklevel=3)
         return self.state
+
+
+def _is_true(value: object) -> bool:
+    """Whether what is waited for has come; SettingsError for a value that does not say it."""
+    try:
+        return bool(value)
+    except Exception as error:  # whatever a table, an array or a tensor says of it
+        raise SettingsError(
+            f"until() was given a function that returned a {type(value).__name__}, which is neither true nor "
+            "false; return True or False, or something that is empty until it has come, such as "
+            "until(lambda session: len(session.table()) >= 2)."
+        ) from error
