@@ -168,9 +168,10 @@ class Handle(Steering):
         """Block until something is true of this session; returns what `holds(session)` returned then.
 
         Asks at every record that is told, and every second: `until(lambda session: session.preview())`.
-        SettingsError where what `holds` returns is neither true nor false, as a table is not. Raises TimeoutError after `timeout` seconds, with the state, and all that `wait` raises, SessionError
-        too where the run has ended first; what is true in that moment counts. A notebook shows curves
-        meanwhile, but takes no clicks.
+        Raises TimeoutError after `timeout` seconds, with the state, and all that `wait` raises, SessionError
+        too where the run has ended first; what is true in that moment counts. SettingsError where what
+        `holds` returns is neither true nor false, as a table is not. A notebook shows curves meanwhile, but
+        takes no clicks.
         """
         self._require_started()
         deadline = math.inf if timeout is None else time.monotonic() + timeout

@@ -35,7 +35,7 @@ from rehearsal_kit.base.errors import RankError
 from rehearsal_kit.base.settings import Recovery
 from rehearsal_kit.cluster.cluster import tell_process
 from rehearsal_kit.cluster.cluster_calls import ask_workers
-from rehearsal_kit.cluster.worker_check import check_on_worker
+from rehearsal_kit.cluster.worker_check import ANSWERED_S, check_on_worker
 from rehearsal_kit.cluster.workers import known_workers, workers_in_order
 from rehearsal_kit.data.preparation import Preparation
 from rehearsal_kit.data.tensor_tasks import write_task
@@ -181,16 +181,29 @@ def test_a_network_that_lies_on_a_gpu_is_sent_from_the_cpu(cluster, tmp_path):
     assert network.scale.device.type == "cuda"
 
 
-def test_a_dry_step_that_breaks_the_device_leaves_no_broken_process(cluster, tmp_path):
+def test_a_dry_step_that_breaks_the_device_leaves_no_broken_process(cluster, host, tmp_path):
+    """On a CPU nothing is broken by what a network of somebody's says, nor by an error of another type."""
     (task,) = tasks([40])
     arrived = write_task(task, tmp_path / "task.h5")
     run = RunFolder(tmp_path / "run")
     run.create()
     values = {"training": TRAINING, "rehearsal": REHEARSAL, "preparation": Preparation()}
-    job = packed_spec(RunSpec(run=run, seed=1, strategy=ER(), network=Broken(ASSERT), **values))
     worker = workers_in_order(cluster)[0]
     broken = ask_workers(cluster.client, tell_process)[worker][1]
-    said = cluster.client.run(check_on_worker, job, [arrived], device="cpu", workers=[worker])[worker]
-    assert "device-side assert triggered" in said
-    wait_for(lambda: gone(broken) and worker not in known_workers(cluster))
+
+    def check(network):
+        job = packed_spec(RunSpec(run=run, seed=1, strategy=ER(), network=network, **values))
+        said = cluster.client.run(check_on_worker, job, [arrived], device="cpu", workers=[worker])[worker]
+        assert "device-side assert triggered" in said
+
+    check(Broken(ASSERT))
+    (host.folder / "crash-only").touch()
+    try:
+        check(Broken(ASSERT, KeyError))
+        time.sleep(2 * ANSWERED_S)  # by then a process has ended that was to end
+        assert not gone(broken)
+        check(Broken(ASSERT))
+        wait_for(lambda: gone(broken) and worker not in known_workers(cluster))
+    finally:
+        (host.folder / "crash-only").unlink()
     wait_for(lambda: len(known_workers(cluster)) == 2)
