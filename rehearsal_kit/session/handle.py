@@ -21,7 +21,7 @@ from rehearsal_kit.base.errors import RankError, SessionError, SettingsError, Ta
 from rehearsal_kit.cluster.cluster import Cluster
 from rehearsal_kit.rank.run_check import CHECKED
 from rehearsal_kit.rank.run_spec import RunSettings
-from rehearsal_kit.record.commands import Arrived, Command, Resume, Stop, Watch, Wish
+from rehearsal_kit.record.commands import Arrived, Command, Resume, Steer, Stop, Watch, Wish
 from rehearsal_kit.record.ledger import read_ledger
 from rehearsal_kit.record.records import Applied, TaskEnded
 from rehearsal_kit.record.run_states import ENDED
@@ -66,6 +66,8 @@ class Handle(Steering):
         self._owns_connection = origin.owns_connection
         self._first: list[Arrived | Watch] = []
         """The first tasks asked for, for the check."""
+        self._steered: list[Steer] = []
+        """What was steered to before the start, for the check."""
         self._run_connection = RunConnection(origin.cluster, settings.run)
         self.timeline = self._run_connection.timeline
         self._numbering = threading.Lock()
@@ -250,6 +252,8 @@ class Handle(Steering):
             self._answered = self.trouble
         if isinstance(command, Arrived | Watch) and len(self._first) < CHECKED:
             self._first.append(command)
+        if isinstance(command, Steer) and self.state == "created":
+            self._steered.append(command)
         return self._send(command).number
 
     def _send(self, command: Command) -> Wish:

@@ -74,9 +74,11 @@ class Session(Handle):
         """Try out what the ranks will do, in this kernel and on one worker; `start` calls it. Takes seconds.
 
         One dry step on samples of the first tasks submitted, or lying in a watched folder; without any,
-        only whether workers can read what they will be sent. SettingsError for what cannot be trained.
+        only whether workers can read what they will be sent. What it was steered to before the start is
+        tried as well. SettingsError for what cannot be trained, or cannot take effect.
         """
-        check_run(self.cluster, self._settings, known_tasks(self._first) if self._is_new else [])
+        tasks = known_tasks(self._first) if self._is_new else []
+        check_run(self.cluster, self._settings, tasks, steers=self._steered)
 
     def start(self) -> None:
         """Check the run, then start one rank on every worker, which goes on without this kernel.

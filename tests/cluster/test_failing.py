@@ -8,6 +8,7 @@ from __future__ import annotations
 import pickle
 import re
 import time
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ from hostkit import Broken, Hungry, ToldHost, networks_held
 from samples import Elsewhere
 
 import rehearsal_kit as rk
-from rehearsal_kit.base.errors import RankError
+from rehearsal_kit.base.errors import RankError, SettingsError
 from rehearsal_kit.base.settings import Recovery
 from rehearsal_kit.cluster.cluster import tell_process
 from rehearsal_kit.cluster.cluster_calls import ask_workers
@@ -39,7 +40,7 @@ from rehearsal_kit.cluster.worker_check import ANSWERED_S, check_on_worker
 from rehearsal_kit.cluster.workers import known_workers, workers_in_order
 from rehearsal_kit.data.preparation import Preparation
 from rehearsal_kit.data.tensor_tasks import write_task
-from rehearsal_kit.learning.strategies.replay import ER
+from rehearsal_kit.learning.strategies.replay import ER, ERACE
 from rehearsal_kit.rank.run_spec import RunSpec, packed_spec
 from rehearsal_kit.record.rank_records import GenerationBegan, GenerationEnded, Joined, RunOver
 from rehearsal_kit.record.records import Applied
@@ -162,6 +163,16 @@ def test_without_memory_a_run_fails_at_once_with_advice_that_works_when_typed(cl
     assert (
         "18.5 GiB of 23.6 GiB are held by this rank, 4.0 GiB by others (nvidia-smi shows whom)" in over.error
     )
+    before = written(tmp_path / "run")
+    for steer, words in (
+        ({"capacity": 1}, r"Steer\(capacity=1\) cannot take effect: .* Nothing was started"),
+        ({"capacity": 2**40}, "cannot take effect: the buffers on one machine would take"),
+        ({"strategy": ERACE(), "draws": 2}, r"Steer\(.*\) cannot take effect: ERACE has no draws"),
+        ({"strategy": Blind()}, "strategy is Blind"),
+    ):
+        with pytest.raises(SettingsError, match=words):
+            rk.resume(tmp_path / "run", cluster, network=Hungry(6), steer=steer)
+    assert written(tmp_path / "run") == before
     typed = re.search(r"rk\.resume\(.*?\}\)", over.error)[0]
     again = eval(
         typed.replace("network=...", "network=network"), {"rk": rk, "cluster": cluster, "network": Hungry(6)}
@@ -169,6 +180,16 @@ def test_without_memory_a_run_fails_at_once_with_advice_that_works_when_typed(cl
     with again as session:
         assert session.wait(DEADLINE_S) == "finished"
         assert {record.settings["batch"] for record in session.timeline.records(Applied)[-2:]} == {2}
+
+
+@dataclass(frozen=True)
+class Blind(ER):
+    """A strategy of somebody's own."""
+
+
+def written(folder):
+    """All files of a run and when they were written last."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
 def test_a_network_that_lies_on_a_gpu_is_sent_from_the_cpu(cluster, tmp_path):
