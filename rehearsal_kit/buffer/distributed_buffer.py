@@ -273,6 +273,11 @@ class DistributedBuffer:
         return None if identities is None else identities[~staged.drawn.second]
 
     def _replayed(self, losses: torch.Tensor | None) -> Replayed:
+        if losses is not None and not isinstance(losses, torch.Tensor):
+            raise SettingsError(
+                f"losses came as {type(losses).__name__}; give a tensor, (drawn,), with the loss of each "
+                "representative that advance() returned, or None where there was none."
+            )
         if losses is None or self._rehearsal.removal != "loss":
             return Replayed.nothing()
         drawn = 0 if self._taken is None else len(self._taken)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rehearsal_kit.base.plain_values import make_plain
 from rehearsal_kit.base.steerable import SETTINGS
@@ -87,7 +87,8 @@ class DERppACE(DERpp):
         """The new samples among their classes, the distillation, and the representatives among all."""
         competing = among_present(batch.new.outputs, batch.present)
         _, distillation, replay = super().terms(batch)
-        return [Term("new", 1.0, self.loss(competing, batch.new.targets)), distillation, replay]
+        new = replace(batch.new, outputs=competing).loss(self.loss)
+        return [Term("new", 1.0, new), distillation, replay]
 
 
 def _distillation(batch: AugmentedBatch, alpha: float) -> Term:

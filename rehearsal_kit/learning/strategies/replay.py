@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -131,7 +131,7 @@ class ERACE(Strategy):
         """The new samples among their classes, and the representatives among all."""
         competing = among_present(batch.new.outputs, batch.present)
         return [
-            Term("new", 1.0, self.loss(competing, batch.new.targets)),
+            Term("new", 1.0, replace(batch.new, outputs=competing).loss(self.loss)),
             Term("replay", 1.0, batch.replayed.loss(self.loss)),
         ]
 
