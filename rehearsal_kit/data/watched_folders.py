@@ -29,13 +29,13 @@ class WatchTimes:
     """Seconds that a watch waits for this and that."""
 
     interval_s: float = 0.5
-    """Between two looks, at least."""
+    """The least between two looks."""
     settle_s: float = 0.5
-    """Without a change of size or time, before a file is opened."""
+    """A file is opened once its size and time have not changed for so long."""
     say_s: float = 10.0
-    """Before people are told what is waited for."""
+    """People are told what is waited for after so long."""
     patience_s: float = 300.0
-    """Without a change, before a file that is not whole is set aside."""
+    """A file that is not whole is set aside once it has not changed for so long."""
 
 
 @dataclass

@@ -62,9 +62,10 @@ class GoingOn:
 
     @staticmethod
     def of(spec: RunSettings) -> GoingOn:
-        """By the newest checkpoint that can be read, the ledgers, and what was asked for and not heard yet.
+        """What the newest checkpoint that can be read says, with what the ledgers have after it.
 
-        Of a run that was not begun, what it begins with. RunFolderError for a ledger that is damaged.
+        So far as nobody has heard it, what was asked for counts as well. Of a run that was not begun, what it
+        begins with. RunFolderError for a ledger that is damaged.
         """
         effects = effects_of(read_ledger(spec.run.effects))
         there = find_checkpoints(spec.run.checkpoints)
