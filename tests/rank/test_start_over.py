@@ -91,17 +91,6 @@ def replayed(spec, folder, network):
     return [each for each in compare_runs(spec.run, again.run) if not each.same]
 
 
-def test_classes_that_are_no_numbers_are_seen_at_the_end_of_a_task(tmp_path):
-    """They are no wrong answers: the task is begun again, and a person is told, as with values."""
-    spec = job_in(tmp_path / "run")
-    plan = planned(written(tmp_path, classes=True), bad=2 * TASK)
-    outcome, _ = carry_out(ALONE, spec, plan, network=Moody(when_done=True))
-    assert outcome == "finished"
-    (over,) = (entry for entry in read_ledger(spec.run.effects) if entry["kind"] == "StartedOver")
-    assert (over["task"], over["step"]) == (1, 2 * TASK + 1)
-    assert "the network predicts numbers that are not finite" in over["reason"]
-
-
 @pytest.mark.parametrize("when_done", [False, True], ids=["loss", "predictions"])
 def test_a_pause_that_does_not_come_again_is_obeyed_all_the_same(tmp_path, tasks, when_done):
     bad = 2 * TASK if when_done else BAD
@@ -232,3 +221,15 @@ def test_two_ranks_obey_it_together(tmp_path, tasks):
     assert on(spec, None, None, generation=2) == ["finished"] * 2
     assert kinds(spec) == kinds(whole)
     assert same(weights_of(spec), weights_of(whole))
+
+
+def test_classes_that_are_no_numbers_are_seen_at_the_end_of_a_task(tmp_path):
+    """They are no wrong answers: the task is begun again, and a person is told, as with values."""
+    spec = job_in(tmp_path / "run")
+    arrivals = [(0, task) for task in written(tmp_path, classes=True)]
+    plan = [*arrivals, (0, FinishStream()), (2 * TASK + 1, Resume())]
+    outcome, _ = carry_out(ALONE, spec, plan, network=Moody(when_done=True))
+    assert outcome == "finished"
+    (over,) = (entry for entry in read_ledger(spec.run.effects) if entry["kind"] == "StartedOver")
+    assert (over["task"], over["step"]) == (1, 2 * TASK + 1)
+    assert "the network predicts numbers that are not finite" in over["reason"]
