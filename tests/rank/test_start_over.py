@@ -164,6 +164,18 @@ def test_a_replay_that_pauses_where_the_run_did_not_ends_in_words(tmp_path, task
         replayed(spec, tmp_path / "again", Moody(BAD))
 
 
+def test_classes_that_are_no_numbers_are_seen_at_the_end_of_a_task(tmp_path):
+    """They are no wrong answers: the task is begun again, and a person is told, as with values."""
+    spec = job_in(tmp_path / "run")
+    arrivals = [(0, task) for task in written(tmp_path, classes=True)]
+    plan = [*arrivals, (0, FinishStream()), (2 * TASK + 1, Resume())]
+    outcome, _ = carry_out(ALONE, spec, plan, network=Moody(when_done=True))
+    assert outcome == "finished"
+    (over,) = (entry for entry in read_ledger(spec.run.effects) if entry["kind"] == "StartedOver")
+    assert (over["task"], over["step"]) == (1, 2 * TASK + 1)
+    assert "the network predicts numbers that are not finite" in over["reason"]
+
+
 def test_a_buffer_that_has_no_room_any_more_is_said_and_answered(tmp_path, tasks):
     """Not a matter of numbers; the same wait, for a machine with less memory than the one before."""
     plan = [*[(0, task) for task in tasks], (0, FinishStream()), (TASK + 2, Note(text="seen"))]
@@ -221,15 +233,3 @@ def test_two_ranks_obey_it_together(tmp_path, tasks):
     assert on(spec, None, None, generation=2) == ["finished"] * 2
     assert kinds(spec) == kinds(whole)
     assert same(weights_of(spec), weights_of(whole))
-
-
-def test_classes_that_are_no_numbers_are_seen_at_the_end_of_a_task(tmp_path):
-    """They are no wrong answers: the task is begun again, and a person is told, as with values."""
-    spec = job_in(tmp_path / "run")
-    arrivals = [(0, task) for task in written(tmp_path, classes=True)]
-    plan = [*arrivals, (0, FinishStream()), (2 * TASK + 1, Resume())]
-    outcome, _ = carry_out(ALONE, spec, plan, network=Moody(when_done=True))
-    assert outcome == "finished"
-    (over,) = (entry for entry in read_ledger(spec.run.effects) if entry["kind"] == "StartedOver")
-    assert (over["task"], over["step"]) == (1, 2 * TASK + 1)
-    assert "the network predicts numbers that are not finite" in over["reason"]
