@@ -24,7 +24,7 @@ def record_of(kind: Any, plain: Mapping[str, Any]) -> Any:
     for name, (types, parts) in _types(kind).items():
         value = getattr(record, name)
         inside = value.values() if isinstance(value, Mapping) else value
-        if not isinstance(value, types) or (parts and not all(isinstance(part, parts) for part in inside)):
+        if not _is_of(value, types) or (parts and not all(_is_of(part, parts) for part in inside)):
             raise TypeError(f"{kind.__name__} has {name} = {value!r:.80}, which is of another type.")
     return record
 
@@ -40,6 +40,11 @@ def _types(kind: Any) -> dict[str, tuple[tuple[type, ...], tuple[type, ...]]]:
     """Types that each value may have, and those of what is in it, by name of the value."""
     hints = get_type_hints(kind)
     return {field.name: _allowed(hints[field.name]) for field in fields(kind)}
+
+
+def _is_of(value: object, types: tuple[type, ...]) -> bool:
+    """Whether a value is of one of these types; True and False are no numbers, as Python has them."""
+    return isinstance(value, types) and (bool in types or not isinstance(value, bool))
 
 
 def _allowed(hint: Any) -> tuple[tuple[type, ...], tuple[type, ...]]:

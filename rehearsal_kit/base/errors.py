@@ -17,6 +17,7 @@ RehearsalKitError
 ├── SessionError      a call that the state of the session does not allow
 │   └── LeaseError    a run folder that somebody else writes to
 └── RankError         a rank failed while it trained
+    └── OtherRankError     one could not go on because another had died, failed or was given up
 """
 
 from __future__ import annotations
@@ -97,6 +98,10 @@ class LeaseError(SessionError):
 
 class RankError(RehearsalKitError):
     """A rank failed; carries the first error of the first rank that failed."""
+
+
+class OtherRankError(RankError):
+    """A rank could not go on because of another one; what that one says is the reason."""
 
 
 def said(error: BaseException) -> str:

@@ -1,8 +1,8 @@
 """What the texts of CUDA, cuDNN, cuBLAS, NCCL and gloo say of a failure: one table, read from above.
 
-Their errors are RuntimeErrors, and the same text comes wrapped in others' words, so the text has to say it:
-whether it is this rank's own trouble or that of another rank which this one only heard of, whether the
-process can be used any more, and whether the next one would come to the same.
+Their errors are RuntimeErrors that only their text tells apart: whether it is this rank's own trouble or
+that of another rank which this one only heard of, whether the process can be used any more, and whether the
+next one would come to the same. An error of any other type is one of code, data or settings.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import Enum
+
+from rehearsal_kit.base.errors import OtherRankError
 
 
 class Kind(Enum):
@@ -109,11 +111,10 @@ TABLE = (
         r"|Timeout waiting for key|[Ww]ait timeout|Socket Timeout|Read timeout",
         Kind.CONSEQUENCE,
     ),
-    Sort(r"could not exchange samples|this generation of ranks was given up", Kind.CONSEQUENCE),
     Sort(r"ncclSystemError|ncclInternalError|NCCL error", Kind.STICKY),
 )
 """First the more telling: the first row whose pattern is found says it."""
-_OWN = Sort("", Kind.OWN)
+_OWN, _OTHERS = Sort("", Kind.OWN), Sort("", Kind.CONSEQUENCE)
 _TAIL = re.compile(
     r"\s*(Exception raised from |Search for `cuda|CUDA kernel errors might be asynchronously"
     r"|For debugging consider passing CUDA_LAUNCH_BLOCKING|Compile with `TORCH_USE_CUDA_DSA`"
@@ -130,14 +131,27 @@ _LITTLE_GIB = 0.1
 """What a driver keeps for itself is nobody's to give back."""
 
 
-def sort_of(text: str) -> Sort:
-    """The first row of the table that fits what an error says; one without pattern where none does."""
+def sort_of(error: BaseException) -> Sort:
+    """What an error means, by its type, then by what it says; without pattern where no row fits."""
+    if isinstance(error, OtherRankError):
+        return _OTHERS
+    if not isinstance(error, RuntimeError) and not _is_assertion_of_torch(error):
+        return _OWN  # a setting, a file or a host may have any name, such as that of a broken connection
+    return sort_of_text(f"{type(error).__name__}: {error}")
+
+
+def sort_of_text(text: str) -> Sort:
+    """The first row of the table that fits what a RuntimeError says; one without pattern where none does."""
     return next((sort for sort in TABLE if re.search(sort.pattern, text)), _OWN)
 
 
-def kind_of(text: str) -> Kind:
-    """What an error that says this means."""
-    return sort_of(text).kind
+def _is_assertion_of_torch(error: BaseException) -> bool:
+    """Whether torch itself found something missing: its build without CUDA says so by an AssertionError."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__"))
+    return isinstance(error, AssertionError) and module.partition(".")[0] == "torch"
 
 
 def raise_of_device(error: BaseException, *kinds: Kind) -> None:
@@ -146,9 +160,7 @@ def raise_of_device(error: BaseException, *kinds: Kind) -> None:
     kinds: those that are raised, by default all of `OF_DEVICE`. Libraries of CUDA raise RuntimeErrors: what
     else has such words, as in the name of a file, is an error of network, strategy or data.
     """
-    if not isinstance(error, RuntimeError):
-        return
-    if kind_of(f"{type(error).__name__}: {error}") in (kinds or OF_DEVICE):
+    if isinstance(error, RuntimeError) and sort_of(error).kind in (kinds or OF_DEVICE):
         raise error
 
 

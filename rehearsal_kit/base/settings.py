@@ -12,6 +12,7 @@ from typing import Any
 
 from rehearsal_kit.base.digests import DIGITS
 from rehearsal_kit.base.errors import SettingsError
+from rehearsal_kit.base.plain_values import make_plain, plain_value
 
 POLICIES: Mapping[str, str] = {
     "quotas": "an equal share per group",
@@ -30,6 +31,7 @@ SCALINGS = ("none", "global", "linear", "sqrt")
 
 def require_integer(name: str, value: object, *, low: int, high: int = 2**40) -> int:
     """`value` as an int in [low, high], or a SettingsError that says what is allowed."""
+    value = plain_value(value)
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise SettingsError(f"{name} is {value!r}; it must be a whole number from {low} to {high}.")
     return value
@@ -37,6 +39,7 @@ def require_integer(name: str, value: object, *, low: int, high: int = 2**40) ->
 
 def require_number(name: str, value: object, *, low: float, high: float) -> float:
     """`value` as a finite float in [low, high], or a SettingsError that says what is allowed."""
+    value = plain_value(value)
     if (
         isinstance(value, bool)
         or not isinstance(value, (int, float))
@@ -101,6 +104,7 @@ class Training:
     for a while. Each look predicts up to 32 watched samples of as many tasks as `evaluated` says; 0: none."""
 
     def __post_init__(self) -> None:
+        make_plain(self)
         require_integer("batch", self.batch, low=1)
         require_integer("epochs", self.epochs, low=1)
         require_integer("least_steps", self.least_steps, low=0, high=10**9)
@@ -176,6 +180,7 @@ class Rehearsal:
     switched to one that does; costs memory."""
 
     def __post_init__(self) -> None:
+        make_plain(self)
         require_integer("representatives", self.representatives, low=0)
         require_integer("distillation", self.distillation, low=0)
         require_integer("candidates", self.candidates, low=0)
@@ -228,6 +233,7 @@ class Recovery:
     """Seconds that are waited for a lost worker to come back, and for ranks to meet."""
 
     def __post_init__(self) -> None:
+        make_plain(self)
         require_number("checkpoint_s", self.checkpoint_s, low=0.0, high=1e9)
         require_integer("keep_last", self.keep_last, low=1)
         require_integer("keep_best", self.keep_best, low=0)
@@ -236,10 +242,12 @@ class Recovery:
         require_number("wait_s", self.wait_s, low=1.0, high=1e9)
 
 
-def require_switch(name: str, value: object) -> None:
-    """SettingsError unless `value` is True or False."""
+def require_switch(name: str, value: object) -> bool:
+    """`value` as a bool, or a SettingsError unless it is True or False."""
+    value = plain_value(value)
     if not isinstance(value, bool):
         raise SettingsError(f"{name} is {value!r}; it must be True or False.")
+    return value
 
 
 def require_one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:

@@ -161,12 +161,17 @@ def _strategies(chosen: argparse.Namespace) -> int:
     streams = [stream_named(name) for name in chosen.streams]
     for arm, stream in itertools.product(map(Arm.parsed, chosen.strategies), streams):
         arm.require_suited(stream)
+    rounds, warm_up, capacity = (3, 1, 200) if chosen.quick else (ROUNDS, 5, 2000)
+    measured = [
+        Turns(stream.name, rounds, warm_up, capacity, chosen.device, tuple(chosen.strategies))
+        for stream in (streams[:1] if chosen.quick else streams)
+    ]
+    for turns in measured:
+        turns.require_drawable()
     machine = _begin(chosen)
     costs: list[StrategyCost] = []
-    for stream in streams[:1] if chosen.quick else streams:
-        rounds, warm_up, capacity = (3, 1, 200) if chosen.quick else (ROUNDS, 5, 2000)
-        turns = Turns(stream.name, rounds, warm_up, capacity, chosen.device, tuple(chosen.strategies))
-        _say(f"measuring steps of {len(turns.measured())} strategies with the settings of {stream.name}")
+    for turns in measured:
+        _say(f"measuring steps of {len(turns.measured())} strategies with the settings of {turns.stream}")
         costs += strategy_costs(turns, on_ranks(devices, measure_turns, turns))
     table = strategy_table(costs, ranks=chosen.ranks)
     return _end(chosen, Measured((table,), {"strategies": [cost.data() for cost in costs]}, machine))

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from rehearsal_kit.base.errors import RankError
+from rehearsal_kit.base.errors import OtherRankError, RankError
 from rehearsal_kit.base.failure_kinds import raise_of_device
 from rehearsal_kit.base.randomness import Rekeyed
 from rehearsal_kit.base.settings import Rehearsal
@@ -91,7 +91,7 @@ class BackgroundJob:
                 rows = exchange.rows(torch.from_numpy(outgoing), plan, self._staging.empty)
         except RuntimeError as error:  # what torch.distributed raises
             raise_of_device(error)
-            raise RankError(
+            raise OtherRankError(
                 f"rank {self._exchange.rank} could not exchange samples at step {work.step}: {error}. "
                 "Another rank has died, has failed, or takes longer than the time-out."
             ) from error

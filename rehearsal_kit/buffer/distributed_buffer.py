@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from rehearsal_kit.base.errors import RankError, SettingsError
+from rehearsal_kit.base.plain_values import plain_value
 from rehearsal_kit.base.process_groups import groups_of_world
 from rehearsal_kit.base.randomness import Rekeyed
 from rehearsal_kit.base.settings import Rehearsal
@@ -62,7 +63,7 @@ class DistributedBuffer:
         self.worked = 0.0
         """Seconds that finished background jobs took: what was not waited for was hidden behind training."""
         self.layout = layout
-        self._seed = seed
+        self._seed = seed = plain_value(seed)
         self._rehearsal = rehearsal
         self._exchange = exchange
         if {field.name for field in layout.fields if field.half} != set(rehearsal.half):
@@ -272,6 +273,11 @@ class DistributedBuffer:
         return None if identities is None else identities[~staged.drawn.second]
 
     def _replayed(self, losses: torch.Tensor | None) -> Replayed:
+        if losses is not None and not isinstance(losses, torch.Tensor):
+            raise SettingsError(
+                f"losses came as {type(losses).__name__}; give a tensor, (drawn,), with the loss of each "
+                "representative that advance() returned, or None where there was none."
+            )
         if losses is None or self._rehearsal.removal != "loss":
             return Replayed.nothing()
         drawn = 0 if self._taken is None else len(self._taken)
@@ -297,6 +303,7 @@ class DistributedBuffer:
 
 def _groups_of(group: Group, count: int, chosen: Rows) -> tuple[list[int], list[int]]:
     """The group of each of the chosen samples among so many, and all groups of those, in order."""
+    group = plain_value(group)
     if isinstance(group, int):
         return [group] * len(chosen), [group] if count else []
     groups = np.asarray(group.cpu() if isinstance(group, torch.Tensor) else group)

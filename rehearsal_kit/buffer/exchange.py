@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from rehearsal_kit.base.digests import number_of
-from rehearsal_kit.base.errors import RankError, SettingsError
+from rehearsal_kit.base.errors import OtherRankError, RankError, SettingsError
 from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.buffer.draw_plan import DrawPlan
 from rehearsal_kit.buffer.row_losses import Replayed
@@ -117,7 +117,7 @@ def gather_headers(header: Header, exchange: Exchange) -> list[Header]:
     headers = [Header(**dict(zip(_NAMES, row, strict=True))) for row in rows]
     failed = [rank for rank, other in enumerate(headers) if other.error]
     if failed:
-        raise RankError(
+        raise OtherRankError(
             f"rank {', '.join(map(str, failed))} could not store what it was offered; see its error."
         )
     for rank, other in enumerate(headers):

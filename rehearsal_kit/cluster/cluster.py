@@ -21,7 +21,7 @@ from rehearsal_kit.base.errors import ClusterError, ClusterGoneError
 from rehearsal_kit.base.files import write_private
 from rehearsal_kit.base.network_interfaces import interface_named
 from rehearsal_kit.base.process_identity import ProcessIdentity
-from rehearsal_kit.base.settings import require_integer, require_number
+from rehearsal_kit.base.settings import require_integer, require_number, require_switch
 from rehearsal_kit.cluster.cluster_calls import ask_identity, ask_scheduler, ask_workers
 from rehearsal_kit.cluster.code_folders import offered
 from rehearsal_kit.cluster.devices import choose_devices
@@ -159,7 +159,7 @@ def start_cluster(
     """
     if already := started_here():
         warnings.warn(words_of_another(already), stacklevel=2)
-    require_number("idle_timeout_s", idle_timeout_s, low=1.0, high=1e9)
+    idle_timeout_s = require_number("idle_timeout_s", idle_timeout_s, low=1.0, high=1e9)
     devices = choose_devices(kind, workers=workers, share_gpus=share_gpus)
     for warning in filter(None, (devices.warning, words_of_same_gpus(devices))):
         warnings.warn(warning, stacklevel=2)
@@ -230,8 +230,10 @@ def connect(
     ClusterError where the files, the address or the key cannot be trusted, where no workers come, and where
     some have a GPU and others have none; ClusterGoneError where nobody answers.
     """
-    require_integer("workers", workers, low=1, high=100_000)
-    require_number("timeout_s", timeout_s, low=0.1, high=1e6)
+    workers = require_integer("workers", workers, low=1, high=100_000)
+    timeout_s = require_number("timeout_s", timeout_s, low=0.1, high=1e6)
+    insecure = require_switch("insecure", insecure)
+    share_gpus = require_switch("share_gpus", share_gpus)
     file = Path(scheduler_file).expanduser().absolute()
     key = None if key is None else Path(key).expanduser().absolute()
     address = scheduler_in(file)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 
 from rehearsal_kit.base.errors import ClusterError, SettingsError
-from rehearsal_kit.base.settings import require_integer
+from rehearsal_kit.base.settings import require_integer, require_switch
 from rehearsal_kit.cluster.gpus import Gpu, Gpus, find_gpus, names_of, why_hidden
 from rehearsal_kit.cluster.local_cluster import Devices
 
@@ -35,7 +35,8 @@ def choose_devices(
     if kind not in KINDS:
         raise ClusterError(f"cluster kind is {kind!r}; it must be 'auto', 'cpu' or 'cuda'.")
     if workers is not None:
-        require_integer("workers", workers, low=1, high=1024)
+        workers = require_integer("workers", workers, low=1, high=1024)
+    share_gpus = require_switch("share_gpus", share_gpus)
     if kind == "cpu":
         if share_gpus:
             raise SettingsError("share_gpus is True, but kind is 'cpu'; leave one of them out.")

@@ -83,6 +83,8 @@ class HostStatus:
     error: str = ""
     fatal: bool = False
     """Whether it would fail in the same way however often it is started: a setting or a ledger is wrong."""
+    consequence: bool = False
+    """Whether it failed because of another rank, which says why."""
     failed_at: float = 0.0
     """When it failed, in seconds since the epoch."""
     device: str = ""

@@ -62,15 +62,19 @@ class RankFailure:
 
     @property
     def sticky(self) -> bool:
-        """Whether its process cannot be used any more."""
-        return self.kind is Kind.STICKY
+        """Whether its process cannot be used any more; on a CPU nothing is broken, whatever an error says."""
+        return bool(self.device)
+
+    @property
+    def consequence(self) -> bool:
+        """Whether it came of another rank, which says why."""
+        return self.kind is Kind.CONSEQUENCE
 
     @staticmethod
     def of(error: BaseException, *, card: str, in_force: StepInForce | None) -> RankFailure:
         """Read an error. card: as the host knows it. in_force: None where the job could not be read."""
-        text = said_where(error)
-        sort = sort_of(text)
-        words = text
+        words = text = said_where(error)
+        sort = sort_of(error)
         match sort.kind:
             case Kind.MEMORY:
                 words = ". ".join(filter(None, (shortened(text), memory_held(text), _smaller(in_force))))

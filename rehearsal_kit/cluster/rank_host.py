@@ -218,6 +218,7 @@ class RankHost(WorkerPlugin):
                 status,
                 error=failure.error,
                 fatal=failure.fatal,
+                consequence=failure.consequence,
                 failed_at=failure.failed_at,
                 device=failure.device,
             )
@@ -328,6 +329,7 @@ class RankHost(WorkerPlugin):
             generation=hosted.order.generation,
             weights=weights,
             fatal=failure is not None and failure.fatal,
+            consequence=failure is not None and failure.consequence,
             device="" if failure is None else failure.device,
         )
 

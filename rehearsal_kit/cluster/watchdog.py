@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from rehearsal_kit.base.failure_kinds import Kind, kind_of
 from rehearsal_kit.cluster.protocol import HostStatus
 from rehearsal_kit.record.run_states import INTERRUPTED
 
@@ -99,7 +98,7 @@ class Watchdog:
 
     def _require_well(self, statuses: Statuses, present: Sequence[bool], now: float) -> None:
         failed = sorted(
-            (kind_of(status.error) is Kind.CONSEQUENCE, status.failed_at, rank, status.error)
+            (status.consequence, status.failed_at, rank, status.error)
             for rank, status in enumerate(statuses)
             if status is not None and status.outcome == "failed"
         )

@@ -100,6 +100,7 @@ class WatchedRun:
             outcome=ended.outcome,
             error=ended.error,
             fatal=ended.fatal,
+            consequence=ended.consequence,
             failed_at=ended.time,
             device=ended.device,
         )

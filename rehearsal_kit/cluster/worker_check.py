@@ -14,13 +14,12 @@ from pathlib import Path
 from distributed import Worker
 
 from rehearsal_kit.base.errors import ClusterError, said
-from rehearsal_kit.base.failure_kinds import Kind, kind_of
 from rehearsal_kit.cluster.devices import LOCAL, device_of
 from rehearsal_kit.cluster.hosted_device import empty_device, end_process
 from rehearsal_kit.cluster.rank_host import PLUGIN, RankHost
 from rehearsal_kit.cluster.worker_variables import require_variables
 from rehearsal_kit.learning.gpu_arithmetic import device_versions, gpu_arithmetic
-from rehearsal_kit.rank.run_check import dry_run
+from rehearsal_kit.rank.run_check import Tried, dry_steps
 from rehearsal_kit.rank.run_spec import RunSpec
 from rehearsal_kit.record.commands import Arrived
 
@@ -37,38 +36,39 @@ async def check_on_worker(spec: bytes, tasks: Sequence[Arrived], *, device: str,
     host = dask_worker.plugins.get(PLUGIN)
     if isinstance(host, RankHost) and (await host.status(""))["alive"]:
         return ""
-    reason = await asyncio.to_thread(_checked, spec, tasks, device)
-    if kind_of(reason) is Kind.STICKY:  # the next job, which may be well, would fail here at once
+    on_gpu = (host if isinstance(host, RankHost) else RankHost()).device(device).crash_only
+    tried = await asyncio.to_thread(_checked, spec, tasks, device)
+    if tried.sticky and on_gpu:  # the next job, which may be well, would fail here at once
         asyncio.get_running_loop().call_later(ANSWERED_S, end_process, "its device failed in a dry step.")
-    return reason
+    return tried.reason
 
 
-def _checked(packed: bytes, tasks: Sequence[Arrived], kind: str) -> str:
+def _checked(packed: bytes, tasks: Sequence[Arrived], kind: str) -> Tried:
     try:
         require_variables()
         device = device_of(kind)
     except ClusterError as error:
-        return str(error)
+        return Tried(str(error))
     try:
         spec: RunSpec = pickle.loads(packed)  # noqa: S301 - from the kernel that runs this cluster
     except ModuleNotFoundError as error:
         module = error.name or str(error)
-        return (
+        return Tried(
             f"the workers cannot import the module {module}, which the network or the strategy needs. "
             "Install it where the workers run, or send it along before Session(...): "
             f"import cloudpickle, {module}; cloudpickle.register_pickle_by_value({module})"
         )
     except Exception as error:  # whatever its own code raises when it is read
-        return f"the workers cannot read the network or the strategy: {said(error)}"
+        return Tried(f"the workers cannot read the network or the strategy: {said(error)}")
     if not Path(spec.run.path).is_dir():
-        return (
+        return Tried(
             f"the workers do not see the run folder {spec.run.path}; choose one on a file system that kernel "
             "and workers share."
         )
     with gpu_arithmetic(device, deterministic=spec.training.deterministic):
-        reason = dry_run(replace(spec, device=device), tasks)
+        tried = dry_steps(replace(spec, device=device), tasks)
     empty_device()
-    return reason
+    return tried
 
 
 def tell_device_versions(kind: str, deterministic: bool) -> dict[str, str]:

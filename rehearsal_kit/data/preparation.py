@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from rehearsal_kit.base.errors import ScanError, SettingsError
+from rehearsal_kit.base.plain_values import make_plain
 from rehearsal_kit.base.settings import require_integer, require_number
 from rehearsal_kit.data.scans.scan import Frames, Scan
 
@@ -39,6 +40,7 @@ class Preparation:
     """What the transformed counts are divided by; None: see `fitted`."""
 
     def __post_init__(self) -> None:
+        make_plain(self)
         require_integer("size", self.size, low=1, high=2**14)
         if self.counts not in _TRANSFORMS:
             raise SettingsError(f"counts is {self.counts!r}; it must be one of {', '.join(_TRANSFORMS)}.")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.fft import fft2
 
 from rehearsal_kit.base.errors import ScanError, SettingsError
+from rehearsal_kit.base.plain_values import make_plain
 from rehearsal_kit.base.randomness import generator
 from rehearsal_kit.base.settings import require_integer, require_number
 from rehearsal_kit.data.scans.acquisition import Acquisition
@@ -54,7 +55,7 @@ def simulate_counts(reconstruction: Reconstruction, *, photons: float, seed: int
     Returns:
         uint16, or uint32 where uint16 is too small.
     """
-    require_number("photons", photons, low=1.0, high=1e12)
+    photons = require_number("photons", photons, low=1.0, high=1e12)
     noise = generator(seed, "photons")
     intensities = _intensities(reconstruction)
     scale = photons * len(intensities) / intensities.sum(dtype=np.float64)
@@ -99,8 +100,8 @@ def specimen(seed: int, number: int, *, side: int = 64) -> Reconstruction:
         number: 0, 1, 2, ...
         side: pixels of a side of the probe.
     """
-    require_integer("number", number, low=0)
-    require_integer("side", side, low=16, high=4096)
+    number = require_integer("number", number, low=0)
+    side = require_integer("side", side, low=16, high=4096)
     random = generator(seed, "specimen", number)
     kind = tuple(_KINDS)[number % len(_KINDS)]
     raster = np.indices(_GRID).reshape(2, -1).T * _STEP_PX
@@ -212,6 +213,7 @@ class Beamline:
     photons: float = PHOTONS
 
     def __post_init__(self) -> None:
+        make_plain(self)
         require_integer("scans", self.scans, low=1, high=10_000)
         require_number("interval_s", self.interval_s, low=0.0, high=1e6)
         require_integer("side", self.side, low=16, high=4096)

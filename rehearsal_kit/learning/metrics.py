@@ -57,7 +57,8 @@ class Scores:
     """How good the outputs on one task are. A field of which no rank had a sample is in neither."""
 
     errors: dict[str, float]
-    """Error by field: mean absolute error, or for classes the share of samples whose top-1 class is wrong."""
+    """Error by field: mean absolute error, or for classes the share of samples whose top-1 class is wrong;
+    NaN where any prediction is not finite, or logits give no probabilities."""
     metrics: dict[str, float]
     """Metrics by "<field> <metric>". Classes: "top-1" and, of more than five classes, "top-5" (shares right).
     Other fields: "MAE", "MSE" and, for images, "PSNR" in dB (infinite without any error) and "SSIM".
@@ -93,7 +94,7 @@ class TaskMetrics:
                 )
         self._kinds = dict(kinds)
         self._hits = {
-            name: torch.zeros(4, dtype=torch.float64) for name, kind in kinds.items() if kind == "class"
+            name: torch.zeros(5, dtype=torch.float64) for name, kind in kinds.items() if kind == "class"
         }
         self._batches: dict[str, list[_Batch]] = {name: [] for name in kinds if name not in self._hits}
 
@@ -150,15 +151,22 @@ class _Batch:
 
 
 def _hits(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Samples right in top-1 and in top-5, samples, and those of them for which top-5 says something."""
-    hit = logits.float().topk(min(5, logits.shape[1])).indices == target[:, None]
+    """Samples right in top-1 and in top-5, samples, those of them for which top-5 says something, and those
+    whose logits give no probabilities, as NaN do not: as wrong ones alone nobody would see them.
+    """
+    logits = logits.float()
+    hit = logits.topk(min(5, logits.shape[1])).indices == target[:, None]
     samples = len(target)
     of_many = samples if logits.shape[1] > 5 else 0
-    return torch.tensor([hit[:, 0].sum(), hit.sum(), samples, of_many], dtype=torch.float64)
+    # Single classes may be at minus infinity: they are excluded.
+    broken = int((~logits.logsumexp(dim=1).isfinite()).sum())
+    return torch.tensor([hit[:, 0].sum(), hit.sum(), samples, of_many, broken], dtype=torch.float64)
 
 
 def _class_scores(hits: torch.Tensor, groups: ProcessGroups) -> dict[str, float]:
-    first, among_five, samples, of_many = groups.sum(hits.clone()).tolist()
+    first, among_five, samples, of_many, broken = groups.sum(hits.clone()).tolist()
+    if broken:
+        first = among_five = math.nan
     scores = {"top-1": first / samples} if samples else {}
     return scores | ({"top-5": among_five / of_many} if of_many else {})
 

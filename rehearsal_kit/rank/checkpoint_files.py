@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from rehearsal_kit.base.digests import DIGITS
 from rehearsal_kit.base.errors import CheckpointError, said
 from rehearsal_kit.base.files import write_private
+from rehearsal_kit.base.natural_order import in_natural_order
 from rehearsal_kit.base.tensor_files import Stored, Written, nothing, write_tensors
 from rehearsal_kit.buffer.snapshots import is_shard
 
@@ -77,7 +78,7 @@ class Checkpoint:
 
     def shards(self) -> list[str]:
         """Names of the files of the buffer, in order of rank; none if there was no buffer yet."""
-        return sorted(name for name in self.files if is_shard(name))
+        return in_natural_order(name for name in self.files if is_shard(name))
 
 
 def partial_folder(root: Path, number: int, generation: int) -> Path:
@@ -125,10 +126,11 @@ def unreadable_checkpoints(root: Path) -> dict[int, str]:
 
 
 def _looked_at(root: Path) -> tuple[dict[int, Checkpoint], dict[int, str]]:
-    names = sorted(path for path in root.glob("*") if re.fullmatch(r"\d{6}", path.name))
+    # Seven digits from number 1,000,000 on: no name with more than six begins with a zero.
+    named = (path for path in root.glob("*") if re.fullmatch(r"[0-9]{6}|[1-9][0-9]{6,}", path.name))
     found: dict[int, Checkpoint] = {}
     unreadable: dict[int, str] = {}
-    for folder in names:
+    for folder in sorted(named, key=lambda path: int(path.name)):
         number = int(folder.name)
         try:
             manifest = json.loads((folder / MANIFEST).read_bytes())

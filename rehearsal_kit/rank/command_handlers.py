@@ -10,7 +10,6 @@ from rehearsal_kit.buffer.memory_limit import require_possible
 from rehearsal_kit.buffer.row_layout import WORD
 from rehearsal_kit.data.open_experience import ArrivedExperience
 from rehearsal_kit.data.task_stream import TaskStream
-from rehearsal_kit.learning.strategies.choice import require_classes, require_stored
 from rehearsal_kit.rank.checkpoint_loader import LoadedCheckpoint, load_checkpoint
 from rehearsal_kit.rank.checkpoint_takeup import CheckpointTakeup
 from rehearsal_kit.rank.checkpoint_writer import CheckpointCopy
@@ -192,10 +191,8 @@ class CommandHandlers:
         # What was recorded had room once. Where it has none now, making the buffer says so, and waits.
         if not self._with.decisions.repeating:
             self._require_room(steered)
-        changed = steered.strategy.name != run_state.live_settings.strategy.name
-        if changed and signature is not None:
-            require_stored(steered.strategy, None if buffer is None else buffer.layout)
-            require_classes(steered.strategy, signature)
+        layout = None if buffer is None else buffer.layout
+        steered.require_after(run_state.live_settings, signature=signature, layout=layout)
         return steered
 
     def _require_room(self, steered: LiveSettings) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 from rehearsal_kit.base.errors import (
     AlreadyTaskError,
+    OtherRankError,
     RankError,
     ReplayError,
     said_before,
@@ -120,7 +121,7 @@ class Decisions:
             found = self._collect(position, due=due, idle=idle or paused, paused=paused)
         text = self._groups.broadcast(json.dumps(found) if found else "")
         if self.given_up:  # after the broadcast: what a revived rank 0 has just decided must not pass
-            raise RankError("this generation of ranks was given up; another one takes its place.")
+            raise OtherRankError("this generation of ranks was given up; another one takes its place.")
         found = json.loads(text) if text else {}
         self.interrupted, self.follows = found.get("interrupted", False), found.get("follows", False)
         for plain in found.get("decided", []):

@@ -8,10 +8,17 @@ from functools import cached_property
 from rehearsal_kit.base.settings import Rehearsal, Training, digest
 from rehearsal_kit.base.steerable import OFF, SETTINGS, Value
 from rehearsal_kit.buffer.row_layout import RowLayout, Samples
+from rehearsal_kit.learning.signature import Signature
 from rehearsal_kit.learning.stored_outputs import NO_MODEL, named_halves, with_outputs
-from rehearsal_kit.learning.strategies.choice import plain_strategy, require_suited, switched
+from rehearsal_kit.learning.strategies.choice import (
+    plain_strategy,
+    require_classes,
+    require_stored,
+    require_suited,
+    switched,
+)
 from rehearsal_kit.learning.strategies.strategy import Strategy
-from rehearsal_kit.rank.run_spec import RunSpec
+from rehearsal_kit.rank.run_spec import RunSettings
 from rehearsal_kit.record.commands import Steer
 
 
@@ -41,7 +48,7 @@ class LiveSettings:
     """Settings that were steered to `OFF`; checkpoints tell it, as the run may have begun with a number."""
 
     @staticmethod
-    def of(spec: RunSpec) -> LiveSettings:
+    def of(spec: RunSettings) -> LiveSettings:
         """What a run begins with."""
         return LiveSettings(training=spec.training, rehearsal=spec.rehearsal, strategy=spec.strategy)
 
@@ -127,3 +134,14 @@ class LiveSettings:
         )
         require_suited(steered.strategy, steered.rehearsal, steered.training)
         return steered
+
+    def require_after(
+        self, before: LiveSettings, *, signature: Signature | None, layout: RowLayout | None
+    ) -> None:
+        """SettingsError where samples or buffer of a run do not give what the strategy in force now needs.
+
+        signature, layout: of the samples and of the buffer; None where there are none yet.
+        """
+        if self.strategy.name != before.strategy.name and signature is not None:
+            require_stored(self.strategy, layout)
+            require_classes(self.strategy, signature)

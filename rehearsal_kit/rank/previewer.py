@@ -82,8 +82,8 @@ class Previewer:
         SettingsError for what is no number of a task: the training thread would fail on it.
         """
         if task is not None:
-            require_integer("task", task, low=0)
-        require_switch("trained", trained)
+            task = require_integer("task", task, low=0)
+        trained = require_switch("trained", trained)
         self._by(trained).asked = (task, time.monotonic())
 
     def newest(self, task: int | None, *, trained: bool = False) -> Preview | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from rehearsal_kit.base.errors import RehearsalKitError, SettingsError, said_where
+from rehearsal_kit.base.failure_kinds import Kind, sort_of
 from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.base.settings import Recovery, Rehearsal, Training
 from rehearsal_kit.base.steerable import SETTINGS
@@ -40,6 +41,16 @@ LOOKED_AT = 32
 there are none among thousands, and nobody waits for a check that reads them all."""
 SAMPLES = 2
 """Samples in each part of the dry mini-batches: as few as batch norm can do with."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What came of dry steps."""
+
+    reason: str = ""
+    """Why the job cannot be trained; empty if it can, as far as can be told."""
+    sticky: bool = False
+    """Whether a GPU, if it was on one, cannot be used in this process any more."""
 
 
 def require_sound(settings: RunSettings, network: object) -> None:
@@ -131,19 +142,28 @@ def known_tasks(asked: Sequence[Arrived | Watch]) -> list[Arrived]:
 def dry_run(spec: RunSpec, tasks: Sequence[Arrived], *, optimizer: bool = True) -> str:
     """Why this job cannot be trained on any of these tasks; empty if it can, as far as can be told.
 
+    As `dry_steps`, whose words this gives.
+    """
+    return dry_steps(spec, tasks, optimizer=optimizer).reason
+
+
+def dry_steps(spec: RunSpec, tasks: Sequence[Arrived], *, optimizer: bool = True) -> Tried:
+    """What becomes of this job on the first of these tasks that it can be trained on.
+
     Takes two steps in memory on a few samples of the first task that can be read. job: may be changed, so
     give a copy. A task that cannot be read says nothing of the job: the ranks will set it aside.
     optimizer: whether the steps are taken, too, for which a process imports more, for a second or two.
     """
-    first = ""
+    first = Tried()
     for arrived in tasks:
         found = _sample_of(arrived, spec)
         if found is None:
             continue
-        reason = _stepped(spec, *found, optimizer=optimizer)
-        if not reason:
-            return ""
-        first = first or f"{arrived.name} ({arrived.path}): {reason}"
+        tried = _stepped(spec, *found, optimizer=optimizer)
+        if not tried.reason:
+            return tried
+        if not first.reason:
+            first = replace(tried, reason=f"{arrived.name} ({arrived.path}): {tried.reason}")
     return first
 
 
@@ -167,7 +187,7 @@ def _as_many(samples: Samples) -> Samples:
     return {name: tensor[chosen] for name, tensor in samples.items()}
 
 
-def _stepped(spec: RunSpec, samples: Samples, inputs: str, *, optimizer: bool) -> str:
+def _stepped(spec: RunSpec, samples: Samples, inputs: str, *, optimizer: bool) -> Tried:
     """What goes wrong with two steps: one without and one with what a buffer would give."""
     with torch.random.fork_rng([spec.device] if spec.device != "cpu" else []):
         try:
@@ -186,13 +206,13 @@ def _stepped(spec: RunSpec, samples: Samples, inputs: str, *, optimizer: bool) -
             for batch in (replace(again, replayed={}, distilled={}), again):
                 stepped = (learner.step if optimizer else learner.computed)(batch, strategy=strategy)
                 if stepped.failed:
-                    return stepped.error
+                    return Tried(stepped.error)
             if optimizer:
                 learner.state.tensors()
             learner.state.fingerprint()
         except Exception as error:  # whatever the network's own code raises
-            return said_where(error)
-    return ""
+            return Tried(said_where(error), sticky=sort_of(error).kind is Kind.STICKY)
+    return Tried()
 
 
 def _first(samples: Samples, count: int) -> Samples:

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rehearsal_kit.base.errors import SettingsError
-from rehearsal_kit.base.settings import require_integer, with_tuples
+from rehearsal_kit.base.plain_values import make_plain, plain_value
+from rehearsal_kit.base.settings import require_integer, require_switch, with_tuples
 from rehearsal_kit.base.steerable import OFF, SETTINGS, Value, require_steerable
 
 NOTE_LENGTH = 2000
@@ -40,6 +41,7 @@ class Arrived:
     the file to compare its digest."""
 
     def __post_init__(self) -> None:
+        make_plain(self)
         for label in ("name", "path"):
             if not isinstance(getattr(self, label), str) or not getattr(self, label):
                 raise SettingsError(f"{label} of a task is {getattr(self, label)!r}; it must be a text.")
@@ -69,6 +71,10 @@ class Watch:
     """Whether the files that match already when the command takes effect count too."""
     known: tuple[str, ...] = ()
     """Files that do not count; rank 0 fills in those that were there already, as `existing` asks."""
+
+    def __post_init__(self) -> None:
+        make_plain(self)
+        require_switch("existing", self.existing)
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,7 @@ class Skip:
     task: int
 
     def __post_init__(self) -> None:
+        make_plain(self)
         require_integer("task", self.task, low=0)
 
 
@@ -118,6 +125,7 @@ class Reorder:
     order: tuple[int, ...]
 
     def __post_init__(self) -> None:
+        make_plain(self)
         if not isinstance(self.order, tuple) or len(set(self.order)) != len(self.order):
             raise SettingsError(f"order is {self.order!r}; it must be numbers of tasks, each of them once.")
         for task in self.order:
@@ -144,6 +152,7 @@ class RollBack:
     checkpoint: int
 
     def __post_init__(self) -> None:
+        make_plain(self)
         require_integer("checkpoint", self.checkpoint, low=1)
 
 
@@ -225,7 +234,8 @@ class Steer:
     def __init__(self, **settings: Value | None) -> None:
         """None leaves a setting as it is; SettingsError for a name or a value that is not allowed."""
         require_steerable(settings)
-        given = tuple((name, value) for name in SETTINGS if (value := settings.get(name)) is not None)
+        chosen = {name: plain_value(value) for name, value in settings.items()}
+        given = tuple((name, value) for name in SETTINGS if (value := chosen.get(name)) is not None)
         if not given:
             off = [f'{name}="{OFF}"' for name in settings if SETTINGS[name].may_be_off]
             none = f" For none, write {', '.join(off)}." if off else ""

@@ -94,14 +94,17 @@ def segments(ledger: Iterable[Entry]) -> list[list[Entry]]:
 
 def has_ended(run: RunFolder) -> bool:
     """Whether a run was finished or stopped, or will be once its last wishes are heard, and not reopened."""
-    outcome, answered = "", set[tuple[str, int]]()
-    for entry in read_ledger(run.effects):
-        answered.add((entry.get("holder", ""), entry["number"]))
+    outcome = ""
+    for entry in (*read_ledger(run.effects), *unheard(run)):
         outcome = outcome if "refused" in entry else _outcome(entry["kind"], outcome)
-    for wish in read_ledger(run.wishes):
-        unheard = (wish.get("holder", ""), wish["number"]) not in answered
-        outcome = _outcome(wish["kind"], outcome) if unheard else outcome
     return bool(outcome)
+
+
+def unheard(run: RunFolder) -> list[Entry]:
+    """Wishes that were written down and that no rank has answered yet, in their order."""
+    answered = {(entry.get("holder", ""), entry["number"]) for entry in read_ledger(run.effects)}
+    wishes = read_ledger(run.wishes)
+    return [wish for wish in wishes if (wish.get("holder", ""), wish["number"]) not in answered]
 
 
 def _outcome(kind: str, before: str) -> str:

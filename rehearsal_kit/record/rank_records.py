@@ -88,3 +88,5 @@ class Ended:
     """Whether it would fail in the same way however often it is started."""
     device: str = ""
     """UUID and name of its card, where it was the card that failed."""
+    consequence: bool = False
+    """Whether it failed because of another rank, which says why."""

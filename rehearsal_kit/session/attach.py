@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from rehearsal_kit.base.errors import ClusterGoneError, LeaseError, RunFolderError
+from rehearsal_kit.base.errors import ClusterGoneError, LeaseError, RunFolderError, SettingsError
 from rehearsal_kit.cluster.cluster import Cluster, reach
 from rehearsal_kit.learning.strategies.strategy import Strategy
 from rehearsal_kit.rank.run_spec import RunSettings, RunSpec, read_network, read_settings
@@ -82,12 +82,13 @@ def resume(
     as {"batch": 8} where a larger one did not fit the memory of a GPU.
 
     Raises:
-        SettingsError: a name in `steer`, or a value, that no run allows; nothing is started. What only the
-            ranks can tell, such as a policy that does not go with the removal in force, they refuse as any
-            command (`session.acknowledged`), and go on without it.
+        SettingsError: a name in `steer`, or a value, that no run allows, or that does not go with what this
+            run goes on with, such as a policy with the removal in force or more samples than fit into memory.
+            Nothing is started then, and the run can be resumed with other values.
         RunFolderError: this is not the folder of a run, not private, or of another network.
         LeaseError: the run is under way, on this cluster or another; says where, and how to join it.
     """
+    steer = _named("steer", steer)
     folder = _folder(run)
     require_free(folder)
     settings = read_settings(folder, strategy)
@@ -99,6 +100,18 @@ def resume(
         session.steer(**steer)
     session.start()
     return session
+
+
+def _named(what: str, settings: object) -> Mapping[str, Any]:
+    """Settings by name; SettingsError for what is no mapping of them."""
+    if settings is None:
+        return {}
+    if not isinstance(settings, Mapping) or not all(isinstance(name, str) for name in settings):
+        raise SettingsError(
+            f"{what} is {settings!r:.80}; it must be a dictionary of settings by name, such as "
+            '{"batch": 8, "representatives": 4}.'
+        )
+    return settings
 
 
 def _folder(run: str | Path) -> RunFolder:

@@ -17,11 +17,11 @@ from typing import Self, TypeVar
 
 import torch
 
-from rehearsal_kit.base.errors import RankError, SessionError, TaskError
+from rehearsal_kit.base.errors import RankError, SessionError, SettingsError, TaskError
 from rehearsal_kit.cluster.cluster import Cluster
 from rehearsal_kit.rank.run_check import CHECKED
 from rehearsal_kit.rank.run_spec import RunSettings
-from rehearsal_kit.record.commands import Arrived, Command, Resume, Stop, Watch, Wish
+from rehearsal_kit.record.commands import Arrived, Command, Resume, Steer, Stop, Watch, Wish
 from rehearsal_kit.record.ledger import read_ledger
 from rehearsal_kit.record.records import Applied, TaskEnded
 from rehearsal_kit.record.run_states import ENDED
@@ -66,6 +66,8 @@ class Handle(Steering):
         self._owns_connection = origin.owns_connection
         self._first: list[Arrived | Watch] = []
         """The first tasks asked for, for the check."""
+        self._steered: list[Steer] = []
+        """What was steered to before the start, for the check."""
         self._run_connection = RunConnection(origin.cluster, settings.run)
         self.timeline = self._run_connection.timeline
         self._numbering = threading.Lock()
@@ -169,15 +171,17 @@ class Handle(Steering):
 
         Asks at every record that is told, and every second: `until(lambda session: session.preview())`.
         Raises TimeoutError after `timeout` seconds, with the state, and all that `wait` raises, SessionError
-        too where the run has ended first; what is true in that moment counts. A notebook shows curves
-        meanwhile, but takes no clicks.
+        too where the run has ended first; what is true in that moment counts. SettingsError where what
+        `holds` returns is neither true nor false, as a table is not. A notebook shows curves meanwhile, but
+        takes no clicks.
         """
         self._require_started()
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         while True:
             # Looked at first: what was told until then is seen by `holds`.
             seen, ended, refused, trouble = len(self.timeline), self.over, self.refused, self.trouble
-            if value := holds(self):
+            value = holds(self)
+            if _is_true(value):
                 return value
             if ended:
                 ends = self._verdict()
@@ -248,6 +252,8 @@ class Handle(Steering):
             self._answered = self.trouble
         if isinstance(command, Arrived | Watch) and len(self._first) < CHECKED:
             self._first.append(command)
+        if isinstance(command, Steer) and self.state == "created":
+            self._steered.append(command)
         return self._send(command).number
 
     def _send(self, command: Command) -> Wish:
@@ -294,3 +300,15 @@ class Handle(Steering):
                 raise TaskError(f"nothing was trained: {aside}")
             warnings.warn(f"{aside} session.table() has all of them.", stacklevel=3)
         return self.state
+
+
+def _is_true(value: object) -> bool:
+    """Whether what is waited for has come; SettingsError for a value that does not say it."""
+    try:
+        return bool(value)
+    except Exception as error:  # whatever a table, an array or a tensor says of it
+        raise SettingsError(
+            f"until() was given a function that returned a {type(value).__name__}, which is neither true nor "
+            "false; return True or False, or something that is empty until it has come, such as "
+            "until(lambda session: len(session.table()) >= 2)."
+        ) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def replay_run(
     *,
     network: torch.nn.Module | None = None,
     strategy: Strategy | None = None,
-    any_versions: bool = False,
+    tell: Callable[[str], object] | None = None,
 ) -> Timeline:
     """Carry out what the ledger of `run` says, on as many workers, in a new run folder; its timeline.
 
@@ -66,16 +66,19 @@ def replay_run(
     of device that the run was trained on.
 
     network, strategy: needed where they are not of this package, or the network was altered after it was
-    made. any_versions: try it with other versions than the run was made with, too; `compare_runs` says
-    whether the bits are the same.
+    made. tell: is told, a line each, which versions and which devices are not those that the run was made
+    with, and then it is tried all the same; `compare_runs` says whether the bits are the same. None: what
+    differs is an error.
 
     Raises:
         ReplayError: other versions of Python, torch or this package, another device, or data that have
             changed.
         RankError: what was recorded did not come about again.
     """
-    if not any_versions:
+    if tell is None:
         require_same_versions(run)
+    elif changed := changed_versions(run):
+        tell(f"with other versions: {'; '.join(changed)}")
     settings = read_settings(run, strategy)
     spec = RunSpec(
         **vars(replace(settings, run=into, recovery=Recovery(checkpoint_s=1e9, restarts=0))),
@@ -85,8 +88,11 @@ def replay_run(
     kind = "auto" if any(versions["device"] == "cuda" for versions in recorded_devices(run)) else "cpu"
     for part, ranks in enumerate(recorded_ranks(run)):
         with start_cluster(kind, workers=ranks) as cluster:
-            if not any_versions:
-                _require_same_device(run, cluster, deterministic=settings.training.deterministic)
+            deterministic = settings.training.deterministic
+            if tell is None:
+                _require_same_device(run, cluster, deterministic=deterministic)
+            elif changed := _devices_changed(run, cluster, deterministic=deterministic):
+                tell(f"on another device: {'; '.join(changed)}")
             if not part:
                 into.create()
                 keep_spec(spec, ranks=ranks)
@@ -156,15 +162,19 @@ def _changes(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 
 def _require_same_device(run: RunFolder, cluster: Cluster, *, deterministic: bool) -> None:
     """ReplayError if the workers of this cluster do not compute as those did on which the run was trained."""
+    if changed := _devices_changed(run, cluster, deterministic=deterministic):
+        reason = "" if cluster.address.kind == "cuda" else f" ({cluster.reason})"
+        raise ReplayError(
+            f"{_made_with(run, changed)}{reason}: replay it on such a machine; or try it on this one, by "
+            "--any-versions."
+        )
+
+
+def _devices_changed(run: RunFolder, cluster: Cluster, *, deterministic: bool) -> list[str]:
+    """What decides about the bits of a device and is another one on this cluster, in words."""
     kind, worker = cluster.address.kind, workers_in_order(cluster)[:1]
     told = ask_workers(cluster.client, tell_device_versions, kind, deterministic, workers=worker)
-    for now in told.values():
-        if changed := changed_devices(run, now):
-            reason = "" if kind == "cuda" else f" ({cluster.reason})"
-            raise ReplayError(
-                f"{_made_with(run, changed)}{reason}: replay it on such a machine; or try it on this one, by "
-                "--any-versions."
-            )
+    return [change for now in told.values() for change in changed_devices(run, now)]
 
 
 def _made_with(run: RunFolder, changed: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 
-from rehearsal_kit.base.errors import SessionError
+from rehearsal_kit.base.errors import SessionError, SettingsError
 from rehearsal_kit.buffer.row_layout import tensor_of
 from rehearsal_kit.data.preparation import Preparation
 from rehearsal_kit.learning.onnx_export import PreparedNetwork
@@ -65,6 +65,8 @@ class TrainedNetwork:
         SettingsError or SessionError for frames of another shape than those the network was trained on, or
         for an `out` without room for them.
         """
+        if out is not None:
+            _require_room(out, self._outputs)
         if not hasattr(frames, "shape"):
             frames = np.asarray(frames)
         count, shape = (frames.shape or (0,))[0], tuple(frames.shape[1:])
@@ -91,6 +93,17 @@ class TrainedNetwork:
         """Two samples of the right shape, for an export: counts between 0 and 100, or numbers from 0 to 1."""
         numbers = torch.rand(2, *self.shape, generator=torch.Generator().manual_seed(0))
         return (numbers if self.preparation is None else (100 * numbers).round()).to(self.dtype)
+
+
+def _require_room(out: object, names: Sequence[str]) -> None:
+    """SettingsError for what holds no arrays by field."""
+    arrays = out.values() if isinstance(out, Mapping) else [None]
+    if not all(hasattr(array, "shape") and hasattr(array, "dtype") for array in arrays):
+        example = ", ".join(f"{name!r}: numpy.empty((sample, ...), 'float32')" for name in names)
+        raise SettingsError(
+            f"out is {out!r:.80}; it must be a dictionary of arrays by the name of the output, such as "
+            f"{{{example}}}, or None."
+        )
 
 
 def _room(outputs: Mapping[str, torch.Tensor], count: int, given: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class Session(Handle):
         rehearsal: Rehearsal | None = None,
         recovery: Recovery | None = None,
     ) -> None:
-        require_integer("seed", seed, low=0)
+        seed = require_integer("seed", seed, low=0)
         spec = RunSpec(
             run=RunFolder(run),
             seed=seed,
@@ -74,9 +74,11 @@ class Session(Handle):
         """Try out what the ranks will do, in this kernel and on one worker; `start` calls it. Takes seconds.
 
         One dry step on samples of the first tasks submitted, or lying in a watched folder; without any,
-        only whether workers can read what they will be sent. SettingsError for what cannot be trained.
+        only whether workers can read what they will be sent. What it was steered to before the start is
+        tried as well. SettingsError for what cannot be trained, or cannot take effect.
         """
-        check_run(self.cluster, self._settings, known_tasks(self._first) if self._is_new else [])
+        tasks = known_tasks(self._first) if self._is_new else []
+        check_run(self.cluster, self._settings, tasks, steers=self._steered)
 
     def start(self) -> None:
         """Check the run, then start one rank on every worker, which goes on without this kernel.
@@ -114,8 +116,8 @@ class Session(Handle):
         for what is no number of a task.
         """
         if task is not None:
-            require_integer("task", task, low=0)
-        require_switch("trained", trained)
+            task = require_integer("task", task, low=0)
+        trained = require_switch("trained", trained)
         return self._run_connection.preview((task, trained))
 
     def network(self) -> torch.nn.Module:

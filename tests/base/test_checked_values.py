@@ -19,6 +19,8 @@ class Outer:
     count: int | None = None
     inner: Inner = Inner()
     place: Mapping[str, str]
+    switch: bool = True
+    numbers: tuple[int, ...] = (1, 2)
 
 
 WHOLE = Outer(name="a", seconds=1.5, count=3, inner=Inner(("b", "c")), place={"folder": "/d"})
@@ -36,6 +38,10 @@ def test_a_record_comes_back_from_json_with_its_tuples_and_the_records_inside_it
     [
         ({"name": 7}, "Outer has name = 7, which is of another type"),
         ({"seconds": "7"}, "Outer has seconds = '7'"),
+        ({"seconds": True}, "Outer has seconds = True, which is of another type"),
+        ({"count": False}, "Outer has count = False"),
+        ({"switch": 1}, "Outer has switch = 1"),
+        ({"numbers": [1, True]}, r"Outer has numbers = \(1, True\)"),
         ({"place": {"folder": 7}}, "Outer has place"),
         ({"inner": {"paths": [7]}}, r"Inner has paths = \(7,\)"),
         ({"inner": {"path": []}}, "unexpected keyword argument 'path'"),

@@ -4,8 +4,17 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from rehearsal_kit.base.failure_kinds import Kind, kind_of, memory_held, raise_of_device, shortened, sort_of
+from rehearsal_kit.base.errors import OtherRankError, RankError, SettingsError
+from rehearsal_kit.base.failure_kinds import (
+    Kind,
+    memory_held,
+    raise_of_device,
+    shortened,
+    sort_of,
+    sort_of_text,
+)
 
 NCCL = "torch.distributed.DistBackendError: NCCL error in: ../torch/csrc/distributed/c10d/"
 WRAPPED = (
@@ -48,7 +57,6 @@ TEXTS = {
         f"{NCCL}ProcessGroupNCCL.cpp:1275, internal error, NCCL version 2.14.3\nncclInternalError: Internal "
         "check failed.\nLast error:\nNet : Connection closed by remote peer user<50260>",
         WRAPPED.format("[pair.cc:547] Connection closed by peer [10.0.0.2]:4711"),
-        "this generation of ranks was given up; another one takes its place.",
     ],
     Kind.STICKY: [
         "torch.AcceleratorError: CUDA error: device-side assert triggered\nSearch for `cudaErrorAssert' in "
@@ -98,7 +106,37 @@ TEXTS = {
 
 @pytest.mark.parametrize(("kind", "text"), [(kind, text) for kind in TEXTS for text in TEXTS[kind]])
 def test_a_text_is_sorted_by_what_it_means(kind, text):
-    assert kind_of(text) is kind
+    assert sort_of_text(text).kind is kind
+
+
+CLOSED = "Connection closed by peer [127.0.0.1]:47110"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (RuntimeError(CLOSED), Kind.CONSEQUENCE),
+        (torch.distributed.DistNetworkError(CLOSED), Kind.CONSEQUENCE),
+        (OtherRankError("rank 1 could not store what it was offered; see its error."), Kind.CONSEQUENCE),
+        (torch.AcceleratorError("CUDA error: device-side assert triggered"), Kind.STICKY),
+        (SettingsError("policy is 'Broken pipe'; it must be one of 'quotas'"), Kind.OWN),
+        (RankError(f"Steer took effect at step 3 when it was recorded, but now: {CLOSED}"), Kind.OWN),
+        (ConnectionRefusedError(111, "Connection refused", "https://my.database"), Kind.OWN),
+        (KeyError("Read timeout"), Kind.OWN),
+        (ValueError("CUDA error: unspecified launch failure"), Kind.OWN),
+        (AssertionError("Torch not compiled with CUDA enabled"), Kind.OWN),  # not raised by torch
+    ],
+)
+def test_an_error_is_judged_by_its_type_then_by_what_it_says(error, kind):
+    assert sort_of(error).kind is kind
+
+
+def test_an_assertion_of_torch_says_that_its_build_lacks_something():
+    if torch.backends.cuda.is_built():
+        pytest.skip("this build of torch has CUDA")
+    with pytest.raises(AssertionError) as found:
+        torch.zeros(1, device="cuda")
+    assert sort_of(found.value).kind is Kind.SETUP
 
 
 def test_who_holds_the_memory_is_read_from_every_way_in_which_torch_has_said_it():
@@ -125,7 +163,7 @@ def test_what_is_for_developers_is_left_out():
         "debugging consider passing CUDA_LAUNCH_BLOCKING=1.\n (forward, /home/me/net.py:7)"
     )
     assert shortened(said) == "RuntimeError: CUDA error: uncorrectable ECC error encountered"
-    assert "dmesg | grep Xid" in sort_of(said).advice
+    assert "dmesg | grep Xid" in sort_of_text(said).advice
     assert shortened("two\nlines.") == "two lines"
 
 

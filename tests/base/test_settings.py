@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import dataclass
 
+import numpy as np
 import pytest
 
 from rehearsal_kit.base.errors import RehearsalKitError, SettingsError
-from rehearsal_kit.base.settings import Rehearsal, Training
+from rehearsal_kit.base.settings import Recovery, Rehearsal, Training, require_number
+from rehearsal_kit.data.preparation import Preparation
+from rehearsal_kit.data.simulated_beamline import Beamline
+from rehearsal_kit.learning.networks.resnet import ResNet
+from rehearsal_kit.learning.strategies.choice import plain_strategy
+from rehearsal_kit.learning.strategies.dark import DERpp
+from rehearsal_kit.learning.strategies.replay import MeanER
+from rehearsal_kit.learning.strategies.strategy import Strategy
 from rehearsal_kit.record.commands import (
     Arrived,
     FinishStream,
     Pause,
+    Reorder,
     Resume,
     SetAside,
+    Skip,
     Steer,
     Stop,
     Watch,
@@ -113,3 +125,45 @@ def test_one_base_catches_every_error_and_a_wrong_value_is_a_value_error():
 def test_an_unknown_command_is_refused(text):
     with pytest.raises(SettingsError):
         Wish.from_json(text)
+
+
+def test_what_numpy_computed_is_taken_and_kept_as_plain_numbers():
+    half = np.float32(0.5)
+    training = Training(
+        batch=np.int64(8), warmup=half, clip_norm=np.float64(0.5), deterministic=np.bool_(True)
+    )
+    assert training == Training(batch=8, warmup=0.5, clip_norm=0.5)
+    kept = [Training, Rehearsal, Recovery, Preparation, DERpp, MeanER, Steer, Skip, Reorder, Watch, Beamline]
+    made = [
+        training,
+        Rehearsal(capacity=np.int32(90), representatives=np.uint8(3), outputs=np.bool_(False)),
+        Recovery(restarts=np.int64(2), stall_s=np.float32(9)),
+        Preparation(size=np.int16(32), scale=half),
+        DERpp(alpha=half, beta=np.int64(1), draws=np.int64(2)),
+        MeanER(balance=half, consistency=half),
+        Steer(batch=np.int64(4), learning_rate=half, policy=np.str_("fifo")),
+        Skip(task=np.int64(2)),
+        Reorder(order=(np.int64(2), np.int64(1))),
+        Watch(pattern="/x", existing=np.bool_(False)),
+        Beamline(folder="/x", scans=np.int64(2)),
+    ]
+    assert [type(each) for each in made] == kept
+    for each in made:
+        plain = each.to_plain() if isinstance(each, Steer) else vars(each)
+        inside = [part for v in plain.values() for part in (v if isinstance(v, tuple) else (v,))]
+        assert not any(isinstance(value, np.generic) for value in inside), plain
+    arguments = ResNet(depth=np.int64(18), classes=np.int64(3), width=np.int64(2)).arguments
+    assert json.loads(json.dumps(arguments))["depth"] == 18
+    assert require_number("x", np.float32(0.25), low=0, high=1) == 0.25
+    for wrong in (np.float32("nan"), np.bool_(True), np.datetime64("2026-11-28")):
+        with pytest.raises(SettingsError, match="it must be a finite number"):
+            require_number("x", wrong, low=0, high=1)
+    with pytest.raises(SettingsError, match="existing is 'no'; it must be True or False"):
+        Watch(pattern="/x", existing="no")
+    assert plain_strategy(Own(alpha=half)) == {"strategy": "Own", "alpha": 0.5}
+    assert type(plain_strategy(Own(alpha=half))["alpha"]) is float
+
+
+@dataclass(frozen=True)
+class Own(Strategy):
+    alpha: float = 0.1

@@ -365,6 +365,14 @@ def test_steps_of_strategies_with_settings():
     }
 
 
+def test_more_than_the_buffer_holds_is_refused_before_anything_is_measured(capsys):
+    assert main(["bench", "strategies", "--quick", "--streams", "fashion", "--strategies", "er:r=300"]) == 1
+    said = capsys.readouterr().err
+    assert "'ER r=300' draws r=300 and rd=0" in said
+    assert "its buffer holds 200 here" in said
+    assert "measuring" not in said
+
+
 def test_strategies_for_classes_are_not_measured_on_scans():
     on_classes, on_scans = (measured_on(stream_named(name)) for name in ("fashion", "beamline"))
     assert set(on_classes) - set(on_scans) == {"ERACE", "DERppACE", "CLSER"}

@@ -392,6 +392,8 @@ def test_as_many_losses_are_taken_as_samples_were_drawn():
         buffer.advance()
         with pytest.raises(SettingsError, match=r"losses came as \(3,\) for 0 representatives"):
             buffer.offer(batch_of(0, 0, 8), group=0, losses=torch.zeros(3))
+        with pytest.raises(SettingsError, match=r"losses came as list; give a tensor, \(drawn,\)"):
+            buffer.offer(batch_of(0, 0, 8), group=0, losses=[1.0])
         buffer.offer(batch_of(0, 0, 8), group=0)
 
 

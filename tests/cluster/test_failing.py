@@ -8,6 +8,7 @@ from __future__ import annotations
 import pickle
 import re
 import time
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -31,15 +32,15 @@ from hostkit import Broken, Hungry, ToldHost, networks_held
 from samples import Elsewhere
 
 import rehearsal_kit as rk
-from rehearsal_kit.base.errors import RankError
+from rehearsal_kit.base.errors import RankError, SettingsError
 from rehearsal_kit.base.settings import Recovery
 from rehearsal_kit.cluster.cluster import tell_process
 from rehearsal_kit.cluster.cluster_calls import ask_workers
-from rehearsal_kit.cluster.worker_check import check_on_worker
+from rehearsal_kit.cluster.worker_check import ANSWERED_S, check_on_worker
 from rehearsal_kit.cluster.workers import known_workers, workers_in_order
 from rehearsal_kit.data.preparation import Preparation
 from rehearsal_kit.data.tensor_tasks import write_task
-from rehearsal_kit.learning.strategies.replay import ER
+from rehearsal_kit.learning.strategies.replay import ER, ERACE
 from rehearsal_kit.rank.run_spec import RunSpec, packed_spec
 from rehearsal_kit.record.rank_records import GenerationBegan, GenerationEnded, Joined, RunOver
 from rehearsal_kit.record.records import Applied
@@ -162,6 +163,16 @@ def test_without_memory_a_run_fails_at_once_with_advice_that_works_when_typed(cl
     assert (
         "18.5 GiB of 23.6 GiB are held by this rank, 4.0 GiB by others (nvidia-smi shows whom)" in over.error
     )
+    before = written(tmp_path / "run")
+    for steer, words in (
+        ({"capacity": 1}, r"Steer\(capacity=1\) cannot take effect: .* Nothing was started"),
+        ({"capacity": 2**40}, "cannot take effect: the buffers on one machine would take"),
+        ({"strategy": ERACE(), "draws": 2}, r"Steer\(.*\) cannot take effect: ERACE has no draws"),
+        ({"strategy": Blind()}, "strategy is Blind"),
+    ):
+        with pytest.raises(SettingsError, match=words):
+            rk.resume(tmp_path / "run", cluster, network=Hungry(6), steer=steer)
+    assert written(tmp_path / "run") == before
     typed = re.search(r"rk\.resume\(.*?\}\)", over.error)[0]
     again = eval(
         typed.replace("network=...", "network=network"), {"rk": rk, "cluster": cluster, "network": Hungry(6)}
@@ -169,6 +180,16 @@ def test_without_memory_a_run_fails_at_once_with_advice_that_works_when_typed(cl
     with again as session:
         assert session.wait(DEADLINE_S) == "finished"
         assert {record.settings["batch"] for record in session.timeline.records(Applied)[-2:]} == {2}
+
+
+@dataclass(frozen=True)
+class Blind(ER):
+    """A strategy of somebody's own."""
+
+
+def written(folder):
+    """All files of a run and when they were written last."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
 def test_a_network_that_lies_on_a_gpu_is_sent_from_the_cpu(cluster, tmp_path):
@@ -181,16 +202,29 @@ def test_a_network_that_lies_on_a_gpu_is_sent_from_the_cpu(cluster, tmp_path):
     assert network.scale.device.type == "cuda"
 
 
-def test_a_dry_step_that_breaks_the_device_leaves_no_broken_process(cluster, tmp_path):
+def test_a_dry_step_that_breaks_the_device_leaves_no_broken_process(cluster, host, tmp_path):
+    """On a CPU nothing is broken by what a network of somebody's says, nor by an error of another type."""
     (task,) = tasks([40])
     arrived = write_task(task, tmp_path / "task.h5")
     run = RunFolder(tmp_path / "run")
     run.create()
     values = {"training": TRAINING, "rehearsal": REHEARSAL, "preparation": Preparation()}
-    job = packed_spec(RunSpec(run=run, seed=1, strategy=ER(), network=Broken(ASSERT), **values))
     worker = workers_in_order(cluster)[0]
     broken = ask_workers(cluster.client, tell_process)[worker][1]
-    said = cluster.client.run(check_on_worker, job, [arrived], device="cpu", workers=[worker])[worker]
-    assert "device-side assert triggered" in said
-    wait_for(lambda: gone(broken) and worker not in known_workers(cluster))
+
+    def check(network):
+        job = packed_spec(RunSpec(run=run, seed=1, strategy=ER(), network=network, **values))
+        said = cluster.client.run(check_on_worker, job, [arrived], device="cpu", workers=[worker])[worker]
+        assert "device-side assert triggered" in said
+
+    check(Broken(ASSERT))
+    (host.folder / "crash-only").touch()
+    try:
+        check(Broken(ASSERT, KeyError))
+        time.sleep(2 * ANSWERED_S)  # by then a process has ended that was to end
+        assert not gone(broken)
+        check(Broken(ASSERT))
+        wait_for(lambda: gone(broken) and worker not in known_workers(cluster))
+    finally:
+        (host.folder / "crash-only").unlink()
     wait_for(lambda: len(known_workers(cluster)) == 2)

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from rehearsal_kit.base.errors import ClusterError, SettingsError
+from rehearsal_kit.cluster.cluster import connect
 from rehearsal_kit.cluster.devices import choose_devices
 from rehearsal_kit.cluster.gpu_workers import visible_devices
 from rehearsal_kit.cluster.gpus import Surroundings, find_gpus
@@ -246,3 +247,10 @@ def test_one_gpu_is_one_worker_whatever_a_machine_without_any_would_have(probe):
     assert choose_devices("auto", find=lambda: find_gpus(Surroundings(devices=()))).workers == 2
     with pytest.raises(SettingsError, match="share_gpus is True, but kind is 'cpu'"):
         choose_devices("cpu", share_gpus=True)
+    for kind in ("cpu", "auto"):
+        with pytest.raises(SettingsError, match="share_gpus is 'yes'; it must be True or False"):
+            choose_devices(kind, share_gpus="yes", find=lambda: pytest.fail("nobody is asked"))
+    with pytest.raises(SettingsError, match="share_gpus is 'no'; it must be True or False"):
+        connect("/none", share_gpus="no")
+    with pytest.raises(SettingsError, match="insecure is 1; it must be True or False"):
+        connect("/none", insecure=1)

@@ -5,25 +5,30 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+from rehearsal_kit.base.errors import SettingsError
 from rehearsal_kit.cluster.protocol import HostStatus
 from rehearsal_kit.cluster.rank_failure import RankFailure
 from rehearsal_kit.cluster.watchdog import GenerationError, Watchdog
 from rehearsal_kit.cluster.watched_run import WatchedRun
 from rehearsal_kit.record.rank_records import Ended
 
-REMOTE = (
-    "DistBackendError: NCCL error in: NCCLUtils.hpp:268, remote process exited or there was a network error\n"
+REMOTE = torch.distributed.DistBackendError(
+    "NCCL error in: NCCLUtils.hpp:268, remote process exited or there was a network error\n"
     "ncclRemoteError: A call failed possibly due to a network error or a remote process exiting prematurely."
 )
-ABORTED = "RuntimeError: NCCL communicator was aborted on rank 0."
-MEMORY = "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
+ABORTED = RuntimeError("NCCL communicator was aborted on rank 0.")
+SAID = "CUDA out of memory. Tried to allocate 2.00 GiB"
+MEMORY = torch.OutOfMemoryError(f"{SAID}.")
 
 
-def failed(error, *, at, **values):
+def failed(error, *, at):
+    failure = RankFailure.of(error, card="", in_force=None)
     return HostStatus(
-        alive=False, generation=1, training=True, outcome="failed", error=error, failed_at=at, **values
-    )
+        alive=False, generation=1, training=True, outcome="failed", failed_at=at,
+        error=failure.error, fatal=failure.fatal, consequence=failure.consequence,
+    )  # fmt: skip
 
 
 def judged(*statuses, present=None, now=100.0):
@@ -34,7 +39,14 @@ def judged(*statuses, present=None, now=100.0):
 @pytest.mark.parametrize("consequence", [REMOTE, ABORTED])
 def test_the_cause_is_named_also_where_what_followed_was_told_first(consequence):
     with pytest.raises(GenerationError, match=r"^rank 1: .*out of memory") as found:
-        judged(failed(consequence, at=1.0), failed(MEMORY, at=2.0, fatal=True))
+        judged(failed(consequence, at=1.0), failed(MEMORY, at=2.0))
+    assert found.value.fatal
+
+
+def test_a_setting_that_holds_the_words_of_a_broken_connection_ends_the_run_for_good():
+    setting = SettingsError("policy is 'Connection refused'; it must be one of 'quotas', 'fifo'.")
+    with pytest.raises(GenerationError, match=r"^rank 1: policy is 'Connection refused'") as found:
+        judged(failed(REMOTE, at=1.0), failed(setting, at=2.0))
     assert found.value.fatal
 
 
@@ -57,13 +69,13 @@ def test_what_a_rank_has_told_counts_once_its_process_is_gone():
     late = Ended(rank=0, step=3, outcome="failed", error="late", time=1.0, generation=1)
     watched.hear(late)
     watched.hear(
-        Ended(rank=1, step=4, outcome="failed", error=MEMORY, time=2.0, generation=2, fatal=True, device="")
+        Ended(rank=1, step=4, outcome="failed", error=SAID, time=2.0, generation=2, fatal=True, device="")
     )
     new = HostStatus(alive=False)  # its nanny has started another process
     living = HostStatus(alive=True, generation=2)
     statuses = watched.told([living, new])
     assert statuses[0] is living
-    assert (statuses[1].error, statuses[1].fatal, statuses[1].step) == (MEMORY, True, 4)
+    assert (statuses[1].error, statuses[1].fatal, statuses[1].step) == (SAID, True, 4)
     assert watched.told([None, None])[0] is None
 
 

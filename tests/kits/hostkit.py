@@ -69,13 +69,13 @@ class Hungry(torch.nn.Module):
 class Broken(torch.nn.Module):
     """A network under which the device breaks."""
 
-    def __init__(self, says: str) -> None:
+    def __init__(self, says: str, kind: type[Exception] = RuntimeError) -> None:
         super().__init__()
-        self.says = says
+        self.says, self.kind = says, kind
         self.layer = torch.nn.Linear(8, 4)
 
     def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
-        raise RuntimeError(self.says)
+        raise self.kind(self.says)
 
 
 def networks_held(dask_worker: Worker) -> int:

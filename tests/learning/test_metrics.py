@@ -119,6 +119,18 @@ def test_top_1_and_top_5_by_hand():
     assert scores.metrics == pytest.approx({"label top-1": 1 / 3, "label top-5": 2 / 3})
 
 
+@pytest.mark.parametrize("broken", [[torch.nan] * 6, [1.0, torch.nan, 0, 0, 0, 0], [torch.inf, *[1] * 5]])
+def test_classes_without_probabilities_are_no_wrong_answers_but_no_numbers(broken):
+    labels = torch.tensor([0, 1, 2])
+    logits = torch.eye(6)[:3]
+    logits[:, 5] = -torch.inf  # a class that is excluded
+    assert scored({"label": logits}, {"label": labels}).errors == {"label": 0.0}
+    logits[1] = torch.tensor(broken)
+    scores = scored({"label": logits}, {"label": labels}, shares=(slice(0, 1), slice(1, None)))
+    assert math.isnan(scores.errors["label"])
+    assert all(map(math.isnan, scores.metrics.values()))
+
+
 def test_top_5_says_nothing_of_five_classes():
     scores = scored({"label": torch.eye(5)}, {"label": torch.tensor([0, 1, 2, 3, 0])})
     assert scores.metrics == pytest.approx({"label top-1": 0.8})

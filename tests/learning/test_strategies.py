@@ -642,6 +642,8 @@ def test_strategies_that_cannot_be_are_refused(name, weights, words):
 def test_a_strategy_of_somebodys_own_cannot_be_switched_to():
     with pytest.raises(SettingsError, match="has to be there from the beginning"):
         steer_to(own_strategy())
+    with pytest.raises(SettingsError, match=r"strategy is 'erace', a text; give the strategy .* rk\.ERACE"):
+        steer_to("erace")
 
 
 def twice(outputs, targets):

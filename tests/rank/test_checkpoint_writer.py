@@ -131,6 +131,19 @@ def test_a_checkpoint_is_whole_with_the_parts_of_all_ranks(pair):
     assert pair.ranks[1].beats >= 3  # somebody who watches sees it get on
 
 
+def test_a_number_of_seven_digits_is_found_and_comes_after_those_of_six(tmp_path):
+    pair = Pair(tmp_path / "checkpoints", layout=SMALL)
+    for number in (1_000_000, 999_999):
+        pair.take(number)
+    pair.told()
+    pair.close()
+    assert [*find_checkpoints(pair.root)] == [999_999, 1_000_000]
+    for number in (1_000_000, 999_999):
+        require_whole(pair.root, number)
+    (pair.root / "0999999").mkdir()  # a name that none of ours has is passed over
+    assert len(find_checkpoints(pair.root)) == 2
+
+
 def test_a_rank_that_is_slow_but_alive_is_waited_for(pair, monkeypatch):
     monkeypatch.setattr(checkpoint_writer, "PARTS_TIMEOUT_S", 0.4)
     slow = Rows()

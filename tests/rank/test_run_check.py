@@ -18,11 +18,11 @@ from rehearsal_kit.buffer.memory_limit import available_bytes
 from rehearsal_kit.data.tensor_tasks import TensorTask, write_task
 from rehearsal_kit.learning.networks.convnet import ConvNet
 from rehearsal_kit.learning.strategies.choice import require_suited
-from rehearsal_kit.learning.strategies.dark import DERpp
+from rehearsal_kit.learning.strategies.dark import DERpp, DERppACE
 from rehearsal_kit.learning.strategies.losses import supervised_loss
 from rehearsal_kit.learning.strategies.references import Incremental
-from rehearsal_kit.learning.strategies.replay import AGEM, ER
-from rehearsal_kit.learning.strategies.strategy import Strategy
+from rehearsal_kit.learning.strategies.replay import AGEM, ER, ERACE
+from rehearsal_kit.learning.strategies.strategy import Strategy, Term
 from rehearsal_kit.rank.checkpoint_files import find_checkpoints
 from rehearsal_kit.rank.live_settings import LiveSettings
 from rehearsal_kit.rank.run_check import dry_run, given_again, known_tasks, require_sound
@@ -212,9 +212,28 @@ class Forgetful(Strategy):
         raise KeyError("alpha")
 
 
+def mean_loss(outputs, targets):
+    return supervised_loss(outputs, targets).mean()
+
+
+def loss_of_each_class(outputs, targets):
+    return outputs["label"].square()
+
+
+class MeanTerm(Strategy):
+    def terms(self, batch):
+        return [Term("new", 1.0, batch.new.loss().mean())]
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
+        ({"strategy": ER(loss=mean_loss)}, r"loss of 2 samples came as a tensor \(\); it must be one value"),
+        ({"strategy": ER(loss=loss_of_each_class)}, r"2 samples came as a tensor \(2, 16\); .*'none'"),
+        ({"strategy": ERACE(loss=mean_loss)}, r"loss of 2 samples came as a tensor \(\); it must be one"),
+        ({"strategy": DERppACE(loss=mean_loss)}, r"loss of 2 samples came as a tensor \(\)"),
+        ({"strategy": ER(loss=lambda outputs, targets: 0.5)}, "loss of 2 samples came as float"),
+        ({"strategy": MeanTerm()}, r"the term 'new' of the loss came as a tensor \(\); it must be one value"),
         ({"network": Scalar()}, "output 'label' is to meet the target of that name, but came as"),
         ({"network": Broken()}, "ArithmeticError: not in this life"),
         ({"network": Net(classes=1)}, "tells 1 classes apart"),

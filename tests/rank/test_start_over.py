@@ -49,10 +49,16 @@ class Moody(torch.nn.Module):
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory):
-    """Values of vectors: of classes the wrong ones would be counted, whatever the logits are."""
-    folder, random, made = tmp_path_factory.mktemp("tasks"), torch.Generator().manual_seed(1), []
+    """Values of vectors."""
+    return written(tmp_path_factory.mktemp("tasks"))
+
+
+def written(folder, *, classes=False):
+    """Three tasks of values of vectors, or of classes of them."""
+    random, made = torch.Generator().manual_seed(1), []
     for name in ("one", "two", "three"):
         image, value = torch.randn(40, FEATURES, generator=random), torch.randn(40, 16, generator=random)
+        value = value.argmax(1) if classes else value
         parts = {"training": slice(16, None), "watched": slice(0, 8), "test": slice(8, 16)}
         splits = {split: {"image": image[part], "value": value[part]} for split, part in parts.items()}
         made.append(write_task(TensorTask(name=name, inputs="image", **splits), folder / f"{name}.h5"))
@@ -156,6 +162,18 @@ def test_a_replay_that_pauses_where_the_run_did_not_ends_in_words(tmp_path, task
     carry_out(ALONE, spec, plan, network=Moody())
     with pytest.raises(ReplayError, match=r"the run has .*StartedOver.*the ledger nothing of the kind"):
         replayed(spec, tmp_path / "again", Moody(BAD))
+
+
+def test_classes_that_are_no_numbers_are_seen_at_the_end_of_a_task(tmp_path):
+    """They are no wrong answers: the task is begun again, and a person is told, as with values."""
+    spec = job_in(tmp_path / "run")
+    arrivals = [(0, task) for task in written(tmp_path, classes=True)]
+    plan = [*arrivals, (0, FinishStream()), (2 * TASK + 1, Resume())]
+    outcome, _ = carry_out(ALONE, spec, plan, network=Moody(when_done=True))
+    assert outcome == "finished"
+    (over,) = (entry for entry in read_ledger(spec.run.effects) if entry["kind"] == "StartedOver")
+    assert (over["task"], over["step"]) == (1, 2 * TASK + 1)
+    assert "the network predicts numbers that are not finite" in over["reason"]
 
 
 def test_a_buffer_that_has_no_room_any_more_is_said_and_answered(tmp_path, tasks):

@@ -6,12 +6,14 @@ import re
 import threading
 import time
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from played_line import Line, session_on
 from runkit import until
 
-from rehearsal_kit.base.errors import RankError, SessionError, TaskError
+from rehearsal_kit.base.errors import RankError, SessionError, SettingsError, TaskError
 from rehearsal_kit.data.tensor_tasks import split_classes, write_task
 from rehearsal_kit.record.rank_records import GenerationBegan, RunOver
 from rehearsal_kit.record.records import StateChanged, TaskSetAside
@@ -52,6 +54,12 @@ def test_until_gives_up_in_time_and_says_what_the_run_is_doing(line, session):
     with pytest.raises(TimeoutError, match=r"not in 1\.5 s; the run is waiting, and it goes on"):
         session.until(asked.append, timeout=1.5)
     assert 2 <= len(asked) <= 4  # no busy wait
+
+
+@pytest.mark.parametrize("kind", [pd.DataFrame, np.ones, torch.ones])
+def test_until_says_what_it_must_be_given_where_a_value_is_neither_true_nor_false(session, kind):
+    with pytest.raises(SettingsError, match=r"returned a (DataFrame|ndarray|Tensor), .*; return True"):
+        session.until(lambda _: kind([2]) if kind is pd.DataFrame else kind(2), timeout=5)
 
 
 @pytest.mark.parametrize(

@@ -198,6 +198,9 @@ def test_predict_reads_and_writes_by_blocks(blobs, tmp_path):
         for wrong in ({}, {"label": room, "other": room}, {"label": room[:599]}, {"label": frames}):
             with pytest.raises(SessionError, match=r"out has .* it must have .*\(600, 4\), 'float32'"):
                 blobs.session.predict(frames, out=wrong)
+        for poor in (5, room, [room], {"label": [0.0] * 600}):
+            with pytest.raises(SettingsError, match=r"out is .*; it must be a dictionary .*'label': "):
+                blobs.session.predict(frames, out=poor)
     np.testing.assert_array_equal(blobs.session.predict(inputs.tolist())["label"], predicted)
 
 

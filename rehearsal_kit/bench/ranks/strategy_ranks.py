@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from rehearsal_kit.base.errors import SettingsError
 from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.buffer.distributed_buffer import DistributedBuffer
 from rehearsal_kit.buffer.exchange import GroupExchange
@@ -50,6 +51,19 @@ class Turns:
         names = self.arms or measured_on(stream_named(self.stream))
         arms = [Arm.parsed(name) for name in ("Incremental", *names)]
         return list(dict.fromkeys(arms))
+
+    def require_drawable(self) -> None:
+        """SettingsError for a strategy that asks for more samples than the buffer holds that is measured."""
+        stream = stream_named(self.stream)
+        for arm in self.measured():
+            rehearsal, strategy = arm.rehearsal(stream), arm.made(stream)
+            drawn = rehearsal.representatives if strategy.replays else 0
+            again = rehearsal.distillation if strategy.distils and not strategy.shares_draw else 0
+            if max(drawn, again) > self.capacity:
+                raise SettingsError(
+                    f"strategy {arm.name!r} draws r={drawn} and rd={again} samples, but its buffer holds "
+                    f"{self.capacity} here, and none is drawn twice in one draw; give smaller numbers."
+                )
 
     def device_of(self, rank: int) -> str:
         """That of this rank, as torch calls it."""

@@ -15,7 +15,7 @@ from rehearsal_kit.learning.strategies.strategy import Strategy
 from rehearsal_kit.rank.run_spec import read_network, read_settings
 from rehearsal_kit.record.ledger import read_ledger
 from rehearsal_kit.record.run_folder import RunFolder
-from rehearsal_kit.session.replay import Compared, changed_versions, compare_runs, recorded_ranks, replay_run
+from rehearsal_kit.session.replay import Compared, compare_runs, recorded_ranks, replay_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,11 +66,8 @@ def replay_command(
             effects = len(read_ledger(recorded.effects))
             ranks = ", then ".join(map(str, recorded_ranks(recorded)))
             print(f"{folder}: {effects} recorded effects, {ranks} ranks")
-            if any_versions and (changed := changed_versions(recorded)):
-                print(f"  with other versions: {'; '.join(changed)}")
-            timeline = replay_run(
-                recorded, into, network=network, strategy=strategy, any_versions=any_versions
-            )
+            tell = _print_change if any_versions else None
+            timeline = replay_run(recorded, into, network=network, strategy=strategy, tell=tell)
             print(f"  replayed {len(timeline.losses()[0])} steps")
             if check:
                 differing += _print_comparison(compare_runs(recorded, into))
@@ -106,6 +103,10 @@ def _require_code(run: RunFolder, network: torch.nn.Module | None, strategy: Str
 
 def _runs_below(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.rglob("settings.json"))
+
+
+def _print_change(words: str) -> None:
+    print(f"  {words}", flush=True)
 
 
 def _print_comparison(compared: list[Compared]) -> int:

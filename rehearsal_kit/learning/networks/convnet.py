@@ -33,10 +33,11 @@ class ConvNet(nn.Module):
 
     def __init__(self, *, classes: int = 10, channels: int = 1, width: int = 16, seed: int = 0) -> None:
         super().__init__()
+        classes = require_integer("classes", classes, low=1)
+        channels = require_integer("channels", channels, low=1)
+        width = require_integer("width", width, low=1)
         sizes = {"classes": classes, "channels": channels, "width": width}
-        for name, size in sizes.items():
-            require_integer(name, size, low=1)
-        require_integer("seed", seed, low=0)
+        seed = require_integer("seed", seed, low=0)
         self.arguments: Mapping[str, int] = {**sizes, "seed": seed}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch_seed(seed, "ConvNet"))

@@ -43,7 +43,7 @@ class PtychoNN(nn.Module):
         super().__init__()
         if size not in _CHANNELS:
             raise SettingsError(f"size of PtychoNN is {size!r}; it must be one of {', '.join(_CHANNELS)}.")
-        require_integer("seed", seed, low=0)
+        seed = require_integer("seed", seed, low=0)
         self.arguments: Mapping[str, str | int] = {"size": size, "seed": seed}
         down, up = _CHANNELS[size]
         with torch.random.fork_rng(devices=[]):

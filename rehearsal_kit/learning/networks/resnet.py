@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rehearsal_kit.base.errors import SettingsError
+from rehearsal_kit.base.plain_values import plain_value
 from rehearsal_kit.base.randomness import torch_seed
 from rehearsal_kit.base.settings import require_integer, require_one_of
 
@@ -45,13 +46,15 @@ class ResNet(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        depth = plain_value(depth)
         if depth not in _STAGES:
             raise SettingsError(f"depth of ResNet is {depth!r}; it must be one of {tuple(_STAGES)}.")
+        classes = require_integer("classes", classes, low=1)
+        channels = require_integer("channels", channels, low=1)
+        width = require_integer("width", width, low=1)
         sizes = {"classes": classes, "channels": channels, "width": width}
-        for name, size in sizes.items():
-            require_integer(name, size, low=1)
         require_one_of("stem", stem, ("imagenet", "small"))
-        require_integer("seed", seed, low=0)
+        seed = require_integer("seed", seed, low=0)
         self.arguments: Mapping[str, str | int] = {"depth": depth, **sizes, "stem": stem, "seed": seed}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch_seed(seed, "ResNet"))

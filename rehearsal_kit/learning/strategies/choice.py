@@ -7,6 +7,7 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from rehearsal_kit.base.errors import SettingsError
+from rehearsal_kit.base.plain_values import plain_value
 from rehearsal_kit.base.settings import Rehearsal, Training
 from rehearsal_kit.base.steerable import SETTINGS
 from rehearsal_kit.buffer.row_layout import RowLayout
@@ -63,7 +64,7 @@ def as_recorded(strategy: Strategy, plain: Mapping[str, Any]) -> Strategy:
 
 def plain_strategy(strategy: Strategy) -> dict[str, float | str]:
     """Its name and weights as plain values."""
-    weights = {name: getattr(strategy, name) for name in WEIGHTS if _has(strategy, name)}
+    weights = {name: plain_value(getattr(strategy, name)) for name in WEIGHTS if _has(strategy, name)}
     return {"strategy": strategy.name, **weights}
 
 
@@ -76,14 +77,21 @@ def own_code(strategy: Strategy) -> str:
     return ""
 
 
-def steer_to(strategy: Strategy) -> Mapping[str, Any]:
+def steer_to(strategy: object) -> Mapping[str, Any]:
     """What `Steer` is given to switch to one of ours; SettingsError for a strategy of somebody's own."""
+    if isinstance(strategy, str):
+        known = {name.lower(): name for name in STRATEGIES}
+        meant = known.get(strategy.lower(), "ER")
+        raise SettingsError(
+            f"strategy is {strategy!r}, a text; give the strategy itself, such as rk.{meant}()."
+        )
     if type(strategy) not in OURS:
         raise SettingsError(
             f"strategy is {strategy!r}; a run can be switched to "
             f"{', '.join(kind.__name__ for kind in OURS)}. A strategy of your own has to be there "
             "from the beginning: Session(strategy=...)."
         )
+    assert isinstance(strategy, Strategy)  # noqa: S101 - for the type checker
     return plain_strategy(strategy)
 
 

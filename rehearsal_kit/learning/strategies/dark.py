@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from rehearsal_kit.base.plain_values import make_plain
 from rehearsal_kit.base.steerable import SETTINGS
 from rehearsal_kit.learning.strategies.losses import Loss, among_present, squared_distance, supervised_loss
 from rehearsal_kit.learning.strategies.strategy import AugmentedBatch, Strategy, Term
@@ -24,6 +25,7 @@ class DER(Strategy):
     loss: Loss = supervised_loss
 
     def __post_init__(self) -> None:
+        make_plain(self)
         SETTINGS["alpha"].require(self.alpha)
 
     def terms(self, batch: AugmentedBatch) -> Sequence[Term]:
@@ -52,6 +54,7 @@ class DERpp(Strategy):
     draws: int = 1
 
     def __post_init__(self) -> None:
+        make_plain(self)
         for name in ("alpha", "beta", "draws"):
             SETTINGS[name].require(getattr(self, name))
 

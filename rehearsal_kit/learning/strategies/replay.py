@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from rehearsal_kit.base.plain_values import make_plain
 from rehearsal_kit.base.steerable import SETTINGS
 from rehearsal_kit.learning.strategies.losses import (
     Loss,
@@ -38,6 +39,7 @@ class ER(Strategy):
     balance: str | float = "equal"
 
     def __post_init__(self) -> None:
+        make_plain(self)
         SETTINGS["balance"].require(self.balance)
 
     def terms(self, batch: AugmentedBatch) -> Sequence[Term]:

@@ -8,7 +8,13 @@ from typing import ClassVar
 
 import torch
 
+from rehearsal_kit.base.errors import SettingsError
 from rehearsal_kit.learning.strategies.losses import Loss, Tensors, supervised_loss
+
+_EACH = (
+    "it must be one value for each sample, (sample,): the mean over the samples of all ranks is taken later. "
+    "Losses of torch give that by reduction='none', for images averaged over all axes but the first."
+)
 
 
 @dataclass(frozen=True)
@@ -28,10 +34,17 @@ class Part:
     """Likewise what the quicker average makes of them, where the strategy `asks_plastic_average`."""
 
     def loss(self, of: Loss = supervised_loss) -> torch.Tensor:
-        """Loss of each sample: (sample,). Of no sample the loss is not asked: it may know nothing of that."""
-        if self.outputs and not any(map(len, self.outputs.values())):
+        """Loss of each sample: (sample,). SettingsError where `of` does not give one for each.
+
+        Of no sample it is not asked: a loss of somebody's own may know nothing of that.
+        """
+        count = min(map(len, (*self.outputs.values(), *self.targets.values())), default=0)
+        if self.outputs and not count:
             return next(iter(self.outputs.values())).new_zeros(0, dtype=torch.float32)
-        return of(self.outputs, self.targets)
+        values = of(self.outputs, self.targets)
+        if not isinstance(values, torch.Tensor) or values.shape != (count,):
+            raise SettingsError(f"the loss of {count} samples came as {_words(values)}; {_EACH}")
+        return values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +73,10 @@ class Term:
     weight: float
     values: torch.Tensor
     """Loss of each sample on this rank: (sample,)."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.values, torch.Tensor) or self.values.dim() != 1:
+            raise SettingsError(f"the term {self.name!r} of the loss came as {_words(self.values)}; {_EACH}")
 
 
 class Strategy:
@@ -111,6 +128,10 @@ class Strategy:
         all ranks.
         """
         return gradients.sum(dim=0)
+
+
+def _words(values: object) -> str:
+    return f"a tensor {tuple(values.shape)}" if isinstance(values, torch.Tensor) else type(values).__name__
 
 
 def joined(first: Part, second: Part) -> Part:
