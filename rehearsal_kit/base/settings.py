@@ -54,8 +54,8 @@ def require_number(name: str, value: object, *, low: float, high: float) -> floa
 class Training:
     """How every task is trained; the same for all strategies."""
 
-    batch: int = 16
-    """New samples per step (b), of each rank or of all ranks together: see `scaling`."""
+    batch: int = 32
+    """New samples per step (b), of all ranks together or of each: see `scaling`."""
     epochs: int = 3
     """Passes over the data of a task."""
     least_steps: int = 0
@@ -66,11 +66,11 @@ class Training:
     schedule: str = "constant"
     """What becomes of the learning rate within a task: "constant", "cosine" (down to zero) or "cyclic" (up
     and down once an epoch between an eighth and the whole, as PtychoNN is trained)."""
-    scaling: str = "none"
-    """What another number of ranks changes. "none": batch, representatives, distillation and candidates are
-    of each rank, so that more ranks take fewer and larger steps at the same learning rate. "global": they
-    are of all ranks together, rounded up to equal parts: where they can be divided by it, every number of
-    ranks takes the same steps.
+    scaling: str = "global"
+    """What another number of ranks changes. "global": batch, representatives, distillation and candidates are
+    of all ranks together, rounded up to equal parts: where they can be divided by it, every number of ranks
+    takes the same steps, and comes to the same quality.
+    "none": they are of each rank, so that more ranks take fewer and larger steps at the same learning rate.
     "linear" and "sqrt": they are of each rank, and the learning rate is multiplied by the number of ranks,
     or by its square root, reached step by step within the first epoch of every task (Goyal et al., "Accurate,
     large minibatch SGD", arXiv 1706.02677, sections 2.1 and 2.2)."""
@@ -148,13 +148,16 @@ class Training:
 class Rehearsal:
     """How much is remembered and how much of it comes back."""
 
-    representatives: int = 24
-    """Stored samples added to every mini-batch (r), of each rank unless `Training.scaling` says otherwise;
-    steerable while the run goes on."""
+    representatives: int = 8
+    """Stored samples added to every mini-batch (r): in a session of all ranks together, unless
+    `Training.scaling` says otherwise; of each rank where the buffer is used by itself. Steerable while the
+    run goes on."""
     distillation: int = 0
-    """Stored samples drawn a second time, independently, for distillation (r_d), of each rank likewise."""
+    """Stored samples drawn a second time, independently, for distillation (r_d), of all ranks or of each
+    likewise."""
     candidates: int = 8
-    """Samples of every mini-batch offered to the buffer once it is full (c), of each rank likewise."""
+    """Samples of every mini-batch offered to the buffer once it is full (c), of all ranks or of each
+    likewise."""
     capacity: int | str = 2000
     """Held over all ranks together: a number of samples, or of bytes such as "512 MiB"."""
     policy: str = "quotas"

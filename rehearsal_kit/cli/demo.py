@@ -43,18 +43,18 @@ class Preset:
 
 SIMULATED = Preset(
     size=32,
-    training=Training(batch=8, epochs=10, learning_rate=3e-3),
-    rehearsal=Rehearsal(representatives=8, candidates=4, capacity=294),
+    training=Training(batch=16, epochs=10, learning_rate=3e-3),
+    rehearsal=Rehearsal(representatives=16, candidates=8, capacity=294),
 )
 SEVERAL_FILES = Preset(
     size=32,
-    training=Training(batch=8, epochs=6, learning_rate=2e-3),
-    rehearsal=Rehearsal(representatives=8, candidates=4, capacity=470),
+    training=Training(batch=16, epochs=6, learning_rate=2e-3),
+    rehearsal=Rehearsal(representatives=16, candidates=8, capacity=470),
 )
 ONE_FILE = Preset(
     size=64,
-    training=Training(batch=8, epochs=12, learning_rate=2e-3),
-    rehearsal=Rehearsal(representatives=8, candidates=4, capacity=84),
+    training=Training(batch=16, epochs=12, learning_rate=2e-3),
+    rehearsal=Rehearsal(representatives=16, candidates=8, capacity=84),
 )
 STRATEGIES: tuple[Strategy, ...] = (ER(), Incremental(), FromScratch())
 

@@ -170,7 +170,8 @@ def read_settings(run: RunFolder, strategy: Strategy | None = None) -> RunSettin
         seed=plain["seed"],
         strategy=as_recorded(strategy, plain),
         preparation=Preparation(**with_tuples(plain["preparation"])),
-        training=Training(**plain["training"]),
+        # Runs of versions that wrote nothing of it were not divided.
+        training=Training(**{"scaling": "none", **plain["training"]}),
         rehearsal=Rehearsal(**with_tuples(plain["rehearsal"])),
         recovery=Recovery(**plain["recovery"]),
     )

@@ -121,7 +121,7 @@ def test_a_run_on_a_cluster_that_was_started_by_hand(theirs, tmp_path):
             strategy=ER(),
             network=Tiny(seed=1),
             preparation=Preparation(size=16),
-            training=Training(batch=8, epochs=4),
+            training=Training(batch=8, epochs=4, scaling="none"),
             rehearsal=Rehearsal(representatives=16, candidates=4, capacity=80),
         ) as session:
             session.submit(scan)

@@ -68,7 +68,7 @@ KERNEL = """
         found = {"said": repr(cluster), "workers": list(cluster.client.run(tell).values())}
         cluster.client.run(see_gpus)
         with rk.Session(cluster, run=work / "run", strategy=rk.ER(), network=Theirs(),
-                        training=rk.Training(batch=8, epochs=3),
+                        training=rk.Training(batch=8, epochs=3, scaling="none"),
                         rehearsal=rk.Rehearsal(representatives=4, candidates=4, capacity=40)) as session:
             session.submit(rk.TensorTask(name="t", inputs="image", group="label", training=vectors(160),
                                          watched=vectors(8), test=vectors(8)))

@@ -81,7 +81,7 @@ def session(cluster, ports, home):
         strategy=ER(),
         network=Tiny(seed=1),
         preparation=Preparation(size=16),
-        training=Training(batch=8, epochs=100_000),
+        training=Training(batch=8, epochs=100_000, scaling="none"),
         rehearsal=Rehearsal(representatives=16, candidates=4, capacity=80),
     ) as session:
         session.submit(scan)

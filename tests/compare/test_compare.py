@@ -61,7 +61,7 @@ def two_scans(place: Place) -> Sequence[Arrived]:
 SHORT = replace(
     stream_named("beamline"),
     shape=(1, 16, 16),
-    training=Training(batch=16, epochs=1, learning_rate=3e-3),
+    training=Training(batch=16, epochs=1, learning_rate=3e-3, scaling="none"),
     preparation=Preparation(size=16),
     lay_out=two_scans,
 )

@@ -178,7 +178,7 @@ def small_job(folder: Path, **changes: Any) -> RunSpec:
         "network": Tiny(seed=3),
         "strategy": ER(),
         "preparation": Preparation(size=16),
-        "training": Training(batch=16, epochs=1, learning_rate=1e-3),
+        "training": Training(batch=16, epochs=1, learning_rate=1e-3, scaling="none"),
         "rehearsal": Rehearsal(representatives=8, candidates=4, capacity=64),
     }
     return RunSpec(**{**values, **changes})

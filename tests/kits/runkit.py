@@ -30,7 +30,7 @@ from rehearsal_kit.record.run_folder import RunFolder
 from rehearsal_kit.record.timeline import Timeline
 
 FEATURES = 6
-TRAINING = Training(batch=8, epochs=3, learning_rate=0.02, warmup=0.2, schedule="cosine")
+TRAINING = Training(batch=8, epochs=3, learning_rate=0.02, warmup=0.2, schedule="cosine", scaling="none")
 REHEARSAL = Rehearsal(representatives=6, distillation=4, candidates=3, capacity=40)
 
 

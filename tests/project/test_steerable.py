@@ -236,9 +236,13 @@ def test_ledgers_and_digests_are_what_they_were():
     written, before = json.loads(Wish(3, command, "k").to_json()), json.loads(line)
     assert [pair for pair in written.items() if pair[0] in before] == [*before.items()]
     assert Wish.from_json('{"number": 3, "kind": "Steer", "batch": 4}') == Wish(3, Steer(batch=4))
-    counted = LiveSettings(training=Training(), rehearsal=Rehearsal(distillation=2), strategy=DERpp())
+    training = Training(batch=16)
+    rehearsal = Rehearsal(representatives=24, distillation=2)
+    counted = LiveSettings(training=training, rehearsal=rehearsal, strategy=DERpp())
     assert counted.digest == "d8d4ebdcdff2447f"
     in_bytes = LiveSettings(
-        training=Training(), rehearsal=Rehearsal(capacity="1 MiB"), strategy=named_strategy("ER")
+        training=training,
+        rehearsal=Rehearsal(representatives=24, capacity="1 MiB"),
+        strategy=named_strategy("ER", balance="samples"),
     )
     assert in_bytes.digest == "6c8c3c56c1df3d19"

@@ -141,7 +141,7 @@ def ours(kind, seed, folder):
         seed=seed,
         network=Net(seed),
         strategy=STRATEGIES[kind],
-        training=Training(batch=BATCH, epochs=1, learning_rate=RATE, precision="float32"),
+        training=Training(batch=BATCH, epochs=1, learning_rate=RATE, precision="float32", scaling="none"),
         rehearsal=Rehearsal(
             representatives=DRAWN,
             distillation=DRAWN,

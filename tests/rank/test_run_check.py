@@ -241,7 +241,7 @@ class MeanTerm(Strategy):
         ({"network": Alone(), "training": Training(batch=1)}, "more than 1 value per channel"),
         ({"strategy": Forgetful()}, "KeyError: 'alpha'"),
         ({"rehearsal": Rehearsal(distillation=4, half=("label",))}, "half is for floating fields"),
-        ({"rehearsal": Rehearsal(distillation=4, capacity="1 KiB")}, "hold at most"),
+        ({"rehearsal": Rehearsal(distillation=24, capacity="1 KiB")}, "hold at most"),
     ],
 )
 def test_a_dry_step_finds_what_cannot_be_trained(tmp_path, tasks, changes, says):

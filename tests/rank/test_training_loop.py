@@ -114,7 +114,7 @@ def test_from_scratch_trains_on_everything_so_far_from_the_initial_weights(tmp_p
 
 
 def test_commands_take_effect_at_one_step_and_are_written_down(tmp_path, scans):
-    spec = small_job(tmp_path / "run", training=Training(epochs=2))
+    spec = small_job(tmp_path / "run", training=Training(batch=16, epochs=2, scaling="none"))
     _, timeline, rank = alone(
         spec, scans[0], Steer(representatives=3, learning_rate=5e-4), Pause(), Resume(), FinishStream()
     )

@@ -188,7 +188,9 @@ class Conductor:
     """One rank in this process, steered by what it tells."""
 
     def __init__(self, folder) -> None:
-        self.spec = small_job(folder, training=Training(batch=16, epochs=2), recovery=Recovery(keep_last=100))
+        self.spec = small_job(
+            folder, training=Training(batch=16, epochs=2, scaling="none"), recovery=Recovery(keep_last=100)
+        )
         self.timeline = Timeline()
         self.mailbox: queue.SimpleQueue = queue.SimpleQueue()
         self.sent = 0

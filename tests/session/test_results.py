@@ -91,7 +91,7 @@ def scanned(cluster, tmp_path_factory):
         strategy=ER(),
         network=PtychoNN(size="small", seed=2),
         preparation=Preparation(size=32),
-        training=Training(batch=16, epochs=1),
+        training=Training(batch=16, epochs=1, scaling="none"),
         rehearsal=Rehearsal(representatives=4, candidates=4, capacity=40),
     ) as session:
         session.submit(path)
@@ -126,7 +126,7 @@ def spoilt_task(sample: int) -> TensorTask:
 def session_on(cluster, run: Path, *, network: torch.nn.Module | None = None, **settings) -> Session:
     values = {
         "strategy": ER(),
-        "training": Training(batch=8, epochs=2, learning_rate=1e-2),
+        "training": Training(batch=8, epochs=2, learning_rate=1e-2, scaling="none"),
         "rehearsal": Rehearsal(representatives=8, distillation=8, candidates=4, capacity=60, outputs=True),
     }
     return Session(
@@ -361,7 +361,9 @@ def test_the_export_of_a_scan_carries_its_preparation(scanned, tmp_path):
 
 @pytest.mark.cluster
 def test_a_run_is_switched_to_another_strategy_on_all_ranks_at_one_step(cluster, tmp_path):
-    with session_on(cluster, tmp_path / "run", training=Training(batch=8, epochs=500)) as session:
+    with session_on(
+        cluster, tmp_path / "run", training=Training(batch=8, epochs=500, scaling="none")
+    ) as session:
         wishes = session.run.wishes
         session.submit(two_tasks()[0])
         session.start()

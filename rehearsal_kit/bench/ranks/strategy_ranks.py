@@ -110,21 +110,23 @@ class _Turn:
 
     def __init__(self, arm: Arm, stream: CompareStream, *, groups: ProcessGroups, turns: Turns) -> None:
         self._device = turns.device_of(groups.rank)
-        self._pool = [_samples(stream, number, groups.rank) for number in range(POOL)]
         strategy, training = arm.made(stream), replace(arm.training(stream), precision="float32")
         if strategy.asks_average and training.average is None:
             training = replace(training, average=AVERAGE)
         if strategy.asks_plastic_average and training.plastic_average is None:
             training = replace(training, plastic_average=PLASTIC_AVERAGE)
-        self._learner = Learner(stream.small(SEED), training, device=self._device, groups=groups)
-        self._inputs = "image" if stream.measure == CLASSES else "diffraction"
-        signature = self._learner.meet(self._pool[0], self._inputs)
-        self._learner.know(signature)
         self._live_settings = LiveSettings(
             training=training,
             rehearsal=replace(arm.rehearsal(stream), capacity=turns.capacity),
             strategy=strategy,
         )
+        self._sizes = self._live_settings.sizes(groups.ranks)
+        batch = self._sizes.batch
+        self._pool = [_samples(stream, number, rank=groups.rank, count=batch) for number in range(POOL)]
+        self._learner = Learner(stream.small(SEED), training, device=self._device, groups=groups)
+        self._inputs = "image" if stream.measure == CLASSES else "diffraction"
+        signature = self._learner.meet(self._pool[0], self._inputs)
+        self._learner.know(signature)
         self._steps = 0
         self._buffer = None
         if self._live_settings.needs_buffer:
@@ -133,7 +135,7 @@ class _Turn:
             self._buffer = DistributedBuffer(
                 layout, rehearsal, seed=SEED, exchange=exchange, device=self._device
             )
-            self._fill(self._buffer, -(-turns.capacity // groups.ranks // training.batch) + 2)
+            self._fill(self._buffer, -(-turns.capacity // groups.ranks // batch) + 2)
 
     def step(self) -> float:
         """Seconds of one step, the background work that it began included."""
@@ -154,12 +156,12 @@ class _Turn:
             self._buffer.close()
 
     def _advance(self, buffer: DistributedBuffer) -> Representatives | None:
-        sizes = self._live_settings.sizes(1)
         return buffer.advance(
             Round(
                 step=self._steps,
-                representatives=sizes.representatives,
-                distillation=sizes.distillation,
+                representatives=self._sizes.representatives,
+                distillation=self._sizes.distillation,
+                candidates=self._sizes.candidates,
             )
         )
 
@@ -181,8 +183,7 @@ class _Turn:
         return time.perf_counter()
 
 
-def _samples(stream: CompareStream, number: int, rank: int) -> dict[str, torch.Tensor]:
-    count = stream.training.batch
+def _samples(stream: CompareStream, number: int, *, rank: int, count: int) -> dict[str, torch.Tensor]:
     identity = torch.arange(count) + count * (number + POOL * rank)
     values = torch.rand(count, *stream.shape)
     if stream.measure == CLASSES:

@@ -99,7 +99,7 @@ def measure_checkpoints(groups: ProcessGroups, windows: Windows) -> CheckpointCo
         network=PtychoNN(size=windows.size),
         strategy=ER(),
         preparation=Preparation(size=windows.side),
-        training=Training(batch=16, epochs=10**6),
+        training=Training(batch=16, epochs=10**6, scaling="none"),
         rehearsal=Rehearsal(representatives=24, candidates=16, capacity=windows.capacity),
         recovery=Recovery(checkpoint_s=1e9, keep_last=1, keep_best=0),
     )

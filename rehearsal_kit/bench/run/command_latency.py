@@ -26,7 +26,7 @@ from rehearsal_kit.session.session import Session
 LIMIT_S = 0.25
 LIMIT_STEPS = 2
 ANSWER_TIMEOUT_S = 60.0
-TRAINING = Training(batch=16, epochs=1000)
+TRAINING = Training(batch=16, epochs=1000, scaling="none")
 REHEARSAL = Rehearsal(representatives=24, candidates=8, capacity=1000)
 
 

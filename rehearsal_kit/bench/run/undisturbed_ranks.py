@@ -113,7 +113,7 @@ def measure_undisturbed(groups: ProcessGroups, turns: Turns) -> Measurement:
         network=Light(),
         strategy=ER(),
         preparation=Preparation(size=turns.side),
-        training=Training(batch=BATCH, epochs=10**6),
+        training=Training(batch=BATCH, epochs=10**6, scaling="none"),
         rehearsal=Rehearsal(
             representatives=REPRESENTATIVES, candidates=CANDIDATES, capacity=turns.stored * groups.ranks
         ),
