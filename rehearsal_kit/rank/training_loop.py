@@ -102,8 +102,8 @@ class Rank:
     def rounds(self, hear: Callable[[BaseException], None] = _nobody) -> Iterator[None]:
         """The loop of `run`, for whoever has several ranks of one process train in turns, to measure them.
 
-        It goes on whenever it is asked for the next: by what has been decided and, where there is something to
-        train, one step. hear: as there.
+        It goes on whenever it is asked for the next: by what has been decided and, where there is something
+        to train, one step. hear: as there.
         """
         with self._closing(hear):
             self._begin()

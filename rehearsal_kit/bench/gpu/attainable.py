@@ -94,7 +94,7 @@ def _warmed_up(step: Callable[[], None], device: str) -> None:
 
 def _captured(step: Callable[[], None]) -> Callable[[], None]:
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # the watchdog of NCCL asks meanwhile
         step()
 
     def replay() -> None:
