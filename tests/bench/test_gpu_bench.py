@@ -117,6 +117,7 @@ def test_every_rank_has_a_gpu_of_its_own():
 def test_mini_batches_of_both_kinds_are_whole_and_intervals_are_known():
     for case in (*CASES, *QUICK_CASES):
         assert case.shard % case.batch == case.shard % case.rows == 0
+    assert all(4 * case.capacity <= case.shard for case in CASES)
     for effort in (FULL, QUICK):
         assert math.isfinite(MedianInterval.of([1.0] * effort.rounds).high)
     assert math.isfinite(MedianInterval.of([1.0] * FULL.checkpoints).high)

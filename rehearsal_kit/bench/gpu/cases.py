@@ -35,7 +35,8 @@ class Case:
     capacity: int
     """Samples per rank."""
     shard: int
-    """Training samples per rank: whole mini-batches, with rehearsal and without."""
+    """Training samples per rank: whole mini-batches, with rehearsal and without. Of these a buffer holds a
+    small part, so that most candidates are new to it, as in a first epoch."""
     limit: float
     """Largest ratio of the steps with rehearsal to those without."""
     strategies: tuple[Strategy, ...] = (ER(),)
@@ -118,8 +119,8 @@ CASES = (
         batch=16,
         representatives=24,
         candidates=8,
-        capacity=400,
-        shard=320,
+        capacity=160,
+        shard=640,
         limit=1.02,
         stall_limit_s=STALL_S,
         strategies=ALL,
@@ -129,8 +130,8 @@ CASES = (
         batch=16,
         representatives=24,
         candidates=8,
-        capacity=400,
-        shard=320,
+        capacity=160,
+        shard=640,
         limit=1.01,
         stall_limit_s=STALL_S,
         frames=1000 - TESTED,
@@ -140,8 +141,8 @@ CASES = (
         batch=56,
         representatives=7,
         candidates=14,
-        capacity=400,
-        shard=504,
+        capacity=240,
+        shard=1008,
         limit=1.01,
     ),
 )
