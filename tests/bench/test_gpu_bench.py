@@ -281,7 +281,7 @@ def measurement(folder, case=CASE) -> CaseMeasurement:
     made.folder.mkdir()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        write_task(case.task(1), made._task)
+        write_task(case.task(1), made.task)
     return made
 
 
@@ -289,11 +289,11 @@ def test_sessions_in_turns_train_as_each_of_them_alone(tmp_path):
     """Each has the numbers that it has alone, and buffers are full when they are measured."""
     (tmp_path / "one").mkdir()
     (tmp_path / "other").mkdir()
-    alone = measurement(tmp_path / "one")._session(ER())
+    alone = measurement(tmp_path / "one").session(ER())
     alone.step(3)
     alone.end()
     other = measurement(tmp_path / "other")
-    session, beside = other._session(ER()), other._session(Incremental())
+    session, beside = other.session(ER()), other.session(Incremental())
     since = session.taken
     for _ in range(3):
         beside.step()
@@ -312,13 +312,13 @@ def losses(session: DrivenRank) -> list[float]:
 
 def test_what_fails_in_a_session_is_not_taken_for_what_costs_nothing(tmp_path):
     one = measurement(tmp_path)
-    one._task.write_bytes(b"no task")
+    one.task.write_bytes(b"no task")
     with pytest.raises(RehearsalKitError, match="what was to be measured has failed"):
-        one._session(ER())
+        one.session(ER())
 
 
 def test_a_checkpoint_is_on_disk_before_the_next_is_measured(tmp_path):
-    session = measurement(tmp_path)._session(ER())
+    session = measurement(tmp_path).session(ER())
     for _ in range(2):
         session.ask(TakeCheckpoint())
         session.step()

@@ -49,9 +49,9 @@ class CaseMeasurement:
         repeatable, fastest = (self._attainable(deterministic=each) for each in (True, False))
         if self.groups.rank == 0:
             self.folder.mkdir(mode=0o700)
-            write_task(case.task(ranks), self._task)
+            write_task(case.task(ranks), self.task)
         with gpu_arithmetic(self.device, deterministic=True):
-            rehearsed, plain = self._session(ER()), self._session(Incremental())
+            rehearsed, plain = self.session(ER()), self.session(Incremental())
         since, blocks = rehearsed.taken, self._in_turns(rehearsed, plain)
         with gpu_arithmetic(self.device, deterministic=True):
             plain.end()
@@ -64,7 +64,7 @@ class CaseMeasurement:
             told, kept = rehearsed.told(since), rehearsed.kept
             del rehearsed
             for strategy in case.strategies[1:]:
-                counted[strategy.name] = self._counted_alone(strategy)
+                counted[strategy.name] = self.counted(strategy)
             between_ranks = self._between_ranks(repeatable.parameters) if ranks > 1 else {}
         steps = max(1, sum(len(each.losses) for each in told))
         return CaseFindings(
@@ -83,7 +83,8 @@ class CaseMeasurement:
         )
 
     @property
-    def _task(self) -> Path:
+    def task(self) -> Path:
+        """The file of the only task; made by `findings`, or by whoever wants a session alone."""
         return self.folder / "task.h5"
 
     def _attainable(self, *, deterministic: bool) -> Attainable:
@@ -94,7 +95,7 @@ class CaseMeasurement:
 
     # Sessions -------------------------------------------------------------------------------------------
 
-    def _session(self, strategy: Strategy) -> DrivenRank:
+    def session(self, strategy: Strategy) -> DrivenRank:
         """One whose buffer is full, and whose network has been trained for some steps."""
         case, groups = self.case, self.groups
         run = RunFolder(self.folder / strategy.name)
@@ -112,7 +113,7 @@ class CaseMeasurement:
             recovery=Recovery(checkpoint_s=1e9, keep_last=1, keep_best=0),
             device=self.device,
         )
-        session = DrivenRank(spec, groups, task=self._task)
+        session = DrivenRank(spec, groups, task=self.task)
         session.step(-(-case.capacity // case.batch) + WARM_UP)
         return session
 
@@ -150,8 +151,9 @@ class CaseMeasurement:
             session.step(self.effort.counted)
         return Counted(steps=self.effort.counted, here=dict(found.here), elsewhere=dict(found.elsewhere))
 
-    def _counted_alone(self, strategy: Strategy) -> Counted:
-        session = self._session(strategy)
+    def counted(self, strategy: Strategy) -> Counted:
+        """Synchronisations of a session of its own."""
+        session = self.session(strategy)
         counted = self._counted(session)
         session.end()
         return counted
