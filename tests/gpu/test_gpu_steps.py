@@ -5,13 +5,21 @@ from __future__ import annotations
 import statistics
 
 import pytest
-from devicekit import DEVICE, evaluations, synchronisations
+from devicekit import DEVICE, KIND, evaluations, generations, synchronisations
 
 from rehearsal_kit.bench.children import on_ranks
 from rehearsal_kit.record.records import UNTRAINED
 
 pytestmark = pytest.mark.gpu
 SEEDS = (0, 1, 2)
+
+
+def test_groups_of_nccl_are_made_twice_in_a_process_and_listen_on_loopback_alone(tmp_path):
+    (found,) = on_ranks([DEVICE], generations, tmp_path)
+    assert len(found) == 2
+    for backend, there, here, beyond in found:
+        assert ("nccl" in backend) == (KIND == "cuda")
+        assert (there, here, beyond) == (1000, 1000, [])
 
 
 def test_no_step_waits_for_the_device(tmp_path):

@@ -12,14 +12,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from ranks import alone, small_job
 
-from rehearsal_kit.base.process_groups import ProcessGroups
+from rehearsal_kit.base.child_processes import variables_set
+from rehearsal_kit.base.nccl_variables import NCCL_VARIABLES
+from rehearsal_kit.base.network_interfaces import bound_to, interface_named, strays
+from rehearsal_kit.base.process_groups import Meeting, ProcessGroups, _join, leave
+from rehearsal_kit.base.processes import listeners
 from rehearsal_kit.base.settings import Training
 from rehearsal_kit.bench.gpu.case_measurement import CaseMeasurement
 from rehearsal_kit.bench.gpu.cases import ALL, QUICK, QUICK_CASES
 from rehearsal_kit.bench.gpu.findings import Counted
+from rehearsal_kit.cluster.devices import identity_of
 from rehearsal_kit.data.tensor_tasks import TensorTask, split_instances, write_task
 from rehearsal_kit.learning.gpu_arithmetic import gpu_arithmetic
 from rehearsal_kit.learning.networks.convnet import ConvNet
@@ -126,4 +132,28 @@ def evaluations(
             outcome, timeline, _ = alone(spec, *tasks, FinishStream())
             assert outcome == "finished"
             found.append([each for each in timeline.records(Evaluated) if each.split == "test"])
+    return found
+
+
+def generations(_: ProcessGroups, folder: Path) -> list[tuple[str, float, float, list[str]]]:
+    """For ranks of their own: the groups of two generations, one after the other, as several ranks make them.
+
+    Of each the backend, a sum on the device, one on the CPU, and where it listens beyond loopback.
+    """
+    found = []
+    for number in range(2):
+        meeting = Meeting(
+            rendezvous=folder / f"rendezvous {number}",
+            nonce="test",
+            rank=0,
+            ranks=1,
+            device=DEVICE,
+            gpu=identity_of(DEVICE),
+        )
+        with bound_to(meeting.address), variables_set(NCCL_VARIABLES):
+            groups = _join(meeting)
+            there, here = (float(groups.sum(torch.ones(1000, device=d)).sum()) for d in (DEVICE, "cpu"))
+            beyond = strays(listeners([psutil.Process()]), interface_named(None))
+            found.append((torch.distributed.get_backend_config(), there, here, beyond))
+            leave()
     return found
