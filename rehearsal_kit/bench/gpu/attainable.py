@@ -22,9 +22,9 @@ class Attainable:
     """Seconds of a step, block by block, and what it takes."""
 
     eager_s: list[float]
-    """Kernel by kernel."""
+    """Launched kernel by kernel."""
     graph_s: list[float]
-    """As one CUDA graph; empty on a CPU."""
+    """The same as one CUDA graph; empty on a CPU."""
     parameters: int
     weight_bytes: int
     activation_bytes: int | None

@@ -146,7 +146,7 @@ CASES = (
         limit=1.01,
     ),
 )
-"""With b, r and c as published (Bouvier et al. 2025), for ptychography and for classification."""
+"""Values of b, r and c as published (Bouvier et al. 2025), for ptychography and for classification."""
 QUICK_CASES = (
     Case(
         subject=Ptychography("small", 16),

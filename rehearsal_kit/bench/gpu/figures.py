@@ -202,5 +202,5 @@ def _mib(count: int | None) -> MedianInterval | None:
 
 
 def _short(number: float) -> str:
-    """With four digits that count; whole numbers as such."""
+    """Four digits that count; whole numbers as such."""
     return f"{number:.0f}" if abs(number) >= 1000 or number == 0 else f"{number:.4g}"

@@ -18,7 +18,7 @@ class Counted:
 
     steps: int
     here: Mapping[str, int]
-    """By line, of the thread that trains."""
+    """Number by line, in the thread that trains."""
     elsewhere: Mapping[str, int]
 
 
@@ -45,16 +45,16 @@ class CaseFindings:
     repeatable: Attainable
     """The step of the card itself, by algorithms that give the same bits each time."""
     fastest: Attainable
-    """By the fastest ones."""
+    """The same by the fastest ones."""
     counted: Mapping[str, Counted]
-    """By strategy."""
+    """Those in steps of each strategy, by its name."""
     memory: Memory | None
     """None on a CPU."""
     checkpoints: list[float]
     """What a step takes longer that begins with a checkpoint."""
     checkpoint_bytes: int
     written: list[float]
-    """From the copy to the last byte on disk."""
+    """Seconds from the copy to the last byte on disk."""
     evaluations: list[float]
     """What a step takes longer before which all watched and test samples are evaluated."""
     sums: list[float] = field(default_factory=list)

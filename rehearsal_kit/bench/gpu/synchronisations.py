@@ -24,9 +24,9 @@ class Synchronisations:
     """How often which line of Python has made the host wait, in the thread that looks and in others."""
 
     here: Counter[str] = field(default_factory=Counter)
-    """By "file:line"; of the thread that trains."""
+    """Number by "file:line", in the thread that trains."""
     elsewhere: Counter[str] = field(default_factory=Counter)
-    """Of all other threads: training does not wait for these."""
+    """The same in all other threads: training does not wait for these."""
 
 
 @contextlib.contextmanager
