@@ -15,7 +15,7 @@ import torch
 from rehearsal_kit.base.errors import RehearsalKitError, SettingsError
 from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.bench.gpu.attainable import Attainable, _step_of, attainable
-from rehearsal_kit.bench.gpu.case_measurement import CaseMeasurement
+from rehearsal_kit.bench.gpu.case_measurement import CaseMeasurement, lay_out
 from rehearsal_kit.bench.gpu.cases import CASES, FULL, QUICK, QUICK_CASES
 from rehearsal_kit.bench.gpu.driven_rank import DrivenRank
 from rehearsal_kit.bench.gpu.figures import EVALUATION_S, ONLY_CUDA, Figure, figures
@@ -28,7 +28,6 @@ from rehearsal_kit.bench.spread import MedianInterval
 from rehearsal_kit.bench.table import Table
 from rehearsal_kit.cli.main import main
 from rehearsal_kit.cluster.gpus import Gpu, Gpus
-from rehearsal_kit.data.tensor_tasks import write_task
 from rehearsal_kit.learning.strategies.references import Incremental
 from rehearsal_kit.learning.strategies.replay import ER
 from rehearsal_kit.record.commands import TakeCheckpoint
@@ -278,10 +277,9 @@ def test_synchronisations_are_counted_by_line_and_thread():
 
 def measurement(folder, case=CASE) -> CaseMeasurement:
     made = CaseMeasurement(case=case, effort=QUICK, groups=ALONE, device="cpu", folder=folder / "case")
-    made.folder.mkdir()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        write_task(case.task(1), made.task)
+        lay_out(case, made.folder, ranks=1)
     return made
 
 

@@ -22,7 +22,7 @@ from rehearsal_kit.base.network_interfaces import bound_to, interface_named, str
 from rehearsal_kit.base.process_groups import Meeting, ProcessGroups, _join, leave
 from rehearsal_kit.base.processes import listeners
 from rehearsal_kit.base.settings import Training
-from rehearsal_kit.bench.gpu.case_measurement import CaseMeasurement
+from rehearsal_kit.bench.gpu.case_measurement import CaseMeasurement, lay_out
 from rehearsal_kit.bench.gpu.cases import ALL, QUICK, QUICK_CASES
 from rehearsal_kit.bench.gpu.findings import Counted
 from rehearsal_kit.cluster.devices import identity_of
@@ -105,8 +105,7 @@ def synchronisations(groups: ProcessGroups, folder: Path) -> dict[str, Counted]:
     made = CaseMeasurement(
         case=QUICK_CASES[0], effort=QUICK, groups=groups, device=DEVICE, folder=folder / "case"
     )
-    made.folder.mkdir()
-    write_task(made.case.task(1), made.task)
+    lay_out(made.case, made.folder, ranks=1)
     with gpu_arithmetic(DEVICE, deterministic=True):
         return {strategy.name: made.counted(strategy) for strategy in ALL}
 

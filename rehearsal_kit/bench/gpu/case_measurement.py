@@ -28,6 +28,7 @@ from rehearsal_kit.rank.run_spec import RunSpec
 from rehearsal_kit.record.commands import Command, Evaluate, TakeCheckpoint
 from rehearsal_kit.record.run_folder import RunFolder
 
+TASK = "task.h5"
 WARM_UP = 3
 """Steps after the buffer is full."""
 
@@ -41,15 +42,12 @@ class CaseMeasurement:
     groups: ProcessGroups
     device: str
     folder: Path
-    """That rank 0 makes, and all ranks can read."""
+    """Where `lay_out` was called; all ranks can read it."""
 
     def findings(self) -> CaseFindings:
         """All of it; what is alone on the card comes first."""
         case, ranks = self.case, self.groups.ranks
         repeatable, fastest = (self._attainable(deterministic=each) for each in (True, False))
-        if self.groups.rank == 0:
-            self.folder.mkdir(mode=0o700)
-            write_task(case.task(ranks), self.task)
         with gpu_arithmetic(self.device, deterministic=True):
             rehearsed, plain = self.session(ER()), self.session(Incremental())
         since, blocks = rehearsed.taken, self._in_turns(rehearsed, plain)
@@ -84,8 +82,8 @@ class CaseMeasurement:
 
     @property
     def task(self) -> Path:
-        """The file of the only task; made by `findings`, or by whoever wants a session alone."""
-        return self.folder / "task.h5"
+        """The file of the only task."""
+        return self.folder / TASK
 
     def _attainable(self, *, deterministic: bool) -> Attainable:
         with gpu_arithmetic(self.device, deterministic=deterministic):
@@ -190,6 +188,15 @@ class CaseMeasurement:
             capacity=self.case.capacity,
         )
         return {"sums": sums, "exchange": measure_exchange(self.groups, rows, calls)}
+
+
+def lay_out(case: Case, folder: Path, *, ranks: int) -> None:
+    """Make the folder of a case, with its task.
+
+    Before there are any ranks: with many of them the task is gigabytes, and they wait a minute at most.
+    """
+    folder.mkdir(mode=0o700)
+    write_task(case.task(ranks), folder / TASK)
 
 
 def _empty(device: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from rehearsal_kit.base.errors import RehearsalKitError, SettingsError
 from rehearsal_kit.base.settings import require_integer
 from rehearsal_kit.bench.children import on_ranks
+from rehearsal_kit.bench.gpu.case_measurement import lay_out
 from rehearsal_kit.bench.gpu.cases import CASES, FULL, QUICK, QUICK_CASES, Case
 from rehearsal_kit.bench.gpu.figures import figures
 from rehearsal_kit.bench.gpu.findings import CaseFindings, RankFindings
@@ -53,9 +54,11 @@ def measure(options: Options, machine: Machine, *, say: Callable[[str], None]) -
         names = " and ".join(case.subject.name for case in part)
         say(f"measuring {names} ({number} of {len(parts)}, each about a minute on an H100)")
         with tempfile.TemporaryDirectory(prefix="rehearsal-bench-") as folder:
-            plan = Plan(
-                cases=part, effort=effort, folder=Path(folder), devices=devices, copies=number == len(parts)
-            )
+            folders = tuple(Path(folder) / f"case {place}" for place in range(len(part)))
+            for case, where in zip(part, folders, strict=True):
+                lay_out(case, where, ranks=options.ranks)
+            last = number == len(parts)
+            plan = Plan(cases=part, effort=effort, folders=folders, devices=devices, copies=last)
             found.append(on_ranks(devices, measure_gpu, plan))
     return measured(cases, found, options=options, machine=machine)
 

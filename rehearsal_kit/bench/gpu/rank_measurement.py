@@ -22,8 +22,8 @@ class Plan:
 
     cases: tuple[Case, ...]
     effort: Effort
-    folder: Path
-    """Readable by all ranks."""
+    folders: tuple[Path, ...]
+    """Where each case was laid out."""
     devices: tuple[str, ...]
     """Device of each rank."""
     copies: bool
@@ -37,16 +37,22 @@ def measure_gpu(groups: ProcessGroups, plan: Plan) -> RankFindings:
         torch.cuda.set_device(device)
     torch.manual_seed(groups.rank)
     with gpu_arithmetic(device, deterministic=True):
-        versions = device_versions(device)
+        versions = {**device_versions(device), "precision": _precision(device)}
     cases = [
         CaseMeasurement(
             case=case,
             effort=plan.effort,
             groups=groups,
             device=device,
-            folder=plan.folder / f"case {number}",
+            folder=folder,
         ).findings()
-        for number, case in enumerate(plan.cases)
+        for case, folder in zip(plan.cases, plan.folders, strict=True)
     ]
     copies = measure_copies(device, plan.effort) if plan.copies else {}
     return RankFindings(cases=tuple(cases), copies=copies, versions=versions)
+
+
+def _precision(device: str) -> str:
+    """What `Training(precision="auto")` computes with."""
+    native = is_cuda(device) and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16, mixed" if native else "float32"
