@@ -34,7 +34,7 @@ export REHEARSAL_KIT_HOME=$work/home PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=
 
 say() { echo "$*" | tee -a "$out/check.log"; }
 finish() {
-  (cd "$work" && timeout 25 "$python" -m rehearsal_kit.cli stop) >/dev/null 2>&1
+  if [ -d "$work/home" ]; then (cd "$work" && timeout 25 "$python" -m rehearsal_kit.cli stop) >/dev/null 2>&1; fi
   rm -rf "$work"
 }
 trap finish EXIT
@@ -106,8 +106,8 @@ on_cpu=()
 wanted environment && stage environment 60 bash -c environment
 wanted figures && stage figures 450 bash -c figures
 wanted bench && stage bench 90 bash -c 'quick "$@"' - "${on_cpu[@]}"
-wanted tests && stage tests 280 bash -c tests
-wanted demo && stage demo 120 bash -c demo
+wanted tests && stage tests 270 bash -c tests
+wanted demo && stage demo 110 bash -c demo
 say "--- $out, in $((SECONDS - began)) s:"
 say "$summary"
 exit $failed

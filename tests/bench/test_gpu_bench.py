@@ -30,7 +30,7 @@ from rehearsal_kit.cli.main import main
 from rehearsal_kit.cluster.gpus import Gpu, Gpus
 from rehearsal_kit.learning.strategies.references import Incremental
 from rehearsal_kit.learning.strategies.replay import ER
-from rehearsal_kit.record.commands import TakeCheckpoint
+from rehearsal_kit.record.commands import Pause, TakeCheckpoint
 
 pytestmark = pytest.mark.timeout(120)
 ALONE = ProcessGroups(0, 1)
@@ -315,6 +315,14 @@ def test_what_fails_in_a_session_is_not_taken_for_what_costs_nothing(tmp_path):
         one.session(ER())
 
 
+def test_a_session_that_waits_is_not_measured(tmp_path):
+    session = measurement(tmp_path).session(ER())
+    session.ask(Pause())
+    with pytest.raises(RehearsalKitError, match="it waits"):
+        session.step(2)
+    session.end()
+
+
 def test_a_checkpoint_is_on_disk_before_the_next_is_measured(tmp_path):
     session = measurement(tmp_path).session(ER())
     for _ in range(2):
@@ -323,7 +331,7 @@ def test_a_checkpoint_is_on_disk_before_the_next_is_measured(tmp_path):
     session.settle()
     assert len(session.kept) == 2
     session.end()
-    with pytest.raises(RehearsalKitError, match="it has ended or waits"):
+    with pytest.raises(RehearsalKitError, match="has ended at step"):
         session.step()
 
 

@@ -44,7 +44,7 @@ class DrivenRank:
         self._rounds = self._rank.rounds()
         deadline = time.monotonic() + LONGEST_S
         while self._rank.step == 0:
-            next(self._rounds)
+            self._take_round()
             if time.monotonic() > deadline:
                 raise RehearsalKitError(f"the session has taken no step in {LONGEST_S:.0f} s.")
 
@@ -62,11 +62,9 @@ class DrivenRank:
         """Take so many steps."""
         until = self._rank.step + count
         for _ in range(count):
-            next(self._rounds, None)
+            self._take_round()
         if self._rank.step != until:
-            raise RehearsalKitError(
-                f"the session is at step {self._rank.step} instead of {until}: it has ended or waits."
-            )
+            raise RehearsalKitError(f"the session is at step {self._rank.step} instead of {until}: it waits.")
 
     def settle(self) -> None:
         """Take steps until all checkpoints that were asked for are on disk, and nothing is being written."""
@@ -85,6 +83,10 @@ class DrivenRank:
         self.ask(Stop())
         for _ in self._rounds:
             pass
+
+    def _take_round(self) -> None:
+        if next(self._rounds, self) is self:
+            raise RehearsalKitError(f"the session has ended at step {self._rank.step}.")
 
     def _hear(self, record: Record, line: int | None) -> None:
         # What did not come about would be taken for something that costs nothing.
