@@ -30,7 +30,7 @@ def test_no_step_waits_for_the_device(tmp_path):
 
 @pytest.mark.parametrize("subject", ["ConvNet", "PtychoNN"])
 def test_an_untrained_network_has_the_same_errors_and_metrics_as_on_a_cpu(tmp_path, subject):
-    on_cpu, there = both(subject, tmp_path, (0,))
+    on_cpu, there = both(subject, tmp_path, (0,), epochs=1)
     for one, other in zip(on_cpu[0], there[0], strict=True):
         if one.after == UNTRAINED:
             assert dict(other.errors) == pytest.approx(dict(one.errors), abs=1e-3)
@@ -39,18 +39,20 @@ def test_an_untrained_network_has_the_same_errors_and_metrics_as_on_a_cpu(tmp_pa
 
 def test_what_is_learned_is_as_good_as_on_a_cpu(tmp_path):
     """The final errors of three seeds lie as near to each other on both."""
-    on_cpu, there = ([error_at_the_end(each) for each in found] for found in both("ConvNet", tmp_path, SEEDS))
+    on_cpu, there = (
+        [error_at_the_end(each) for each in found] for found in both("ConvNet", tmp_path, SEEDS, epochs=4)
+    )
     assert max(on_cpu + there) < 0.6  # of four classes: three quarters are wrong by chance
     spread = max(max(on_cpu) - min(on_cpu), 0.05)
     assert abs(statistics.fmean(there) - statistics.fmean(on_cpu)) <= spread, (on_cpu, there)
 
 
-def both(subject, folder, seeds):
+def both(subject, folder, seeds, *, epochs):
     """The same runs on a CPU and on the device."""
     (folder / "here").mkdir()
     (folder / "there").mkdir()
-    on_cpu = on_ranks(["cpu"], evaluations, subject, "cpu", folder / "here", seeds)
-    there = on_ranks([DEVICE], evaluations, subject, DEVICE, folder / "there", seeds)
+    on_cpu = on_ranks(["cpu"], evaluations, subject, "cpu", folder / "here", seeds, epochs)
+    there = on_ranks([DEVICE], evaluations, subject, DEVICE, folder / "there", seeds, epochs)
     return on_cpu[0], there[0]
 
 

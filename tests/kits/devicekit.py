@@ -111,7 +111,7 @@ def synchronisations(groups: ProcessGroups, folder: Path) -> dict[str, Counted]:
 
 
 def evaluations(
-    groups: ProcessGroups, subject: str, device: str, folder: Path, seeds: Sequence[int]
+    groups: ProcessGroups, subject: str, device: str, folder: Path, seeds: Sequence[int], epochs: int
 ) -> list[list[Evaluated]]:
     """For ranks of their own: what a run tells of its test samples, for each seed."""
     build, tasks_of = SUBJECTS[subject]
@@ -125,7 +125,7 @@ def evaluations(
                 here / "run",
                 seed=seed,
                 network=build(seed=seed),
-                training=Training(batch=8, epochs=4, learning_rate=3e-3, precision="float32"),
+                training=Training(batch=8, epochs=epochs, learning_rate=3e-3, precision="float32"),
                 device=device,
             )
             outcome, timeline, _ = alone(spec, *tasks, FinishStream())
