@@ -228,7 +228,7 @@ def _undisturbed(chosen: argparse.Namespace) -> int:
 def _gpu(chosen: argparse.Namespace) -> int:
     options = Options(ranks=chosen.ranks, device=chosen.device, quick=chosen.quick)
     machine = _begin(chosen)
-    return _end(chosen, measure_gpus(options, machine, say=_say))
+    return _end(chosen, measure_gpus(options, machine, say=_say), markdown=chosen.markdown)
 
 
 def _trial(
@@ -276,8 +276,8 @@ def _begin(chosen: argparse.Namespace) -> Machine:
     return Machine.here()
 
 
-def _end(chosen: argparse.Namespace, measured: Measured) -> int:
-    print(measured.markdown() if getattr(chosen, "markdown", False) else measured.text(), flush=True)
+def _end(chosen: argparse.Namespace, measured: Measured, *, markdown: bool = False) -> int:
+    print(measured.markdown() if markdown else measured.text(), flush=True)
     if chosen.quick:
         print(QUICK_NOTE)
     if chosen.json is not None:
