@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -38,13 +39,17 @@ def attainable(case: Case, device: str, effort: Effort, *, deterministic: bool) 
     """
     step, network = _step_of(case, device)
     flags = {"benchmark": not deterministic, "deterministic": deterministic, "allow_tf32": False}
-    with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, **flags):
-        _warmed_up(step, device)
+    with (
+        torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, **flags),
+        _on_own_stream(device) as stream,
+    ):
+        for _ in range(1 if stream is None else WARM_UP):
+            step()
         activations = _activations(step, network, device)
         eager = [seconds_of(step, device, calls=effort.calls) for _ in range(effort.rounds)]
         graph: list[float] = []
-        if is_cuda(device):
-            replay = _captured(step)
+        if stream is not None:
+            replay = _captured(step, stream)
             graph = [seconds_of(replay, device, calls=effort.calls) for _ in range(effort.rounds)]
     parameters = list(network.parameters())
     return Attainable(
@@ -79,22 +84,26 @@ def _step_of(case: Case, device: str) -> tuple[Callable[[], None], torch.nn.Modu
     return step, network
 
 
-def _warmed_up(step: Callable[[], None], device: str) -> None:
+@contextlib.contextmanager
+def _on_own_stream(device: str) -> Iterator[torch.cuda.Stream | None]:
+    """Compute on one stream that is not the default one, from the first step to the capture; None on a CPU.
+
+    Whatever autograd remembers of another stream would end the capture.
+    """
     if not is_cuda(device):
-        step()
+        yield None
         return
-    # On a stream of its own, as for a capture.
+    torch.cuda.synchronize(device)
     stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
-        for _ in range(WARM_UP):
-            step()
-    torch.cuda.current_stream(device).wait_stream(stream)
+        yield stream
+    torch.cuda.synchronize(device)
 
 
-def _captured(step: Callable[[], None]) -> Callable[[], None]:
+def _captured(step: Callable[[], None], stream: torch.cuda.Stream) -> Callable[[], None]:
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # the watchdog of NCCL asks meanwhile
+    # Not "global": between ranks the watchdog of NCCL asks for its events meanwhile.
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         step()
 
     def replay() -> None:
