@@ -32,7 +32,7 @@ from rehearsal_kit.learning.strategies.references import Incremental
 from rehearsal_kit.learning.strategies.replay import ER
 from rehearsal_kit.record.commands import Pause, TakeCheckpoint
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)  # a measurement that does not end is a fault
 ALONE = ProcessGroups(0, 1)
 CASE = QUICK_CASES[0]
 EXCHANGED = RankTimes(header_s=[], gather_s=[], all_to_all_s=[], job_s=[0.002] * 6, from_others=[])
@@ -64,7 +64,7 @@ def test_on_a_cpu_all_is_measured_but_what_only_a_gpu_has(tmp_path, capsys):
         measured_here = [each["low_median_high"][1] for name, each in of_name.items() if name not in left_out]
         assert all(map(math.isfinite, measured_here))
         assert of_name["with / without"]["limit"] == case.limit
-        assert of_name["with / without"]["verdict"] in ("within", "above", "not resolved")
+        assert of_name["with / without"]["verdict"] == "not resolved"  # two blocks resolve nothing
         (rank,) = found["by_rank"]
         assert {len(each) for each in rank["blocks"].values()} == {QUICK.rounds}
         assert rank["rows"] == case.rows
@@ -117,8 +117,7 @@ def test_mini_batches_of_both_kinds_are_whole_and_intervals_are_known():
     for case in (*CASES, *QUICK_CASES):
         assert case.shard % case.batch == case.shard % case.rows == 0
     assert all(4 * case.capacity <= case.shard for case in CASES)
-    for effort in (FULL, QUICK):
-        assert math.isfinite(MedianInterval.of([1.0] * effort.rounds).high)
+    assert math.isfinite(MedianInterval.of([1.0] * FULL.rounds).high)
     assert math.isfinite(MedianInterval.of([1.0] * FULL.checkpoints).high)
     assert FULL.steps >= 25
     assert [case.evaluated for case in CASES] == [0, 1000, 0]

@@ -111,7 +111,7 @@ class Effort:
 
 
 FULL = Effort(rounds=16, steps=25, counted=5, checkpoints=6, evaluations=1, calls=25, copied=64 * MIB)
-QUICK = Effort(rounds=6, steps=1, counted=1, checkpoints=1, evaluations=1, calls=1, copied=MIB)
+QUICK = Effort(rounds=2, steps=1, counted=1, checkpoints=1, evaluations=1, calls=1, copied=MIB)
 ALL = (ER(), DERpp(), AGEM())
 CASES = (
     Case(
