@@ -10,9 +10,10 @@
 # itself need not be installed. Wheels in .whl/ are installed into a folder of their own first, for machines
 # without a network. Everything that is printed goes into $OUT, else into a new folder, with bench.json, demo.json,
 # figures.md and tests.xml. A stage that fails or runs out of time does not stop the others; then 1 is returned.
-# Nothing is written into the repository, and the settings of the card are left alone.
+# Nothing is written into the repository, and the settings of the card are left alone. After 440 seconds what is
+# under way is ended, as by Ctrl-C, which takes half a minute at most.
 set -u
-budget=470 dry=0 only="" repo=$PWD
+budget=440 dry=0 only="" repo=$PWD
 while [ $# -gt 0 ]; do
   case $1 in
     --dry) dry=1 ;;
@@ -48,7 +49,8 @@ stage() { # NAME SECONDS COMMAND...: at most so long, and at most what is left o
   fi
   [ "$limit" -le "$left" ] || limit=$left
   say "=== $name, at most $limit s"
-  timeout -k 10 "$limit" "$@" 2>&1 | tee -a "$out/check.log"
+  # By Ctrl-C, after which all that was started is ended, too: a cluster of the tests would go on by itself.
+  timeout -s INT -k 30 "$limit" "$@" 2>&1 | tee -a "$out/check.log"
   status=${PIPESTATUS[0]}
   [ "$status" = 0 ] || failed=1
   summary="$summary$(printf '%-12s %4d s  %s' "$name" $((SECONDS - start)) "$(words_of "$status")")"$'\n'
@@ -104,7 +106,7 @@ export python repo work out
 on_cpu=()
 [ $dry = 0 ] || on_cpu=(--device cpu)
 wanted environment && stage environment 60 bash -c environment
-wanted figures && stage figures 450 bash -c figures
+wanted figures && stage figures 440 bash -c figures
 wanted bench && stage bench 90 bash -c 'quick "$@"' - "${on_cpu[@]}"
 wanted tests && stage tests 270 bash -c tests
 wanted demo && stage demo 110 bash -c demo
