@@ -11,6 +11,7 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
@@ -22,6 +23,7 @@ import torch
 from rehearsal_kit.base.child_processes import OF_OPTIMIZERS, holds_fork_server, imports_not_from_here
 from rehearsal_kit.base.errors import RehearsalKitError
 from rehearsal_kit.base.process_groups import Meeting, meet
+from rehearsal_kit.cluster.devices import identity_of
 from rehearsal_kit.learning.gpu_arithmetic import set_variables
 
 GRACE_S = 10.0
@@ -184,5 +186,7 @@ def _end_with_parent() -> None:
 def _as_rank(meeting: Meeting, work: Callable[..., Any], *arguments: Any) -> Any:
     if meeting.device != "cpu":
         set_variables()
+        # NCCL is for ranks on GPUs of their own: without their names all would seem to share one.
+        meeting = replace(meeting, gpu=identity_of(meeting.device))
     with meet(meeting) as groups:
         return work(groups, *arguments)

@@ -14,6 +14,8 @@ import torch
 from rehearsal_kit.base.errors import SettingsError
 from rehearsal_kit.base.settings import POLICIES, require_integer
 from rehearsal_kit.bench.children import in_child, in_children, on_ranks
+from rehearsal_kit.bench.gpu.gpu_bench import Options
+from rehearsal_kit.bench.gpu.gpu_bench import measure as measure_gpus
 from rehearsal_kit.bench.machine import Machine
 from rehearsal_kit.bench.ranks.exchange_costs import ExchangeCost, exchange_table
 from rehearsal_kit.bench.ranks.exchange_ranks import PUBLISHED, measure_exchange
@@ -95,7 +97,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     undisturbed.set_defaults(command=_undisturbed)
     history = benches.add_parser("history", help="kernel, panel and rank 0 after 10^4 to 10^6 records")
     history.set_defaults(command=_history)
-    for bench in (buffer, exchange, threads, step, strategies, steering, checkpoint, undisturbed, history):
+    gpu = benches.add_parser("gpu", help="the GPUs of this machine, each figure beside its limit; minutes")
+    gpu.add_argument("--ranks", type=int, default=1, metavar="N", help="processes, each on a GPU (1)")
+    gpu.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: only with --quick")
+    gpu.add_argument("--markdown", action="store_true", help="print tables of Markdown")
+    gpu.set_defaults(command=_gpu)
+    for bench in benches.choices.values():
         bench.add_argument("--json", type=Path, metavar="FILE", help="everything as data, single rounds too")
         bench.add_argument("--quick", action="store_true", help="only to see that it works: seconds")
 
@@ -223,6 +230,12 @@ def _undisturbed(chosen: argparse.Namespace) -> int:
     return _end(chosen, Measured((found.table(),), {"undisturbed": found.data()}, machine))
 
 
+def _gpu(chosen: argparse.Namespace) -> int:
+    options = Options(ranks=chosen.ranks, device=chosen.device, quick=chosen.quick)
+    machine = _begin(chosen)
+    return _end(chosen, measure_gpus(options, machine, say=_say), markdown=chosen.markdown)
+
+
 def _trial(
     ratio: tuple[int, int, int],
     subjects: tuple[Subject, ...],
@@ -268,8 +281,8 @@ def _begin(chosen: argparse.Namespace) -> Machine:
     return Machine.here()
 
 
-def _end(chosen: argparse.Namespace, measured: Measured) -> int:
-    print(measured.text(), flush=True)
+def _end(chosen: argparse.Namespace, measured: Measured, *, markdown: bool = False) -> int:
+    print(measured.markdown() if markdown else measured.text(), flush=True)
     if chosen.quick:
         print(QUICK_NOTE)
     if chosen.json is not None:

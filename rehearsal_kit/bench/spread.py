@@ -46,3 +46,31 @@ class Interval:
         error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
         half = float(stats.t.ppf(0.975, len(values) - 1)) * error
         return Interval(mean - half, mean, mean + half)
+
+
+@dataclass(frozen=True)
+class MedianInterval:
+    """A median and the interval that holds the true one with 95 % confidence, whatever the distribution."""
+
+    low: float
+    median: float
+    high: float
+
+    @staticmethod
+    def of(values: Sequence[float]) -> MedianInterval:
+        """Order statistics of independent measurements; infinitely wide with fewer than six of them.
+
+        Conover, "Practical Nonparametric Statistics", 1999, section 3.2.
+        """
+        left_out = int(stats.binom.ppf(0.025, len(values), 0.5))
+        ordered = [-math.inf, *sorted(values), math.inf]
+        return MedianInterval(ordered[left_out], float(np.median(values)), ordered[-1 - left_out])
+
+    @staticmethod
+    def exactly(value: float) -> MedianInterval:
+        """A number that is known, or was measured once."""
+        return MedianInterval(value, value, value)
+
+    def over(self, other: MedianInterval) -> MedianInterval:
+        """The ratio of two independent medians; its interval is wider than it would have to be."""
+        return MedianInterval(self.low / other.high, self.median / other.median, self.high / other.low)

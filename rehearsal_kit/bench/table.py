@@ -38,6 +38,13 @@ class Table:
             [self.title, lines[0], rule, *lines[1:], *textwrap.wrap(" ".join(self.notes), WIDTH)]
         )
 
+    def markdown(self) -> str:
+        """The same as a table of Markdown, below its title."""
+        rows = [self.columns, ("---", *["---:"] * (len(self.columns) - 1)), *self.lines]
+        lines = [" | ".join([*row, *[""] * (len(self.columns) - len(row))]) for row in rows]
+        parts = [f"**{self.title}**", "\n".join(f"| {line} |" for line in lines), " ".join(self.notes)]
+        return "\n\n".join(filter(None, parts))
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -51,6 +58,10 @@ class Measured:
     def text(self) -> str:
         """All tables, and one line about the machine."""
         return "\n\n".join([*(table.text() for table in self.tables), self.machine.text()])
+
+    def markdown(self) -> str:
+        """The same for a text in Markdown."""
+        return "\n\n".join([*(table.markdown() for table in self.tables), self.machine.text()])
 
     def write(self, file: Path) -> None:
         """Everything as JSON, single rounds included."""

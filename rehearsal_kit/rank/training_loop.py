@@ -94,20 +94,33 @@ class Rank:
         Returns "finished", "stopped" or "interrupted". hear: is told of the error that ends it before threads
         of this rank are waited for, which may never end.
         """
+        for _ in self.rounds(hear):
+            pass
+        # Interrupted first: a run that had ended may have been about to be reopened.
+        return INTERRUPTED if self._decisions.interrupted else self._run_state.outcome or "stopped"
+
+    def rounds(self, hear: Callable[[BaseException], None] = _nobody) -> Iterator[None]:
+        """The loop of `run`, for whoever has several ranks of one process train in turns, to measure them.
+
+        It goes on whenever it is asked for the next: by what has been decided and, where there is something
+        to train, one step. hear: as there.
+        """
         with self._closing(hear):
             self._begin()
             while self._goes_on():
-                loader = self._loader()
-                if loader is None:
-                    self._idle()
-                    continue
-                if not loader.done:  # nobody has said that it is enough
-                    self._take_step(loader)
-                if loader.done and self._now.loader is loader:  # not where it was just given up
-                    self._end_task(loader)
+                self._take_round()
+                yield
             self._end()
-        # Interrupted first: a run that had ended may have been about to be reopened.
-        return INTERRUPTED if self._decisions.interrupted else self._run_state.outcome or "stopped"
+
+    def _take_round(self) -> None:
+        loader = self._loader()
+        if loader is None:
+            self._idle()
+            return
+        if not loader.done:  # nobody has said that it is enough
+            self._take_step(loader)
+        if loader.done and self._now.loader is loader:  # not where it was just given up
+            self._end_task(loader)
 
     @property
     def step(self) -> int:

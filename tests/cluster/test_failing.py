@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from faultkit import (
+    ASSERT,
     DEADLINE_S,
     REHEARSAL,
     SLOW,
@@ -48,13 +49,6 @@ from rehearsal_kit.record.run_folder import RunFolder
 
 pytestmark = pytest.mark.cluster
 RECOVERY = Recovery(checkpoint_s=0.3, stall_s=30, wait_s=60)
-ASSERT = (
-    "CUDA error: device-side assert triggered\nSearch for `cudaErrorAssert' in https://docs.nvidia.com/cuda/"
-    "cuda-runtime-api/group__CUDART__TYPES.html for more information.\nCUDA kernel errors might be "
-    "asynchronously reported at some other API call, so the stacktrace below might be incorrect.\nFor "
-    "debugging consider passing CUDA_LAUNCH_BLOCKING=1\nCompile with `TORCH_USE_CUDA_DSA` to enable "
-    "device-side assertions.\n"
-)
 
 
 @pytest.fixture(scope="module")

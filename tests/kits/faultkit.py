@@ -54,6 +54,14 @@ CAPACITY = 64
 RECOVERY = Recovery(checkpoint_s=0.3, stall_s=5, wait_s=60)
 TRAINING = Training(batch=4, epochs=3, scaling="none")
 REHEARSAL = Rehearsal(representatives=4, distillation=4, candidates=4, capacity=CAPACITY)
+ASSERT = (
+    "CUDA error: device-side assert triggered\nSearch for `cudaErrorAssert' in https://docs.nvidia.com/cuda/"
+    "cuda-runtime-api/group__CUDART__TYPES.html for more information.\nCUDA kernel errors might be "
+    "asynchronously reported at some other API call, so the stacktrace below might be incorrect.\nFor "
+    "debugging consider passing CUDA_LAUNCH_BLOCKING=1\nCompile with `TORCH_USE_CUDA_DSA` to enable "
+    "device-side assertions.\n"
+)
+"""What torch says of a kernel that reads outside of its memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +69,8 @@ class Fault:
     """What a rank does to itself at one of its forward passes; once per marker, unless `again`."""
 
     kind: str
-    """raise, fail (as code of torch does), sleep, kill, freeze, exit, crash or hold (the interpreter)."""
+    """raise, fail (as code of torch does), break (the context of the GPU), sleep, kill, freeze, exit, crash
+    or hold (the interpreter)."""
     marker: str
     """A file that says that it has happened."""
     rank: int = 1
@@ -84,6 +93,9 @@ class Fault:
                 raise PlannedError(f"planned at forward pass {self.forward} of rank {self.rank}")
             case "fail":
                 raise RuntimeError(self.text)
+            case "break":
+                beyond = torch.tensor([10**6], device="cuda")
+                torch.zeros(4, device="cuda")[beyond].sum().item()
             case "sleep":
                 time.sleep(self.seconds)
             case "kill":
@@ -127,10 +139,16 @@ class Frail(torch.nn.Module):
             self.forwards += 1
             time.sleep(self.nap_s)
             for fault in self.faults:
-                mine = torch.distributed.is_initialized() and torch.distributed.get_rank() == fault.rank
-                if mine and 0 <= fault.forward <= self.forwards:
+                if rank_here() == fault.rank and 0 <= fault.forward <= self.forwards:
                     fault.happen()
         return {"label": self.layers(image)}
+
+
+def rank_here() -> int | None:
+    """Number of the rank that trains in this thread; None where none does, as in a trial."""
+    if torch.distributed.is_initialized():
+        return torch.distributed.get_rank()
+    return 0 if threading.current_thread().name.startswith("train-g") else None
 
 
 def tasks(sizes: Sequence[int]) -> list[Any]:
@@ -154,9 +172,10 @@ def session_on(
     *faults: Fault,
     nap_s: float = 0.0,
     sizes: Sequence[int] = SIZES,
+    tasks_of: Callable[[Sequence[int]], list[Any]] | None = None,
     **changes: Any,
 ) -> Session:
-    """A run of three tasks that was not started yet."""
+    """A run of three tasks that was not started yet; tasks_of: makes them, where they are not `tasks`."""
     network = Frail(*faults, nap_s=nap_s)
     values = {
         "network": network,
@@ -166,19 +185,23 @@ def session_on(
         "strategy": DERpp(),
     }
     session = Session(cluster, run=run, seed=3, **{**values, **changes})
-    for task in tasks(sizes):
+    for task in (tasks_of or tasks)(sizes):
         session.submit(task)
     session.finish_stream()
     return session
 
 
 @contextlib.contextmanager
-def shared_cluster(workers: int = 2, *, check: bool = True) -> Iterator[Cluster]:
+def shared_cluster(
+    workers: int = 2, *, check: bool = True, kind: str = "cpu", share_gpus: bool = False
+) -> Iterator[Cluster]:
     """A cluster whose workers can import the network of these tests.
 
-    check: whether all workers have to be there at the end.
+    check: whether all workers have to be there at the end. kind, share_gpus: as for `start_cluster`.
     """
-    with start_cluster("cpu", workers=workers, idle_timeout_s=300, code=CODE) as cluster:
+    with start_cluster(
+        kind, workers=workers, share_gpus=share_gpus, idle_timeout_s=300, code=CODE
+    ) as cluster:
         yield cluster
         wait_for(lambda: not check or len(cluster.client.scheduler_info(n_workers=-1)["workers"]) == workers)
 
@@ -259,7 +282,8 @@ class Expected:
         weights = load_file(RunFolder(folder).weights)
         found = Expected(weights, len(steps), losses, ended, records[-1].time - records[0].time)
         require_whole(session, found, restarts=0)
-        assert len(steps) == sum(SIZES) // (session.ranks * TRAINING.batch) * TRAINING.epochs
+        sizes = changes.get("sizes", SIZES)
+        assert len(steps) == sum(sizes) // (session.ranks * TRAINING.batch) * TRAINING.epochs
         return found
 
 

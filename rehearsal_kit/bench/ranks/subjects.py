@@ -65,17 +65,20 @@ class ResNet18:
     """ResNet-18 on square colour images of `side` pixels, for 1000 classes."""
 
     side: int
+    width: int = 64
+    """Channels of its first blocks; that of the paper's network where nothing else is said."""
     family = "ResNet-18"
     inputs = "image"
 
     @property
     def name(self) -> str:
         """Network and size."""
-        return f"ResNet-18, 3 x {self.side} x {self.side}"
+        narrow = "" if self.width == 64 else f" of width {self.width}"
+        return f"ResNet-18{narrow}, 3 x {self.side} x {self.side}"
 
     def build(self) -> nn.Module:
         """The network."""
-        return ResNet(depth=18, classes=CLASSES)
+        return ResNet(depth=18, classes=CLASSES, width=self.width)
 
     def samples(self, count: int) -> dict[str, Tensor]:
         """Random samples: image (sample, 3, row, column) and label (sample,)."""

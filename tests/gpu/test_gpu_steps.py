@@ -1,0 +1,61 @@
+"""Steps on a GPU, in processes of their own: what they wait for, and that they learn as on a CPU."""
+
+from __future__ import annotations
+
+import statistics
+
+import pytest
+from devicekit import DEVICE, KIND, evaluations, generations, synchronisations
+
+from rehearsal_kit.bench.children import on_ranks
+from rehearsal_kit.record.records import UNTRAINED
+
+pytestmark = pytest.mark.gpu
+SEEDS = (0, 1, 2)
+
+
+def test_groups_of_nccl_are_made_twice_in_a_process_and_listen_on_loopback_alone(tmp_path):
+    (found,) = on_ranks([DEVICE], generations, tmp_path)
+    assert len(found) == 2
+    for backend, there, here, beyond in found:
+        assert ("nccl" in backend) == (KIND == "cuda")
+        assert (there, here, beyond) == (1000, 1000, [])
+
+
+def test_no_step_waits_for_the_device(tmp_path):
+    (found,) = on_ranks([DEVICE], synchronisations, tmp_path)
+    assert list(found) == ["ER", "DERpp", "AGEM"]
+    assert {name: dict(counted.here) for name, counted in found.items()} == {name: {} for name in found}
+
+
+@pytest.mark.parametrize("subject", ["ConvNet", "PtychoNN"])
+def test_an_untrained_network_has_the_same_errors_and_metrics_as_on_a_cpu(tmp_path, subject):
+    on_cpu, there = both(subject, tmp_path, (0,), epochs=1)
+    for one, other in zip(on_cpu[0], there[0], strict=True):
+        if one.after == UNTRAINED:
+            assert dict(other.errors) == pytest.approx(dict(one.errors), abs=1e-3)
+            assert dict(other.metrics) == pytest.approx(dict(one.metrics), abs=1e-2)
+
+
+def test_what_is_learned_is_as_good_as_on_a_cpu(tmp_path):
+    """The final errors of three seeds lie as near to each other on both."""
+    on_cpu, there = (
+        [error_at_the_end(each) for each in found] for found in both("ConvNet", tmp_path, SEEDS, epochs=4)
+    )
+    assert max(on_cpu + there) < 0.6  # of four classes: three quarters are wrong by chance
+    spread = max(max(on_cpu) - min(on_cpu), 0.05)
+    assert abs(statistics.fmean(there) - statistics.fmean(on_cpu)) <= spread, (on_cpu, there)
+
+
+def both(subject, folder, seeds, *, epochs):
+    """The same runs on a CPU and on the device."""
+    (folder / "here").mkdir()
+    (folder / "there").mkdir()
+    on_cpu = on_ranks(["cpu"], evaluations, subject, "cpu", folder / "here", seeds, epochs)
+    there = on_ranks([DEVICE], evaluations, subject, DEVICE, folder / "there", seeds, epochs)
+    return on_cpu[0], there[0]
+
+
+def error_at_the_end(told) -> float:
+    last = {each.task: sum(each.errors.values()) for each in told}
+    return statistics.fmean(last.values())

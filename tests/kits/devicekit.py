@@ -1,0 +1,158 @@
+"""What has to hold on a GPU as on a CPU, for either: networks, tasks, and work for ranks of their own.
+
+The tests in tests/gpu train on "cuda". With REHEARSAL_KIT_GPU_TESTS_ON=cpu they train on CPUs instead, which
+proves all of them but what only CUDA can execute.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from ranks import alone, small_job
+
+from rehearsal_kit.base.child_processes import variables_set
+from rehearsal_kit.base.nccl_variables import NCCL_VARIABLES
+from rehearsal_kit.base.network_interfaces import bound_to, interface_named, strays
+from rehearsal_kit.base.process_groups import Meeting, ProcessGroups, _join, leave
+from rehearsal_kit.base.processes import listeners
+from rehearsal_kit.base.settings import Training
+from rehearsal_kit.bench.gpu.case_measurement import CaseMeasurement, lay_out
+from rehearsal_kit.bench.gpu.cases import ALL, QUICK, QUICK_CASES
+from rehearsal_kit.bench.gpu.findings import Counted
+from rehearsal_kit.cluster.devices import identity_of
+from rehearsal_kit.data.tensor_tasks import TensorTask, split_instances, write_task
+from rehearsal_kit.learning.gpu_arithmetic import gpu_arithmetic
+from rehearsal_kit.learning.networks.convnet import ConvNet
+from rehearsal_kit.learning.networks.ptychonn import PtychoNN
+from rehearsal_kit.learning.networks.resnet import ResNet
+from rehearsal_kit.record.commands import FinishStream
+from rehearsal_kit.record.records import Evaluated
+
+KIND = os.environ.get("REHEARSAL_KIT_GPU_TESTS_ON", "cuda")
+DEVICE = "cuda:0" if KIND == "cuda" else "cpu"
+CLASSES, SIDE, HELD_OUT = 4, 16, 40
+NAP_S = 0.005
+
+
+class Slowed(torch.nn.Module):
+    """Another network that pauses in every training step: small ones are through before they are killed."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, inputs: torch.Tensor) -> Any:
+        if self.training:
+            time.sleep(NAP_S)
+        return self.network(inputs)
+
+
+def image_tasks(sizes: Sequence[int]) -> list[TensorTask]:
+    """Images of four classes, one task of each size."""
+    random = torch.Generator().manual_seed(5)
+    centres = torch.randn(CLASSES, 1, SIDE, SIDE, generator=random)
+
+    def labelled(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        labels = torch.arange(count) % CLASSES
+        return centres[labels] + 2 * torch.randn(count, 1, SIDE, SIDE, generator=random), labels
+
+    return [
+        task
+        for size in sizes
+        for task in split_instances(*labelled(size), tasks=1, test=labelled(HELD_OUT), seed=1)
+    ]
+
+
+def frame_tasks(sizes: Sequence[int]) -> list[TensorTask]:
+    """Frames with amplitude and phase, one task of each size."""
+    random = torch.Generator().manual_seed(5)
+
+    def frames(count: int) -> dict[str, torch.Tensor]:
+        fields = ("diffraction", "amplitude", "phase")
+        return {name: torch.rand(count, 1, SIDE, SIDE, generator=random) for name in fields}
+
+    return [
+        TensorTask(
+            name=f"frames {number}",
+            inputs="diffraction",
+            training=frames(size),
+            watched=frames(HELD_OUT),
+            test=frames(HELD_OUT),
+        )
+        for number, size in enumerate(sizes)
+    ]
+
+
+SUBJECTS: dict[str, tuple[Callable[..., torch.nn.Module], Callable[[Sequence[int]], list[TensorTask]]]] = {
+    "ConvNet": (lambda seed=0: ConvNet(classes=CLASSES, width=8, seed=seed), image_tasks),
+    "ResNet": (
+        lambda seed=0: ResNet(depth=18, classes=CLASSES, channels=1, width=8, stem="small", seed=seed),
+        image_tasks,
+    ),
+    "PtychoNN": (lambda seed=0: PtychoNN(size="small", seed=seed), frame_tasks),
+}
+"""A network and its tasks, by name: with bilinear doubling, with means over regions, with batch norm."""
+
+
+def synchronisations(groups: ProcessGroups, folder: Path) -> dict[str, Counted]:
+    """For ranks of their own: how often steps of each strategy wait for the device."""
+    made = CaseMeasurement(
+        case=QUICK_CASES[0], effort=QUICK, groups=groups, device=DEVICE, folder=folder / "case"
+    )
+    lay_out(made.case, made.folder, ranks=1)
+    with gpu_arithmetic(DEVICE, deterministic=True):
+        return {strategy.name: made.counted(strategy) for strategy in ALL}
+
+
+def evaluations(
+    groups: ProcessGroups, subject: str, device: str, folder: Path, seeds: Sequence[int], epochs: int
+) -> list[list[Evaluated]]:
+    """For ranks of their own: what a run tells of its test samples, for each seed."""
+    build, tasks_of = SUBJECTS[subject]
+    found = []
+    with gpu_arithmetic(device, deterministic=True):
+        for seed in seeds:
+            here = folder / f"{subject} {seed} {device.partition(':')[0]}"
+            here.mkdir()
+            tasks = [write_task(task, here / f"{task.name}.h5") for task in tasks_of((96, 96))]
+            spec = small_job(
+                here / "run",
+                seed=seed,
+                network=build(seed=seed),
+                training=Training(batch=8, epochs=epochs, learning_rate=3e-3, precision="float32"),
+                device=device,
+            )
+            outcome, timeline, _ = alone(spec, *tasks, FinishStream())
+            assert outcome == "finished"
+            found.append([each for each in timeline.records(Evaluated) if each.split == "test"])
+    return found
+
+
+def generations(_: ProcessGroups, folder: Path) -> list[tuple[str, float, float, list[str]]]:
+    """For ranks of their own: the groups of two generations, one after the other, as several ranks make them.
+
+    Of each the backend, a sum on the device, one on the CPU, and where it listens beyond loopback.
+    """
+    found = []
+    for number in range(2):
+        meeting = Meeting(
+            rendezvous=folder / f"rendezvous {number}",
+            nonce="test",
+            rank=0,
+            ranks=1,
+            device=DEVICE,
+            gpu=identity_of(DEVICE),
+        )
+        with bound_to(meeting.address), variables_set(NCCL_VARIABLES):
+            groups = _join(meeting)
+            there, here = (float(groups.sum(torch.ones(1000, device=d)).sum()) for d in (DEVICE, "cpu"))
+            beyond = strays(listeners([psutil.Process()]), interface_named(None))
+            found.append((torch.distributed.get_backend_config(), there, here, beyond))
+            leave()
+    return found
