@@ -125,7 +125,9 @@ def evaluations(
                 here / "run",
                 seed=seed,
                 network=build(seed=seed),
-                training=Training(batch=8, epochs=epochs, learning_rate=3e-3, precision="float32"),
+                training=Training(
+                    batch=8, epochs=epochs, learning_rate=3e-3, precision="float32", scaling="none"
+                ),
                 device=device,
             )
             outcome, timeline, _ = alone(spec, *tasks, FinishStream())

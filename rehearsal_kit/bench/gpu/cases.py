@@ -64,7 +64,7 @@ class Case:
     def training(self, *, rehearsed: bool) -> Training:
         """The settings of a session with rehearsal, or of one with as many new samples."""
         batch = self.batch if rehearsed else self.rows
-        return Training(batch=batch, epochs=ENDLESS, learning_rate=1e-4)
+        return Training(batch=batch, epochs=ENDLESS, learning_rate=1e-4, scaling="none")
 
     def rehearsal(self, strategy: Strategy, ranks: int) -> Rehearsal:
         """The settings of the buffer of all ranks."""
