@@ -12,27 +12,38 @@ from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.base.settings import Training
 from rehearsal_kit.buffer.row_layout import Samples
 from rehearsal_kit.learning.forward_pass import ForwardPass
-from rehearsal_kit.learning.joint_step import Averages, JointStep, Stepped
+from rehearsal_kit.learning.joint_step import Averages, JointStep
 from rehearsal_kit.learning.learner_state import LearnerState
 from rehearsal_kit.learning.metrics import Scores, TaskMetrics
 from rehearsal_kit.learning.mini_batch import MiniBatch
 from rehearsal_kit.learning.module_state import count_of, shaped_as
 from rehearsal_kit.learning.signature import Signature, targets_of
 from rehearsal_kit.learning.strategies.strategy import Strategy
+from rehearsal_kit.learning.summed_step import Stepped
 
 
 class Learner:
     """Data-parallel training of one network: all ranks hold the same weights after every step.
 
     network: maps the input (sample, ...) to a dictionary of outputs, each (sample, ...), or to one tensor
-    where there is one target. Outputs meet targets by name.
+    where there is one target. Outputs meet targets by name. asynchronous: whether the host goes on while the
+    device computes: then a step reads nothing of it before the optimizer is under way, too, and the optimizer
+    is a fused one, which leaves a step out by itself. By default on every device but the CPU.
     """
 
     def __init__(
-        self, network: torch.nn.Module, training: Training, *, device: str, groups: ProcessGroups
+        self,
+        network: torch.nn.Module,
+        training: Training,
+        *,
+        device: str,
+        groups: ProcessGroups,
+        asynchronous: bool | None = None,
     ) -> None:
+        if asynchronous is None:
+            asynchronous = device != "cpu"
         self.network = network.to(device)
-        self.state = LearnerState(self.network, training)
+        self.state = LearnerState(self.network, training, fused=asynchronous)
         self.device = device
         self.signature: Signature | None = None
         """None until a first task was met."""
@@ -42,7 +53,9 @@ class Learner:
         """Steps and predictions so far; grows while this learner gets on."""
         self._groups = groups
         self._forward = ForwardPass(self.network, device=device, precision=training.precision)
-        self._steps = JointStep(self.network, self._forward, device=device, groups=groups)
+        self._steps = JointStep(
+            self.network, self._forward, device=device, groups=groups, asynchronous=asynchronous
+        )
 
     def meet(self, samples: Samples, inputs: str) -> Signature:
         """What goes into the network and comes out, by trying it on one sample; changes no state.
@@ -74,17 +87,27 @@ class Learner:
         none takes the step and all are told. RankError if no rank has a sample.
         """
         self.calls += 1
-        stepped, gradient = self._steps.of(
+        summed = self._steps.of(
             batch, self._known, strategy=strategy, seed=seed, averages=self._averages_for(strategy)
         )
-        if gradient is not None:
-            self._apply(gradient, factor)
+        if self.state.leaves_out:
+            if summed.gradient is not None:
+                self._give(summed.gradient, factor)
+                self.state.take(unless=summed.unsound)
+            stepped = summed.read()
+        else:
+            stepped = summed.read()
+            if summed.gradient is not None and not stepped.trouble:
+                self._give(summed.gradient, factor)
+                self.state.take()
+        if not stepped.trouble:
+            self.state.follow()
         return stepped
 
     def computed(self, batch: MiniBatch, *, strategy: Strategy) -> Stepped:
         """What a step would come to; it is not taken, and no optimizer is made. RankError as `step`."""
         averages = self._averages_for(strategy)
-        return self._steps.of(batch, self._known, strategy=strategy, seed=0, averages=averages)[0]
+        return self._steps.of(batch, self._known, strategy=strategy, seed=0, averages=averages).read()
 
     def predict(self, inputs: torch.Tensor, *, trained: bool = False) -> dict[str, torch.Tensor]:
         """Outputs on the CPU, float32, for inputs (sample, ...); changes no state.
@@ -125,7 +148,8 @@ class Learner:
             self.state.plastic_average if strategy.asks_plastic_average else None,
         )
 
-    def _apply(self, gradient: torch.Tensor, factor: float) -> None:
+    def _give(self, gradient: torch.Tensor, factor: float) -> None:
+        """Give the optimizer the gradient, (number,), and its learning rate."""
         parameters = [p for p in self.network.parameters() if p.requires_grad]
         for parameter, part in zip(parameters, gradient.split([*map(count_of, parameters)]), strict=True):
             parameter.grad = shaped_as(parameter, part)
@@ -133,5 +157,3 @@ class Learner:
             torch.nn.utils.clip_grad_norm_(parameters, self.training.clip_norm)
         for group in self.state.optimizer.param_groups:
             group["lr"] = self.training.learning_rate * factor
-        self.state.optimizer.step()
-        self.state.follow()

@@ -15,8 +15,8 @@ import time
 
 from rehearsal_kit.base.randomness import torch_seed
 from rehearsal_kit.data.task_loader import TaskLoader
-from rehearsal_kit.learning.joint_step import Stepped
 from rehearsal_kit.learning.mini_batch import MiniBatch
+from rehearsal_kit.learning.summed_step import Stepped
 from rehearsal_kit.rank.checkpoint_takeup import Learning
 from rehearsal_kit.rank.context import RankContext
 from rehearsal_kit.rank.rehearsal_step import RehearsalStep
