@@ -152,8 +152,16 @@ class Learner:
         """Give the optimizer the gradient, (number,), and its learning rate."""
         parameters = [p for p in self.network.parameters() if p.requires_grad]
         for parameter, part in zip(parameters, gradient.split([*map(count_of, parameters)]), strict=True):
-            parameter.grad = shaped_as(parameter, part)
+            shaped = shaped_as(parameter, part)
+            parameter.grad = _laid_out_as(parameter, shaped) if self.state.leaves_out else shaped
         if self.training.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(parameters, self.training.clip_norm)
         for group in self.state.optimizer.param_groups:
             group["lr"] = self.training.learning_rate * factor
+
+
+def _laid_out_as(parameter: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """The gradient in memory as the parameter is: a fused optimizer goes through both side by side."""
+    if gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter, requires_grad=False).copy_(gradient)

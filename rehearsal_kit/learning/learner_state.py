@@ -29,7 +29,7 @@ class LearnerState:
 
     def __init__(self, network: torch.nn.Module, training: Training, *, fused: bool = False) -> None:
         self.network = network
-        self.leaves_out = fused and all(map(_can_be_fused, network.parameters()))
+        self.leaves_out = fused and all(map(_can_be_fused, _trained(network)))
         """Whether the optimizer can leave out a step that the host knows nothing of: see `take`."""
         self._training = training
         self._optimizer: torch.optim.Optimizer | None = None
@@ -210,7 +210,8 @@ def _trained(network: torch.nn.Module) -> list[torch.nn.Parameter]:
 
 
 def _can_be_fused(parameter: torch.nn.Parameter) -> bool:
-    return parameter.is_floating_point() and parameter.device.type in ("cpu", "cuda")
+    dense = torch.empty_like(parameter).stride() == parameter.stride()  # else its state would lie otherwise
+    return dense and parameter.is_floating_point() and parameter.device.type in ("cpu", "cuda")
 
 
 def _first_names(places: dict[str, torch.Tensor]) -> dict[int, str]:

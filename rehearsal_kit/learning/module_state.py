@@ -123,7 +123,7 @@ class ModuleBuffers:
                     f"{'gone' if came is None else _words(came)} after it; it must keep its shape and dtype, "
                     "because the ranks exchange it. Keep what changes its shape in a plain attribute."
                 )
-        written = self._written(now)
+        written = frozenset() if self._by_value else self._written(now)
         self._now = [
             _Buffer(name, before, now[name].detach(), written=name in written)
             for name, before in self._before

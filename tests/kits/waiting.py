@@ -1,7 +1,7 @@
 """Which operations of torch make the host wait for a device, and where they were asked for.
 
 On torch's device "meta", which stands for a GPU: what lies there can be read by nobody, so that whatever asks
-for a number is found, whether it is asked for one number, by a copy, or by a result whose size hangs on numbers.
+for numbers is found, whether for a single one, by a copy, or by a result whose size hangs on them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class WaitedError(BaseException):
 class NoWaiting(TorchDispatchMode):
     """While it is entered: whoever has the host wait for the device is found, also on the way back.
 
-    device: that must not be read; "cpu" tells of single numbers and sizes only, as copies cannot be seen there.
+    device: that must not be read; "cpu" tells of single numbers and sizes only: no copy can be seen there.
     """
 
     def __init__(self, device: str) -> None:
