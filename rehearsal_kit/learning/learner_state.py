@@ -80,10 +80,15 @@ class LearnerState:
         optimizer.step()
         del optimizer.found_inf
 
-    def follow(self) -> None:
-        """The optimizer has taken a step: the averages take in what came of it."""
+    def follow(self, *, unless: torch.Tensor | None = None) -> None:
+        """The optimizer has taken a step: the averages take in what came of it. unless: as in `take`."""
         for average in self._averages.values():
-            average.follow(self._tensors())
+            average.follow(self._tensors(), unless=unless)
+
+    def forget(self, steps: int) -> None:
+        """So many of the newest steps were left out, as the host knows now."""
+        for average in self._averages.values():
+            average.forget(steps)
 
     @property
     def average(self) -> Mapping[str, torch.Tensor] | None:

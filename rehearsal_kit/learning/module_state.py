@@ -104,6 +104,7 @@ class ModuleBuffers:
         self._before = [(name, buffer.detach().clone()) for name, buffer in named]
         self._writes = {name: (buffer, buffer._version) for name, buffer in named}
         self._now: list[_Buffer] = []
+        self._changed: list[bool] = []
 
     def __len__(self) -> int:
         """How many there are."""
@@ -143,6 +144,7 @@ class ModuleBuffers:
 
     def means(self, changed: Sequence[bool]) -> list[torch.Tensor]:
         """Those to be averaged, of those that any rank has changed."""
+        self._changed = list(changed)
         return [each.now for each in self._chosen(changed) if _has_mean(each.now)]
 
     def share(self, changed: Sequence[bool], groups: ProcessGroups, *, source: int) -> None:
@@ -154,6 +156,11 @@ class ModuleBuffers:
         theirs = groups.sum(own if groups.rank == source else torch.zeros_like(own))
         for tensor, part in zip(exact, theirs.split([t.numel() for t in exact]), strict=True):
             tensor.copy_(part.view_as(tensor))
+
+    def leave(self, unless: torch.Tensor) -> None:
+        """Keep what `means` and `share` have made of them, or put them back: where `unless`, (), is 1."""
+        for each in self._chosen(self._changed):
+            each.now.copy_(torch.where(unless > 0, each.before, each.now))
 
     def put_back(self) -> None:
         """Put each buffer back as before the forward pass, also one gone since or become another tensor."""

@@ -59,7 +59,12 @@ class OwnPart:
 
 
 class SummedStep:
-    """A step over the samples of all ranks that was computed, and that no host has looked at yet."""
+    """A step over the samples of all ranks that was computed, and that no host has looked at yet.
+
+    gradient: to take the step with, (number,); None where some rank is known to have failed. numbers: what
+    the ranks have added up, each (number,) on the device: `losses` of the terms, the `norm` of the gradient,
+    how many have `failed`, the `seconds` of each; and whether the `own losses` are finite.
+    """
 
     def __init__(
         self,
@@ -70,43 +75,68 @@ class SummedStep:
         numbers: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         self.gradient = gradient
-        """To take the step with, (number,); None where some rank is known to have failed."""
+        self.outputs = own.outputs
+        """As in `Stepped`, and known before it."""
+        self.replayed = own.replayed
+        """As in `Stepped`, and known before it."""
+        self._terms = [term.name for term in own.terms]
+        own.terms = ()  # with all that is kept for the way back
         self._own = own
         self._buffers = buffers
-        self._numbers = numbers or {}
+        self._sizes = {name: len(part) for name, part in (numbers or {}).items()}
+        self._numbers = torch.cat([*numbers.values()]) if numbers else torch.zeros(0)
+        self._copied: _Copied | None = None
+        self._read: Stepped | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether an error is known to have come, so that there is no gradient; the same on all ranks."""
+        return self.gradient is None and not self._sizes
 
     @property
     def unsound(self) -> torch.Tensor:
         """1 where the step is not to be taken, else 0, the same on all ranks: float32 () on the device."""
-        sums = torch.cat([self._numbers[name] for name in ("losses", "norm")])
-        sound = sums.isfinite().all() & (self._numbers["failed"] == 0).all()
-        return (~sound).float()
+        parts = self._parts
+        finite = torch.cat([parts["losses"], parts["norm"]]).isfinite().all()
+        return (~(finite & (parts["failed"] == 0).all())).float()
+
+    def launched(self, *, unless: torch.Tensor) -> None:
+        """The optimizer is under way, the step is read later.
+
+        unless: float32 () on the device: where it is 1, buffers become what they were before the step.
+        """
+        self._buffers.leave(unless)
+        self.gradient = None
+        if self._numbers.is_cuda:
+            self._copied = _Copied(self._numbers)
 
     def read(self) -> Stepped:
-        """What the step came to, once: waits for the device, and puts buffers back after trouble."""
-        stepped = self._read()
-        if stepped.trouble:
-            self._buffers.put_back()
-        return stepped
+        """What the step came to: waits for the device, and puts buffers back after trouble."""
+        if self._read is None:
+            self._read = self._looked_at()
+            if self._read.trouble:
+                self._buffers.put_back()
+        return self._read
 
-    def _read(self) -> Stepped:
+    @property
+    def _parts(self) -> dict[str, torch.Tensor]:
+        return dict(zip(self._sizes, self._numbers.split([*self._sizes.values()]), strict=True))
+
+    def _looked_at(self) -> Stepped:
         own = self._own
-        if self.gradient is None:
+        if not self._sizes:
             return _failed(own)
-        sizes = [len(part) for part in self._numbers.values()]
-        values = iter(torch.cat([*self._numbers.values()]).tolist())  # by one copy
-        told = {
-            name: [next(values) for _ in range(size)] for name, size in zip(self._numbers, sizes, strict=True)
-        }
+        # By one copy: each would wait for the device.
+        values = iter(self._numbers.tolist() if self._copied is None else self._copied.read())
+        told = {name: [next(values) for _ in range(size)] for name, size in self._sizes.items()}
         if any(told["failed"]):
             names = [name for name, changed in self._buffers.unseen() if changed]
             if names and not own.error:
                 own.error = _unseen(names)
             return _failed(own)
         trouble = _trouble(told["losses"], told["norm"][0])
-        names = [term.name for term in own.terms]
         return Stepped(
-            dict(zip(names, told["losses"], strict=True)),
+            dict(zip(self._terms, told["losses"], strict=True)),
             own.outputs,
             trouble,
             guilty=bool(trouble) and not told["own losses"][0],
@@ -114,6 +144,22 @@ class SummedStep:
             rows=own.samples,
             replayed=own.replayed,
         )
+
+
+class _Copied:
+    """Numbers on their way from a GPU to the host, which goes on meanwhile."""
+
+    def __init__(self, numbers: torch.Tensor) -> None:
+        self._numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+        self._numbers.copy_(numbers, non_blocking=True)
+        self._arrived = torch.cuda.Event()
+        self._arrived.record(torch.cuda.current_stream(numbers.device))
+
+    def read(self) -> list[float]:
+        """The numbers, once they have arrived."""
+        self._arrived.synchronize()
+        numbers: list[float] = self._numbers.tolist()
+        return numbers
 
 
 def _failed(own: OwnPart) -> Stepped:

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from operations import Operations
 from ranks import on_ranks
-from torch.utils._python_dispatch import TorchDispatchMode
-from waiting import NoWaiting, WaitedError, place
+from waiting import NoWaiting, WaitedError
 
 from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.base.settings import Training
@@ -72,7 +72,7 @@ def learner_on(device, network, **settings):
     training = Training(average=0.9, plastic_average=0.5, clip_norm=1.0, precision="float32", **settings)
     known = Learner(network, training, device="cpu", groups=ALONE)
     signature = known.meet(samples(3), "image")
-    made = Learner(network, training, device=device, groups=ALONE, asynchronous=True)
+    made = Learner(network, training, device=device, groups=ALONE, lag=2)
     made.know(signature)
     return made
 
@@ -89,29 +89,16 @@ def test_a_step_reads_nothing_of_the_device_before_it_reads_what_it_came_to(name
     with pytest.raises(WaitedError) as found, NoWaiting("meta"):
         learner.step(replace(batch, asks_losses=True), strategy=strategy)
     assert "a copy from the device to the host at learning/summed_step.py" in str(found.value)
-    assert "in _read" in str(found.value)
+    assert "in _looked_at" in str(found.value)
 
 
-class Places(TorchDispatchMode):
-    """While it is entered: every operation with the line of the package that asked for it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen = []
-
-    def __torch_dispatch__(self, function, types, arguments=(), named=None):
-        self.seen.append((function._schema.name.partition("::")[2], place()))
-        return function(*arguments, **(named or {}))
-
-
-@pytest.mark.parametrize(("optimizer", "kernel"), [("adam", "_fused_adam_"), ("sgd", "_fused_sgd_")])
-def test_the_optimizer_is_under_way_before_a_step_is_read_and_asks_for_no_number(optimizer, kernel):
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_the_optimizer_is_under_way_before_a_step_is_read_and_asks_for_no_number(optimizer):
     learner = learner_on("cpu", Normalised(), optimizer=optimizer)
-    with NoWaiting("cpu"), Places() as places:
-        assert not learner.step(MiniBatch(samples(5), samples(2), {}), strategy=ER()).trouble
-    names = [name for name, _ in places.seen]
-    read = next(number for number, (_, line) in enumerate(places.seen) if "in _read" in line)
-    assert names.index(kernel) < read
+    with NoWaiting("cpu"), Operations() as operations:
+        learner.launch(MiniBatch(samples(5), samples(2), {}), strategy=ER())
+    assert f"_fused_{optimizer}_" in operations.seen
+    assert [bool(stepped.trouble) for stepped in learner.read()] == [False]
 
 
 def state_of(learner):
@@ -134,9 +121,7 @@ def test_a_step_that_is_not_sound_is_left_out_by_the_device_bit_for_bit(optimize
             assert stepped.guilty
         told = [each.step(batch, strategy=ER(), seed=step) for each in (spoilt, sound)]
         assert told[0].terms == told[1].terms
-    assert state_of(spoilt).keys() == state_of(sound).keys()
-    for name, tensor in state_of(sound).items():
-        assert torch.equal(tensor, state_of(spoilt)[name]), name
+    assert same(state_of(spoilt), state_of(sound))
 
 
 @pytest.mark.parametrize("name", BY_NAME)
@@ -144,10 +129,7 @@ def test_steps_that_are_not_read_at_once_come_to_the_same(name):
     strategy, network = BY_NAME[name], Normalised()
     # Not by Adam, whose first steps are as large where a gradient is nothing but rounding.
     training = Training(average=0.9, plastic_average=0.5, clip_norm=1.0, precision="float32", optimizer="sgd")
-    made = [
-        Learner(copy.deepcopy(network), training, device="cpu", groups=ALONE, asynchronous=asynchronous)
-        for asynchronous in (True, False)
-    ]
+    made = [Learner(copy.deepcopy(network), training, device="cpu", groups=ALONE, lag=lag) for lag in (2, 0)]
     for step in range(3):
         batch = MiniBatch.augmented(samples(5), drawn(step == 1), drawn(step == 1), strategy=strategy)
         for learner in made:
@@ -190,7 +172,7 @@ class Behind(Normalised):
 def behind_the_ranks(groups):
     """What a rank sees of a step in which the last rank writes like that, and of a sound one after it."""
     torch.manual_seed(0)
-    learner = Learner(Behind(), Training(precision="float32"), device="cpu", groups=groups, asynchronous=True)
+    learner = Learner(Behind(), Training(precision="float32"), device="cpu", groups=groups, lag=2)
     learner.know(learner.meet(samples(3), "image"))
     batch, found = MiniBatch(samples(5 + groups.rank), {}, {}), []
     for behind in (True, False):
@@ -210,3 +192,30 @@ def test_a_buffer_that_is_written_to_behind_torch_is_an_error_and_no_rank_takes_
     assert not last[1][1]
     assert [of for *_, of in first] == [of for *_, of in last]
     assert all(table == [0, 0, 0] for _, _, table, _ in first + last)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_nothing_is_taken_after_a_step_that_is_not_sound_until_the_host_has_seen_it(optimizer):
+    network = Normalised()
+    late, once = (learner_on("cpu", copy.deepcopy(network), optimizer=optimizer) for _ in range(2))
+    batches = [MiniBatch(samples(5), samples(2), {}) for _ in range(4)]
+    bad = replace(batches[1], new={**batches[1].new, "image": batches[1].new["image"] * torch.inf})
+    for learner in (late, once):
+        learner.launch(batches[0], strategy=ER())
+    for step, batch in enumerate((bad, batches[2]), start=1):
+        late.launch(batch, strategy=ER(), seed=step)
+        assert same(late.network.state_dict(), once.network.state_dict())  # before anybody has looked
+        assert same(late.state.average, once.state.average)
+    (seen,) = late.read(but=2)
+    assert not seen.trouble
+    (trouble,) = late.read()
+    assert trouble.trouble == "the loss became NaN"
+    assert trouble.guilty
+    assert late.read() == []
+    for learner in (late, once):
+        assert not learner.step(batches[3], strategy=ER(), seed=3).trouble
+    assert same(state_of(late), state_of(once))
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(t, second[name]) for name, t in first.items())

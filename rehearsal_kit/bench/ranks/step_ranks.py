@@ -171,7 +171,8 @@ class _Arms:
                 f"a mini-batch has {rows} samples instead of {expected}: the store was not full. "
                 "This is an error of the benchmark."
             )
-        self._learner.step(batch, strategy=ER(), seed=self._steps)
+        self._learner.launch(batch, strategy=ER(), seed=self._steps)
+        self._learner.read(but=self._learner.lag)
 
     def _now(self) -> float:
         if self._learner.device != "cpu":
