@@ -33,6 +33,14 @@ BY_NAME = {
 }
 
 
+CASES = [
+    *((name, "Normalised", True) for name in BY_NAME),
+    *((name, "Normalised", False) for name, strategy in BY_NAME.items() if strategy.distils),
+    ("ER", "ConvNet", True),
+]
+"""Strategy, network, and whether all representatives have stored outputs."""
+
+
 class Normalised(torch.nn.Module):
     """With buffers: statistics, which are averaged, and a counter, which is not."""
 
@@ -77,15 +85,13 @@ def learner_on(device, network, **settings):
     return made
 
 
-@pytest.mark.parametrize("made", [True, False], ids=["all with outputs", "one without"])
-@pytest.mark.parametrize("network", [Normalised, lambda: ConvNet(classes=4, width=2)])
-@pytest.mark.parametrize("name", BY_NAME)
+@pytest.mark.parametrize(("name", "network", "made"), CASES)
 def test_a_step_reads_nothing_of_the_device_before_it_reads_what_it_came_to(name, network, made):
     strategy = BY_NAME[name]
     batch = MiniBatch.augmented(
         on_meta(samples(5)), on_meta(drawn(made)), on_meta(drawn(made)), strategy=strategy
     )
-    learner = learner_on("meta", network())
+    learner = learner_on("meta", ConvNet(classes=4, width=2) if network == "ConvNet" else Normalised())
     with pytest.raises(WaitedError) as found, NoWaiting("meta"):
         learner.step(replace(batch, asks_losses=True), strategy=strategy)
     assert "a copy from the device to the host at learning/summed_step.py" in str(found.value)
