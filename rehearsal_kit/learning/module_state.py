@@ -134,7 +134,7 @@ class ModuleBuffers:
         return [each.written for each in self._now]
 
     def unseen(self) -> list[tuple[str, torch.Tensor]]:
-        """By name, those that count as unchanged by `look`: whether they have changed all the same, bool ().
+        """Whether those have changed that count as unchanged by `look`, bool (), each with its name.
 
         None where it has looked at numbers. Each rank would go on with other numbers.
         """
