@@ -76,9 +76,9 @@ class SummedStep:
     ) -> None:
         self.gradient = gradient
         self.outputs = own.outputs
-        """As in `Stepped`, and known before it."""
+        """Those of `Stepped`, known before it."""
         self.replayed = own.replayed
-        """As in `Stepped`, and known before it."""
+        """That of `Stepped`, known before it."""
         self._terms = [term.name for term in own.terms]
         own.terms = ()  # with all that is kept for the way back
         self._own = own
