@@ -104,6 +104,7 @@ class Learner:
     ) -> SummedStep:
         """Train on the augmented mini-batches of all ranks, unless their loss is not finite; read it later.
 
+        batch: lent until the step is read; a copy of pinned memory may be under way until then.
         factor: of the schedule, by which the learning rate is multiplied. seed: of whatever is random in the
         forward pass (dropout), on this rank and at this step. Where network or strategy raise on any rank,
         none takes the step and all are told. RankError if no rank has a sample.

@@ -197,7 +197,7 @@ def _step_s(groups: ProcessGroups, subject: Subject, *, learner: Learner, sample
     batch, lengths = _on(learner.device, subject, samples), []
     for _ in range(1 + PROBES):
         began = time.perf_counter()
-        # It reads the loss at its end: on a CUDA device, too, nothing but the optimizer is then under way.
+        # It reads at its end what it came to: on a CUDA device, too, the optimizer has then taken it.
         learner.step(MiniBatch(batch, {}, {}), strategy=ER())
         lengths.append(time.perf_counter() - began)
     shortest = torch.tensor([min(lengths[1:])], dtype=torch.float64, device=learner.device)
