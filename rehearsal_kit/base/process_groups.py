@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,9 +28,10 @@ class ProcessGroups:
     """This rank's number and its process groups; None where the rank is alone.
 
     Three groups because three threads of control use them: gradients and control belong to the training
-    thread, the exchange to the background thread (gloo allows that; two NCCL groups would not). These five
-    collectives are all that ranks ask of each other, so ranks that are threads of one process can stand in
-    for processes by overriding them.
+    thread, the exchange to the background thread (gloo allows that; two NCCL groups would not). Tensors of
+    the host are summed over gloo, also where those of the device go over NCCL. All that ranks ask of each
+    other is made of `sum`, `broadcast`, `gather`, `gather_numbers` and `exchange_rows`, so ranks that are
+    threads of one process can stand in for processes by overriding these.
     """
 
     rank: int
@@ -44,6 +45,22 @@ class ProcessGroups:
         if self.gradients is not None:
             dist.all_reduce(values, group=self.gradients)
         return values
+
+    def begin_sum(self, values: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """Begin to sum over all ranks, in place; what is returned waits for the sum, and must be called.
+
+        All ranks must begin it at the same place among their sums. Over NCCL only the device waits.
+        """
+        if self.gradients is None:
+            total = self.sum(values)
+            return lambda: total
+        work = dist.all_reduce(values, group=self.gradients, async_op=True)
+
+        def summed() -> torch.Tensor:
+            work.wait()
+            return values
+
+        return summed
 
     def broadcast(self, text: str) -> str:
         """The text of rank 0, on every rank. An empty one costs a single message."""

@@ -14,7 +14,13 @@ from rehearsal_kit.buffer.row_layout import Samples
 from rehearsal_kit.learning.mini_batch import MiniBatch
 from rehearsal_kit.learning.module_state import Modes
 from rehearsal_kit.learning.signature import Signature, targets_of
-from rehearsal_kit.learning.stored_outputs import VERSION, having_outputs, outputs_of, without_outputs
+from rehearsal_kit.learning.stored_outputs import (
+    having_outputs,
+    of_rows,
+    outputs_of,
+    rows_having_outputs,
+    without_outputs,
+)
 from rehearsal_kit.learning.strategies.losses import Tensors
 from rehearsal_kit.learning.strategies.strategy import Part
 
@@ -90,10 +96,11 @@ class ForwardPass:
 
     def _compared(self, replayed: Part, samples: Samples) -> Part:
         """Those of the representatives whose outputs some model has made; no row is computed twice."""
-        made = torch.nonzero(samples[VERSION] >= 0).flatten().to(self._device)
-        stored = self._own(outputs_of(samples))
-        whole = (replayed.outputs, replayed.targets, stored)
-        return Part(*({name: t.index_select(0, made) for name, t in part.items()} for part in whole))
+        made = rows_having_outputs(samples)
+        parts = (replayed.outputs, replayed.targets, self._own(outputs_of(samples)))
+        if made is None:  # copies all the same: the loss of the representatives may work in place
+            return Part(*({name: tensor.clone() for name, tensor in part.items()} for part in parts))
+        return Part(*(of_rows(part, made) for part in parts))
 
     def _outputs(self, inputs: Sequence[torch.Tensor], signature: Signature) -> dict[str, torch.Tensor]:
         if not any(map(len, inputs)):  # many networks cannot be called without samples
@@ -114,7 +121,8 @@ class ForwardPass:
         targets: Sequence[str],
         weights: Mapping[str, torch.Tensor] | None = None,
     ) -> dict[str, torch.Tensor]:
-        together = torch.cat([each.to(self._device) for each in inputs])  # a copy, also of a single one
+        there = [each.to(self._device, non_blocking=True) for each in inputs]
+        together = torch.cat(there)  # a copy, also of a single one
         if weights is None:
             outputs = self._network(together)
         else:  # each place once: a module with two names would be left with what was to stand in for it
@@ -122,7 +130,9 @@ class ForwardPass:
         return named_outputs(outputs, targets, count=len(together))
 
     def _own(self, samples: Samples) -> Tensors:
-        return {name: tensor.to(self._device, copy=True) for name, tensor in samples.items()}
+        return {
+            name: tensor.to(self._device, non_blocking=True, copy=True) for name, tensor in samples.items()
+        }
 
     @contextlib.contextmanager
     def _random(self, seed: int) -> Iterator[None]:
@@ -139,7 +149,7 @@ class ForwardPass:
 
     @contextlib.contextmanager
     def _random_on_gpu(self, seed: int) -> Iterator[None]:
-        if self._device == "cpu":
+        if not self._device.startswith("cuda"):
             yield
             return
         before = torch.cuda.get_rng_state(self._device)
@@ -150,8 +160,10 @@ class ForwardPass:
         finally:
             torch.cuda.set_rng_state(before, self._device)
 
-    def _autocast(self) -> torch.autocast:
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
         kind = self._device.partition(":")[0]
+        if not torch.amp.is_autocast_available(kind):  # as where nothing is computed
+            return contextlib.nullcontext()
         wanted = self._precision
         if wanted == "auto":
             # Where it is emulated it takes more time than float32.

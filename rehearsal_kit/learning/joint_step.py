@@ -1,8 +1,9 @@
 """Loss and gradient of one step over the samples of all ranks; an error on one of them is told to all.
 
-    (all-reduce   which classes are among the new samples, where the loss depends on it)
-    every rank    forward passes of its mini-batch, the strategy's terms of each sample
-    all-reduce    how many samples each term has on all ranks, who has any, which buffers changed, who failed
+    every rank    forward passes of its mini-batch; meanwhile, where the loss depends on it,
+    (all-reduce   which classes are among the new samples)
+    every rank    the strategy's terms of each sample
+    meeting       how many samples each term has on all ranks, who has any, which buffers changed, who failed
     every rank    each term over that number, backward
     all-reduce    gradients, buffers of the network, losses, failures
     every rank    the same sum: the step is taken, or buffers are put back and all say the same trouble
@@ -10,11 +11,13 @@
 Two collectives at least, because a term is a mean over the samples of all ranks and these may have unequal
 numbers of them. All are made on every rank whatever goes wrong there, so that none waits for one that failed;
 but where a device fails nothing can be made on it any more: that ends the rank, and with it its generation.
+
+The host reads nothing of a GPU on this way, and so never waits for it: what the step came to lies on the
+device until `SummedStep.read`.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,49 +27,20 @@ import torch
 from rehearsal_kit.base.errors import RankError, SettingsError
 from rehearsal_kit.base.failure_kinds import raise_of_device
 from rehearsal_kit.base.process_groups import ProcessGroups
-from rehearsal_kit.buffer.row_layout import Samples
 from rehearsal_kit.learning.forward_pass import ForwardPass
 from rehearsal_kit.learning.gpu_arithmetic import said_of_network
 from rehearsal_kit.learning.mini_batch import MiniBatch
 from rehearsal_kit.learning.module_state import ModuleBuffers, count_of, numbers_of, shaped_as
 from rehearsal_kit.learning.packed_sum import PackedSum
+from rehearsal_kit.learning.present_classes import PresentClasses
 from rehearsal_kit.learning.signature import Signature
+from rehearsal_kit.learning.step_meeting import TERMS, Saying, Told, meeting
 from rehearsal_kit.learning.strategies.losses import Loss, supervised_loss
-from rehearsal_kit.learning.strategies.strategy import AugmentedBatch, Part, Strategy, Term
+from rehearsal_kit.learning.strategies.strategy import AugmentedBatch, Part, Strategy
+from rehearsal_kit.learning.summed_step import OwnPart, SummedStep
 
-TERMS = 16
-"""Most terms that a strategy's loss may have: the ranks tell each other of so many, used or not."""
 Averages = tuple[Mapping[str, torch.Tensor] | None, Mapping[str, torch.Tensor] | None]
 """The average of the weights and the quicker one, each None unless the loss depends on it."""
-
-
-@dataclass(frozen=True)
-class Stepped:
-    """What a step came to."""
-
-    terms: Mapping[str, float]
-    """Each term of the loss over the samples of all ranks, weight included; empty where an error came."""
-    outputs: Samples
-    """What the network, before this step, made of the new samples of this rank: (sample, ...), detached."""
-    trouble: str
-    """Why no step was taken: an error, or a loss or gradient that is not finite; the same on all ranks."""
-    guilty: bool
-    """Whether it came from this rank's own samples."""
-    busy: tuple[float, ...]
-    """Seconds that each rank computed by itself, in order of rank; the rest of a step waits for others."""
-    failed: bool = False
-    """Whether the trouble is an error of network or strategy; the same on all ranks."""
-    error: str = ""
-    """What it said, on a rank on which it came."""
-    rows: int = 0
-    """Samples of this rank that went through the network."""
-    replayed: torch.Tensor | None = None
-    """Loss of each representative of this rank before this step, (drawn,), where `MiniBatch.asks_losses`."""
-
-    @property
-    def loss(self) -> float:
-        """Sum of the terms."""
-        return sum(self.terms.values())
 
 
 @dataclass(frozen=True)
@@ -77,50 +51,28 @@ class _Asked:
     signature: Signature
     strategy: Strategy
     seed: int
-    present: Mapping[str, torch.Tensor]
-    """Which classes are present, as `AugmentedBatch` has it."""
+    present: PresentClasses
     averages: Averages
-
-
-@dataclass
-class _Own:
-    """What this rank has computed by itself."""
-
-    terms: Sequence[Term]
-    outputs: Samples
-    samples: int
-    """That went through the network."""
-    changed: torch.Tensor
-    """Whether the network has changed each of its buffers: bool (buffer,)."""
-    seconds: float
-    error: str = ""
-    replayed: torch.Tensor | None = None
-    """Loss of each representative, where it is asked for."""
-
-
-@dataclass(frozen=True)
-class _Told:
-    """What the ranks have told each other after their forward passes; the same on all of them."""
-
-    failed: bool
-    counts: list[int]
-    """Samples of each term, over all ranks."""
-    having: list[int]
-    """The ranks that had samples, in order."""
-    changed: list[bool]
-    """Which buffers of the network any rank has changed."""
 
 
 class JointStep:
     """Computes steps of one network. Every rank makes the same collectives, whatever goes wrong on it."""
 
     def __init__(
-        self, network: torch.nn.Module, forward: ForwardPass, *, device: str, groups: ProcessGroups
+        self,
+        network: torch.nn.Module,
+        forward: ForwardPass,
+        *,
+        device: str,
+        groups: ProcessGroups,
+        asynchronous: bool,
     ) -> None:
+        """asynchronous: whether the host goes on while the device computes: it is to read nothing of it."""
         self._network = network
         self._forward = forward
         self._device = device
         self._groups = groups
+        self._asynchronous = asynchronous
         self._parameters = [p for p in network.parameters() if p.requires_grad]
         self._persistent = frozenset(network.state_dict())
 
@@ -132,30 +84,27 @@ class JointStep:
         strategy: Strategy,
         seed: int,
         averages: Averages = (None, None),
-    ) -> tuple[Stepped, torch.Tensor | None]:
-        """What the step has come to, and the gradient to take it with, (number,); None after trouble.
+    ) -> SummedStep:
+        """The step, computed; buffers of the network are those of all ranks until it is read.
 
-        Buffers of the network are then those of all ranks, or as they were before. RankError if no rank has
-        a sample.
+        RankError if no rank has a sample.
         """
-        buffers = ModuleBuffers(self._network, persistent=self._persistent)
-        present = self._present(batch.new, signature) if strategy.asks_present else {}
+        buffers = ModuleBuffers(self._network, persistent=self._persistent, by_value=not self._asynchronous)
+        classes = signature.classes if strategy.asks_present else {}
+        present = PresentClasses(batch.new, classes, device=self._device, groups=self._groups)
         own = self._computed(_Asked(batch, signature, strategy, seed, present, averages), buffers)
+        present.known()  # also after an error: the others have asked, too
         told = self._meeting(own)
-        if not told.failed and not any(told.counts):
+        if told.failed:
+            return SummedStep(own, buffers)
+        if not any(told.counts):
             raise RankError("a step was taken in which no rank had a sample.")
-        stepped, gradient = _failed(own), None
-        if not told.failed:
-            stepped, gradient = self._summed(own, told, strategy=strategy, buffers=buffers)
-        if gradient is None:
-            buffers.put_back()
-        return stepped, gradient
+        return self._summed(own, told, strategy=strategy, buffers=buffers)
 
     # This rank ------------------------------------------------------------------------------------------
 
-    def _computed(self, asked: _Asked, buffers: ModuleBuffers) -> _Own:
+    def _computed(self, asked: _Asked, buffers: ModuleBuffers) -> OwnPart:
         began = time.perf_counter()
-        unchanged = torch.zeros(len(buffers), dtype=torch.bool)
         batch, signature, strategy = asked.batch, asked.signature, asked.strategy
         try:
             # Before the pass in training mode: some networks make it anew on the way back.
@@ -177,7 +126,7 @@ class JointStep:
                     replayed=replace(replayed, averaged=averaged, plastic=plastic),
                     distilled=distilled,
                     tasks=batch.tasks,
-                    present=asked.present,
+                    present=asked.present.known(),
                 )
             )
             if len(terms) > TERMS:
@@ -186,13 +135,14 @@ class JointStep:
             changed = buffers.look()
         except Exception as error:  # the other ranks must learn of it, not wait for this one
             raise_of_device(error)
-            seconds = time.perf_counter() - began
-            return _Own([], {}, samples=0, changed=unchanged, seconds=seconds, error=said_of_network(error))
-        seconds = time.perf_counter() - began
-        return _Own(terms, outputs, samples, changed=changed, seconds=seconds, replayed=losses)
+            unchanged, error_said = [False] * len(buffers), said_of_network(error)
+            seconds = time.perf_counter() - began - asked.present.waited
+            return OwnPart([], {}, samples=0, changed=unchanged, seconds=seconds, error=error_said)
+        seconds = time.perf_counter() - began - asked.present.waited
+        return OwnPart(terms, outputs, samples, changed=changed, seconds=seconds, replayed=losses)
 
     def _backward(
-        self, own: _Own, told: _Told, *, apart: bool, dtype: torch.dtype
+        self, own: OwnPart, told: Told, *, apart: bool, dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The terms of the loss, (term,), and the gradients by all trained parameters, (value, number).
 
@@ -211,10 +161,11 @@ class JointStep:
         nothing = torch.zeros(len(told.counts), device=self._device)
         return nothing, torch.zeros(rows, size, dtype=dtype, device=self._device)
 
-    def _scaled(self, own: _Own, told: _Told) -> list[torch.Tensor]:
+    def _scaled(self, own: OwnPart, told: Told) -> list[torch.Tensor]:
         # Each term, divided by the number of its samples on all ranks before the backward pass: terms count
         # different samples, and one sum over the ranks must do for all of them.
-        counts = torch.tensor(told.counts, dtype=torch.float32, device=self._device).clamp(min=1)
+        # Filled in, not copied: a copy of the host's numbers would wait for all that the device has to do.
+        counts = [torch.full((), max(1.0, float(count)), device=self._device) for count in told.counts]
         return [
             term.weight * term.values.float().sum() / count
             for term, count in zip(own.terms, counts, strict=True)
@@ -229,57 +180,18 @@ class JointStep:
 
     # All ranks ------------------------------------------------------------------------------------------
 
-    def _present(self, new: Samples, signature: Signature) -> dict[str, torch.Tensor]:
-        """Which classes are among the new samples of all ranks, by name of the target: bool (class,)."""
-        classes = signature.classes
-        if not classes:
-            return {}
-        vector = PackedSum(classes, dtype=torch.int64, device=self._device)
-        own = {n: [torch.bincount(new[n].long().cpu(), minlength=count)] for n, count in classes.items()}
-        total = self._groups.sum(vector.pack(own))
-        return {name: counts > 0 for name, counts in vector.unpack(total).items()}
-
-    def _meeting(self, own: _Own) -> _Told:
-        ranks, counts = self._groups.ranks, [len(term.values) for term in own.terms]
-        sizes = {
-            "failed": 1,
-            "terms": 1,
-            "squared terms": 1,
-            "having": ranks,
-            "counts": TERMS,  # as many as there may be: the ranks do not know yet that they agree
-            "changed": len(own.changed),
-        }
-        vector = PackedSum(sizes, dtype=torch.int64, device=self._device)
-        packed = vector.pack(
-            {
-                "failed": [bool(own.error)],
-                "terms": [len(counts)],
-                "squared terms": [len(counts) ** 2],
-                "having": [rank == self._groups.rank and own.samples > 0 for rank in range(ranks)],
-                "counts": [*counts, *[0] * (TERMS - len(counts))],
-                "changed": [own.changed],
-            }
-        )
-        # From a GPU as a whole: every copy of a part would wait for the device once more.
-        parts = vector.unpack(self._groups.sum(packed).cpu())
-        told = {name: part.tolist() for name, part in parts.items()}
-        (failed,), (terms,), (squares,) = told["failed"], told["terms"], told["squared terms"]
-        if not failed and terms**2 != ranks * squares:  # equal exactly if all ranks have equally many
-            failed = ranks
+    def _meeting(self, own: OwnPart) -> Told:
+        counts = [len(term.values) for term in own.terms]
+        said = Saying(counts, own.samples, own.changed, failed=bool(own.error))
+        told = meeting(said, self._groups)
+        if not told.alike:
             own.error = (
                 f"the strategy gave {len(counts)} terms on rank {self._groups.rank} and another number "
                 "elsewhere; it must always give equally many, also for parts without samples."
             )
-        return _Told(
-            failed=bool(failed),
-            counts=told["counts"][: len(counts)],
-            having=[rank for rank, has_samples in enumerate(told["having"]) if has_samples],
-            changed=[bool(count) for count in told["changed"]],
-        )
+        return told
 
-    def _summed(
-        self, own: _Own, told: _Told, *, strategy: Strategy, buffers: ModuleBuffers
-    ) -> tuple[Stepped, torch.Tensor | None]:
+    def _summed(self, own: OwnPart, told: Told, *, strategy: Strategy, buffers: ModuleBuffers) -> SummedStep:
         # One flat sum for gradients, buffers and loss. DistributedDataParallel would rebuild its buckets
         # after the first step and add in another order after a restart; this adds in one order.
         began = time.perf_counter()
@@ -292,35 +204,23 @@ class JointStep:
                 "gradients": [gradients],
                 "buffers": self._shares(own, told, means=means, dtype=dtype),
                 "losses": [losses],
-                "failed": [torch.full((1,), float(bool(own.error)), dtype=dtype, device=self._device)],
+                "failed": [self._failures(own, buffers, dtype)],
                 "seconds": [self._at_this_rank(own.seconds + time.perf_counter() - began, dtype)],
             }
         )
         parts = vector.unpack(self._groups.sum(packed))
         rows = parts["gradients"].view(gradients.shape)
         gradient = strategy.direction(rows) if strategy.separate else rows[0]
-        numbers = torch.cat([parts["losses"], gradient.norm()[None], parts["failed"]])  # read at once, too
-        *values, norm, any_failed = numbers.tolist()
-        if any_failed:
-            return _failed(own), None
-        trouble = _trouble(values, norm)
-        names = [term.name for term in own.terms]
-        stepped = Stepped(
-            dict(zip(names, values, strict=True)),
-            own.outputs,
-            trouble,
-            guilty=bool(trouble) and not bool(losses.isfinite().all()),
-            busy=tuple(parts["seconds"].tolist()),
-            rows=own.samples,
-            replayed=own.replayed,
-        )
-        if trouble:
-            return stepped, None
         averaged = parts["buffers"].split([*map(count_of, means)])
         for tensor, part in zip(means, averaged, strict=True):
             tensor.copy_(shaped_as(tensor, part))
         buffers.share(told.changed, self._groups, source=told.having[0])
-        return stepped, gradient
+        numbers = {
+            **{name: parts[name] for name in ("losses", "failed", "seconds")},
+            "norm": gradient.norm()[None],
+            "own losses": losses.isfinite().all()[None],
+        }
+        return SummedStep(own, buffers, gradient=gradient, numbers=numbers)
 
     def _layout(
         self, gradients: int, means: Sequence[torch.Tensor], *, terms: int, dtype: torch.dtype
@@ -336,13 +236,18 @@ class JointStep:
         return PackedSum(sizes, dtype=dtype, device=self._device)
 
     def _shares(
-        self, own: _Own, told: _Told, *, means: Sequence[torch.Tensor], dtype: torch.dtype
+        self, own: OwnPart, told: Told, *, means: Sequence[torch.Tensor], dtype: torch.dtype
     ) -> list[torch.Tensor]:
         """What this rank adds to the mean of each buffer, (number,)."""
         shares = [numbers_of(tensor).to(dtype) / len(told.having) for tensor in means]
         if not own.samples:  # what this rank has is of the step before
             return [torch.zeros_like(share) for share in shares]
         return shares
+
+    def _failures(self, own: OwnPart, buffers: ModuleBuffers, dtype: torch.dtype) -> torch.Tensor:
+        """Whether this rank has failed: (1,)."""
+        failed = torch.full((1,), float(bool(own.error)), dtype=dtype, device=self._device)
+        return torch.stack([failed[0], *(changed.to(dtype) for _, changed in buffers.unseen())]).sum()[None]
 
     def _at_this_rank(self, number: float, dtype: torch.dtype) -> torch.Tensor:
         """The number in the place of this rank, and zeros for all others: (rank,)."""
@@ -360,17 +265,6 @@ def _losses_of(part: Part, strategy: Strategy) -> torch.Tensor:
     )
     loss: Loss = getattr(strategy, "loss", supervised_loss)
     return loss(outputs, targets).detach()
-
-
-def _failed(own: _Own) -> Stepped:
-    trouble = "the network or the strategy failed"
-    return Stepped({}, {}, trouble, guilty=bool(own.error), busy=(), failed=True, error=own.error)
-
-
-def _trouble(values: Sequence[float], norm: float) -> str:
-    if not all(map(math.isfinite, values)):
-        return "the loss became " + ("NaN" if any(map(math.isnan, values)) else "infinite")
-    return "" if math.isfinite(norm) else "the gradient became infinite or NaN"
 
 
 def _widest(tensors: Sequence[torch.Tensor]) -> torch.dtype:

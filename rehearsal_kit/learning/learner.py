@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 
 import torch
@@ -12,27 +13,42 @@ from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.base.settings import Training
 from rehearsal_kit.buffer.row_layout import Samples
 from rehearsal_kit.learning.forward_pass import ForwardPass
-from rehearsal_kit.learning.joint_step import Averages, JointStep, Stepped
+from rehearsal_kit.learning.joint_step import Averages, JointStep
 from rehearsal_kit.learning.learner_state import LearnerState
 from rehearsal_kit.learning.metrics import Scores, TaskMetrics
 from rehearsal_kit.learning.mini_batch import MiniBatch
 from rehearsal_kit.learning.module_state import count_of, shaped_as
 from rehearsal_kit.learning.signature import Signature, targets_of
 from rehearsal_kit.learning.strategies.strategy import Strategy
+from rehearsal_kit.learning.summed_step import Stepped, SummedStep
+
+LAG = 2
+"""Steps that a GPU is given before the host looks at the first of them: so it is never without work."""
 
 
 class Learner:
     """Data-parallel training of one network: all ranks hold the same weights after every step.
 
     network: maps the input (sample, ...) to a dictionary of outputs, each (sample, ...), or to one tensor
-    where there is one target. Outputs meet targets by name.
+    where there is one target. Outputs meet targets by name. lag: steps after which the host looks at what
+    a step came to: at 0 before the optimizer takes it, else the device itself leaves out what is not sound,
+    and every step after it until the host has seen it. By default 0 on the CPU, where nothing is gained.
     """
 
     def __init__(
-        self, network: torch.nn.Module, training: Training, *, device: str, groups: ProcessGroups
+        self,
+        network: torch.nn.Module,
+        training: Training,
+        *,
+        device: str,
+        groups: ProcessGroups,
+        lag: int | None = None,
     ) -> None:
+        lag = (0 if device == "cpu" else LAG) if lag is None else lag
         self.network = network.to(device)
-        self.state = LearnerState(self.network, training)
+        self.state = LearnerState(self.network, training, fused=lag > 0)
+        self.lag = lag if self.state.leaves_out else 0
+        """Steps that are launched before the oldest of them has to be read."""
         self.device = device
         self.signature: Signature | None = None
         """None until a first task was met."""
@@ -42,7 +58,16 @@ class Learner:
         """Steps and predictions so far; grows while this learner gets on."""
         self._groups = groups
         self._forward = ForwardPass(self.network, device=device, precision=training.precision)
-        self._steps = JointStep(self.network, self._forward, device=device, groups=groups)
+        self._steps = JointStep(
+            self.network,
+            self._forward,
+            device=device,
+            groups=groups,
+            asynchronous=self.lag > 0 or device != "cpu",
+        )
+        self._unread = deque[SummedStep]()
+        self._left_out: torch.Tensor | None = None
+        """1 once a step was left out that the host has not seen, else 0: float32 () on the device."""
 
     def meet(self, samples: Samples, inputs: str) -> Signature:
         """What goes into the network and comes out, by trying it on one sample; changes no state.
@@ -67,24 +92,63 @@ class Learner:
         self.training = training
 
     def step(self, batch: MiniBatch, *, strategy: Strategy, factor: float = 1.0, seed: int = 0) -> Stepped:
-        """Train on the augmented mini-batches of all ranks, unless their loss is not finite.
+        """Train on the augmented mini-batches of all ranks, and see what came of it; as `launch` and `read`.
 
+        Says the first trouble of steps that were launched before and not read.
+        """
+        self.launch(batch, strategy=strategy, factor=factor, seed=seed)
+        return self.read()[-1]
+
+    def launch(
+        self, batch: MiniBatch, *, strategy: Strategy, factor: float = 1.0, seed: int = 0
+    ) -> SummedStep:
+        """Train on the augmented mini-batches of all ranks, unless their loss is not finite; read it later.
+
+        batch: lent until the step is read; a copy of pinned memory may be under way until then.
         factor: of the schedule, by which the learning rate is multiplied. seed: of whatever is random in the
         forward pass (dropout), on this rank and at this step. Where network or strategy raise on any rank,
         none takes the step and all are told. RankError if no rank has a sample.
         """
         self.calls += 1
-        stepped, gradient = self._steps.of(
+        summed = self._steps.of(
             batch, self._known, strategy=strategy, seed=seed, averages=self._averages_for(strategy)
         )
-        if gradient is not None:
-            self._apply(gradient, factor)
-        return stepped
+        self._unread.append(summed)
+        if summed.gradient is None:
+            return summed
+        unless = None
+        if self.lag:
+            unless = self._sticking(summed.unsound)
+        elif summed.read().trouble:
+            return summed
+        self._give(summed.gradient, factor)
+        self.state.take(unless=unless)
+        if unless is not None:
+            summed.launched(unless=unless)
+        self.state.follow(unless=unless)
+        return summed
+
+    def read(self, *, but: int = 0) -> list[Stepped]:
+        """What launched steps came to, in their order; not of so many of the newest ones.
+
+        The last may be one with trouble. Then all that was launched after it was left out, too, and is
+        forgotten; the same on all ranks.
+        """
+        found: list[Stepped] = []
+        while len(self._unread) > but:
+            summed = self._unread.popleft()
+            found.append(summed.read())
+            if found[-1].trouble:
+                followed = [each for each in (summed, *self._unread) if not each.failed]
+                self.state.forget(len(followed) if self.lag else 0)
+                self._unread.clear()
+                self._left_out = None
+        return found
 
     def computed(self, batch: MiniBatch, *, strategy: Strategy) -> Stepped:
         """What a step would come to; it is not taken, and no optimizer is made. RankError as `step`."""
         averages = self._averages_for(strategy)
-        return self._steps.of(batch, self._known, strategy=strategy, seed=0, averages=averages)[0]
+        return self._steps.of(batch, self._known, strategy=strategy, seed=0, averages=averages).read()
 
     def predict(self, inputs: torch.Tensor, *, trained: bool = False) -> dict[str, torch.Tensor]:
         """Outputs on the CPU, float32, for inputs (sample, ...); changes no state.
@@ -125,13 +189,25 @@ class Learner:
             self.state.plastic_average if strategy.asks_plastic_average else None,
         )
 
-    def _apply(self, gradient: torch.Tensor, factor: float) -> None:
+    def _sticking(self, unsound: torch.Tensor) -> torch.Tensor:
+        """1 where this step or any before it that the host has not seen is not sound: float32 ()."""
+        self._left_out = unsound if self._left_out is None else torch.maximum(self._left_out, unsound)
+        return self._left_out
+
+    def _give(self, gradient: torch.Tensor, factor: float) -> None:
+        """Give the optimizer the gradient, (number,), and its learning rate."""
         parameters = [p for p in self.network.parameters() if p.requires_grad]
         for parameter, part in zip(parameters, gradient.split([*map(count_of, parameters)]), strict=True):
-            parameter.grad = shaped_as(parameter, part)
+            shaped = shaped_as(parameter, part)
+            parameter.grad = _laid_out_as(parameter, shaped) if self.state.leaves_out else shaped
         if self.training.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(parameters, self.training.clip_norm)
         for group in self.state.optimizer.param_groups:
             group["lr"] = self.training.learning_rate * factor
-        self.state.optimizer.step()
-        self.state.follow()
+
+
+def _laid_out_as(parameter: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """The gradient in memory as the parameter is: a fused optimizer goes through both side by side."""
+    if gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter, requires_grad=False).copy_(gradient)

@@ -22,11 +22,15 @@ _Kept = tuple[dict[str, Any], dict[str, Any], dict[str, dict[str, torch.Tensor]]
 class LearnerState:
     """A network, its averages and its optimizer, as they are now and as they were when they were last kept.
 
-    network: with its initial weights, on the device on which it is trained.
+    network: with its initial weights, on the device on which it is trained. fused: whether the optimizer is
+    to be one that is a single kernel and can leave a step out by itself, where torch has one for its
+    parameters.
     """
 
-    def __init__(self, network: torch.nn.Module, training: Training) -> None:
+    def __init__(self, network: torch.nn.Module, training: Training, *, fused: bool = False) -> None:
         self.network = network
+        self.leaves_out = fused and all(map(_can_be_fused, _trained(network)))
+        """Whether the optimizer can leave out a step that the host knows nothing of: see `take`."""
         self._training = training
         self._optimizer: torch.optim.Optimizer | None = None
         self._initial = copy.deepcopy(network.state_dict())
@@ -56,10 +60,35 @@ class LearnerState:
         for average in self._averages.values():
             average.restart(self._tensors())
 
-    def follow(self) -> None:
-        """The optimizer has taken a step: the averages take in what came of it."""
+    def take(self, *, unless: torch.Tensor | None = None) -> None:
+        """Let the optimizer take a step by the gradients that the parameters have.
+
+        unless: float32 () on the device: where it is 1, weights and optimizer stay as they are; only where it
+        `leaves_out` steps.
+        """
+        optimizer: Any = self.optimizer
+        if unless is None:
+            optimizer.step()
+            return
+        if isinstance(optimizer, torch.optim.SGD):
+            # Else its first step makes them, and where that is left out they are whatever was in memory.
+            for parameter in _trained(self.network):
+                state = optimizer.state[parameter]
+                if state.get("momentum_buffer") is None:
+                    state["momentum_buffer"] = torch.zeros_like(parameter)
+        optimizer.found_inf = unless  # as torch's GradScaler tells it
+        optimizer.step()
+        del optimizer.found_inf
+
+    def follow(self, *, unless: torch.Tensor | None = None) -> None:
+        """The optimizer has taken a step: the averages take in what came of it. unless: as in `take`."""
         for average in self._averages.values():
-            average.follow(self._tensors())
+            average.follow(self._tensors(), unless=unless)
+
+    def forget(self, steps: int) -> None:
+        """So many of the newest steps were left out, as the host knows now."""
+        for average in self._averages.values():
+            average.forget(steps)
 
     @property
     def average(self) -> Mapping[str, torch.Tensor] | None:
@@ -170,14 +199,24 @@ class LearnerState:
         return self.network.state_dict(), self.optimizer.state_dict(), averages
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
-        parameters = [p for p in self.network.parameters() if p.requires_grad]
+        parameters = _trained(self.network)
         rate, decay = self._training.learning_rate, self._training.weight_decay
+        fused = self.leaves_out or None  # None: as torch chooses
         match self._training.optimizer:
             case "sgd":
-                return torch.optim.SGD(parameters, lr=rate, momentum=0.9, weight_decay=decay)
+                return torch.optim.SGD(parameters, lr=rate, momentum=0.9, weight_decay=decay, fused=fused)
             case "adamw":
-                return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
-        return torch.optim.Adam(parameters, lr=rate, weight_decay=decay)
+                return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=fused)
+        return torch.optim.Adam(parameters, lr=rate, weight_decay=decay, fused=fused)
+
+
+def _trained(network: torch.nn.Module) -> list[torch.nn.Parameter]:
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]
+
+
+def _can_be_fused(parameter: torch.nn.Parameter) -> bool:
+    dense = torch.empty_like(parameter).stride() == parameter.stride()  # else its state would lie otherwise
+    return dense and parameter.is_floating_point() and parameter.device.type in ("cpu", "cuda")
 
 
 def _first_names(places: dict[str, torch.Tensor]) -> dict[int, str]:

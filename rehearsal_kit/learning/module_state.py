@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from rehearsal_kit.base.errors import SettingsError
 from rehearsal_kit.base.process_groups import ProcessGroups
@@ -73,6 +74,8 @@ class _Buffer:
     before: torch.Tensor
     """A copy."""
     now: torch.Tensor
+    written: bool
+    """Whether torch has counted that somebody wrote to it, or put another tensor into its place."""
 
     @property
     def changed(self) -> torch.Tensor:
@@ -87,21 +90,28 @@ class ModuleBuffers:
     batches, become those of the first rank that had samples: a mean of counters would be none.
     """
 
-    def __init__(self, network: torch.nn.Module, *, persistent: Container[str]) -> None:
-        """persistent: names of those that belong to the state of the network, and so to its checkpoints."""
+    def __init__(self, network: torch.nn.Module, *, persistent: Container[str], by_value: bool) -> None:
+        """persistent: names of those that belong to the state of the network, and so to its checkpoints.
+
+        by_value: whether to look at their numbers, which are then read by the host; else what was written to
+        counts as changed.
+        """
         self._network = network
         self._persistent = persistent
+        self._by_value = by_value
         # By name: in the order of the network they would not be alike on all ranks once one was put back.
         named = sorted(network.named_buffers(), key=lambda item: item[0])
         self._before = [(name, buffer.detach().clone()) for name, buffer in named]
+        self._writes = {name: (buffer, buffer._version) for name, buffer in named}
         self._now: list[_Buffer] = []
+        self._changed: list[bool] = []
 
     def __len__(self) -> int:
         """How many there are."""
         return len(self._before)
 
-    def look(self) -> torch.Tensor:
-        """Whether the forward pass has changed each: bool (buffer,).
+    def look(self) -> list[bool]:
+        """Whether the forward pass has changed each.
 
         SettingsError where one is gone, or has another shape or dtype: the ranks could not exchange it.
         """
@@ -114,13 +124,27 @@ class ModuleBuffers:
                     f"{'gone' if came is None else _words(came)} after it; it must keep its shape and dtype, "
                     "because the ranks exchange it. Keep what changes its shape in a plain attribute."
                 )
-        self._now = [_Buffer(name, before, now[name].detach()) for name, before in self._before]
-        if not self._now:
-            return torch.zeros(0, dtype=torch.bool)
-        return torch.stack([each.changed.to(self._now[0].now.device) for each in self._now])
+        written = frozenset() if self._by_value else self._written(now)
+        self._now = [
+            _Buffer(name, before, now[name].detach(), written=name in written)
+            for name, before in self._before
+        ]
+        if self._by_value:
+            return [bool(each.changed) for each in self._now]
+        return [each.written for each in self._now]
+
+    def unseen(self) -> list[tuple[str, torch.Tensor]]:
+        """Whether those have changed that count as unchanged by `look`, bool (), each with its name.
+
+        None where it has looked at numbers. Each rank would go on with other numbers.
+        """
+        if self._by_value:
+            return []
+        return [(each.name, each.changed) for each in self._now if not each.written]
 
     def means(self, changed: Sequence[bool]) -> list[torch.Tensor]:
         """Those to be averaged, of those that any rank has changed."""
+        self._changed = list(changed)
         return [each.now for each in self._chosen(changed) if _has_mean(each.now)]
 
     def share(self, changed: Sequence[bool], groups: ProcessGroups, *, source: int) -> None:
@@ -132,6 +156,11 @@ class ModuleBuffers:
         theirs = groups.sum(own if groups.rank == source else torch.zeros_like(own))
         for tensor, part in zip(exact, theirs.split([t.numel() for t in exact]), strict=True):
             tensor.copy_(part.view_as(tensor))
+
+    def leave(self, unless: torch.Tensor) -> None:
+        """Keep what `means` and `share` have made of them, or put them back: where `unless`, (), is 1."""
+        for each in self._chosen(self._changed):
+            each.now.copy_(torch.where(unless > 0, each.before, each.now))
 
     def put_back(self) -> None:
         """Put each buffer back as before the forward pass, also one gone since or become another tensor."""
@@ -151,6 +180,25 @@ class ModuleBuffers:
         if hasattr(owner, own_name):
             delattr(owner, own_name)
         owner.register_buffer(own_name, before, persistent=name in self._persistent)
+
+    def _written(self, now: Mapping[str, torch.Tensor]) -> frozenset[str]:
+        """Names of the buffers that were written to, as far as torch counts that, or are other tensors."""
+        written = set()
+        for name, buffer in now.items():
+            was, writes = self._writes.get(name, (None, 0))
+            if buffer is not was or buffer._version != writes:
+                written.add(name)
+        for name, module in self._network.named_modules():
+            # The kernels of batch norm write statistics that torch does not count; the module counts batches.
+            if isinstance(module, _BatchNorm):
+                counter, *statistics = (
+                    f"{name}.{own}".lstrip(".")
+                    for own in ("num_batches_tracked", "running_mean", "running_var")
+                )
+                counts = module.num_batches_tracked is not None
+                if counter in written if counts else module.training:
+                    written |= {each for each in statistics if each in now}
+        return frozenset(written)
 
     def _chosen(self, changed: Sequence[bool]) -> list[_Buffer]:
         return [each for each, is_changed in zip(self._now, changed, strict=True) if is_changed]

@@ -49,9 +49,9 @@ class PackedSum:
             items = [item for name in names for item in parts[name]]
             if of_tensors:
                 row += [torch.as_tensor(item).flatten().to(self.device, self.dtype) for item in items]
-            else:
+            elif items:
                 row.append(torch.tensor(items, dtype=self.dtype, device=self.device))
-        return torch.cat(row)
+        return torch.cat(row) if row else torch.empty(0, dtype=self.dtype, device=self.device)
 
     def unpack(self, vector: torch.Tensor) -> dict[str, torch.Tensor]:
         """The parts of a vector that was packed so, by name: views, each (number,)."""

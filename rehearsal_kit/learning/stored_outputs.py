@@ -31,8 +31,8 @@ def with_outputs(
     for tensor in fields.values():
         sound &= (tensor.abs() <= largest).reshape(len(tensor), math.prod(tensor.shape[1:])).all(dim=1)
     for name, tensor in fields.items():
-        fields[name] = torch.where(sound.view(-1, *[1] * (tensor.dim() - 1)), tensor, 0.0)
-    made_by = torch.where(sound, version, NO_MODEL)
+        fields[name] = tensor.masked_fill(~sound.view(-1, *[1] * (tensor.dim() - 1)), 0.0)
+    made_by = torch.full((len(some),), version, device=some.device).masked_fill_(~sound, NO_MODEL)
     return {**samples, **fields, VERSION: made_by}
 
 
@@ -67,15 +67,33 @@ def having_outputs(samples: Samples) -> dict[str, torch.Tensor]:
     """Those of the samples whose outputs some model has made; none if they have no such field."""
     if VERSION not in samples:
         return {name: tensor[:0] for name, tensor in samples.items()}
-    made = samples[VERSION] >= 0
-    return dict(samples) if bool(made.all()) else {name: tensor[made] for name, tensor in samples.items()}
+    return of_rows(samples, rows_having_outputs(samples))
+
+
+def rows_having_outputs(samples: Samples) -> torch.Tensor | None:
+    """Which of the samples have outputs that some model has made: int64 (row,) on the CPU; None: all have."""
+    made = samples[VERSION].cpu() >= 0
+    return None if bool(made.all()) else torch.nonzero(made).flatten()
+
+
+def of_rows(samples: Samples, rows: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """These rows of samples, int64 (row,), each field where it lies; None: all as they are."""
+    if rows is None:
+        return dict(samples)
+    return {n: t.index_select(0, rows.to(t.device, non_blocking=True)) for n, t in samples.items()}
 
 
 def disowning(samples: Samples, spoilt: Sequence[range]) -> Samples:
-    """The samples, those with outputs of these versions now without: training has gone back before them."""
-    if not spoilt or VERSION not in samples:
+    """The samples, those with outputs of these versions now without: training has gone back before them.
+
+    Their versions are on the CPU: how many samples have outputs decides what is computed, and a step that
+    asked a GPU for that would wait for it.
+    """
+    if VERSION not in samples:
         return samples
-    version = samples[VERSION].clone()
+    version = samples[VERSION].cpu()
+    if spoilt:
+        version = version.clone()
     for steps in spoilt:
         version[(version >= steps.start) & (version < steps.stop)] = NO_MODEL
     return {**samples, VERSION: version}

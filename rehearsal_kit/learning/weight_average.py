@@ -37,8 +37,12 @@ class WeightAverage:
         self._steps = 0
         self._averages = {name: _own(tensor) for name, tensor in weights.items()}
 
-    def follow(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Take in the weights after one more step."""
+    def follow(self, weights: Mapping[str, torch.Tensor], *, unless: torch.Tensor | None = None) -> None:
+        """Take in the weights after one more step.
+
+        unless: float32 () on the device: where it is 1, no step was taken, and the average stays as it is;
+        `forget` it once the host knows.
+        """
         new = 1 - min(self._decay, (1 + self._steps) / (10 + self._steps))
         self._steps += 1
         with torch.no_grad():
@@ -47,9 +51,16 @@ class WeightAverage:
                 if average.shape != tensor.shape:  # a buffer that grew: its old values are of other places
                     self._averages[name] = _own(tensor)
                 elif average.is_floating_point() or average.is_complex():
+                    stays = None if unless is None else average.clone()
                     average.lerp_(tensor.to(average.dtype), new)
+                    if stays is not None and unless is not None:
+                        average.copy_(torch.where(unless > 0, stays, average))
                 else:
                     average.copy_(tensor)
+
+    def forget(self, steps: int) -> None:
+        """So many of the steps that were followed last were not taken."""
+        self._steps -= steps
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All of it, by name: copies, for `adopt`."""

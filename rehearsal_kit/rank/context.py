@@ -59,7 +59,7 @@ class RankContext:
     ) -> RankContext:
         """The parts of a rank that has not begun; all ranks make theirs at the same point."""
         identity = stored_identity(spec.run)
-        learner = Learner(spec.network, spec.training, device=spec.device, groups=groups)
+        learner = Learner(spec.network, spec.training, device=spec.device, groups=groups, lag=spec.lag)
         stream = TaskStream(groups, seed=spec.seed)
         reporter = Reporter(spec.run, groups.rank, publish)
         writer = CheckpointWriter(

@@ -105,6 +105,7 @@ class Decisions:
         position: Position,
         prepare: Prepare,
         *,
+        settle: Commit,
         due: bool = False,
         idle: bool = False,
         paused: bool = False,
@@ -112,6 +113,7 @@ class Decisions:
         """What takes effect at this position, one after the other, the same on every rank.
 
         Each decision is on disk before rank 0 carries it out, and carried out before the next is prepared.
+        settle: is called before anything takes effect, on all ranks, if something does; not without need.
         due: whether rank 0 finds that it is time for a checkpoint. idle: whether no step comes next; paused:
         none before somebody resumes the run.
         """
@@ -124,7 +126,10 @@ class Decisions:
             raise OtherRankError("this generation of ranks was given up; another one takes its place.")
         found = json.loads(text) if text else {}
         self.interrupted, self.follows = found.get("interrupted", False), found.get("follows", False)
-        for plain in found.get("decided", []):
+        decided = found.get("decided", [])
+        if decided or self.interrupted:
+            settle()
+        for plain in decided:
             recorded, refused = plain.pop("recorded", False), plain.pop("refused", "")
             again = plain.pop(AGAIN, False)
             decision = Decision(wish_of(plain), refused, again)
@@ -155,25 +160,31 @@ class Decisions:
         """Record that all tasks are trained and no more will come."""
         self._fact(position, Finished())
 
-    def recorded_set_aside(self, position: Position, task: int) -> str:
-        """Why this task was given up at this position before; empty if it was not. The same on every rank."""
-        if not self.follows:
-            return ""
-        entry = self._replay_queue.fact(position, "SetAside", task) if self._groups.rank == 0 else None
-        if entry is not None:
-            self._again(entry)
-        return self._groups.broadcast("" if entry is None else entry["reason"])
+    def recorded_set_aside(self, position: Position, task: int, *, between: bool = False) -> str:
+        """Why this task was given up at this position before; empty if it was not. The same on every rank.
 
-    def recorded_start_over(self, position: Position, task: int) -> str:
-        """What a person was told when this task went back to its beginning here before; empty if it did not.
-
-        The same on every rank; `started_over` is still to be called.
+        between: whether that was found between two steps.
         """
         if not self.follows:
             return ""
         entry = None
         if self._groups.rank == 0:
-            entry = self._replay_queue.next_fact(position, "StartedOver", task)
+            entry = self._replay_queue.fact(position, "SetAside", task, between=between)
+        if entry is not None:
+            self._again(entry)
+        return self._groups.broadcast("" if entry is None else entry["reason"])
+
+    def recorded_start_over(self, position: Position, task: int, *, between: bool = False) -> str:
+        """What a person was told when this task went back to its beginning here before; empty if it did not.
+
+        The same on every rank; `started_over` is still to be called. between: whether that was found between
+        two steps.
+        """
+        if not self.follows:
+            return ""
+        entry = None
+        if self._groups.rank == 0:
+            entry = self._replay_queue.next_fact(position, "StartedOver", task, between=between)
         return self._groups.broadcast("" if entry is None else entry["reason"])
 
     def recorded_set_asides(self, position: Position) -> dict[int, str]:
@@ -304,7 +315,9 @@ class Decisions:
         if not self._replay_queue:
             self._effects.append(entry)
             return
-        recorded = self._replay_queue.fact(position, entry["kind"], entry.get("task"))
+        recorded = self._replay_queue.fact(
+            position, entry["kind"], entry.get("task"), between=entry.get("between", False)
+        )
         if recorded is None or (not self._replay_queue.ours and recorded != entry):
             raise self._cannot_be(
                 f"at step {position[1]} of branch {position[0]} the run has {entry}, the ledger "

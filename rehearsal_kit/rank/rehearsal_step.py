@@ -11,9 +11,9 @@ from rehearsal_kit.buffer.exchange import GroupExchange
 from rehearsal_kit.buffer.row_layout import Samples
 from rehearsal_kit.buffer.states import Representatives, Round
 from rehearsal_kit.data.task_loader import TaskLoader
-from rehearsal_kit.learning.joint_step import Stepped
 from rehearsal_kit.learning.mini_batch import MiniBatch
 from rehearsal_kit.learning.stored_outputs import ages, disowning, for_layout
+from rehearsal_kit.learning.summed_step import SummedStep
 from rehearsal_kit.rank.checkpoint_takeup import Learning
 from rehearsal_kit.rank.context import RankContext
 
@@ -47,7 +47,7 @@ class RehearsalStep:
         asks_losses = run_state.live_settings.rehearsal.removal == "loss"
         return replace(batch, tasks=tasks, asks_losses=asks_losses)
 
-    def offer(self, new: Samples, stepped: Stepped, loader: TaskLoader) -> None:
+    def offer(self, new: Samples, stepped: SummedStep, loader: TaskLoader) -> None:
         """Hand over the mini-batch of this step, with its outputs where the buffer keeps them."""
         buffer = self._now.buffer
         if buffer is None:

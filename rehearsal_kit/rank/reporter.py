@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from rehearsal_kit.buffer.states import Representatives
-from rehearsal_kit.learning.joint_step import Stepped
+from rehearsal_kit.learning.summed_step import Stepped
 from rehearsal_kit.record.records import InABranch, NotKept, Record, StateChanged, Steps
 from rehearsal_kit.record.run_folder import RunFolder
 from rehearsal_kit.record.seen import SeenRecords

@@ -64,6 +64,8 @@ class RunSpec(RunSettings):
     replays: RunFolder | None = None
     """Another run whose effects this one follows; None: it is steered."""
     device: str = "cpu"
+    lag: int | None = None
+    """Steps after which ranks look at what a step came to, as `Learner` has it; None: by the device."""
 
 
 def packed_spec(settings: RunSettings) -> bytes:

@@ -39,11 +39,16 @@ class Stability:
         if self._every and (error := self._glance(task)) is not None:
             self._task, self._before, self._worst, self._at = task, error, error, 0
 
+    def looks_after(self, loader: TaskLoader) -> bool:
+        """Whether it looks at earlier tasks after the step of which this is the loader."""
+        its = loader.task == self._task
+        return its and loader.taken % self._every == 0 and loader.taken <= WINDOW
+
     def stepped(self, loader: TaskLoader, *, step: int) -> None:
         """One step of a task was taken."""
         if loader.task != self._task:
             return
-        if loader.taken % self._every == 0 and loader.taken <= WINDOW:
+        if self.looks_after(loader):
             error = self._glance(loader.task)
             if error is not None and error > self._worst:
                 self._worst, self._at = error, loader.taken

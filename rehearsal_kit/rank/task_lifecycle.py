@@ -62,15 +62,17 @@ class TaskLifecycle:
         self._record_aside(task, reason)
         self._leave_out(task, reason)
 
-    def give_up(self, loader: TaskLoader, reason: str, *, recorded: bool = False) -> None:
+    def give_up(
+        self, loader: TaskLoader, reason: str, *, recorded: bool = False, between: bool = False
+    ) -> None:
         """Something of this task goes wrong in the middle: set it aside, as if it had never begun.
 
         Weights and optimizer go back to where it began; what it has put into the buffer stays. recorded:
-        whether the ledger says so already.
+        whether the ledger says so already. between: whether that was found between two steps.
         """
         self.go_back(loader)
         if not recorded:
-            self._record_aside(loader.task, reason)
+            self._record_aside(loader.task, reason, between=between)
         self._leave_out(loader.task, reason, in_vain=True)
 
     def go_back(self, loader: TaskLoader) -> None:
@@ -181,10 +183,10 @@ class TaskLifecycle:
         if its.groups.rank == 0 and experience is not None:
             keep_inputs(its.spec, experience, signature)
 
-    def _record_aside(self, task: int, reason: str) -> None:
+    def _record_aside(self, task: int, reason: str, *, between: bool = False) -> None:
         its = self._with
         arrived, _ = its.stream.arrivals[task]
-        command = SetAside(name=arrived.name, path=arrived.path, reason=reason, task=task)
+        command = SetAside(name=arrived.name, path=arrived.path, reason=reason, task=task, between=between)
         its.decisions.set_aside(its.run_state.position, command)
 
     def tell_lost(self, task: int, reason: str, *, in_vain: bool = False) -> None:

@@ -234,6 +234,7 @@ class Rank:
         """Apply what is to take effect before this step; whether there is more to do then."""
         run_state = self._run_state
         self._with.lease.look()
+        self._training_step.settle_as_before()
         branch, decided = -1, 1
         # Once more where another branch has begun, and after the end of the run, which may be reopened.
         while not self._decisions.interrupted and (
@@ -258,6 +259,7 @@ class Rank:
         for decision in self._decisions.decide(
             run_state.position,
             self._steering.prepare,
+            settle=self._training_step.settle,
             due=due,
             idle=nothing_left,
             paused=run_state.paused,

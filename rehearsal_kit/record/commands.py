@@ -60,6 +60,8 @@ class SetAside:
     """Its number, if it had one already."""
     digest: str = ""
     """SHA-256 of the file that was set aside; another content may become a task."""
+    between: bool = False
+    """Whether that was found between two steps, of one that was taken before; written down where it is so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +191,8 @@ class StartedOver:
     task: int
     reason: str
     """What the person is told."""
+    between: bool = False
+    """Whether that was found between two steps, of one that was taken before; written down where it is so."""
 
 
 @dataclass(frozen=True)
@@ -314,6 +318,8 @@ def to_plain(wish: Wish) -> dict[str, object]:
     """The wish as a dictionary of plain values, with its kind."""
     holder, command = {"holder": wish.holder} if wish.holder else {}, wish.command
     values = command.to_plain() if isinstance(command, Steer) else asdict(command)
+    if not values.get("between", True):  # ledgers of before have no such word
+        del values["between"]
     return {"number": wish.number, **holder, "kind": type(command).__name__, **values}
 
 

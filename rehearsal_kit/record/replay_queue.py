@@ -45,12 +45,17 @@ class ReplayQueue:
         self.require_ahead(position)
         return taken
 
-    def fact(self, position: Position, kind: str, task: int | None) -> Entry | None:
-        """What was found of a task, or of the run, at this position; None if that is not what comes next."""
-        found = self.next_fact(position, kind, task)
+    def fact(self, position: Position, kind: str, task: int | None, *, between: bool = False) -> Entry | None:
+        """What was found of a task, or of the run, at this position; None if that is not what comes next.
+
+        between: whether it is what was found between two steps, or what was found of the step before.
+        """
+        found = self.next_fact(position, kind, task, between=between)
         return None if found is None else self._entries.popleft()
 
-    def next_fact(self, position: Position, kind: str, task: int | None) -> Entry | None:
+    def next_fact(
+        self, position: Position, kind: str, task: int | None, *, between: bool = False
+    ) -> Entry | None:
         """The same, and it stays what comes next."""
         if not self._entries:
             return None
@@ -59,6 +64,7 @@ class ReplayQueue:
             at(entry) == position
             and not _is_decision(entry)
             and (entry["kind"], entry.get("task")) == (kind, task)
+            and entry.get("between", False) == between
         )
         return entry if same else None
 
@@ -73,6 +79,7 @@ class ReplayQueue:
             self._entries
             and at(self._entries[0]) == position
             and self._entries[0]["kind"] == "SetAside"
+            and not self._entries[0].get("between")
             and not _is_decision(self._entries[0])
         ):
             taken.append(self._entries.popleft())

@@ -229,6 +229,7 @@ def job_of(walk: Walk, folder: Path) -> RunSpec:
     looks = {"quotas": 0, "reservoir": 1, "fifo": 2}[walk.policy]
     least_steps = {"quotas": 0, "reservoir": 0, "fifo": 9}[walk.policy]
     draw = {"quotas": "samples", "reservoir": "earlier", "fifo": "groups"}[walk.policy]
+    lag = {"quotas": 0, "reservoir": 2, "fifo": 1}[walk.policy]
     averages = {"quotas": (0.9, None), "reservoir": (0.9, 0.5), "fifo": (None, None)}[walk.policy]
     averages = {"MeanER": (0.9, None), "CLSER": (0.9, 0.5)}.get(walk.strategy, averages)
     spec = RunSpec(
@@ -259,6 +260,7 @@ def job_of(walk: Walk, folder: Path) -> RunSpec:
             outputs=True,
         ),
         recovery=Recovery(checkpoint_s=1e9, keep_last=4),
+        lag=lag,
     )
     keep_spec(spec, ranks=walk.ranks)
     _append(spec.run.generations, to_plain_record(LeaseTaken(holder=KERNEL, time=0.0)))

@@ -1,4 +1,8 @@
-"""Numbers that are not finite once and not again, as on a device that does not repeat its bits."""
+"""Numbers that are not finite once and not again, as on a device that does not repeat its bits.
+
+Looked at as on a CPU, at once, and as on a GPU: two steps later (LATE), or as soon as something else is about
+to take effect between two steps.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +26,10 @@ TASK = 9
 """Steps of one."""
 BAD = 13
 """The step whose loss is NaN; the next one begins the second task again."""
+LATE = 2
+LOOKED_AT = {"at once": (0, BAD + 1), "later": (LATE, BAD + 1 + LATE), "between two steps": (LATE, BAD + 1)}
+"""Steps until one is looked at, and the step before which a person asks for something: then all are."""
+looked_at = pytest.mark.parametrize(("lag", "over"), LOOKED_AT.values(), ids=LOOKED_AT)
 
 
 class Moody(torch.nn.Module):
@@ -65,10 +73,10 @@ def written(folder, *, classes=False):
     return made
 
 
-def planned(tasks, *, bad=BAD):
+def planned(tasks, *, over=BAD + 1):
     """Three tasks, a checkpoint in the first, and an answer to the pause."""
     plan = [*[(0, task) for task in tasks], (0, FinishStream()), (5, TakeCheckpoint())]
-    return [*plan, (bad + 1, Steer(learning_rate=0.005)), (bad + 1, Resume()), (bad + 4, Note(text="seen"))]
+    return [*plan, (over, Steer(learning_rate=0.005)), (over, Resume()), (over + 3, Note(text="seen"))]
 
 
 def told(timeline):
@@ -91,20 +99,21 @@ def replayed(spec, folder, network):
     return [each for each in compare_runs(spec.run, again.run) if not each.same]
 
 
+@looked_at
 @pytest.mark.parametrize("when_done", [False, True], ids=["loss", "predictions"])
-def test_a_pause_that_does_not_come_again_is_obeyed_all_the_same(tmp_path, tasks, when_done):
-    bad = 2 * TASK if when_done else BAD
-    plan = planned(tasks, bad=bad)
+def test_a_pause_that_does_not_come_again_is_obeyed_all_the_same(tmp_path, tasks, when_done, lag, over):
+    over = 2 * TASK + 1 if when_done else over
+    plan = planned(tasks, over=over)
 
     def moody():
         return Moody(when_done=True) if when_done else Moody(BAD)
 
-    whole = job_in(tmp_path / "whole")
+    whole = job_in(tmp_path / "whole", lag=lag)
     assert carry_out(ALONE, whole, plan, network=moody())[0] == "finished"
-    assert ("StartedOver", bad + 1) in kinds(whole)
-    spec = job_in(tmp_path / "run")
-    cut_off(spec, plan, moody(), bad + TASK + 6)  # the task has ended, nine steps after it began again
-    assert ("TaskDone", bad + 1 + TASK) in kinds(spec)
+    assert ("StartedOver", over) in kinds(whole)
+    spec = job_in(tmp_path / "run", lag=lag)
+    cut_off(spec, plan, moody(), over + TASK + 5)  # the task has ended, nine steps after it began again
+    assert ("TaskDone", over + TASK) in kinds(spec)
     outcome, timeline = carry_out(ALONE, spec, plan, generation=2, network=Moody())
     assert outcome == "finished"
     assert not timeline.records(BranchBegan)
@@ -114,13 +123,14 @@ def test_a_pause_that_does_not_come_again_is_obeyed_all_the_same(tmp_path, tasks
     assert replayed(spec, tmp_path / "again", Moody()) == []
 
 
-def test_ranks_that_begin_again_while_it_waits_wait_with_the_same_words(tmp_path, tasks):
-    plan = planned(tasks)
-    spec = job_in(tmp_path / "run")
-    cut_off(spec, plan[:-3], Moody(BAD), BAD + 1)
-    assert kinds(spec)[-1] == ("StartedOver", BAD + 1)
+@pytest.mark.parametrize(("lag", "over"), [LOOKED_AT["at once"], LOOKED_AT["later"]])
+def test_ranks_that_begin_again_while_it_waits_wait_with_the_same_words(tmp_path, tasks, lag, over):
+    plan = planned(tasks, over=over)
+    spec = job_in(tmp_path / "run", lag=lag)
+    cut_off(spec, plan[:-3], Moody(BAD), over)
+    assert kinds(spec)[-1] == ("StartedOver", over)
     reason = read_ledger(spec.run.effects)[-1]["reason"]
-    assert "task 1 (two)" in reason
+    assert f"task 1 (two), step {BAD}, rank 0" in reason
     assert "the loss became NaN" in reason
     outcome, timeline = carry_out(ALONE, spec, plan, generation=2, network=Moody())
     assert outcome == "finished"
@@ -130,14 +140,15 @@ def test_ranks_that_begin_again_while_it_waits_wait_with_the_same_words(tmp_path
     assert [record.task for record in ended] == [0, 1, 2]
 
 
+@pytest.mark.parametrize("lag", [0, LATE])
 @pytest.mark.parametrize("again", [7, 17], ids=["in the middle of a task", "in its last step"])
 def test_a_pause_that_was_not_recorded_leads_to_another_branch_on_which_people_are_heard(
-    tmp_path, tasks, again
+    tmp_path, tasks, again, lag
 ):
     """Nobody is heard while recorded effects are followed, so the run would wait for ever."""
     plan = [*[(0, task) for task in tasks], (0, FinishStream()), (5, TakeCheckpoint())]
     plan += [(2 * TASK + 2, Note(text="seen"))]
-    spec = job_in(tmp_path / "run")
+    spec = job_in(tmp_path / "run", lag=lag)
     cut_off(spec, plan, Moody(), 2 * TASK + 4)
     since = again - 5  # steps that are taken after the checkpoint
     with pytest.raises(RankError, match="goes on from its checkpoint as another branch"):
@@ -207,9 +218,10 @@ def test_runs_of_earlier_versions_which_did_not_write_it_down_are_gone_on_with_a
     assert replayed(whole, tmp_path / "again", Moody(BAD)) == []
 
 
-def test_two_ranks_obey_it_together(tmp_path, tasks):
-    plan = planned(tasks, bad=8)  # a task has six steps on two ranks
-    spec, whole = job_in(tmp_path / "run"), job_in(tmp_path / "whole")
+@pytest.mark.parametrize(("lag", "over"), [(0, 9), (LATE, 9), (LATE, 11)])
+def test_two_ranks_obey_it_together(tmp_path, tasks, lag, over):
+    plan = planned(tasks, over=over)  # a task has six steps on two ranks
+    spec, whole = job_in(tmp_path / "run", lag=lag), job_in(tmp_path / "whole", lag=lag)
 
     def on(spec, *moods, cut=None, generation=1):
         networks = [Moody(at) for at in moods]  # here, as threads share the generator of their weights
@@ -227,9 +239,53 @@ def test_two_ranks_obey_it_together(tmp_path, tasks):
         return World(2).run(one)
 
     assert on(whole, 8, None) == ["finished"] * 2  # one rank's samples are at fault
-    assert ("StartedOver", 9) in kinds(whole)
-    assert all(isinstance(result, Exception) for result in on(spec, 8, None, cut=17))
-    assert ("StartedOver", 9) in kinds(spec)
+    assert ("StartedOver", over) in kinds(whole)
+    assert all(isinstance(result, Exception) for result in on(spec, 8, None, cut=over + 8))
+    assert ("StartedOver", over) in kinds(spec)
     assert on(spec, None, None, generation=2) == ["finished"] * 2
     assert kinds(spec) == kinds(whole)
     assert same(weights_of(spec), weights_of(whole))
+
+
+class _Breaking(torch.autograd.Function):
+    @staticmethod
+    def forward(_, values):
+        return values.clone()
+
+    @staticmethod
+    def backward(_, gradient):
+        raise ValueError("no way back")
+
+
+class Broken(Moody):
+    """Fails on the way back of so many training steps, one after the other."""
+
+    def __init__(self, at=None, *, times=0):
+        super().__init__(at)
+        self.times = times
+
+    def forward(self, image):
+        self.steps += self.training
+        broken = self.training and self.times and self.at < self.steps <= self.at + self.times
+        return _Breaking.apply(self.layers(image)) if broken else self.layers(image)
+
+
+@pytest.mark.parametrize("at", [11, 11 + LATE, 2 * TASK - 1], ids=["in a pass", "later", "in the last step"])
+@pytest.mark.parametrize("lag", [0, LATE])
+def test_a_task_whose_error_is_seen_later_is_set_aside_there_again(tmp_path, tasks, lag, at):
+    """An error on the way back is known to one rank alone until the device has added up who has failed."""
+    plan = [*[(0, task) for task in tasks], (0, FinishStream()), (5, TakeCheckpoint()), (12, Note(text="a"))]
+    spec, whole = job_in(tmp_path / "run", lag=lag), job_in(tmp_path / "whole", lag=lag)
+    between, last = lag > 0 and at == 11, at == 2 * TASK - 1
+    times = 2 if last or not lag else 1  # what is seen at once is tried once more
+    assert carry_out(ALONE, whole, plan, network=Broken(at, times=times))[0] == "finished"
+    (aside,) = [entry for entry in read_ledger(whole.run.effects) if entry["kind"] == "SetAside"]
+    assert aside.get("between", False) == between
+    assert aside["step"] == at + 1 + (0 if between or last else lag)
+    assert "no way back (backward, " in aside["reason"]
+    assert f"(rank 0, at step {at})" in aside["reason"]
+    cut_off(spec, plan, Broken(at, times=times), aside["step"] + 4)
+    assert carry_out(ALONE, spec, plan, generation=2, network=Broken())[0] == "finished"
+    assert read_ledger(spec.run.effects) == read_ledger(whole.run.effects)
+    assert same(weights_of(spec), weights_of(whole))
+    assert replayed(spec, tmp_path / "again", Broken()) == []

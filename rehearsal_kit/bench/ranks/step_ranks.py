@@ -171,7 +171,8 @@ class _Arms:
                 f"a mini-batch has {rows} samples instead of {expected}: the store was not full. "
                 "This is an error of the benchmark."
             )
-        self._learner.step(batch, strategy=ER(), seed=self._steps)
+        self._learner.launch(batch, strategy=ER(), seed=self._steps)
+        self._learner.read(but=self._learner.lag)
 
     def _now(self) -> float:
         if self._learner.device != "cpu":
@@ -196,7 +197,7 @@ def _step_s(groups: ProcessGroups, subject: Subject, *, learner: Learner, sample
     batch, lengths = _on(learner.device, subject, samples), []
     for _ in range(1 + PROBES):
         began = time.perf_counter()
-        # It reads the loss at its end: on a CUDA device, too, nothing but the optimizer is then under way.
+        # It reads at its end what it came to: on a CUDA device, too, the optimizer has then taken it.
         learner.step(MiniBatch(batch, {}, {}), strategy=ER())
         lengths.append(time.perf_counter() - began)
     shortest = torch.tensor([min(lengths[1:])], dtype=torch.float64, device=learner.device)

@@ -145,7 +145,8 @@ class _Turn:
         drawn = None if self._buffer is None else self._advance(self._buffer)
         draws = ({}, {}) if drawn is None else (drawn.samples, drawn.distillation)
         batch = MiniBatch.augmented(new, *draws, strategy=strategy)
-        stepped = self._learner.step(batch, strategy=strategy)
+        stepped = self._learner.launch(batch, strategy=strategy)
+        self._learner.read(but=self._learner.lag)
         if self._buffer is not None:
             self._offer(self._buffer, new, stepped.outputs)
             self._buffer.state()  # waits: what is under way would slow down the next strategy's step

@@ -162,8 +162,6 @@ class AGEM(Strategy):
         new, reference = gradients.unbind()
         # In double precision: what is left against the reference would else grow with the parameters.
         along = torch.dot(new.double(), reference.double())
-        if along >= 0:
-            return new
         length = torch.dot(reference.double(), reference.double())
-        projected: torch.Tensor = new.double() - along / length * reference.double()
-        return projected.to(new.dtype)
+        projected = (new.double() - along / length * reference.double()).to(new.dtype)
+        return torch.where(along >= 0, new, projected)  # a host that asked would wait for the device
