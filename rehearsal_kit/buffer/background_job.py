@@ -38,7 +38,7 @@ from rehearsal_kit.buffer.exchange import (
 )
 from rehearsal_kit.buffer.memory_limit import share_of
 from rehearsal_kit.buffer.policies import new_policy
-from rehearsal_kit.buffer.row_losses import Replayed
+from rehearsal_kit.buffer.row_losses import NOTHING, Replayed
 from rehearsal_kit.buffer.staging import Staging
 from rehearsal_kit.buffer.states import Drawn, Pending, Round, Staged, steered
 from rehearsal_kit.buffer.store import LocalStore
@@ -83,8 +83,10 @@ class BackgroundJob:
             for replayed in gather_losses(_replayed(pending), headers, self._exchange):
                 self._store.learn(replayed)
             plan = self._plan(work, headers, [] if pending is None else pending.newest)
-            rows, exchange = self._staging.empty(0), self._exchange
-            if plan.drawn:
+            exchange = self._exchange
+            if not plan.drawn:
+                rows = self._staging.empty(0)
+            else:
                 places = plan.sent_by(exchange.rank)[0]
                 wanted = self._store.index.rows_of(places) if self._by_group else places
                 outgoing = self._store.gather(wanted, out=self._staging.pinned(len(wanted)))
@@ -101,7 +103,7 @@ class BackgroundJob:
             second=np.zeros(plan.drawn, dtype=bool) if plan.second is None else plan.second[exchange.rank],
             stored=sum(header.stored for header in headers),
         )
-        return Staged.of(drawn, self._staging.deliver(rows), began=began)
+        return Staged(drawn, self._staging.deliver(rows), seconds=time.perf_counter() - began)
 
     def _stored_everywhere(self, work: Round, pending: Pending | None) -> list[Header]:
         trouble = None
@@ -176,4 +178,4 @@ class BackgroundJob:
 
 
 def _replayed(pending: Pending | None) -> Replayed:
-    return Replayed.nothing() if pending is None else pending.replayed
+    return NOTHING if pending is None else pending.replayed

@@ -26,7 +26,7 @@ from rehearsal_kit.buffer.exchange import Exchange, GroupExchange, require_agree
 from rehearsal_kit.buffer.memory_limit import available_bytes, require_fitting, require_room, share_of
 from rehearsal_kit.buffer.policies import new_policy
 from rehearsal_kit.buffer.row_layout import RowLayout, Rows, Samples
-from rehearsal_kit.buffer.row_losses import Replayed
+from rehearsal_kit.buffer.row_losses import NOTHING, Replayed
 from rehearsal_kit.buffer.snapshots import read_shards, write_shard
 from rehearsal_kit.buffer.staging import Staging
 from rehearsal_kit.buffer.states import BufferState, Pending, Representatives, Round, Staged, steered
@@ -234,8 +234,7 @@ class DistributedBuffer:
         if state.drawn is not None:
             drawn = replace(state.drawn, rows=state.drawn.rows.clone())
             self._in_flight = Future()
-            staged = Staged.of(drawn, self._staging.deliver(drawn.rows), began=time.perf_counter())
-            self._in_flight.set_result(staged)
+            self._in_flight.set_result(Staged(drawn, self._staging.deliver(drawn.rows)))
 
     def save(self, folder: str | Path) -> None:
         """Write this rank's part, and what is on its way, into a folder that all ranks share.
@@ -273,7 +272,7 @@ class DistributedBuffer:
 
     def _replayed(self, losses: torch.Tensor | None) -> Replayed:
         if losses is None or self._rehearsal.removal != "loss":
-            return Replayed.nothing()
+            return NOTHING
         drawn = 0 if self._taken is None else len(self._taken)
         if tuple(losses.shape) != (drawn,):
             raise SettingsError(
@@ -281,7 +280,7 @@ class DistributedBuffer:
                 "in the order of what advance() returned, or None where there was none."
             )
         if self._taken is None:
-            return Replayed.nothing()
+            return NOTHING
         return Replayed.of(self._taken, losses.detach().double().cpu().numpy())
 
     def _finished_job(self) -> Staged | None:

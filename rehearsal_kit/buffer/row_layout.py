@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -28,7 +28,7 @@ Rows = NDArray[np.int64]
 IDENTITY = "sample_id"
 """The field, one int64 per sample, by which a sample is known again; optional but for the reservoir."""
 WORD = 8
-LONG_ROW = 1024
+LONG_ROW = 16 * 1024
 """Bytes from which copying row by row beats gathering all rows first and scattering them then."""
 
 
@@ -82,12 +82,30 @@ class Field:
         """The dtype in which it is stored and sent."""
         return torch.float16 if self.half else self.dtype
 
-    @property
+    @cached_property
     def values(self) -> int:
         """Numbers per sample."""
         return math.prod(self.shape)
 
-    @property
+    @cached_property
+    def carrier(self) -> type[np.generic]:
+        """What numpy calls the stored dtype; integers as wide where it has no such numbers (bfloat16)."""
+        try:
+            return torch.empty(0, dtype=self.stored).numpy().dtype.type
+        except TypeError:
+            return torch.empty(0, dtype=_CARRIERS[self.stored.itemsize]).numpy().dtype.type
+
+    @cached_property
+    def checked(self) -> bool:
+        """Whether its numbers have to be looked at."""
+        return self.finite and self.stored.is_floating_point
+
+    @cached_property
+    def plain(self) -> bool:
+        """Whether it is stored as it comes, and numpy has such numbers."""
+        return not self.half and not self.stored.is_complex and self.stored != torch.bfloat16
+
+    @cached_property
     def size(self) -> int:
         """Bytes per sample."""
         return self.values * self.stored.itemsize
@@ -151,9 +169,13 @@ class RowLayout:
 
     def check(self, samples: Samples) -> int:
         """How many samples these are; SettingsError unless names, shapes and dtypes are this layout's."""
-        came = {name: (t.shape[1:], t.dtype) for name, t in samples.items()}
-        lengths = {len(t) for t in samples.values()}
-        if came != self._expected or len(lengths) != 1:
+        came = {name: (t.shape, t.dtype) for name, t in samples.items()}
+        count, expected = self._newest[0]
+        if came == expected:  # as nearly always: nothing is to be compared one by one
+            return count
+        lengths = {shape[0] if shape else None for shape, _ in came.values()}
+        count = lengths.pop() if len(lengths) == 1 else None
+        if count is None or came != (expected := self._expected(count)):
             given = ", ".join(f"{name} {tuple(t.shape)} {t.dtype}" for name, t in samples.items())
             raise SettingsError(
                 f"samples came as {given or 'nothing'}; this buffer holds "
@@ -161,46 +183,44 @@ class RowLayout:
                 "fields. All tasks of a run need the same names, shapes and dtypes: convert them before they "
                 "are offered."
             )
-        return lengths.pop()
+        self._newest[0] = count, expected
+        return count
 
     def accept(self, samples: Samples, chosen: Rows | None = None) -> Accepted:
-        """These samples, or the chosen ones among them, checked and ready to be copied; not yet a copy.
+        """These samples, or the chosen ones among them, checked and ready to be copied into rows.
 
         SettingsError if names, shapes or dtypes are not this layout's, or if a value is not finite where it
         must be or does not fit into float16.
         """
         count = self.check(samples)
         wanted = np.arange(count) if chosen is None else chosen
-        offsets, columns = self.offsets, []
-        for field in self.fields:
+        columns = []
+        for field, begin, end in self._columns:
             values, picked = _as_stored(field, samples[field.name], wanted)
-            if field.finite and field.stored.is_floating_point:
+            if field.checked:
                 _refuse_not_finite(field, values, picked=picked, wanted=wanted)
-            columns.append((offsets[field.name], _carried(values), picked))
+            columns.append((begin, end, values, picked))
         identities = self.identities(samples)
         return Accepted(tuple(columns), len(wanted), identities[wanted] if identities is not None else None)
 
     def packed(self, rows: Words) -> Accepted:
         """Samples that `pack` made rows of, ready to be copied: int64 (sample, word)."""
-        columns = ((0, rows, np.arange(len(rows))),)
-        return Accepted(columns, len(rows), self.packed_identities(rows))
+        return Accepted(((0, self.words, rows, None),), len(rows), self.packed_identities(rows))
 
     def pack(self, samples: Samples, chosen: Rows | None = None) -> Words:
         """int64 (sample, word): a copy of these samples, or of the chosen ones; errors as `accept`."""
         accepted = self.accept(samples, chosen)
         rows = np.zeros((accepted.count, self.words), dtype=np.int64)
-        everything = np.arange(accepted.count)
-        accepted.copy_into(rows, everything, everything)
+        accepted.copy_into(rows)
         return rows
 
     def unpack(self, rows: Words) -> dict[str, torch.Tensor]:
         """The samples that `pack` made rows of: views of `rows`, but for fields stored as float16."""
         # numpy cuts views faster than torch does, most of all with cold caches.
         count, samples = len(rows), {}
-        for dtype, columns in self._columns:
-            typed = rows.view(dtype)
-            for name, shape, begin, end in columns:
-                samples[name] = torch.from_numpy(typed[:, begin:end].reshape(count, *shape))
+        for field, begin, end in self._columns:
+            column = rows.view(field.carrier)[:, begin:end]
+            samples[field.name] = torch.from_numpy(column.reshape(count, *field.shape))
         for field in self._converted:
             samples[field.name] = samples[field.name].view(field.stored).to(field.dtype)
         return samples
@@ -209,10 +229,14 @@ class RowLayout:
         """The samples that `pack` made rows of, as `unpack` gives them, for rows on any device."""
         return {field.name: _part_of(rows, field, begin) for field, begin in self._places}
 
+    def _expected(self, count: int) -> _Tensors:
+        """Shape and dtype of each field of so many samples."""
+        return {field.name: (torch.Size((count, *field.shape)), field.dtype) for field in self.fields}
+
     @cached_property
-    def _expected(self) -> dict[str, tuple[torch.Size, torch.dtype]]:
-        """Shape without the sample axis and dtype of each field."""
-        return {field.name: (torch.Size(field.shape), field.dtype) for field in self.fields}
+    def _newest(self) -> list[tuple[int, _Tensors]]:
+        """One entry: the number of samples that `check` was asked about last, and what it expected."""
+        return [(0, self._expected(0))]
 
     @cached_property
     def _places(self) -> list[tuple[Field, int]]:
@@ -220,13 +244,9 @@ class RowLayout:
         return [(field, self.offsets[field.name] // field.stored.itemsize) for field in self.fields]
 
     @cached_property
-    def _columns(self) -> list[tuple[type[np.generic], list[tuple[str, tuple[int, ...], int, int]]]]:
-        """Name, shape, begin and end of each field in a row, counted in its numbers, by numpy's dtype."""
-        found: dict[type[np.generic], list[tuple[str, tuple[int, ...], int, int]]] = {}
-        for field, begin in self._places:
-            place = (field.name, field.shape, begin, begin + field.values)
-            found.setdefault(_numpy_dtype(field.stored), []).append(place)
-        return list(found.items())
+    def _columns(self) -> list[tuple[Field, int, int]]:
+        """Where each field begins and ends in a row, counted in its numbers."""
+        return [(field, begin, begin + field.values) for field, begin in self._places]
 
     @cached_property
     def _converted(self) -> list[Field]:
@@ -252,53 +272,64 @@ class RowLayout:
 
 @dataclass(frozen=True)
 class Accepted:
-    """Samples that fit a layout, where they lie: nothing is copied before `copy_into`."""
+    """Samples that fit a layout; long rows lie where they lay, nothing of them is copied before `copy_into`."""
 
-    columns: tuple[tuple[int, NDArray[np.generic], Rows], ...]
-    """Column of each field: offset in bytes, numbers (sample, number), and which of those rows are meant."""
+    columns: tuple[tuple[int, int, NDArray[np.generic], Rows | None], ...]
+    """Of each field: begin and end of its column, counted in its numbers, the numbers themselves, (sample,
+    number), and which of those rows are meant; None: all of them."""
     count: int
     identities: NDArray[np.int64] | None
     """(sample,): `sample_id` of each, where there is one."""
 
-    def copy_into(self, rows: Words, slots: Rows, which: Rows) -> None:
-        """rows[slots] = these samples[which]; of equal slots the last wins. rows: int64 (row, word)."""
-        for offset, numbers, picked in self.columns:
-            width = numbers.itemsize
-            carrier = rows.view(numbers.dtype)
-            column = carrier[:, offset // width : offset // width + numbers.shape[1]]
-            _copy_rows(column, numbers, slots=slots, picked=picked[which])
+    def copy_into(self, rows: Words, slots: Rows | None = None, which: Rows | None = None) -> None:
+        """rows[slots] = these samples[which], None: all in order. rows: int64 (row, word).
+
+        Of equal slots the last wins.
+        """
+        for begin, end, numbers, picked in self.columns:
+            if which is not None:
+                picked = which if picked is None else picked[which]
+            _copy_rows(rows.view(numbers.dtype)[:, begin:end], numbers, slots=slots, picked=picked)
 
 
 def _copy_rows(
-    target: NDArray[np.generic], source: NDArray[np.generic], *, slots: Rows, picked: Rows
+    target: NDArray[np.generic], source: NDArray[np.generic], *, slots: Rows | None, picked: Rows | None
 ) -> None:
     """Set target[slots] to source[picked], (row, number) both; long rows singly, without gathering them."""
-    if target.shape[1] * target.itemsize < LONG_ROW:
-        target[slots] = source[picked]
+    if picked is None or target.shape[1] * target.itemsize < LONG_ROW:
+        target[... if slots is None else slots] = source if picked is None else source.take(picked, axis=0)
         return
-    for slot, row in zip(slots.tolist(), picked.tolist(), strict=True):
+    places = range(len(picked)) if slots is None else slots.tolist()
+    for slot, row in zip(places, picked.tolist(), strict=True):
         target[slot] = source[row]
 
 
-def _as_stored(field: Field, tensor: torch.Tensor, wanted: Rows) -> tuple[torch.Tensor, Rows]:
-    """The values (sample, number) on the CPU in the stored dtype, and which of its rows are wanted."""
-    tensor = tensor.detach()
-    if field.half or tensor.device.type != "cpu" or not tensor.is_contiguous():
+def _as_stored(
+    field: Field, tensor: torch.Tensor, wanted: Rows
+) -> tuple[NDArray[np.generic], Rows | None]:
+    """The numbers (sample, number) as they are stored, and which of these rows are wanted; None: all."""
+    if not field.plain or not tensor.is_cpu or tensor.requires_grad or not tensor.is_contiguous():
         index = torch.from_numpy(wanted).to(tensor.device)
-        chosen = tensor.index_select(0, index).to(field.stored).cpu()
-        return chosen.reshape(len(wanted), field.values), np.arange(len(wanted))
-    return tensor.view(len(tensor), field.values), wanted
+        chosen = tensor.detach().index_select(0, index).to(field.stored).cpu()
+        bits = chosen.reshape(len(wanted), field.values).view(_CARRIERS[field.stored.itemsize])
+        return bits.numpy().view(field.carrier), None
+    numbers = tensor.numpy().reshape(len(tensor), field.values)
+    if field.size < LONG_ROW:
+        return numbers.take(wanted, axis=0), None
+    return numbers, wanted
 
 
-def _refuse_not_finite(field: Field, values: torch.Tensor, *, picked: Rows, wanted: Rows) -> None:
-    if field.stored in (torch.float32, torch.float64):
-        # A finite sum of squares means finite numbers, and costs far less than asking each of them.
-        array = values.numpy()
-        with np.errstate(over="ignore", invalid="ignore"):
-            if all(math.isfinite(row @ row) for row in _in_parts(array, picked)):
-                return
-    for row, source in zip(picked.tolist(), wanted.tolist(), strict=True):
-        bad = ~torch.isfinite(values[row])
+def _refuse_not_finite(
+    field: Field, numbers: NDArray[Any], *, picked: Rows | None, wanted: Rows
+) -> None:
+    # A finite sum of squares means finite numbers, and costs far less than asking each of them.
+    if field.plain and field.stored != torch.float16:
+        parts = [numbers] if picked is None else (numbers[row] for row in picked.tolist())
+        if all(math.isfinite(np.vdot(part, part)) for part in parts):
+            return
+    for row, source in enumerate(wanted.tolist()):
+        values = torch.from_numpy(numbers[row if picked is None else source]).view(field.stored)
+        bad = ~torch.isfinite(values)
         if bad.any():
             raise SettingsError(
                 f"{int(bad.sum())} of {field.values} numbers of field {field.name}, sample {source} of the "
@@ -307,31 +338,10 @@ def _refuse_not_finite(field: Field, values: torch.Tensor, *, picked: Rows, want
             )
 
 
-def _in_parts(array: NDArray[np.generic], picked: Rows) -> Iterator[NDArray[Any]]:
-    """The picked rows (row, number) one by one where they are long, else all of them at once: (number,)."""
-    if array.shape[1] * array.itemsize < LONG_ROW:
-        yield array[picked].ravel()
-    else:
-        yield from (array[row] for row in picked.tolist())
-
-
-def _carried(values: torch.Tensor) -> NDArray[np.generic]:
-    """The same numbers as integers of their width: copying needs no arithmetic, and numpy has no bfloat16."""
-    return np.asarray(values.view(_CARRIERS[values.dtype.itemsize]).numpy())
-
-
 def _part_of(rows: torch.Tensor, field: Field, begin: int) -> torch.Tensor:
     column = rows.view(field.stored)[:, begin : begin + field.values]
     parted: torch.Tensor = column.unflatten(1, field.shape or (1,)).reshape(len(rows), *field.shape)
     return parted.to(field.dtype)
-
-
-def _numpy_dtype(dtype: torch.dtype) -> type[np.generic]:
-    """The dtype that numpy calls it, or an integer as wide where numpy has no such numbers (bfloat16)."""
-    try:
-        return torch.empty(0, dtype=dtype).numpy().dtype.type
-    except TypeError:
-        return torch.empty(0, dtype=_CARRIERS[dtype.itemsize]).numpy().dtype.type
 
 
 _CARRIERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}

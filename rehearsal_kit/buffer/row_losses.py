@@ -30,10 +30,9 @@ class Replayed:
         finite = np.isfinite(losses)
         return Replayed(identities[finite], losses[finite])
 
-    @staticmethod
-    def nothing() -> Replayed:
-        """No sample."""
-        return Replayed(np.zeros(0, dtype=np.int64), np.zeros(0))
+
+NOTHING = Replayed(np.zeros(0, dtype=np.int64), np.zeros(0))
+"""No sample."""
 
 
 class RowLosses:

@@ -17,6 +17,8 @@ class Delivered:
 
     rows: torch.Tensor
     samples: dict[str, torch.Tensor]
+    nothing: Samples
+    """No sample, of the same fields, on the same device."""
     event: torch.cuda.Event | None = None
 
     def take(self) -> dict[str, torch.Tensor]:
@@ -40,6 +42,7 @@ class Staging:
         self._layout = layout
         self._device = torch.device(device)
         self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+        self._nothing = layout.unpack_there(torch.empty((0, layout.words), dtype=torch.int64, device=device))
 
     def empty(self, count: int) -> torch.Tensor:
         """int64 (row, word): uninitialised rows in host memory, pinned where there is a CUDA device."""
@@ -59,7 +62,7 @@ class Staging:
         called from another thread. SettingsError if they do not fit the layout; values that are not finite
         are found only when the rows are asked for where samples lie on CUDA or are not copied.
         """
-        if all(tensor.device.type == "cpu" for tensor in samples.values()):
+        if all(tensor.is_cpu for tensor in samples.values()):
             # Whoever lends tensors may still put others into its mapping.
             later = _PackedLater(self._layout, dict(samples), chosen)
             if copy:
@@ -79,13 +82,13 @@ class Staging:
     def deliver(self, rows: torch.Tensor) -> Delivered:
         """Send packed rows, int64 (row, word), to the device; they must not be written any more."""
         if self._stream is None:
-            return Delivered(rows, self._layout.unpack(rows.numpy()))
+            return Delivered(rows, self._layout.unpack(rows.numpy()), self._nothing)
         with torch.cuda.stream(self._stream):
             there = rows.to(self._device, non_blocking=True)
             samples = self._layout.unpack_there(there)
             event = torch.cuda.Event()
             event.record(self._stream)
-        return Delivered(there, samples, event)
+        return Delivered(there, samples, self._nothing, event)
 
     def _to_host(self, picked: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.cuda.Event]:
         device = next(t.device for t in picked.values() if t.device.type == "cuda")

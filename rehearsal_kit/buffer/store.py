@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -223,25 +223,28 @@ class LocalStore:
     # Placing --------------------------------------------------------------------------------------------
 
     def _store(self, accepted: Accepted, groups: Sequence[int], random: np.random.Generator) -> None:
-        identities = accepted.identities
-        if not self.capacity or not accepted.count:
+        identities, count = accepted.identities, accepted.count
+        if not self.capacity or not count:
             return
-        which = np.arange(accepted.count)
+        which: Iterable[int] = range(count)
         if self.policy.needs_identity:
             assert identities is not None  # noqa: S101 - for the type checker; the layout has the field
             self._fit(identities, self.capacity, random)
-            which = which[self.policy.may_stay(identities)]
-        uniform = random.random(accepted.count).tolist()
-        known = [None] * accepted.count if identities is None else identities.tolist()
+            which = np.flatnonzero(self.policy.may_stay(identities)).tolist()
+        uniform = random.random(count).tolist()
+        known = [None] * count if identities is None else identities.tolist()
         beside = self._beside
         removal = None if beside is None else LossAwareRemoval(beside.losses, random)
         source_of = {
             row: i
-            for i in which.tolist()
+            for i in which
             if (row := self._place(groups[i], known[i], uniform[i], removal=removal)) is not None
         }
-        rows, sources = (np.array(list(n), dtype=np.int64) for n in (source_of, source_of.values()))
-        self._before(rows)
+        rows = np.array(list(source_of), dtype=np.int64)
+        if self._frozen:
+            self._before(rows)
+        # Where each has a row of its own, all come in the order in which they are.
+        sources = None if len(rows) == count else np.array(list(source_of.values()), dtype=np.int64)
         accepted.copy_into(self._rows, rows, sources)
 
     def _before(self, changing: Rows) -> None:
@@ -254,25 +257,26 @@ class LocalStore:
         self, group: int, identity: int | None, uniform: float, *, removal: LossAwareRemoval | None
     ) -> int | None:
         """The row that this sample gets; None where the policy turns it away."""
-        row = None if identity is None else self._row_of.get(identity)
+        index, row_of = self.index, self._row_of
+        row = None if identity is None else row_of.get(identity)
         if row is not None:
-            self.index.assign(row, group)
+            index.assign(row, group)
             return row
         if self._gave_way(identity):
             return None
-        if len(self) < self.capacity:
-            row = self.index.append(group)
+        if len(index) < self.capacity:
+            row = index.append(group)
         else:
-            row = self.policy.make_room(group, self.index, capacity=self.capacity, uniform=uniform)
+            row = self.policy.make_room(group, index, capacity=self.capacity, uniform=uniform)
             if row is None:
                 return None
             if removal is not None:
-                row = removal.instead_of(row, self.index)
-            self.index.assign(row, group)
-            self._row_of.pop(int(self._identity[row]), None)
+                row = removal.instead_of(row, index)
+            index.assign(row, group)
+            row_of.pop(int(self._identity[row]), None)
         if identity is not None:
             self._identity[row] = identity
-            self._row_of[identity] = row
+            row_of[identity] = row
             if self._beside is not None:
                 self._beside.enter(row, identity)
         return row
@@ -301,7 +305,8 @@ class LocalStore:
             self._beside.trade(gone, len(self), random)
             gone = np.flatnonzero(~self.policy.may_stay(self._seats))
         words = self._rows
-        self._before(gone)
+        if self._frozen:
+            self._before(gone)
         for row in gone[::-1].tolist():
             del self._row_of[int(self._identity[row])]
             last = self.index.replace(row)
