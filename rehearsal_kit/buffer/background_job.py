@@ -119,9 +119,9 @@ class BackgroundJob:
             if trouble is not None:
                 raise trouble from None
             raise
-        threshold = min(header.threshold for header in headers)
-        if any(header.threshold != threshold for header in headers):
-            self._store.trim(threshold, random=self._random.at(self._exchange.rank, work.step, 2))
+        thresholds = {header.threshold for header in headers}
+        if len(thresholds) > 1:
+            self._store.trim(min(thresholds), random=self._random.at(self._exchange.rank, work.step, 2))
             headers = gather_headers(self._header(work, pending), self._exchange)
         return headers
 

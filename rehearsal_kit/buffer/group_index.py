@@ -47,7 +47,7 @@ class GroupIndex:
 
     def rows(self, group: int) -> Sequence[int]:
         """The rows of a group by position; valid until the next change."""
-        return self._members[group]
+        return self._members.get(group, ())
 
     def largest(self) -> int:
         """The group with most rows; of equal ones the lowest number."""

@@ -114,10 +114,10 @@ class Quotas(AbstractPolicy):
 
     def make_room(self, group: int, index: GroupIndex, *, capacity: int, uniform: float) -> int:
         """A row of the largest group, or of its own once that has its share."""
-        sizes = index.size(group)
-        groups = index.groups + (not sizes)
-        source = index.largest() if sizes < max(1, capacity // groups) else group
-        return index.row(source, int(uniform * index.size(source)))
+        rows = index.rows(group)
+        if len(rows) < max(1, capacity // (index.groups + (not rows))):
+            rows = index.rows(index.largest())
+        return rows[int(uniform * len(rows))]
 
     def kept(self, index: GroupIndex, *, capacity: int, random: _Random) -> list[int]:
         """Rows leave the largest group first, uniformly chosen."""

@@ -195,32 +195,25 @@ class RowLayout:
         count = self.check(samples)
         wanted = np.arange(count) if chosen is None else chosen
         columns = []
-        for field, begin, end in self._columns:
+        for field in self.fields:
             values, picked = _as_stored(field, samples[field.name], wanted)
             if field.checked:
                 _refuse_not_finite(field, values, picked=picked, wanted=wanted)
-            columns.append((begin, end, values, picked))
-        identities = self.identities(samples)
-        return Accepted(tuple(columns), len(wanted), identities[wanted] if identities is not None else None)
-
-    def packed(self, rows: Words) -> Accepted:
-        """Samples that `pack` made rows of, ready to be copied: int64 (sample, word)."""
-        return Accepted(((0, self.words, rows, None),), len(rows), self.packed_identities(rows))
+            columns.append((field.name, values, picked))
+        return Accepted(self, tuple(columns))
 
     def pack(self, samples: Samples, chosen: Rows | None = None) -> Words:
         """int64 (sample, word): a copy of these samples, or of the chosen ones; errors as `accept`."""
         accepted = self.accept(samples, chosen)
-        rows = np.zeros((accepted.count, self.words), dtype=np.int64)
+        rows = np.zeros((len(accepted), self.words), dtype=np.int64)
         accepted.copy_into(rows)
         return rows
 
     def unpack(self, rows: Words) -> dict[str, torch.Tensor]:
         """The samples that `pack` made rows of: views of `rows`, but for fields stored as float16."""
         # numpy cuts views faster than torch does, most of all with cold caches.
-        count, samples = len(rows), {}
-        for field, begin, end in self._columns:
-            column = rows.view(field.carrier)[:, begin:end]
-            samples[field.name] = torch.from_numpy(column.reshape(count, *field.shape))
+        records = rows.view(self.record)[:, 0]
+        samples = {field.name: torch.from_numpy(records[field.name]) for field in self.fields}
         for field in self._converted:
             samples[field.name] = samples[field.name].view(field.stored).to(field.dtype)
         return samples
@@ -244,9 +237,16 @@ class RowLayout:
         return [(field, self.offsets[field.name] // field.stored.itemsize) for field in self.fields]
 
     @cached_property
-    def _columns(self) -> list[tuple[Field, int, int]]:
-        """Where each field begins and ends in a row, counted in its numbers."""
-        return [(field, begin, begin + field.values) for field, begin in self._places]
+    def record(self) -> np.dtype[np.void]:
+        """One row, as numpy calls it: the fields by their names."""
+        return np.dtype(
+            {
+                "names": [field.name for field in self.fields],
+                "formats": [(field.carrier, field.shape) for field in self.fields],
+                "offsets": [self.offsets[field.name] for field in self.fields],
+                "itemsize": self.row_bytes,
+            }
+        )
 
     @cached_property
     def _converted(self) -> list[Field]:
@@ -274,29 +274,61 @@ class RowLayout:
 class Accepted:
     """Samples that fit a layout; long rows lie where they lay, nothing of them is copied before `copy_into`."""
 
-    columns: tuple[tuple[int, int, NDArray[np.generic], Rows | None], ...]
-    """Of each field: begin and end of its column, counted in its numbers, the numbers themselves, (sample,
-    number), and which of those rows are meant; None: all of them."""
-    count: int
-    identities: NDArray[np.int64] | None
-    """(sample,): `sample_id` of each, where there is one."""
+    layout: RowLayout
+    columns: tuple[tuple[str, NDArray[np.generic], Rows | None], ...]
+    """Name of each field, its numbers, (sample, ...), and which of those are meant; None: all of them."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+        _, numbers, picked = self.columns[0]
+        return len(numbers if picked is None else picked)
+
+    @property
+    def identities(self) -> NDArray[np.int64] | None:
+        """(sample,): `sample_id` of each, where there is one."""
+        if not self.layout.has_identity:
+            return None
+        numbers, picked = next(column[1:] for column in self.columns if column[0] == IDENTITY)
+        return numbers if picked is None else numbers[picked]
 
     def copy_into(self, rows: Words, slots: Rows | None = None, which: Rows | None = None) -> None:
         """rows[slots] = these samples[which], None: all in order. rows: int64 (row, word).
 
         Of equal slots the last wins.
         """
-        for begin, end, numbers, picked in self.columns:
+        records = rows.view(self.layout.record)[:, 0]
+        for name, numbers, picked in self.columns:
             if which is not None:
                 picked = which if picked is None else picked[which]
-            _copy_rows(rows.view(numbers.dtype)[:, begin:end], numbers, slots=slots, picked=picked)
+            _copy_rows(records[name], numbers, slots=slots, picked=picked)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Samples that `RowLayout.pack` made rows of."""
+
+    layout: RowLayout
+    rows: Words
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.rows)
+
+    @property
+    def identities(self) -> NDArray[np.int64] | None:
+        """(sample,): `sample_id` of each, where there is one."""
+        return self.layout.packed_identities(self.rows)
+
+    def copy_into(self, rows: Words, slots: Rows, which: Rows | None = None) -> None:
+        """rows[slots] = these samples[which], None: all in order; of equal slots the last wins."""
+        rows[slots] = self.rows if which is None else self.rows.take(which, axis=0)
 
 
 def _copy_rows(
     target: NDArray[np.generic], source: NDArray[np.generic], *, slots: Rows | None, picked: Rows | None
 ) -> None:
-    """Set target[slots] to source[picked], (row, number) both; long rows singly, without gathering them."""
-    if picked is None or target.shape[1] * target.itemsize < LONG_ROW:
+    """Set target[slots] to source[picked], (row, ...) both; long rows singly, without gathering them."""
+    if picked is None or target[:1].nbytes < LONG_ROW:
         target[... if slots is None else slots] = source if picked is None else source.take(picked, axis=0)
         return
     places = range(len(picked)) if slots is None else slots.tolist()
@@ -307,13 +339,12 @@ def _copy_rows(
 def _as_stored(
     field: Field, tensor: torch.Tensor, wanted: Rows
 ) -> tuple[NDArray[np.generic], Rows | None]:
-    """The numbers (sample, number) as they are stored, and which of these rows are wanted; None: all."""
+    """The numbers (sample, ...) as they are stored, and which of these samples are wanted; None: all."""
     if not field.plain or not tensor.is_cpu or tensor.requires_grad or not tensor.is_contiguous():
         index = torch.from_numpy(wanted).to(tensor.device)
         chosen = tensor.detach().index_select(0, index).to(field.stored).cpu()
-        bits = chosen.reshape(len(wanted), field.values).view(_CARRIERS[field.stored.itemsize])
-        return bits.numpy().view(field.carrier), None
-    numbers = tensor.numpy().reshape(len(tensor), field.values)
+        return chosen.view(_CARRIERS[field.stored.itemsize]).numpy().view(field.carrier), None
+    numbers: NDArray[np.generic] = tensor.numpy()
     if field.size < LONG_ROW:
         return numbers.take(wanted, axis=0), None
     return numbers, wanted
@@ -322,14 +353,14 @@ def _as_stored(
 def _refuse_not_finite(
     field: Field, numbers: NDArray[Any], *, picked: Rows | None, wanted: Rows
 ) -> None:
-    # A finite sum of squares means finite numbers, and costs far less than asking each of them.
-    if field.plain and field.stored != torch.float16:
+    if field.stored in (torch.float32, torch.float64):
+        # A finite sum of squares means finite numbers, and costs far less than asking each of them.
         parts = [numbers] if picked is None else (numbers[row] for row in picked.tolist())
         if all(math.isfinite(np.vdot(part, part)) for part in parts):
             return
-    for row, source in enumerate(wanted.tolist()):
-        values = torch.from_numpy(numbers[row if picked is None else source]).view(field.stored)
-        bad = ~torch.isfinite(values)
+    values = torch.from_numpy(numbers).view(field.stored)
+    for row, source in zip(range(len(wanted)) if picked is None else picked.tolist(), wanted.tolist(), strict=True):
+        bad = ~torch.isfinite(values[row])
         if bad.any():
             raise SettingsError(
                 f"{int(bad.sum())} of {field.values} numbers of field {field.name}, sample {source} of the "

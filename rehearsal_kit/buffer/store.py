@@ -15,7 +15,7 @@ from rehearsal_kit.buffer.frozen_rows import FrozenRows
 from rehearsal_kit.buffer.group_index import GroupIndex
 from rehearsal_kit.buffer.policies import AbstractPolicy, Intake, PolicyState
 from rehearsal_kit.buffer.removal import LossAwareRemoval
-from rehearsal_kit.buffer.row_layout import Accepted, RowLayout, Rows, Samples, Words
+from rehearsal_kit.buffer.row_layout import Accepted, Packed, RowLayout, Rows, Samples, Words
 from rehearsal_kit.buffer.row_losses import Replayed, RowLosses
 
 CHUNK = 4096
@@ -79,7 +79,7 @@ class LocalStore:
         self.capacity = capacity
         self.policy = policy
         self.index = GroupIndex()
-        self._row_of: dict[int, int] = {}
+        self._row_of: dict[int | None, int] = {}
         self._rows = np.zeros((capacity, layout.words), dtype=np.int64)
         self._identity = np.zeros(capacity, dtype=np.int64)
         self._beside = RowLosses(capacity) if removal == "loss" else None
@@ -131,17 +131,16 @@ class LocalStore:
         SettingsError, and nothing is stored, if names, shapes or dtypes are not those of this store, or a
         value is not finite where it must be.
         """
-        accepted = self.layout.accept(samples, chosen)
-        self._store(accepted, groups, random)
+        self._store(self.layout.accept(samples, chosen), groups, random)
 
     def offer_packed(self, rows: Words, groups: Sequence[int], *, random: np.random.Generator) -> None:
         """Store all of these samples, which `RowLayout.pack` made rows of: int64 (sample, word)."""
-        self._store(self.layout.packed(rows), groups, random)
+        self._store(Packed(self.layout, rows), groups, random)
 
     def gather(self, rows: Rows, out: Words | None = None) -> Words:
         """(row, word): copies of these rows, all of them below len(self); into `out` if given."""
         if out is None:
-            return self._rows[rows]
+            return self._rows.take(rows, axis=0)
         # "clip" only spares numpy a buffer: the rows exist.
         return np.take(self._rows, rows, axis=0, out=out, mode="clip")
 
@@ -222,8 +221,8 @@ class LocalStore:
 
     # Placing --------------------------------------------------------------------------------------------
 
-    def _store(self, accepted: Accepted, groups: Sequence[int], random: np.random.Generator) -> None:
-        identities, count = accepted.identities, accepted.count
+    def _store(self, accepted: Accepted | Packed, groups: Sequence[int], random: np.random.Generator) -> None:
+        identities, count = accepted.identities, len(accepted)
         if not self.capacity or not count:
             return
         which: Iterable[int] = range(count)
@@ -235,11 +234,15 @@ class LocalStore:
         known = [None] * count if identities is None else identities.tolist()
         beside = self._beside
         removal = None if beside is None else LossAwareRemoval(beside.losses, random)
-        source_of = {
-            row: i
-            for i in which
-            if (row := self._place(groups[i], known[i], uniform[i], removal=removal)) is not None
-        }
+        source_of: dict[int, int] = {}
+        for i in which:
+            row = self._row_of.get(known[i])
+            if row is None:
+                row = self._place(groups[i], known[i], uniform[i], removal)
+                if row is None:
+                    continue
+            self.index.assign(row, groups[i])
+            source_of[row] = i
         rows = np.array(list(source_of), dtype=np.int64)
         if self._frozen:
             self._before(rows)
@@ -254,31 +257,25 @@ class LocalStore:
             frozen.keep(changing)
 
     def _place(
-        self, group: int, identity: int | None, uniform: float, *, removal: LossAwareRemoval | None
+        self, group: int, identity: int | None, uniform: float, removal: LossAwareRemoval | None
     ) -> int | None:
-        """The row that this sample gets; None where the policy turns it away."""
-        index, row_of = self.index, self._row_of
-        row = None if identity is None else row_of.get(identity)
-        if row is not None:
-            index.assign(row, group)
-            return row
-        if self._gave_way(identity):
+        """The row that a sample gets that is not held; None where the policy turns it away."""
+        beside, index = self._beside, self.index
+        if beside is not None and beside.is_taken(identity):
             return None
         if len(index) < self.capacity:
             row = index.append(group)
         else:
-            row = self.policy.make_room(group, index, capacity=self.capacity, uniform=uniform)
-            if row is None:
+            found = self.policy.make_room(group, index, capacity=self.capacity, uniform=uniform)
+            if found is None:
                 return None
-            if removal is not None:
-                row = removal.instead_of(row, index)
-            index.assign(row, group)
-            row_of.pop(int(self._identity[row]), None)
+            row = found if removal is None else removal.instead_of(found, index)
+            self._row_of.pop(self._identity.item(row), None)
         if identity is not None:
             self._identity[row] = identity
-            row_of[identity] = row
-            if self._beside is not None:
-                self._beside.enter(row, identity)
+            self._row_of[identity] = row
+            if beside is not None:
+                beside.enter(row, identity)
         return row
 
     def _gave_way(self, identity: int | None) -> bool:
