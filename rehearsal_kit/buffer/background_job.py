@@ -134,15 +134,15 @@ class BackgroundJob:
         if pending is None:
             return
         random = self._random.at(self._exchange.rank, work.step)
-        rows, groups = pending.rows(), pending.groups
+        offered, groups = pending.accepted(self._store.layout), pending.groups
         if self._store.policy.takes_count and self._store.intake.full:
             # It has filled up since this was handed over: then exactly c of the mini-batch are offered.
             chosen = self._store.policy.candidates(
-                len(rows), count=self._settings.candidates, intake=self._store.intake, random=random
+                len(offered), count=self._settings.candidates, intake=self._store.intake, random=random
             )
-            if len(chosen) < len(rows):
-                rows, groups = rows[chosen], [groups[i] for i in chosen.tolist()]
-        self._store.offer_packed(rows, groups, random=random)
+            if len(chosen) < len(offered):
+                offered, groups = offered.some(chosen), [groups[i] for i in chosen.tolist()]
+        self._store.offer_accepted(offered, groups, random=random)
 
     def _header(self, work: Round, pending: Pending | None, *, error: int = 0) -> Header:
         return Header(

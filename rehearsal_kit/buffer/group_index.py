@@ -33,10 +33,6 @@ class GroupIndex:
         """How many groups have rows."""
         return len(self._members)
 
-    def size(self, group: int) -> int:
-        """Rows of this group."""
-        return len(self._members.get(group, ()))
-
     def group(self, row: int) -> int:
         """The group that has this row."""
         return self._group[row]

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from rehearsal_kit.base.errors import SettingsError
 from rehearsal_kit.base.randomness import key
+from rehearsal_kit.buffer.fields import Rows
 from rehearsal_kit.buffer.group_index import GroupIndex
-from rehearsal_kit.buffer.row_layout import Rows
 from rehearsal_kit.buffer.shares import equal_shares
 
 _SHIFTS = tuple(np.uint64(bits) for bits in (30, 27, 31, 1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from rehearsal_kit.base.errors import SettingsError
+from rehearsal_kit.buffer.fields import Field, Rows, as_stored, copy_rows, part_of, refuse_not_finite
 
 Samples = Mapping[str, torch.Tensor]
 """Named tensors of equal length along their first axis: (sample, ...)."""
@@ -20,16 +20,14 @@ Samples = Mapping[str, torch.Tensor]
 Words = NDArray[np.int64]
 """Packed samples in host memory: (sample, word)."""
 
-_SIGNED = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}
+_Tensors = dict[str, tuple[torch.Size, torch.dtype]]
+"""Shape and dtype of named tensors."""
 
-Rows = NDArray[np.int64]
-"""Numbers of rows, or of samples within a batch: (n,)."""
+_SIGNED = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}
 
 IDENTITY = "sample_id"
 """The field, one int64 per sample, by which a sample is known again; optional but for the reservoir."""
 WORD = 8
-LONG_ROW = 16 * 1024
-"""Bytes from which copying row by row beats gathering all rows first and scattering them then."""
 
 
 def joined(parts: Sequence[Samples]) -> Samples:
@@ -63,56 +61,6 @@ def tensor_of(array: torch.Tensor | NDArray[Any], what: str) -> torch.Tensor:
     if tensor.dtype == torch.uint64 and signed.numel() and int(signed.min()) < 0:
         raise SettingsError(f"{what} is uint64 and exceeds int64; give numbers below 2^63.")
     return signed
-
-
-@dataclass(frozen=True)
-class Field:
-    """One named tensor of a sample: its shape without the sample axis, and its dtype."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    half: bool = False
-    """Stored and sent as float16, given back in `dtype`."""
-    finite: bool = True
-    """Whether NaN and infinity are refused (they cannot occur where `dtype` is an integer)."""
-
-    @property
-    def stored(self) -> torch.dtype:
-        """The dtype in which it is stored and sent."""
-        return torch.float16 if self.half else self.dtype
-
-    @cached_property
-    def values(self) -> int:
-        """Numbers per sample."""
-        return math.prod(self.shape)
-
-    @cached_property
-    def carrier(self) -> type[np.generic]:
-        """What numpy calls the stored dtype; integers as wide where it has no such numbers (bfloat16)."""
-        try:
-            return torch.empty(0, dtype=self.stored).numpy().dtype.type
-        except TypeError:
-            return torch.empty(0, dtype=_CARRIERS[self.stored.itemsize]).numpy().dtype.type
-
-    @cached_property
-    def checked(self) -> bool:
-        """Whether its numbers have to be looked at."""
-        return self.finite and self.stored.is_floating_point
-
-    @cached_property
-    def plain(self) -> bool:
-        """Whether it is stored as it comes, and numpy has such numbers."""
-        return not self.half and not self.stored.is_complex and self.stored != torch.bfloat16
-
-    @cached_property
-    def size(self) -> int:
-        """Bytes per sample."""
-        return self.values * self.stored.itemsize
-
-    def __str__(self) -> str:
-        half = " (as float16)" if self.half else ""
-        return f"{self.name} {self.shape} {str(self.dtype).removeprefix('torch.')}{half}"
 
 
 @dataclass(frozen=True)
@@ -173,9 +121,9 @@ class RowLayout:
         count, expected = self._newest[0]
         if came == expected:  # as nearly always: nothing is to be compared one by one
             return count
-        lengths = {shape[0] if shape else None for shape, _ in came.values()}
-        count = lengths.pop() if len(lengths) == 1 else None
-        if count is None or came != (expected := self._expected(count)):
+        lengths = {shape[0] if shape else -1 for shape, _ in came.values()}
+        count = lengths.pop() if len(lengths) == 1 else -1
+        if count < 0 or came != (expected := self._expected(count)):
             given = ", ".join(f"{name} {tuple(t.shape)} {t.dtype}" for name, t in samples.items())
             raise SettingsError(
                 f"samples came as {given or 'nothing'}; this buffer holds "
@@ -196,9 +144,9 @@ class RowLayout:
         wanted = np.arange(count) if chosen is None else chosen
         columns = []
         for field in self.fields:
-            values, picked = _as_stored(field, samples[field.name], wanted)
+            values, picked = as_stored(field, samples[field.name], wanted)
             if field.checked:
-                _refuse_not_finite(field, values, picked=picked, wanted=wanted)
+                refuse_not_finite(field, values, picked=picked, wanted=wanted)
             columns.append((field.name, values, picked))
         return Accepted(self, tuple(columns))
 
@@ -220,7 +168,7 @@ class RowLayout:
 
     def unpack_there(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
         """The samples that `pack` made rows of, as `unpack` gives them, for rows on any device."""
-        return {field.name: _part_of(rows, field, begin) for field, begin in self._places}
+        return {field.name: part_of(rows, field, begin) for field, begin in self._places}
 
     def _expected(self, count: int) -> _Tensors:
         """Shape and dtype of each field of so many samples."""
@@ -272,7 +220,7 @@ class RowLayout:
 
 @dataclass(frozen=True)
 class Accepted:
-    """Samples that fit a layout; long rows lie where they lay, nothing of them is copied before `copy_into`."""
+    """Samples that fit a layout; long rows are not copied before `copy_into`."""
 
     layout: RowLayout
     columns: tuple[tuple[str, NDArray[np.generic], Rows | None], ...]
@@ -289,7 +237,13 @@ class Accepted:
         if not self.layout.has_identity:
             return None
         numbers, picked = next(column[1:] for column in self.columns if column[0] == IDENTITY)
-        return numbers if picked is None else numbers[picked]
+        identities: NDArray[np.int64] = (numbers if picked is None else numbers[picked]).view(np.int64)
+        return identities
+
+    def some(self, chosen: Rows) -> Accepted:
+        """The chosen ones among them."""
+        parts = ((name, n, chosen if picked is None else picked[chosen]) for name, n, picked in self.columns)
+        return Accepted(self.layout, tuple(parts))
 
     def copy_into(self, rows: Words, slots: Rows | None = None, which: Rows | None = None) -> None:
         """rows[slots] = these samples[which], None: all in order. rows: int64 (row, word).
@@ -298,9 +252,10 @@ class Accepted:
         """
         records = rows.view(self.layout.record)[:, 0]
         for name, numbers, picked in self.columns:
+            wanted = picked
             if which is not None:
-                picked = which if picked is None else picked[which]
-            _copy_rows(records[name], numbers, slots=slots, picked=picked)
+                wanted = which if picked is None else picked[which]
+            copy_rows(records[name], numbers, slots=slots, picked=wanted)
 
 
 @dataclass(frozen=True)
@@ -319,60 +274,10 @@ class Packed:
         """(sample,): `sample_id` of each, where there is one."""
         return self.layout.packed_identities(self.rows)
 
+    def some(self, chosen: Rows) -> Packed:
+        """The chosen ones among them."""
+        return Packed(self.layout, self.rows.take(chosen, axis=0))
+
     def copy_into(self, rows: Words, slots: Rows, which: Rows | None = None) -> None:
         """rows[slots] = these samples[which], None: all in order; of equal slots the last wins."""
         rows[slots] = self.rows if which is None else self.rows.take(which, axis=0)
-
-
-def _copy_rows(
-    target: NDArray[np.generic], source: NDArray[np.generic], *, slots: Rows | None, picked: Rows | None
-) -> None:
-    """Set target[slots] to source[picked], (row, ...) both; long rows singly, without gathering them."""
-    if picked is None or target[:1].nbytes < LONG_ROW:
-        target[... if slots is None else slots] = source if picked is None else source.take(picked, axis=0)
-        return
-    places = range(len(picked)) if slots is None else slots.tolist()
-    for slot, row in zip(places, picked.tolist(), strict=True):
-        target[slot] = source[row]
-
-
-def _as_stored(
-    field: Field, tensor: torch.Tensor, wanted: Rows
-) -> tuple[NDArray[np.generic], Rows | None]:
-    """The numbers (sample, ...) as they are stored, and which of these samples are wanted; None: all."""
-    if not field.plain or not tensor.is_cpu or tensor.requires_grad or not tensor.is_contiguous():
-        index = torch.from_numpy(wanted).to(tensor.device)
-        chosen = tensor.detach().index_select(0, index).to(field.stored).cpu()
-        return chosen.view(_CARRIERS[field.stored.itemsize]).numpy().view(field.carrier), None
-    numbers: NDArray[np.generic] = tensor.numpy()
-    if field.size < LONG_ROW:
-        return numbers.take(wanted, axis=0), None
-    return numbers, wanted
-
-
-def _refuse_not_finite(
-    field: Field, numbers: NDArray[Any], *, picked: Rows | None, wanted: Rows
-) -> None:
-    if field.stored in (torch.float32, torch.float64):
-        # A finite sum of squares means finite numbers, and costs far less than asking each of them.
-        parts = [numbers] if picked is None else (numbers[row] for row in picked.tolist())
-        if all(math.isfinite(np.vdot(part, part)) for part in parts):
-            return
-    values = torch.from_numpy(numbers).view(field.stored)
-    for row, source in zip(range(len(wanted)) if picked is None else picked.tolist(), wanted.tolist(), strict=True):
-        bad = ~torch.isfinite(values[row])
-        if bad.any():
-            raise SettingsError(
-                f"{int(bad.sum())} of {field.values} numbers of field {field.name}, sample {source} of the "
-                f"batch, are NaN, infinite{' or too large for float16' if field.half else ''}. Mask or skip "
-                "such samples, do not name the field in half, or allow them with RowLayout.of(nan=...)."
-            )
-
-
-def _part_of(rows: torch.Tensor, field: Field, begin: int) -> torch.Tensor:
-    column = rows.view(field.stored)[:, begin : begin + field.values]
-    parted: torch.Tensor = column.unflatten(1, field.shape or (1,)).reshape(len(rows), *field.shape)
-    return parted.to(field.dtype)
-
-
-_CARRIERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}

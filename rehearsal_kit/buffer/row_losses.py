@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from rehearsal_kit.buffer.fields import Rows
 from rehearsal_kit.buffer.removal import LossAwareRemoval
-from rehearsal_kit.buffer.row_layout import Rows
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from rehearsal_kit.base.settings import Rehearsal
 from rehearsal_kit.buffer.frozen_rows import release
+from rehearsal_kit.buffer.offered import Offered
 from rehearsal_kit.buffer.policies import PolicyState
-from rehearsal_kit.buffer.row_layout import RowLayout, Words
+from rehearsal_kit.buffer.row_layout import Accepted, Packed, RowLayout, Words
 from rehearsal_kit.buffer.row_losses import NOTHING, Replayed
 from rehearsal_kit.buffer.staging import Delivered
 from rehearsal_kit.buffer.store import Contents
@@ -69,13 +70,17 @@ class Pending:
     """A hand-over on its way to the store: what one mini-batch offered."""
 
     rows: Callable[[], Words]
-    """Gives the packed rows: (sample, word)."""
+    """Gives the packed rows, (sample, word); SettingsError if a value is not finite."""
     groups: list[int]
     """The group of each of them."""
     newest: list[int]
     """Groups of the whole mini-batch, in order, of which perhaps not all were offered."""
     replayed: Replayed = NOTHING
     """What the same step has shown of the representatives; nothing without loss-aware removal."""
+
+    def accepted(self, layout: RowLayout) -> Accepted | Packed:
+        """The samples, to be copied into the rows of a store of this layout; SettingsError as for `rows`."""
+        return self.rows.accepted() if isinstance(self.rows, Offered) else Packed(layout, self.rows())
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from rehearsal_kit.base.byte_units import MIB
 from rehearsal_kit.base.errors import SettingsError
+from rehearsal_kit.buffer.fields import Rows
 from rehearsal_kit.buffer.frozen_rows import FrozenRows
 from rehearsal_kit.buffer.group_index import GroupIndex
 from rehearsal_kit.buffer.policies import AbstractPolicy, Intake, PolicyState
 from rehearsal_kit.buffer.removal import LossAwareRemoval
-from rehearsal_kit.buffer.row_layout import Accepted, Packed, RowLayout, Rows, Samples, Words
+from rehearsal_kit.buffer.row_layout import Accepted, Packed, RowLayout, Samples, Words
 from rehearsal_kit.buffer.row_losses import Replayed, RowLosses
 
 CHUNK = 4096
@@ -131,11 +132,14 @@ class LocalStore:
         SettingsError, and nothing is stored, if names, shapes or dtypes are not those of this store, or a
         value is not finite where it must be.
         """
-        self._store(self.layout.accept(samples, chosen), groups, random)
+        self.offer_accepted(self.layout.accept(samples, chosen), groups, random=random)
 
-    def offer_packed(self, rows: Words, groups: Sequence[int], *, random: np.random.Generator) -> None:
-        """Store all of these samples, which `RowLayout.pack` made rows of: int64 (sample, word)."""
-        self._store(Packed(self.layout, rows), groups, random)
+    def offer_accepted(
+        self, accepted: Accepted | Packed, groups: Sequence[int], *, random: np.random.Generator
+    ) -> None:
+        """Store all of these samples of this layout, as `offer` does."""
+        if self.capacity and len(accepted):
+            self._store(accepted, groups, random)
 
     def gather(self, rows: Rows, out: Words | None = None) -> Words:
         """(row, word): copies of these rows, all of them below len(self); into `out` if given."""
@@ -223,26 +227,15 @@ class LocalStore:
 
     def _store(self, accepted: Accepted | Packed, groups: Sequence[int], random: np.random.Generator) -> None:
         identities, count = accepted.identities, len(accepted)
-        if not self.capacity or not count:
-            return
-        which: Iterable[int] = range(count)
+        which: Sequence[int] = range(count)
         if self.policy.needs_identity:
             assert identities is not None  # noqa: S101 - for the type checker; the layout has the field
             self._fit(identities, self.capacity, random)
             which = np.flatnonzero(self.policy.may_stay(identities)).tolist()
         uniform = random.random(count).tolist()
         known = [None] * count if identities is None else identities.tolist()
-        beside = self._beside
-        removal = None if beside is None else LossAwareRemoval(beside.losses, random)
-        source_of: dict[int, int] = {}
-        for i in which:
-            row = self._row_of.get(known[i])
-            if row is None:
-                row = self._place(groups[i], known[i], uniform[i], removal)
-                if row is None:
-                    continue
-            self.index.assign(row, groups[i])
-            source_of[row] = i
+        removal = None if self._beside is None else LossAwareRemoval(self._beside.losses, random)
+        source_of = self._placed(which, groups, known=known, uniform=uniform, removal=removal)
         rows = np.array(list(source_of), dtype=np.int64)
         if self._frozen:
             self._before(rows)
@@ -256,27 +249,43 @@ class LocalStore:
         for frozen in self._frozen:
             frozen.keep(changing)
 
-    def _place(
-        self, group: int, identity: int | None, uniform: float, removal: LossAwareRemoval | None
-    ) -> int | None:
-        """The row that a sample gets that is not held; None where the policy turns it away."""
-        beside, index = self._beside, self.index
-        if beside is not None and beside.is_taken(identity):
-            return None
-        if len(index) < self.capacity:
-            row = index.append(group)
-        else:
-            found = self.policy.make_room(group, index, capacity=self.capacity, uniform=uniform)
-            if found is None:
-                return None
-            row = found if removal is None else removal.instead_of(found, index)
-            self._row_of.pop(self._identity.item(row), None)
-        if identity is not None:
-            self._identity[row] = identity
-            self._row_of[identity] = row
-            if beside is not None:
-                beside.enter(row, identity)
-        return row
+    def _placed(
+        self,
+        which: Sequence[int],
+        groups: Sequence[int],
+        *,
+        known: Sequence[int | None],
+        uniform: Sequence[float],
+        removal: LossAwareRemoval | None,
+    ) -> dict[int, int]:
+        """Find rows for these samples; for each row that changes, the sample that is to be in it.
+
+        known: `sample_id` of each sample offered, None where there is none. The policy may turn some away.
+        """
+        index, row_of, beside, found = self.index, self._row_of, self._beside, {}
+        capacity, make_room, identity_of = self.capacity, self.policy.make_room, self._identity
+        for i in which:
+            identity, group = known[i], groups[i]
+            row = row_of.get(identity)
+            if row is None:
+                if beside is not None and beside.is_taken(identity):
+                    continue
+                if len(index) < capacity:
+                    row = index.append(group)
+                else:
+                    row = make_room(group, index, capacity=capacity, uniform=uniform[i])
+                    if row is None:
+                        continue
+                    if removal is not None:
+                        row = removal.instead_of(row, index)
+                    row_of.pop(identity_of.item(row), None)
+                if identity is not None:
+                    identity_of[row], row_of[identity] = identity, row
+                    if beside is not None:
+                        beside.enter(row, identity)
+            index.assign(row, group)
+            found[row] = i
+        return found
 
     def _gave_way(self, identity: int | None) -> bool:
         """Whether another sample stays in the place of this one, which therefore does not come again."""
