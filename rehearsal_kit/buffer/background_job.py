@@ -37,6 +37,7 @@ from rehearsal_kit.buffer.exchange import (
     gather_newest,
 )
 from rehearsal_kit.buffer.memory_limit import share_of
+from rehearsal_kit.buffer.plans_ahead import PlansAhead
 from rehearsal_kit.buffer.policies import new_policy
 from rehearsal_kit.buffer.row_losses import NOTHING, Replayed
 from rehearsal_kit.buffer.staging import Staging
@@ -67,6 +68,7 @@ class BackgroundJob:
         self._exchange = exchange
         self._staging = staging
         self._random, self._drawing = Rekeyed(seed, "store"), Rekeyed(seed, "draw")
+        self._plans_ahead = PlansAhead(self._drawing)
 
     def resize(self, capacity: int, *, step: int) -> None:
         """Take another capacity, in samples over all ranks."""
@@ -135,13 +137,11 @@ class BackgroundJob:
             return
         random = self._random.at(self._exchange.rank, work.step)
         offered, groups = pending.accepted(self._store.layout), pending.groups
-        if self._store.policy.takes_count and self._store.intake.full:
+        store, count = self._store, self._settings.candidates
+        if len(offered) > count and store.policy.takes_count and store.intake.full:
             # It has filled up since this was handed over: then exactly c of the mini-batch are offered.
-            chosen = self._store.policy.candidates(
-                len(offered), count=self._settings.candidates, intake=self._store.intake, random=random
-            )
-            if len(chosen) < len(offered):
-                offered, groups = offered.some(chosen), [groups[i] for i in chosen.tolist()]
+            chosen = store.policy.candidates(len(offered), count=count, intake=store.intake, random=random)
+            offered, groups = offered.some(chosen), [groups[i] for i in chosen.tolist()]
         self._store.offer_accepted(offered, groups, random=random)
 
     def _header(self, work: Round, pending: Pending | None, *, error: int = 0) -> Header:
@@ -155,7 +155,7 @@ class BackgroundJob:
             distillation=work.distillation,
             capacity=self.capacity,
             stored=len(self._store),
-            groups=self._store.index.groups,
+            groups=len(self._store.index.members),
             threshold=self._store.policy.threshold,
             replayed=len(_replayed(pending)),
             error=error,
@@ -166,6 +166,9 @@ class BackgroundJob:
         return self._settings.draw in ("groups", "earlier")
 
     def _plan(self, work: Round, headers: list[Header], newest: Sequence[int]) -> DrawPlan:
+        if len(headers) == 1 and not work.distillation and not self._by_group:
+            stored, count = headers[0].stored, work.representatives
+            return self._plans_ahead.plan(stored, count, branch=work.branch, step=work.step)
         counts = [work.representatives, work.distillation] if work.distillation else [work.representatives]
         random = self._drawing.at(work.branch, work.step)
         if self._by_group:

@@ -87,8 +87,10 @@ def refuse_not_finite(field: Field, numbers: NDArray[Any], *, picked: Rows | Non
     """SettingsError unless all numbers of the wanted samples are finite; the rest as `as_stored` gives it."""
     if field.stored in (torch.float32, torch.float64):
         # A finite sum of squares means finite numbers, and costs far less than asking each of them.
-        parts = [numbers] if picked is None else (numbers[row] for row in picked.tolist())
-        if all(math.isfinite(np.vdot(part, part)) for part in parts):
+        if picked is None:
+            if math.isfinite(np.vdot(numbers, numbers)):
+                return
+        elif all(math.isfinite(np.vdot(numbers[row], numbers[row])) for row in picked.tolist()):
             return
     values = torch.from_numpy(numbers).view(field.stored)
     rows = range(len(wanted)) if picked is None else picked.tolist()

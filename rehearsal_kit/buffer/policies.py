@@ -114,9 +114,9 @@ class Quotas(AbstractPolicy):
 
     def make_room(self, group: int, index: GroupIndex, *, capacity: int, uniform: float) -> int:
         """A row of the largest group, or of its own once that has its share."""
-        rows = index.rows(group)
-        if len(rows) < max(1, capacity // (index.groups + (not rows))):
-            rows = index.rows(index.largest())
+        rows: Sequence[int] = index.members.get(group, ())
+        if len(rows) < max(1, capacity // (len(index.members) + (not rows))):
+            rows = index.members[index.largest()]
         return rows[int(uniform * len(rows))]
 
     def kept(self, index: GroupIndex, *, capacity: int, random: _Random) -> list[int]:

@@ -202,9 +202,15 @@ class RowLayout:
         return [field for field in self.fields if field.half or field.stored == torch.bfloat16]
 
     @cached_property
+    def identity_place(self) -> int | None:
+        """Which of the fields is `sample_id` (one int64), by which samples are known again; None: none."""
+        known = [(field.name, field.shape, field.dtype) for field in self.fields]
+        return known.index((IDENTITY, (), torch.int64)) if (IDENTITY, (), torch.int64) in known else None
+
+    @property
     def has_identity(self) -> bool:
-        """Whether samples have a field `sample_id` (one int64), by which they are known again."""
-        return any((f.name, f.shape, f.dtype) == (IDENTITY, (), torch.int64) for f in self.fields)
+        """Whether samples are known again."""
+        return self.identity_place is not None
 
     def identities(self, samples: Samples) -> NDArray[np.int64] | None:
         """`sample_id` of each sample: (sample,); None where this layout has none."""
@@ -234,9 +240,10 @@ class Accepted:
     @property
     def identities(self) -> NDArray[np.int64] | None:
         """(sample,): `sample_id` of each, where there is one."""
-        if not self.layout.has_identity:
+        place = self.layout.identity_place
+        if place is None:
             return None
-        numbers, picked = next(column[1:] for column in self.columns if column[0] == IDENTITY)
+        _, numbers, picked = self.columns[place]
         identities: NDArray[np.int64] = (numbers if picked is None else numbers[picked]).view(np.int64)
         return identities
 
