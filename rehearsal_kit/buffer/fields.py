@@ -17,6 +17,8 @@ Rows = NDArray[np.int64]
 """Numbers of rows, or of samples within a batch: (n,)."""
 
 _CARRIERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}
+_BFLOAT16_EXPONENT = 0x7F80
+"""Its bits, all of them set in what is not finite."""
 LONG_ROW = 16 * 1024
 """Bytes from which copying row by row beats gathering all rows first and scattering them then."""
 
@@ -85,13 +87,11 @@ def as_stored(field: Field, tensor: torch.Tensor, wanted: Rows) -> tuple[NDArray
 
 def refuse_not_finite(field: Field, numbers: NDArray[Any], *, picked: Rows | None, wanted: Rows) -> None:
     """SettingsError unless all numbers of the wanted samples are finite; the rest as `as_stored` gives it."""
-    if field.stored in (torch.float32, torch.float64):
-        # A finite sum of squares means finite numbers, and costs far less than asking each of them.
-        if picked is None:
-            if math.isfinite(np.vdot(numbers, numbers)):
-                return
-        elif all(math.isfinite(np.vdot(numbers[row], numbers[row])) for row in picked.tolist()):
+    if picked is None:
+        if _is_finite(field, numbers):
             return
+    elif all(_is_finite(field, numbers[row]) for row in picked.tolist()):
+        return
     values = torch.from_numpy(numbers).view(field.stored)
     rows = range(len(wanted)) if picked is None else picked.tolist()
     for row, source in zip(rows, wanted.tolist(), strict=True):
@@ -102,6 +102,16 @@ def refuse_not_finite(field: Field, numbers: NDArray[Any], *, picked: Rows | Non
                 f"batch, are NaN, infinite{' or too large for float16' if field.half else ''}. Mask or skip "
                 "such samples, do not name the field in half, or allow them with RowLayout.of(nan=...)."
             )
+
+
+def _is_finite(field: Field, numbers: NDArray[Any]) -> bool:
+    """Whether all numbers are finite; perhaps not, where False."""
+    if field.stored in (torch.float32, torch.float64):
+        # A finite sum of squares means finite numbers, and costs far less than asking each of them.
+        return math.isfinite(np.vdot(numbers, numbers))
+    if field.stored == torch.bfloat16:
+        return bool((numbers & _BFLOAT16_EXPONENT != _BFLOAT16_EXPONENT).all())
+    return field.stored == torch.float16 and bool(np.isfinite(numbers).all())
 
 
 def part_of(rows: torch.Tensor, field: Field, begin: int) -> torch.Tensor:
