@@ -13,7 +13,7 @@ destinations from the same random numbers and the stored counts alone: nobody ha
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 
 import numpy as np
@@ -35,6 +35,10 @@ class DrawPlan:
     """(rank,): where the store of each rank ends in the union."""
     second: NDArray[np.bool_] | None = None
     """(destination, drawn): which of them belong to the second draw; None where there is only one."""
+    _sent: dict[int, tuple[NDArray[np.int64], list[int]]] = field(
+        default_factory=dict, init=False, repr=False
+    )
+    """What `sent_by` has found: who gathers the rows asks it, and who sends them."""
 
     @property
     def drawn(self) -> int:
@@ -45,9 +49,11 @@ class DrawPlan:
         """Places within its store that `owner` sends, by destination, and how many each one gets."""
         if len(self.ends) == 1:
             return self.positions[0], [self.drawn]
+        if owner in self._sent:
+            return self._sent[owner]
         start = self.ends[owner - 1] if owner else 0
         mine = (self.positions >= start) & (self.positions < self.ends[owner])
-        return self.positions[mine] - start, mine.sum(axis=1).tolist()
+        return self._sent.setdefault(owner, (self.positions[mine] - start, mine.sum(axis=1).tolist()))
 
     def owners(self, destination: int) -> NDArray[np.int64]:
         """(drawn,): the rank that holds each sample that `destination` draws."""
