@@ -40,6 +40,8 @@ class ThreadCost:
     advance: list[float] = field(default_factory=list)
     offer: list[float] = field(default_factory=list)
     background: list[float] = field(default_factory=list)
+    stored: int = 0
+    """Samples in the buffer at the end."""
 
     @property
     def training(self) -> list[float]:
@@ -63,7 +65,8 @@ class ThreadCost:
     def data(self) -> dict[str, Any]:
         """Plain values."""
         seconds = {"training": self.training, "background": self.background}
-        return {"copied": self.copied, **{name: Spread.of(of).median for name, of in seconds.items()}}
+        medians = {name: Spread.of(of).median for name, of in seconds.items()}
+        return {"copied": self.copied, "stored": self.stored, **medians}
 
 
 class ClockedExchange(GroupExchange):
@@ -94,6 +97,7 @@ def measure_threads(steps: int) -> list[ThreadCost]:
                 cost.advance.append(taken[0])
                 cost.offer.append(taken[1])
     for cost, buffer, exchange in zip(costs, buffers, exchanges, strict=True):
+        cost.stored = len(buffer.state().contents.groups)
         buffer.close()
         cost.background = [end - begin for begin, end in itertools.pairwise(exchange.clock[first:])]
     return costs
