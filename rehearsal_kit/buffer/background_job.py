@@ -37,8 +37,9 @@ from rehearsal_kit.buffer.exchange import (
     gather_newest,
 )
 from rehearsal_kit.buffer.memory_limit import share_of
+from rehearsal_kit.buffer.plans_ahead import PlansAhead
 from rehearsal_kit.buffer.policies import new_policy
-from rehearsal_kit.buffer.row_losses import Replayed
+from rehearsal_kit.buffer.row_losses import NOTHING, Replayed
 from rehearsal_kit.buffer.staging import Staging
 from rehearsal_kit.buffer.states import Drawn, Pending, Round, Staged, steered
 from rehearsal_kit.buffer.store import LocalStore
@@ -67,6 +68,7 @@ class BackgroundJob:
         self._exchange = exchange
         self._staging = staging
         self._random, self._drawing = Rekeyed(seed, "store"), Rekeyed(seed, "draw")
+        self._plans_ahead = PlansAhead(self._drawing)
 
     def resize(self, capacity: int, *, step: int) -> None:
         """Take another capacity, in samples over all ranks."""
@@ -83,8 +85,10 @@ class BackgroundJob:
             for replayed in gather_losses(_replayed(pending), headers, self._exchange):
                 self._store.learn(replayed)
             plan = self._plan(work, headers, [] if pending is None else pending.newest)
-            rows, exchange = self._staging.empty(0), self._exchange
-            if plan.drawn:
+            exchange = self._exchange
+            if not plan.drawn:
+                rows = self._staging.empty(0)
+            else:
                 places = plan.sent_by(exchange.rank)[0]
                 wanted = self._store.index.rows_of(places) if self._by_group else places
                 outgoing = self._store.gather(wanted, out=self._staging.pinned(len(wanted)))
@@ -101,7 +105,7 @@ class BackgroundJob:
             second=np.zeros(plan.drawn, dtype=bool) if plan.second is None else plan.second[exchange.rank],
             stored=sum(header.stored for header in headers),
         )
-        return Staged.of(drawn, self._staging.deliver(rows), began=began)
+        return Staged(drawn, self._staging.deliver(rows), seconds=time.perf_counter() - began)
 
     def _stored_everywhere(self, work: Round, pending: Pending | None) -> list[Header]:
         trouble = None
@@ -117,9 +121,9 @@ class BackgroundJob:
             if trouble is not None:
                 raise trouble from None
             raise
-        threshold = min(header.threshold for header in headers)
-        if any(header.threshold != threshold for header in headers):
-            self._store.trim(threshold, random=self._random.at(self._exchange.rank, work.step, 2))
+        thresholds = {header.threshold for header in headers}
+        if len(thresholds) > 1:
+            self._store.trim(min(thresholds), random=self._random.at(self._exchange.rank, work.step, 2))
             headers = gather_headers(self._header(work, pending), self._exchange)
         return headers
 
@@ -132,15 +136,13 @@ class BackgroundJob:
         if pending is None:
             return
         random = self._random.at(self._exchange.rank, work.step)
-        rows, groups = pending.rows(), pending.groups
-        if self._store.policy.takes_count and self._store.intake.full:
+        offered, groups = pending.accepted(self._store.layout), pending.groups
+        store, count = self._store, self._settings.candidates
+        if len(offered) > count and store.policy.takes_count and store.intake.full:
             # It has filled up since this was handed over: then exactly c of the mini-batch are offered.
-            chosen = self._store.policy.candidates(
-                len(rows), count=self._settings.candidates, intake=self._store.intake, random=random
-            )
-            if len(chosen) < len(rows):
-                rows, groups = rows[chosen], [groups[i] for i in chosen.tolist()]
-        self._store.offer_packed(rows, groups, random=random)
+            chosen = store.policy.candidates(len(offered), count=count, intake=store.intake, random=random)
+            offered, groups = offered.some(chosen), [groups[i] for i in chosen.tolist()]
+        self._store.offer_accepted(offered, groups, random=random)
 
     def _header(self, work: Round, pending: Pending | None, *, error: int = 0) -> Header:
         return Header(
@@ -153,7 +155,7 @@ class BackgroundJob:
             distillation=work.distillation,
             capacity=self.capacity,
             stored=len(self._store),
-            groups=self._store.index.groups,
+            groups=len(self._store.index.members),
             threshold=self._store.policy.threshold,
             replayed=len(_replayed(pending)),
             error=error,
@@ -164,6 +166,9 @@ class BackgroundJob:
         return self._settings.draw in ("groups", "earlier")
 
     def _plan(self, work: Round, headers: list[Header], newest: Sequence[int]) -> DrawPlan:
+        if len(headers) == 1 and not work.distillation and not self._by_group:
+            stored, count = headers[0].stored, work.representatives
+            return self._plans_ahead.plan(stored, count, branch=work.branch, step=work.step)
         counts = [work.representatives, work.distillation] if work.distillation else [work.representatives]
         random = self._drawing.at(work.branch, work.step)
         if self._by_group:
@@ -176,4 +181,4 @@ class BackgroundJob:
 
 
 def _replayed(pending: Pending | None) -> Replayed:
-    return Replayed.nothing() if pending is None else pending.replayed
+    return NOTHING if pending is None else pending.replayed

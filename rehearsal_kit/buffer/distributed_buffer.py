@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,10 +23,12 @@ from rehearsal_kit.base.randomness import Rekeyed
 from rehearsal_kit.base.settings import Rehearsal
 from rehearsal_kit.buffer.background_job import BackgroundJob
 from rehearsal_kit.buffer.exchange import Exchange, GroupExchange, require_agreement
+from rehearsal_kit.buffer.fields import Rows
+from rehearsal_kit.buffer.job_thread import Job, JobThread
 from rehearsal_kit.buffer.memory_limit import available_bytes, require_fitting, require_room, share_of
 from rehearsal_kit.buffer.policies import new_policy
-from rehearsal_kit.buffer.row_layout import RowLayout, Rows, Samples
-from rehearsal_kit.buffer.row_losses import Replayed
+from rehearsal_kit.buffer.row_layout import RowLayout, Samples
+from rehearsal_kit.buffer.row_losses import NOTHING, Replayed
 from rehearsal_kit.buffer.snapshots import read_shards, write_shard
 from rehearsal_kit.buffer.staging import Staging
 from rehearsal_kit.buffer.states import BufferState, Pending, Representatives, Round, Staged, steered
@@ -85,8 +86,8 @@ class DistributedBuffer:
             self._store, rehearsal, seed=seed, exchange=exchange, staging=self._staging
         )
         self._candidates = Rekeyed(seed, "candidates")
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"rehearsal-r{exchange.rank}")
-        self._in_flight: Future[Staged] | None = None
+        self._thread = JobThread(f"rehearsal-r{exchange.rank}")
+        self._in_flight: Job[Staged] | None = None
         self._pending: Pending | None = None
         self._taken: Rows | None = None
         """`sample_id` of each representative of this step, where their losses are asked for."""
@@ -234,9 +235,7 @@ class DistributedBuffer:
         self._step, self._intake, self._pending = state.step, self._store.intake, state.pending
         if state.drawn is not None:
             drawn = replace(state.drawn, rows=state.drawn.rows.clone())
-            self._in_flight = Future()
-            staged = Staged.of(drawn, self._staging.deliver(drawn.rows), began=time.perf_counter())
-            self._in_flight.set_result(staged)
+            self._in_flight = Job.done(Staged(drawn, self._staging.deliver(drawn.rows)))
 
     def save(self, folder: str | Path) -> None:
         """Write this rank's part, and what is on its way, into a folder that all ranks share.
@@ -260,11 +259,11 @@ class DistributedBuffer:
             if self._in_flight is not None:
                 self._in_flight.result()
         finally:
-            self._thread.shutdown()
+            self._thread.join()
 
     def abandon(self) -> None:
         """End the thread without asking what became of its job: for a rank that has failed already."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._thread.end()
 
     def _identities_of(self, staged: Staged | None) -> Rows | None:
         if staged is None or self._rehearsal.removal != "loss":
@@ -279,7 +278,7 @@ class DistributedBuffer:
                 "representative that advance() returned, or None where there was none."
             )
         if losses is None or self._rehearsal.removal != "loss":
-            return Replayed.nothing()
+            return NOTHING
         drawn = 0 if self._taken is None else len(self._taken)
         if tuple(losses.shape) != (drawn,):
             raise SettingsError(
@@ -287,7 +286,7 @@ class DistributedBuffer:
                 "in the order of what advance() returned, or None where there was none."
             )
         if self._taken is None:
-            return Replayed.nothing()
+            return NOTHING
         return Replayed.of(self._taken, losses.detach().double().cpu().numpy())
 
     def _finished_job(self) -> Staged | None:

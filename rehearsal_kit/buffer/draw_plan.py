@@ -13,7 +13,7 @@ destinations from the same random numbers and the stored counts alone: nobody ha
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 
 import numpy as np
@@ -35,6 +35,10 @@ class DrawPlan:
     """(rank,): where the store of each rank ends in the union."""
     second: NDArray[np.bool_] | None = None
     """(destination, drawn): which of them belong to the second draw; None where there is only one."""
+    _sent: dict[int, tuple[NDArray[np.int64], list[int]]] = field(
+        default_factory=dict, init=False, repr=False
+    )
+    """What `sent_by` has found: who gathers the rows asks it, and who sends them."""
 
     @property
     def drawn(self) -> int:
@@ -45,12 +49,16 @@ class DrawPlan:
         """Places within its store that `owner` sends, by destination, and how many each one gets."""
         if len(self.ends) == 1:
             return self.positions[0], [self.drawn]
+        if owner in self._sent:
+            return self._sent[owner]
         start = self.ends[owner - 1] if owner else 0
         mine = (self.positions >= start) & (self.positions < self.ends[owner])
-        return self.positions[mine] - start, mine.sum(axis=1).tolist()
+        return self._sent.setdefault(owner, (self.positions[mine] - start, mine.sum(axis=1).tolist()))
 
     def owners(self, destination: int) -> NDArray[np.int64]:
         """(drawn,): the rank that holds each sample that `destination` draws."""
+        if len(self.ends) == 1:
+            return np.zeros(self.drawn, dtype=np.int64)
         found: NDArray[np.int64] = self.ends.searchsorted(self.positions[destination], side="right")
         return found
 
@@ -70,9 +78,29 @@ def plan_draw(stored: Sequence[int], counts: Sequence[int], random: np.random.Ge
     stored: samples held by each rank; its length is the number of ranks. counts: of one draw or of two.
     random: in the same state on every rank; then the plan is the same on every rank, without a message.
     """
-    ends = np.fromiter(accumulate(stored), np.int64, len(stored))
-    total = int(ends[-1])
-    return _joined([_distinct(total, (len(ends), count), random) for count in counts], ends)
+    total = sum(stored)
+    tables = [_distinct(total, (len(stored), count), random) for count in counts]
+    return _joined(tables, np.array(list(accumulate(stored)), dtype=np.int64))
+
+
+def plan_lines(stored: int, words: Sequence[NDArray[np.uint64]]) -> list[DrawPlan | None]:
+    """Plan one draw of each of several steps for a rank that is alone, as `plan_draw` does.
+
+    stored: samples it holds. words: the first numbers of each step's generator, as many as are drawn. None
+    for a step that these do not suffice for.
+    """
+    ends, table = np.array([stored], dtype=np.int64), np.array(words)
+    count = table.shape[1]
+    if not count or count * count > stored:  # drawn in another way
+        return [None] * len(words)
+    fair = table.max(axis=1) <= np.uint64(_limit(stored) - 1)
+    lines = (table % np.uint64(stored)).astype(np.int64)
+    lines.sort(axis=1)
+    fair &= (lines[:, 1:] != lines[:, :-1]).all(axis=1)
+    return [
+        DrawPlan(line[None], ends) if is_fair else None
+        for line, is_fair in zip(lines, fair.tolist(), strict=True)
+    ]
 
 
 def plan_group_draw(
@@ -150,7 +178,7 @@ def _distinct(total: int, shape: tuple[int, int], random: np.random.Generator) -
     if count * count > total:
         return _floyd(total, (lines, count), random)
     if lines == 1 and count:
-        return np.array([_line(total, count, random)], dtype=np.int64)
+        return np.array(_line(total, count, random), dtype=np.int64)[None]
     table = random.integers(total, size=(lines, count)) if count else np.zeros((lines, 0), dtype=np.int64)
     while (redo := _with_repeats(table)) is not None:  # whole lines are drawn again: what remains is uniform
         table[redo] = random.integers(total, size=(len(redo), count))
@@ -159,12 +187,17 @@ def _distinct(total: int, shape: tuple[int, int], random: np.random.Generator) -
 
 def _line(total: int, count: int, random: np.random.Generator) -> list[int]:
     """One short line, as in a run on one rank: it is drawn faster without arrays."""
-    limit = 2**64 - 2**64 % total
+    limit = _limit(total)
     while True:
         words = random.bit_generator.random_raw(count).tolist()
         line = {word % total for word in words}
-        if len(line) == count and max(words) < limit:  # words beyond would favour small numbers
+        if len(line) == count and max(words) < limit:
             return list(line)
+
+
+def _limit(total: int) -> int:
+    """Words of 64 bits from here on would favour small numbers, taken modulo the total."""
+    return 2**64 - 2**64 % total
 
 
 def _with_repeats(table: Positions) -> NDArray[np.int64] | None:

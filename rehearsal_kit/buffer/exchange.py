@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from operator import attrgetter
-from typing import Protocol
+from operator import itemgetter
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -21,8 +20,7 @@ Empty = Callable[[int], torch.Tensor]
 LOCAL = ("stored", "groups", "threshold", "replayed", "error")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Header:
+class Header(NamedTuple):
     """What every rank tells all others before each exchange; whole numbers of 64 bits."""
 
     generation: int
@@ -48,9 +46,10 @@ class Header:
     """1 where this rank cannot go on: then nobody does, and nobody waits for it."""
 
 
-_NAMES = tuple(field.name for field in fields(Header))
-_VALUES: Callable[[Header], Sequence[int]] = attrgetter(*_NAMES)
-_COMMON: Callable[[Header], Sequence[int]] = attrgetter(*(name for name in _NAMES if name not in LOCAL))
+_NAMES = Header._fields
+_COMMON: Callable[[Header], Sequence[int]] = itemgetter(
+    *(place for place, name in enumerate(_NAMES) if name not in LOCAL)
+)
 
 
 class Exchange(Protocol):
@@ -113,15 +112,15 @@ def require_agreement(values: object, exchange: Exchange) -> None:
 
 def gather_headers(header: Header, exchange: Exchange) -> list[Header]:
     """The headers of all ranks; RankError unless they agree on everything that must be common."""
-    rows = exchange.gather(_VALUES(header))
-    headers = [Header(**dict(zip(_NAMES, row, strict=True))) for row in rows]
+    headers = [Header(*row) for row in exchange.gather(header)]
     failed = [rank for rank, other in enumerate(headers) if other.error]
     if failed:
         raise OtherRankError(
             f"rank {', '.join(map(str, failed))} could not store what it was offered; see its error."
         )
+    common = _COMMON(header)
     for rank, other in enumerate(headers):
-        if _COMMON(other) != _COMMON(header):
+        if _COMMON(other) != common:
             differing = [
                 f"{name} {getattr(header, name)} against {getattr(other, name)}"
                 for name in _NAMES

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,23 +19,15 @@ class GroupIndex:
     def __init__(self) -> None:
         self._group = array("q")
         self._place = array("q")
-        self._members: dict[int, array[int]] = {}
+        self.members: dict[int, array[int]] = {}
+        """The rows of each group that has any, by position; changed by the methods alone."""
 
     def __len__(self) -> int:
         return len(self._group)
 
     def sizes(self) -> dict[int, int]:
         """Rows of each group that has any, by number of the group."""
-        return {group: len(self._members[group]) for group in sorted(self._members)}
-
-    @property
-    def groups(self) -> int:
-        """How many groups have rows."""
-        return len(self._members)
-
-    def size(self, group: int) -> int:
-        """Rows of this group."""
-        return len(self._members.get(group, ()))
+        return {group: len(self.members[group]) for group in sorted(self.members)}
 
     def group(self, row: int) -> int:
         """The group that has this row."""
@@ -43,15 +35,11 @@ class GroupIndex:
 
     def row(self, group: int, position: int) -> int:
         """The row at this position of a group."""
-        return self._members[group][position]
-
-    def rows(self, group: int) -> Sequence[int]:
-        """The rows of a group by position; valid until the next change."""
-        return self._members[group]
+        return self.members[group][position]
 
     def largest(self) -> int:
         """The group with most rows; of equal ones the lowest number."""
-        return min(self._members, key=lambda group: (-len(self._members[group]), group))
+        return min(self.members, key=lambda group: (-len(self.members[group]), group))
 
     def append(self, group: int) -> int:
         """Take the next free row for this group."""
@@ -74,14 +62,14 @@ class GroupIndex:
         if row != last:
             group, place = self._group[last], self._place[last]
             self._group[row], self._place[row] = group, place
-            self._members[group][place] = row
+            self.members[group][place] = row
         self._group.pop()
         self._place.pop()
         return last
 
     def rows_of(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Rows at positions counted through all groups, in the order of `sizes`."""
-        groups = [self._members[group] for group in sorted(self._members)]
+        groups = [self.members[group] for group in sorted(self.members)]
         ends = np.cumsum([len(rows) for rows in groups])
         found = np.searchsorted(ends, positions, side="right").tolist()
         # A position short of the end of its group counts from that end, as negative indices do.
@@ -105,20 +93,20 @@ class GroupIndex:
         if places is not None:
             for row, place in enumerate(places):
                 index._place[row] = int(place)
-                index._members[index._group[row]][int(place)] = row
+                index.members[index._group[row]][int(place)] = row
         return index
 
     def _enter(self, row: int, group: int) -> None:
-        members = self._members.setdefault(group, array("q"))
+        members = self.members.setdefault(group, array("q"))
         self._group[row], self._place[row] = group, len(members)
         members.append(row)
 
     def _leave(self, row: int) -> None:
         group, place = self._group[row], self._place[row]
-        members = self._members[group]
+        members = self.members[group]
         last = members.pop()
         if last != row:
             members[place] = last
             self._place[last] = place
         if not members:
-            del self._members[group]
+            del self.members[group]

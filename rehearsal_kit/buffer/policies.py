@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from rehearsal_kit.base.errors import SettingsError
 from rehearsal_kit.base.randomness import key
+from rehearsal_kit.buffer.fields import Rows
 from rehearsal_kit.buffer.group_index import GroupIndex
-from rehearsal_kit.buffer.row_layout import Rows
 from rehearsal_kit.buffer.shares import equal_shares
 
 _SHIFTS = tuple(np.uint64(bits) for bits in (30, 27, 31, 1))
@@ -114,10 +114,10 @@ class Quotas(AbstractPolicy):
 
     def make_room(self, group: int, index: GroupIndex, *, capacity: int, uniform: float) -> int:
         """A row of the largest group, or of its own once that has its share."""
-        sizes = index.size(group)
-        groups = index.groups + (not sizes)
-        source = index.largest() if sizes < max(1, capacity // groups) else group
-        return index.row(source, int(uniform * index.size(source)))
+        rows: Sequence[int] = index.members.get(group, ())
+        if len(rows) < max(1, capacity // (len(index.members) + (not rows))):
+            rows = index.members[index.largest()]
+        return rows[int(uniform * len(rows))]
 
     def kept(self, index: GroupIndex, *, capacity: int, random: _Random) -> list[int]:
         """Rows leave the largest group first, uniformly chosen."""

@@ -44,7 +44,7 @@ class LossAwareRemoval:
     def instead_of(self, row: int, index: GroupIndex) -> int:
         """The row of the same group that goes."""
         group = index.group(row)
-        rows = index.rows(group)
+        rows = index.members[group]
         if group not in self._caps:
             self._caps[group] = self._cap(rows)
         rival = rows[self._place(rows)]
@@ -57,7 +57,7 @@ class LossAwareRemoval:
         for group in index.sizes():
             goes: list[int] = []
             stays: list[int] = []
-            for row in index.rows(group):
+            for row in index.members[group]:
                 (stays if row in chosen else goes).append(row)
             for _ in self.exchanged(goes, stays):
                 pass

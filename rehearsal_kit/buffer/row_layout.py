@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from rehearsal_kit.base.errors import SettingsError
+from rehearsal_kit.buffer.fields import Field, Rows, as_stored, copy_rows, part_of, refuse_not_finite
 
 Samples = Mapping[str, torch.Tensor]
 """Named tensors of equal length along their first axis: (sample, ...)."""
@@ -20,16 +20,14 @@ Samples = Mapping[str, torch.Tensor]
 Words = NDArray[np.int64]
 """Packed samples in host memory: (sample, word)."""
 
-_SIGNED = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}
+_Tensors = dict[str, tuple[torch.Size, torch.dtype]]
+"""Shape and dtype of named tensors."""
 
-Rows = NDArray[np.int64]
-"""Numbers of rows, or of samples within a batch: (n,)."""
+_SIGNED = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}
 
 IDENTITY = "sample_id"
 """The field, one int64 per sample, by which a sample is known again; optional but for the reservoir."""
 WORD = 8
-LONG_ROW = 1024
-"""Bytes from which copying row by row beats gathering all rows first and scattering them then."""
 
 
 def joined(parts: Sequence[Samples]) -> Samples:
@@ -63,38 +61,6 @@ def tensor_of(array: torch.Tensor | NDArray[Any], what: str) -> torch.Tensor:
     if tensor.dtype == torch.uint64 and signed.numel() and int(signed.min()) < 0:
         raise SettingsError(f"{what} is uint64 and exceeds int64; give numbers below 2^63.")
     return signed
-
-
-@dataclass(frozen=True)
-class Field:
-    """One named tensor of a sample: its shape without the sample axis, and its dtype."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    half: bool = False
-    """Stored and sent as float16, given back in `dtype`."""
-    finite: bool = True
-    """Whether NaN and infinity are refused (they cannot occur where `dtype` is an integer)."""
-
-    @property
-    def stored(self) -> torch.dtype:
-        """The dtype in which it is stored and sent."""
-        return torch.float16 if self.half else self.dtype
-
-    @property
-    def values(self) -> int:
-        """Numbers per sample."""
-        return math.prod(self.shape)
-
-    @property
-    def size(self) -> int:
-        """Bytes per sample."""
-        return self.values * self.stored.itemsize
-
-    def __str__(self) -> str:
-        half = " (as float16)" if self.half else ""
-        return f"{self.name} {self.shape} {str(self.dtype).removeprefix('torch.')}{half}"
 
 
 @dataclass(frozen=True)
@@ -151,9 +117,13 @@ class RowLayout:
 
     def check(self, samples: Samples) -> int:
         """How many samples these are; SettingsError unless names, shapes and dtypes are this layout's."""
-        came = {name: (t.shape[1:], t.dtype) for name, t in samples.items()}
-        lengths = {len(t) for t in samples.values()}
-        if came != self._expected or len(lengths) != 1:
+        came = {name: (t.shape, t.dtype) for name, t in samples.items()}
+        count, expected = self._newest[0]
+        if came == expected:  # as nearly always: nothing is to be compared one by one
+            return count
+        lengths = {shape[0] if shape else -1 for shape, _ in came.values()}
+        count = lengths.pop() if len(lengths) == 1 else -1
+        if count < 0 or came != (expected := self._expected(count)):
             given = ", ".join(f"{name} {tuple(t.shape)} {t.dtype}" for name, t in samples.items())
             raise SettingsError(
                 f"samples came as {given or 'nothing'}; this buffer holds "
@@ -161,58 +131,53 @@ class RowLayout:
                 "fields. All tasks of a run need the same names, shapes and dtypes: convert them before they "
                 "are offered."
             )
-        return lengths.pop()
+        self._newest[0] = count, expected
+        return count
 
     def accept(self, samples: Samples, chosen: Rows | None = None) -> Accepted:
-        """These samples, or the chosen ones among them, checked and ready to be copied; not yet a copy.
+        """These samples, or the chosen ones among them, checked and ready to be copied into rows.
 
         SettingsError if names, shapes or dtypes are not this layout's, or if a value is not finite where it
         must be or does not fit into float16.
         """
         count = self.check(samples)
         wanted = np.arange(count) if chosen is None else chosen
-        offsets, columns = self.offsets, []
+        columns = []
         for field in self.fields:
-            values, picked = _as_stored(field, samples[field.name], wanted)
-            if field.finite and field.stored.is_floating_point:
-                _refuse_not_finite(field, values, picked=picked, wanted=wanted)
-            columns.append((offsets[field.name], _carried(values), picked))
-        identities = self.identities(samples)
-        return Accepted(tuple(columns), len(wanted), identities[wanted] if identities is not None else None)
-
-    def packed(self, rows: Words) -> Accepted:
-        """Samples that `pack` made rows of, ready to be copied: int64 (sample, word)."""
-        columns = ((0, rows, np.arange(len(rows))),)
-        return Accepted(columns, len(rows), self.packed_identities(rows))
+            values, picked = as_stored(field, samples[field.name], wanted)
+            if field.checked:
+                refuse_not_finite(field, values, picked=picked, wanted=wanted)
+            columns.append((field.name, values, picked))
+        return Accepted(self, tuple(columns))
 
     def pack(self, samples: Samples, chosen: Rows | None = None) -> Words:
         """int64 (sample, word): a copy of these samples, or of the chosen ones; errors as `accept`."""
         accepted = self.accept(samples, chosen)
-        rows = np.zeros((accepted.count, self.words), dtype=np.int64)
-        everything = np.arange(accepted.count)
-        accepted.copy_into(rows, everything, everything)
+        rows = np.zeros((len(accepted), self.words), dtype=np.int64)
+        accepted.copy_into(rows)
         return rows
 
     def unpack(self, rows: Words) -> dict[str, torch.Tensor]:
         """The samples that `pack` made rows of: views of `rows`, but for fields stored as float16."""
         # numpy cuts views faster than torch does, most of all with cold caches.
-        count, samples = len(rows), {}
-        for dtype, columns in self._columns:
-            typed = rows.view(dtype)
-            for name, shape, begin, end in columns:
-                samples[name] = torch.from_numpy(typed[:, begin:end].reshape(count, *shape))
+        records = rows.view(self.record)[:, 0]
+        samples = {field.name: torch.from_numpy(records[field.name]) for field in self.fields}
         for field in self._converted:
             samples[field.name] = samples[field.name].view(field.stored).to(field.dtype)
         return samples
 
     def unpack_there(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
         """The samples that `pack` made rows of, as `unpack` gives them, for rows on any device."""
-        return {field.name: _part_of(rows, field, begin) for field, begin in self._places}
+        return {field.name: part_of(rows, field, begin) for field, begin in self._places}
+
+    def _expected(self, count: int) -> _Tensors:
+        """Shape and dtype of each field of so many samples."""
+        return {field.name: (torch.Size((count, *field.shape)), field.dtype) for field in self.fields}
 
     @cached_property
-    def _expected(self) -> dict[str, tuple[torch.Size, torch.dtype]]:
-        """Shape without the sample axis and dtype of each field."""
-        return {field.name: (torch.Size(field.shape), field.dtype) for field in self.fields}
+    def _newest(self) -> list[tuple[int, _Tensors]]:
+        """One entry: the number of samples that `check` was asked about last, and what it expected."""
+        return [(0, self._expected(0))]
 
     @cached_property
     def _places(self) -> list[tuple[Field, int]]:
@@ -220,13 +185,16 @@ class RowLayout:
         return [(field, self.offsets[field.name] // field.stored.itemsize) for field in self.fields]
 
     @cached_property
-    def _columns(self) -> list[tuple[type[np.generic], list[tuple[str, tuple[int, ...], int, int]]]]:
-        """Name, shape, begin and end of each field in a row, counted in its numbers, by numpy's dtype."""
-        found: dict[type[np.generic], list[tuple[str, tuple[int, ...], int, int]]] = {}
-        for field, begin in self._places:
-            place = (field.name, field.shape, begin, begin + field.values)
-            found.setdefault(_numpy_dtype(field.stored), []).append(place)
-        return list(found.items())
+    def record(self) -> np.dtype[np.void]:
+        """One row, as numpy calls it: the fields by their names."""
+        return np.dtype(
+            {
+                "names": [field.name for field in self.fields],
+                "formats": [(field.carrier, field.shape) for field in self.fields],
+                "offsets": [self.offsets[field.name] for field in self.fields],
+                "itemsize": self.row_bytes,
+            }
+        )
 
     @cached_property
     def _converted(self) -> list[Field]:
@@ -234,9 +202,15 @@ class RowLayout:
         return [field for field in self.fields if field.half or field.stored == torch.bfloat16]
 
     @cached_property
+    def identity_place(self) -> int | None:
+        """Which of the fields is `sample_id` (one int64), by which samples are known again; None: none."""
+        known = [(field.name, field.shape, field.dtype) for field in self.fields]
+        return known.index((IDENTITY, (), torch.int64)) if (IDENTITY, (), torch.int64) in known else None
+
+    @property
     def has_identity(self) -> bool:
-        """Whether samples have a field `sample_id` (one int64), by which they are known again."""
-        return any((f.name, f.shape, f.dtype) == (IDENTITY, (), torch.int64) for f in self.fields)
+        """Whether samples are known again."""
+        return self.identity_place is not None
 
     def identities(self, samples: Samples) -> NDArray[np.int64] | None:
         """`sample_id` of each sample: (sample,); None where this layout has none."""
@@ -252,86 +226,65 @@ class RowLayout:
 
 @dataclass(frozen=True)
 class Accepted:
-    """Samples that fit a layout, where they lie: nothing is copied before `copy_into`."""
+    """Samples that fit a layout; long rows are not copied before `copy_into`."""
 
-    columns: tuple[tuple[int, NDArray[np.generic], Rows], ...]
-    """Column of each field: offset in bytes, numbers (sample, number), and which of those rows are meant."""
-    count: int
-    identities: NDArray[np.int64] | None
-    """(sample,): `sample_id` of each, where there is one."""
+    layout: RowLayout
+    columns: tuple[tuple[str, NDArray[np.generic], Rows | None], ...]
+    """Name of each field, its numbers, (sample, ...), and which of those are meant; None: all of them."""
 
-    def copy_into(self, rows: Words, slots: Rows, which: Rows) -> None:
-        """rows[slots] = these samples[which]; of equal slots the last wins. rows: int64 (row, word)."""
-        for offset, numbers, picked in self.columns:
-            width = numbers.itemsize
-            carrier = rows.view(numbers.dtype)
-            column = carrier[:, offset // width : offset // width + numbers.shape[1]]
-            _copy_rows(column, numbers, slots=slots, picked=picked[which])
+    def __len__(self) -> int:
+        """How many there are."""
+        _, numbers, picked = self.columns[0]
+        return len(numbers if picked is None else picked)
 
+    @property
+    def identities(self) -> NDArray[np.int64] | None:
+        """(sample,): `sample_id` of each, where there is one."""
+        place = self.layout.identity_place
+        if place is None:
+            return None
+        _, numbers, picked = self.columns[place]
+        identities: NDArray[np.int64] = (numbers if picked is None else numbers[picked]).view(np.int64)
+        return identities
 
-def _copy_rows(
-    target: NDArray[np.generic], source: NDArray[np.generic], *, slots: Rows, picked: Rows
-) -> None:
-    """Set target[slots] to source[picked], (row, number) both; long rows singly, without gathering them."""
-    if target.shape[1] * target.itemsize < LONG_ROW:
-        target[slots] = source[picked]
-        return
-    for slot, row in zip(slots.tolist(), picked.tolist(), strict=True):
-        target[slot] = source[row]
+    def some(self, chosen: Rows) -> Accepted:
+        """The chosen ones among them."""
+        parts = ((name, n, chosen if picked is None else picked[chosen]) for name, n, picked in self.columns)
+        return Accepted(self.layout, tuple(parts))
 
+    def copy_into(self, rows: Words, slots: Rows | None = None, which: Rows | None = None) -> None:
+        """rows[slots] = these samples[which], None: all in order. rows: int64 (row, word).
 
-def _as_stored(field: Field, tensor: torch.Tensor, wanted: Rows) -> tuple[torch.Tensor, Rows]:
-    """The values (sample, number) on the CPU in the stored dtype, and which of its rows are wanted."""
-    tensor = tensor.detach()
-    if field.half or tensor.device.type != "cpu" or not tensor.is_contiguous():
-        index = torch.from_numpy(wanted).to(tensor.device)
-        chosen = tensor.index_select(0, index).to(field.stored).cpu()
-        return chosen.reshape(len(wanted), field.values), np.arange(len(wanted))
-    return tensor.view(len(tensor), field.values), wanted
-
-
-def _refuse_not_finite(field: Field, values: torch.Tensor, *, picked: Rows, wanted: Rows) -> None:
-    if field.stored in (torch.float32, torch.float64):
-        # A finite sum of squares means finite numbers, and costs far less than asking each of them.
-        array = values.numpy()
-        with np.errstate(over="ignore", invalid="ignore"):
-            if all(math.isfinite(row @ row) for row in _in_parts(array, picked)):
-                return
-    for row, source in zip(picked.tolist(), wanted.tolist(), strict=True):
-        bad = ~torch.isfinite(values[row])
-        if bad.any():
-            raise SettingsError(
-                f"{int(bad.sum())} of {field.values} numbers of field {field.name}, sample {source} of the "
-                f"batch, are NaN, infinite{' or too large for float16' if field.half else ''}. Mask or skip "
-                "such samples, do not name the field in half, or allow them with RowLayout.of(nan=...)."
-            )
+        Of equal slots the last wins.
+        """
+        records = rows.view(self.layout.record)[:, 0]
+        for name, numbers, picked in self.columns:
+            wanted = picked
+            if which is not None:
+                wanted = which if picked is None else picked[which]
+            copy_rows(records[name], numbers, slots=slots, picked=wanted)
 
 
-def _in_parts(array: NDArray[np.generic], picked: Rows) -> Iterator[NDArray[Any]]:
-    """The picked rows (row, number) one by one where they are long, else all of them at once: (number,)."""
-    if array.shape[1] * array.itemsize < LONG_ROW:
-        yield array[picked].ravel()
-    else:
-        yield from (array[row] for row in picked.tolist())
+@dataclass(frozen=True)
+class Packed:
+    """Samples that `RowLayout.pack` made rows of."""
 
+    layout: RowLayout
+    rows: Words
 
-def _carried(values: torch.Tensor) -> NDArray[np.generic]:
-    """The same numbers as integers of their width: copying needs no arithmetic, and numpy has no bfloat16."""
-    return np.asarray(values.view(_CARRIERS[values.dtype.itemsize]).numpy())
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.rows)
 
+    @property
+    def identities(self) -> NDArray[np.int64] | None:
+        """(sample,): `sample_id` of each, where there is one."""
+        return self.layout.packed_identities(self.rows)
 
-def _part_of(rows: torch.Tensor, field: Field, begin: int) -> torch.Tensor:
-    column = rows.view(field.stored)[:, begin : begin + field.values]
-    parted: torch.Tensor = column.unflatten(1, field.shape or (1,)).reshape(len(rows), *field.shape)
-    return parted.to(field.dtype)
+    def some(self, chosen: Rows) -> Packed:
+        """The chosen ones among them."""
+        return Packed(self.layout, self.rows.take(chosen, axis=0))
 
-
-def _numpy_dtype(dtype: torch.dtype) -> type[np.generic]:
-    """The dtype that numpy calls it, or an integer as wide where numpy has no such numbers (bfloat16)."""
-    try:
-        return torch.empty(0, dtype=dtype).numpy().dtype.type
-    except TypeError:
-        return torch.empty(0, dtype=_CARRIERS[dtype.itemsize]).numpy().dtype.type
-
-
-_CARRIERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}
+    def copy_into(self, rows: Words, slots: Rows, which: Rows | None = None) -> None:
+        """rows[slots] = these samples[which], None: all in order; of equal slots the last wins."""
+        rows[slots] = self.rows if which is None else self.rows.take(which, axis=0)

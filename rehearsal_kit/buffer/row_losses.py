@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from rehearsal_kit.buffer.fields import Rows
 from rehearsal_kit.buffer.removal import LossAwareRemoval
-from rehearsal_kit.buffer.row_layout import Rows
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,9 @@ class Replayed:
         finite = np.isfinite(losses)
         return Replayed(identities[finite], losses[finite])
 
-    @staticmethod
-    def nothing() -> Replayed:
-        """No sample."""
-        return Replayed(np.zeros(0, dtype=np.int64), np.zeros(0))
+
+NOTHING = Replayed(np.zeros(0, dtype=np.int64), np.zeros(0))
+"""No sample."""
 
 
 class RowLosses:

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from rehearsal_kit.base.errors import SnapshotError
 from rehearsal_kit.base.tensor_files import TensorFile, per_block
+from rehearsal_kit.buffer.fields import Field, Rows
 from rehearsal_kit.buffer.policies import OPEN, PolicyState
-from rehearsal_kit.buffer.row_layout import Field, RowLayout, Rows, Words
+from rehearsal_kit.buffer.row_layout import RowLayout, Words
 
 FORMAT = 1
 ROWS = "rows"

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from rehearsal_kit.base.errors import SnapshotError
 from rehearsal_kit.base.tensor_files import Sliced, Stored, Written, nothing, per_block, write_tensors
+from rehearsal_kit.buffer.fields import Rows
 from rehearsal_kit.buffer.group_index import GroupIndex
 from rehearsal_kit.buffer.policies import POLICIES, AbstractPolicy, PolicyState, new_policy
-from rehearsal_kit.buffer.row_layout import IDENTITY, WORD, RowLayout, Rows
+from rehearsal_kit.buffer.row_layout import IDENTITY, WORD, RowLayout
 from rehearsal_kit.buffer.row_losses import Replayed
 from rehearsal_kit.buffer.shards import (
     DRAWN,

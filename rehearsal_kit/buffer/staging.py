@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from rehearsal_kit.buffer.row_layout import RowLayout, Rows, Samples, Words
+from rehearsal_kit.buffer.fields import Rows
+from rehearsal_kit.buffer.offered import Offered
+from rehearsal_kit.buffer.row_layout import RowLayout, Samples, Words
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,8 @@ class Delivered:
 
     rows: torch.Tensor
     samples: dict[str, torch.Tensor]
+    nothing: Samples
+    """No sample, of the same fields, on the same device."""
     event: torch.cuda.Event | None = None
 
     def take(self) -> dict[str, torch.Tensor]:
@@ -40,6 +43,7 @@ class Staging:
         self._layout = layout
         self._device = torch.device(device)
         self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+        self._nothing = layout.unpack_there(torch.empty((0, layout.words), dtype=torch.int64, device=device))
 
     def empty(self, count: int) -> torch.Tensor:
         """int64 (row, word): uninitialised rows in host memory, pinned where there is a CUDA device."""
@@ -51,41 +55,35 @@ class Staging:
         """Rows as `empty` makes them, where there is a CUDA device; None where any memory will do."""
         return self.empty(count).numpy() if self._stream is not None else None
 
-    def hand_over(self, samples: Samples, chosen: Rows, *, copy: bool) -> Callable[[], Words]:
+    def hand_over(self, samples: Samples, chosen: Rows, *, copy: bool) -> Offered:
         """Copy the chosen samples; the caller may overwrite its tensors at once.
 
         copy: False for callers that write to these tensors no more: what is in host memory is then copied by
-        whoever first asks for the rows. Returns what gives them as packed rows, (row, word), and may be
-        called from another thread. SettingsError if they do not fit the layout; values that are not finite
-        are found only when the rows are asked for where samples lie on CUDA or are not copied.
+        whoever first asks for them, maybe another thread. SettingsError if they do not fit the layout; where
+        samples lie on CUDA or are not copied, values that are not finite are found when they are asked for.
         """
-        if all(tensor.device.type == "cpu" for tensor in samples.values()):
+        if all(tensor.is_cpu for tensor in samples.values()):
             # Whoever lends tensors may still put others into its mapping.
-            later = _PackedLater(self._layout, dict(samples), chosen)
+            offered = Offered(self._layout, dict(samples), chosen)
             if copy:
-                later()
-            return later
+                offered()
+            return offered
         self._layout.check(samples)
         index = torch.from_numpy(chosen)
         picked = {name: t.detach().index_select(0, index.to(t.device)) for name, t in samples.items()}
         host, event = self._to_host(picked)
-
-        def packed() -> Words:
-            event.synchronize()
-            return self._layout.pack(host, np.arange(len(chosen)))
-
-        return packed
+        return Offered(self._layout, host, np.arange(len(chosen)), ready=event.synchronize)
 
     def deliver(self, rows: torch.Tensor) -> Delivered:
         """Send packed rows, int64 (row, word), to the device; they must not be written any more."""
         if self._stream is None:
-            return Delivered(rows, self._layout.unpack(rows.numpy()))
+            return Delivered(rows, self._layout.unpack(rows.numpy()), self._nothing)
         with torch.cuda.stream(self._stream):
             there = rows.to(self._device, non_blocking=True)
             samples = self._layout.unpack_there(there)
             event = torch.cuda.Event()
             event.record(self._stream)
-        return Delivered(there, samples, event)
+        return Delivered(there, samples, self._nothing, event)
 
     def _to_host(self, picked: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.cuda.Event]:
         device = next(t.device for t in picked.values() if t.device.type == "cuda")
@@ -100,19 +98,3 @@ class Staging:
                     tensor.record_stream(stream)
             event.record(stream)
         return host, event
-
-
-@dataclass
-class _PackedLater:
-    """Packs the chosen samples when their rows are first asked for; never by two threads at once."""
-
-    layout: RowLayout
-    samples: Samples
-    chosen: Rows
-    _rows: Words | None = None
-
-    def __call__(self) -> Words:
-        if self._rows is None:
-            self._rows = self.layout.pack(self.samples, self.chosen)
-            self.samples = {}
-        return self._rows

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,9 +11,10 @@ from numpy.typing import NDArray
 
 from rehearsal_kit.base.settings import Rehearsal
 from rehearsal_kit.buffer.frozen_rows import release
+from rehearsal_kit.buffer.offered import Offered
 from rehearsal_kit.buffer.policies import PolicyState
-from rehearsal_kit.buffer.row_layout import RowLayout, Words
-from rehearsal_kit.buffer.row_losses import Replayed
+from rehearsal_kit.buffer.row_layout import Accepted, Packed, RowLayout, Words
+from rehearsal_kit.buffer.row_losses import NOTHING, Replayed
 from rehearsal_kit.buffer.staging import Delivered
 from rehearsal_kit.buffer.store import Contents
 
@@ -70,13 +70,17 @@ class Pending:
     """A hand-over on its way to the store: what one mini-batch offered."""
 
     rows: Callable[[], Words]
-    """Gives the packed rows: (sample, word)."""
+    """Gives the packed rows, (sample, word); SettingsError if a value is not finite."""
     groups: list[int]
     """The group of each of them."""
     newest: list[int]
     """Groups of the whole mini-batch, in order, of which perhaps not all were offered."""
-    replayed: Replayed = field(default_factory=Replayed.nothing)
+    replayed: Replayed = NOTHING
     """What the same step has shown of the representatives; nothing without loss-aware removal."""
+
+    def accepted(self, layout: RowLayout) -> Accepted | Packed:
+        """The samples, to be copied into the rows of a store of this layout; SettingsError as for `rows`."""
+        return self.rows.accepted() if isinstance(self.rows, Offered) else Packed(layout, self.rows())
 
 
 @dataclass(frozen=True)
@@ -100,23 +104,14 @@ class Staged:
     drawn: Drawn
     delivered: Delivered
     """The same samples on their way to the device."""
-    nothing: dict[str, torch.Tensor] | None
-    """No sample, of the same fields, where there was no second draw: the training thread need not make it."""
     seconds: float = 0.0
     """That the job took."""
-
-    @staticmethod
-    def of(drawn: Drawn, delivered: Delivered, *, began: float) -> Staged:
-        """What a job leaves that began at this time, in seconds of `time.perf_counter`."""
-        samples = delivered.samples
-        nothing = None if drawn.second.any() else {name: tensor[:0] for name, tensor in samples.items()}
-        return Staged(drawn, delivered, nothing, seconds=time.perf_counter() - began)
 
     def take(self) -> Representatives:
         """The two draws apart, ready for the current stream."""
         samples, drawn = self.delivered.take(), self.drawn
-        if self.nothing is not None:
-            return Representatives(samples, drawn.owners, drawn.stored, self.nothing)
+        if not drawn.second.any():
+            return Representatives(samples, drawn.owners, drawn.stored, dict(self.delivered.nothing))
         parts = []
         for wanted in (~drawn.second, drawn.second):
             index = torch.from_numpy(np.flatnonzero(wanted))

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from rehearsal_kit.base.byte_units import MIB
 from rehearsal_kit.base.errors import SettingsError
+from rehearsal_kit.buffer.fields import Rows
 from rehearsal_kit.buffer.frozen_rows import FrozenRows
 from rehearsal_kit.buffer.group_index import GroupIndex
 from rehearsal_kit.buffer.policies import AbstractPolicy, Intake, PolicyState
 from rehearsal_kit.buffer.removal import LossAwareRemoval
-from rehearsal_kit.buffer.row_layout import Accepted, RowLayout, Rows, Samples, Words
+from rehearsal_kit.buffer.row_layout import Accepted, Packed, RowLayout, Samples, Words
 from rehearsal_kit.buffer.row_losses import Replayed, RowLosses
 
 CHUNK = 4096
@@ -79,7 +80,7 @@ class LocalStore:
         self.capacity = capacity
         self.policy = policy
         self.index = GroupIndex()
-        self._row_of: dict[int, int] = {}
+        self._row_of: dict[int | None, int] = {}
         self._rows = np.zeros((capacity, layout.words), dtype=np.int64)
         self._identity = np.zeros(capacity, dtype=np.int64)
         self._beside = RowLosses(capacity) if removal == "loss" else None
@@ -131,17 +132,19 @@ class LocalStore:
         SettingsError, and nothing is stored, if names, shapes or dtypes are not those of this store, or a
         value is not finite where it must be.
         """
-        accepted = self.layout.accept(samples, chosen)
-        self._store(accepted, groups, random)
+        self.offer_accepted(self.layout.accept(samples, chosen), groups, random=random)
 
-    def offer_packed(self, rows: Words, groups: Sequence[int], *, random: np.random.Generator) -> None:
-        """Store all of these samples, which `RowLayout.pack` made rows of: int64 (sample, word)."""
-        self._store(self.layout.packed(rows), groups, random)
+    def offer_accepted(
+        self, accepted: Accepted | Packed, groups: Sequence[int], *, random: np.random.Generator
+    ) -> None:
+        """Store all of these samples of this layout, as `offer` does."""
+        if self.capacity and len(accepted):
+            self._store(accepted, groups, random)
 
     def gather(self, rows: Rows, out: Words | None = None) -> Words:
         """(row, word): copies of these rows, all of them below len(self); into `out` if given."""
         if out is None:
-            return self._rows[rows]
+            return self._rows.take(rows, axis=0)
         # "clip" only spares numpy a buffer: the rows exist.
         return np.take(self._rows, rows, axis=0, out=out, mode="clip")
 
@@ -222,26 +225,22 @@ class LocalStore:
 
     # Placing --------------------------------------------------------------------------------------------
 
-    def _store(self, accepted: Accepted, groups: Sequence[int], random: np.random.Generator) -> None:
-        identities = accepted.identities
-        if not self.capacity or not accepted.count:
-            return
-        which = np.arange(accepted.count)
+    def _store(self, accepted: Accepted | Packed, groups: Sequence[int], random: np.random.Generator) -> None:
+        identities, count = accepted.identities, len(accepted)
+        which: Sequence[int] = range(count)
         if self.policy.needs_identity:
             assert identities is not None  # noqa: S101 - for the type checker; the layout has the field
             self._fit(identities, self.capacity, random)
-            which = which[self.policy.may_stay(identities)]
-        uniform = random.random(accepted.count).tolist()
-        known = [None] * accepted.count if identities is None else identities.tolist()
-        beside = self._beside
-        removal = None if beside is None else LossAwareRemoval(beside.losses, random)
-        source_of = {
-            row: i
-            for i in which.tolist()
-            if (row := self._place(groups[i], known[i], uniform[i], removal=removal)) is not None
-        }
-        rows, sources = (np.array(list(n), dtype=np.int64) for n in (source_of, source_of.values()))
-        self._before(rows)
+            which = np.flatnonzero(self.policy.may_stay(identities)).tolist()
+        uniform = random.random(count).tolist()
+        known = [None] * count if identities is None else identities.tolist()
+        removal = None if self._beside is None else LossAwareRemoval(self._beside.losses, random)
+        source_of = self._placed(which, groups, known=known, uniform=uniform, removal=removal)
+        rows = np.array(list(source_of), dtype=np.int64)
+        if self._frozen:
+            self._before(rows)
+        # Where each has a row of its own, all come in the order in which they are.
+        sources = None if len(rows) == count else np.array(list(source_of.values()), dtype=np.int64)
         accepted.copy_into(self._rows, rows, sources)
 
     def _before(self, changing: Rows) -> None:
@@ -250,32 +249,43 @@ class LocalStore:
         for frozen in self._frozen:
             frozen.keep(changing)
 
-    def _place(
-        self, group: int, identity: int | None, uniform: float, *, removal: LossAwareRemoval | None
-    ) -> int | None:
-        """The row that this sample gets; None where the policy turns it away."""
-        row = None if identity is None else self._row_of.get(identity)
-        if row is not None:
-            self.index.assign(row, group)
-            return row
-        if self._gave_way(identity):
-            return None
-        if len(self) < self.capacity:
-            row = self.index.append(group)
-        else:
-            row = self.policy.make_room(group, self.index, capacity=self.capacity, uniform=uniform)
+    def _placed(
+        self,
+        which: Sequence[int],
+        groups: Sequence[int],
+        *,
+        known: Sequence[int | None],
+        uniform: Sequence[float],
+        removal: LossAwareRemoval | None,
+    ) -> dict[int, int]:
+        """Find rows for these samples; for each row that changes, the sample that is to be in it.
+
+        known: `sample_id` of each sample offered, None where there is none. The policy may turn some away.
+        """
+        index, row_of, beside, found = self.index, self._row_of, self._beside, {}
+        capacity, make_room, identity_of = self.capacity, self.policy.make_room, self._identity
+        for i in which:
+            identity, group = known[i], groups[i]
+            row = row_of.get(identity)
             if row is None:
-                return None
-            if removal is not None:
-                row = removal.instead_of(row, self.index)
-            self.index.assign(row, group)
-            self._row_of.pop(int(self._identity[row]), None)
-        if identity is not None:
-            self._identity[row] = identity
-            self._row_of[identity] = row
-            if self._beside is not None:
-                self._beside.enter(row, identity)
-        return row
+                if beside is not None and beside.is_taken(identity):
+                    continue
+                if len(index) < capacity:
+                    row = index.append(group)
+                else:
+                    row = make_room(group, index, capacity=capacity, uniform=uniform[i])
+                    if row is None:
+                        continue
+                    if removal is not None:
+                        row = removal.instead_of(row, index)
+                    row_of.pop(identity_of.item(row), None)
+                if identity is not None:
+                    identity_of[row], row_of[identity] = identity, row
+                    if beside is not None:
+                        beside.enter(row, identity)
+            index.assign(row, group)
+            found[row] = i
+        return found
 
     def _gave_way(self, identity: int | None) -> bool:
         """Whether another sample stays in the place of this one, which therefore does not come again."""
@@ -301,7 +311,8 @@ class LocalStore:
             self._beside.trade(gone, len(self), random)
             gone = np.flatnonzero(~self.policy.may_stay(self._seats))
         words = self._rows
-        self._before(gone)
+        if self._frozen:
+            self._before(gone)
         for row in gone[::-1].tolist():
             del self._row_of[int(self._identity[row])]
             last = self.index.replace(row)

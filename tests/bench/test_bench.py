@@ -26,6 +26,7 @@ from rehearsal_kit.bench.ranks.step_ranks import RankSteps, Trial, measure_steps
 from rehearsal_kit.bench.ranks.strategy_costs import strategy_costs
 from rehearsal_kit.bench.ranks.strategy_ranks import Turns, measure_turns, measured_on
 from rehearsal_kit.bench.ranks.subjects import Ptychography, ResNet18
+from rehearsal_kit.bench.ranks.thread_costs import SETTINGS
 from rehearsal_kit.bench.run.undisturbed import QUICK
 from rehearsal_kit.bench.run.undisturbed_ranks import (
     ARRIVAL,
@@ -73,6 +74,7 @@ def test_threads(tmp_path, capsys):
     data, said = bench(tmp_path, capsys, "threads")
     assert [each["copied"] for each in data["threads"]] == [True, False]
     assert positive(*(each[thread] for each in data["threads"] for thread in ("training", "background")))
+    assert [each["stored"] for each in data["threads"]] == [SETTINGS.capacity] * 2  # full, as it is said
     assert "lent, as in a session" in said
 
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare, multivariate_hypergeom
 
 from rehearsal_kit.base.randomness import Rekeyed, generator
-from rehearsal_kit.buffer.draw_plan import plan_draw, plan_earlier_draw, plan_group_draw
+from rehearsal_kit.buffer.draw_plan import plan_draw, plan_earlier_draw, plan_group_draw, plan_lines
+from rehearsal_kit.buffer.plans_ahead import STEPS, PlansAhead
 
 STORED = st.lists(st.integers(0, 60), min_size=1, max_size=5)
 COUNTS = st.lists(st.integers(0, 40), min_size=1, max_size=2)
@@ -165,3 +166,23 @@ def test_a_draw_depends_on_its_key_and_on_nothing_else():
     assert plan_draw((90, 40), [30], generator(3, "draw", 0, 2)).positions.tolist() == plan
     for other in (keyed.at(0, 3), keyed.at(1, 2), generator(4, "draw", 0, 2)):
         assert plan_draw((90, 40), [30], other).positions.tolist() != plan
+
+
+def test_what_is_planned_ahead_is_what_every_step_plans_by_itself():
+    rounds = [(300, 12, 0, 0), (300, 12, 1, 5), (50, 12, 1, 24), (64, 8, 1, 40), (5, 8, 1, 60), (0, 3, 0, 0)]
+    rounds += [(64, 0, 0, 0), (300, 12, 0, 0), (300, 12, 0, 7)]  # a run that goes back, too
+    ahead, alone = PlansAhead(Rekeyed(3, "draw")), Rekeyed(3, "draw")
+    for stored, count, branch, begin in rounds:
+        for step in range(begin, begin + STEPS + 3):
+            plan = ahead.plan(stored, count, branch=branch, step=step)
+            expected = plan_draw([stored], [count], alone.at(branch, step))
+            assert plan.positions.tolist() == expected.positions.tolist()
+            assert plan.positions.dtype == expected.positions.dtype
+            assert (plan.ends.tolist(), plan.second) == ([stored], None)
+
+
+def test_words_with_which_small_numbers_would_come_too_often_are_left_to_each_step():
+    largest = 2**64 - 1  # 2^64 is 6 above a multiple of 10, and a multiple of 16
+    words = [np.array([largest, 1, 2], dtype=np.uint64), np.array([largest - 6, 1, 2], dtype=np.uint64)]
+    assert [plan is None for plan in plan_lines(10, words)] == [True, False]
+    assert [plan is None for plan in plan_lines(16, words)] == [False, False]

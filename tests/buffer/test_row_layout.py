@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from samples import assert_whole, samples
 
 from rehearsal_kit.base.errors import SettingsError
+from rehearsal_kit.buffer.fields import LONG_ROW
 from rehearsal_kit.buffer.row_layout import RowLayout
 
 DTYPES = [
@@ -78,7 +79,7 @@ def test_a_transposed_tensor_is_as_good_as_another():
 
 
 def test_long_rows_are_copied_like_short_ones():
-    image = torch.arange(4.0 * 3000).reshape(4, 3000)
+    image = torch.arange(4.0 * LONG_ROW).reshape(4, LONG_ROW)
     layout = RowLayout.of({"image": image, "label": torch.arange(4)})
     back = layout.unpack(layout.pack({"image": image, "label": torch.arange(4)}, np.array([3, 0])))
     assert torch.equal(back["image"], image[[3, 0]])
@@ -98,6 +99,18 @@ def test_a_value_that_float16_cannot_hold_is_refused():
     layout = RowLayout.of({"counts": torch.zeros(0, 1)}, half=("counts",))
     with pytest.raises(SettingsError, match=r"counts, sample 1.*too large for float16"):
         layout.pack({"counts": torch.tensor([[1.0], [1e6]])})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("numbers", [3, LONG_ROW], ids=["short", "long"])
+def test_what_is_not_finite_is_refused_by_the_number_of_its_sample(numbers, dtype, value):
+    batch = torch.ones(4, numbers, dtype=dtype)
+    batch[2, 1] = value
+    layout = RowLayout.of({"image": batch})
+    with pytest.raises(SettingsError, match=r"1 of .* image, sample 2 of the batch, are NaN, infinite"):
+        layout.pack({"image": batch}, np.array([3, 2, 0]))
+    layout.pack({"image": batch}, np.array([3, 1, 0]))
 
 
 def test_nan_is_kept_where_it_is_allowed():

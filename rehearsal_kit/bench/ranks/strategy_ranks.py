@@ -168,7 +168,7 @@ class _Turn:
 
     def _offer(self, buffer: DistributedBuffer, new: Samples, outputs: Samples) -> None:
         stored = for_layout(new, outputs, layout=buffer.layout, version=self._steps)
-        buffer.offer(stored, group=self._steps % 2)
+        buffer.offer(stored, group=self._steps % 2, copy=False)  # as a session does
 
     def _fill(self, buffer: DistributedBuffer, mini_batches: int) -> None:
         for _ in range(mini_batches):

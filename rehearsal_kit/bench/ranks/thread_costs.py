@@ -25,7 +25,7 @@ BACKGROUND_US = 100
 BATCH, NUMBERS = 16, 188
 """New samples of a step, and float32 numbers of each: rows of 768 bytes."""
 POOL = 64
-"""Different mini-batches, used again and again."""
+"""Different images, used again and again; every sample has a number of its own, so the buffer fills up."""
 SETTINGS = Rehearsal(representatives=24, candidates=8, capacity=2000)
 COLUMNS = ("mini-batches are", "advance us", "offer us", "both us", f"<= {TRAINING_US}", "background us",
            f"<= {BACKGROUND_US}")  # fmt: skip
@@ -40,6 +40,8 @@ class ThreadCost:
     advance: list[float] = field(default_factory=list)
     offer: list[float] = field(default_factory=list)
     background: list[float] = field(default_factory=list)
+    stored: int = 0
+    """Samples in the buffer at the end."""
 
     @property
     def training(self) -> list[float]:
@@ -63,7 +65,8 @@ class ThreadCost:
     def data(self) -> dict[str, Any]:
         """Plain values."""
         seconds = {"training": self.training, "background": self.background}
-        return {"copied": self.copied, **{name: Spread.of(of).median for name, of in seconds.items()}}
+        medians = {name: Spread.of(of).median for name, of in seconds.items()}
+        return {"copied": self.copied, "stored": self.stored, **medians}
 
 
 class ClockedExchange(GroupExchange):
@@ -89,11 +92,12 @@ def measure_threads(steps: int) -> list[ThreadCost]:
     first = -(-SETTINGS.samples(layout.row_bytes) // BATCH)
     for step in range(first + steps):
         for cost, buffer in zip(costs, buffers, strict=True):
-            taken = _step(buffer, pool[step % POOL], copy=cost.copied)
+            taken = _step(buffer, _numbered(pool[step % POOL], step), copy=cost.copied)
             if step >= first:
                 cost.advance.append(taken[0])
                 cost.offer.append(taken[1])
     for cost, buffer, exchange in zip(costs, buffers, exchanges, strict=True):
+        cost.stored = len(buffer.state().contents.groups)
         buffer.close()
         cost.background = [end - begin for begin, end in itertools.pairwise(exchange.clock[first:])]
     return costs
@@ -124,5 +128,9 @@ def _samples(number: int) -> dict[str, torch.Tensor]:
     return {
         "image": torch.rand(BATCH, NUMBERS, generator=random),
         "label": torch.randint(10, (BATCH,), generator=random),
-        IDENTITY: torch.arange(BATCH) + BATCH * number,
+        IDENTITY: torch.arange(BATCH),
     }
+
+
+def _numbered(samples: dict[str, torch.Tensor], step: int) -> dict[str, torch.Tensor]:
+    return {**samples, IDENTITY: samples[IDENTITY] + BATCH * step}
