@@ -356,14 +356,14 @@ def test_steps_of_all_strategies_in_turns():
 
 
 def test_steps_of_strategies_with_settings():
-    arms = ("er:r=8,balance=tasks", "derpp:r=4,rd=4,draws=2", "meaner:r=8,average=0.9")
+    arms = ("er:r=16,balance=tasks", "derpp:r=8,rd=8,draws=2", "meaner:r=16,average=0.9")
     turns = Turns("fashion", rounds=1, warm_up=0, capacity=200, arms=arms)
     costs = strategy_costs(turns, [measure_turns(ProcessGroups(0, 1), turns)])
     assert {cost.arm.name: cost.rows for cost in costs} == {
         "Incremental": 1.0,
-        "ER balance=tasks r=8": 1.125,
-        "DERpp rd=4 draws=2 r=4": 1.125,
-        "MeanER average=0.9 r=8": 1.125,
+        "ER balance=tasks r=16": 1.125,
+        "DERpp rd=8 draws=2 r=8": 1.125,
+        "MeanER average=0.9 r=16": 1.125,
     }
 
 

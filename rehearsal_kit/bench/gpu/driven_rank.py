@@ -75,8 +75,11 @@ class DrivenRank:
                 raise RehearsalKitError(f"a checkpoint is not on disk after {LONGEST_S:.0f} s.")
 
     def told(self, since: int) -> list[Steps]:
-        """What rank 0 has told of the steps from this one on; of all of them after `end`."""
-        return [steps for steps in self._steps if steps.first >= since]
+        """What rank 0 has told of the steps from this one on; of all of them after `end`.
+
+        A record is of several steps: the first of these may hold some that came before.
+        """
+        return [steps for steps in self._steps if steps.first + len(steps.losses) > since]
 
     def end(self) -> None:
         """Stop, as a person would."""
