@@ -23,12 +23,18 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
+for each in ${only//,/ }; do
+  case $each in
+    environment | bench | figures | tests | demo | none) ;;
+    *) echo "unknown stage $each; there are environment, bench, figures, tests and demo" >&2 && exit 2 ;;
+  esac
+done
 [ -f "$repo/rehearsal_kit/__init__.py" ] || { echo "no rehearsal_kit in $repo; go to the root of the repository" >&2; exit 2; }
 python=${PYTHON:-python3}
 out=${OUT:-$(mktemp -d)}
 work=$(mktemp -d)
 began=$SECONDS failed=0
-mkdir -p "$out"
+mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 2
 export REHEARSAL_KIT_HOME=$work/home PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 [ $dry = 0 ] || export REHEARSAL_KIT_GPU_TESTS_ON=cpu
 : >"$out/check.log"
@@ -97,7 +103,13 @@ figures() { kit bench gpu --markdown --json "$out/figures.json" | tee "$out/figu
 quick() { kit bench gpu --quick --json "$out/bench.json" "$@"; }
 tests() {
   cd "$repo" && "$python" -m pytest -q -p no:cacheprovider --junitxml="$out/tests.xml" -k gpu \
-    tests/gpu tests/buffer/test_distributed_buffer.py
+    tests/gpu tests/buffer/test_distributed_buffer.py || return
+  # Where every test was skipped nothing was checked.
+  "$python" - "$out/tests.xml" <<'PYTHON'
+import sys, xml.etree.ElementTree as tree
+suite = tree.parse(sys.argv[1]).getroot().find("testsuite")
+sys.exit(suite.get("tests") == suite.get("skipped") and "every test was skipped: is there a GPU, and a torch for it?")
+PYTHON
 }
 demo() { kit demo --workers 1 --tasks 2 --epochs 2 --run "$work/demo" --json "$out/demo.json"; }
 export -f environment kit figures quick tests demo

@@ -79,7 +79,8 @@ class _Buffer:
 
     @property
     def changed(self) -> torch.Tensor:
-        return (self.before != self.now).any()
+        same = (self.before == self.now) | ((self.before != self.before) & (self.now != self.now))  # NaN, too
+        return ~same.all()
 
 
 class ModuleBuffers:

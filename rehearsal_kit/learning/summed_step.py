@@ -176,6 +176,6 @@ def _trouble(values: Sequence[float], norm: float) -> str:
 def _unseen(names: Sequence[str]) -> str:
     return (
         f"the network has written to its buffer {', '.join(names)} where torch does not count it, as through "
-        "`.data`; the ranks would go on with other numbers each. Write to the buffer itself: "
-        "`with torch.no_grad(): self.buffer.copy_(...)`."
+        "`.data` or by functional.batch_norm; the ranks would go on with other numbers each. Write to the "
+        "buffer itself, `with torch.no_grad(): self.buffer.copy_(...)`, or use torch.nn.BatchNorm2d."
     )

@@ -211,6 +211,9 @@ class CommandHandlers:
     def _steer(self, steered: LiveSettings) -> None:
         its = self._with
         its.reporter.flush()  # its records are each of one strategy
+        before, ranks = its.run_state.live_settings, its.groups.ranks
+        if steered.sizes(ranks) != before.sizes(ranks) and (words := steered.scaled(ranks)):
+            its.reporter.tell(Noted(step=its.run_state.step, text=words, time=time.time()))
         its.run_state.steer(steered)
         its.learner.steer(steered.training)
         if self._now.loader is not None:

@@ -73,12 +73,15 @@ class LiveSettings:
         return digest(self.plain)
 
     def sizes(self, ranks: int) -> StepSizes:
-        """What each of so many ranks takes, as far as the strategy has a use for it."""
-        strategy, rehearsal = self.strategy, self.rehearsal
+        """What each of so many ranks takes, as far as the strategy has a use for it.
+
+        Two new samples at least where the mini-batch has them: batch norm cannot do with one.
+        """
+        strategy, rehearsal, batch = self.strategy, self.rehearsal, self.training.batch
         parts = ranks if self.training.scaling == "global" else 1
         again = rehearsal.distillation if strategy.distils and not strategy.shares_draw else 0
         return StepSizes(
-            batch=-(-self.training.batch // parts),
+            batch=max(-(-batch // parts), min(2, batch)),
             representatives=-(-rehearsal.representatives // parts) if strategy.replays else 0,
             distillation=-(-again // parts),
             candidates=-(-rehearsal.candidates // parts),
@@ -90,11 +93,13 @@ class LiveSettings:
         if ranks == 1:
             return ""
         if training.scaling == "global":
-            together = sizes.batch * ranks
-            as_many = "as many steps as on one rank" if together == training.batch else f"{together} together"
+            new, again = sizes.batch * ranks, sizes.representatives * ranks
+            same = (new, again) == (training.batch, self.sizes(1).representatives)
+            together = f"{new} and {again} together, as ranks take equal parts, of two new samples at least"
             return (
                 f"scaling global: of {training.batch} new samples a step each of {ranks} ranks takes "
-                f"{sizes.batch}, with {sizes.representatives} representatives; {as_many}"
+                f"{sizes.batch}, with {sizes.representatives} representatives; "
+                f"{'as many steps as on one rank' if same else together}"
             )
         if training.scaling in ("linear", "sqrt"):
             return (

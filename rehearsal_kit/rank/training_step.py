@@ -146,7 +146,8 @@ class TrainingStep:
     ) -> tuple[SummedStep, Trouble | None]:
         """One step, and the trouble of it, or of one before it that was not looked at yet.
 
-        Tried once more where network or strategy failed on a rank, as they may for a moment.
+        Tried once more where network or strategy failed on a rank, as they may for a moment; an error of the
+        backward pass that is found some steps later is not.
         """
         its, run_state = self._with, self._with.run_state
         for last in (False, True):

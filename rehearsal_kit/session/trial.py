@@ -15,7 +15,6 @@ from rehearsal_kit.cluster.cluster_calls import ask_workers, within
 from rehearsal_kit.cluster.worker_check import check_on_worker
 from rehearsal_kit.cluster.workers import known_workers, ranks_of, workers_in_order
 from rehearsal_kit.rank.going_on import GoingOn
-from rehearsal_kit.rank.live_settings import LiveSettings
 from rehearsal_kit.rank.run_check import CHECKED, dry_run
 from rehearsal_kit.rank.run_spec import RunSettings, RunSpec, packed_spec
 from rehearsal_kit.record.commands import Arrived, Steer
@@ -39,26 +38,14 @@ def check_run(
         going_on = _steered(cluster, settings, steers)
         tasks, live = tasks or going_on.tasks[:CHECKED], going_on.live_settings
         settings = replace(settings, strategy=live.strategy, training=live.training, rehearsal=live.rehearsal)
-    divided, note = _divided(settings, ranks_of(cluster))
-    packed = packed_spec(divided)
+    packed = packed_spec(settings)
     spec = pickle.loads(packed)  # noqa: S301 - made in the line above
     # The worker takes the steps as well: a kernel that takes none has not to import what that takes.
     here = isinstance(spec, RunSpec) and cluster.address.kind == "cpu"
     if here and (reason := dry_run(spec, tasks, optimizer=False)):
-        raise SettingsError(f"this run cannot be trained: {reason}{note}")
+        raise SettingsError(f"this run cannot be trained: {reason}")
     if reason := _asked(cluster, packed, tasks):
-        raise SettingsError(f"this run cannot be trained on the workers: {reason}{note}")
-
-
-def _divided(settings: RunSettings, ranks: int) -> tuple[RunSettings, str]:
-    """The settings with the mini-batch of one rank, which is what is tried, and words where that is small.
-
-    A mini-batch of one sample is too small for some networks, such as those with batch norm.
-    """
-    live = LiveSettings(training=settings.training, rehearsal=settings.rehearsal, strategy=settings.strategy)
-    batch = live.sizes(max(1, ranks)).batch
-    note = f" ({live.scaled(ranks)})" if batch == 1 < settings.training.batch else ""
-    return replace(settings, training=replace(settings.training, batch=batch)), note
+        raise SettingsError(f"this run cannot be trained on the workers: {reason}")
 
 
 def _steered(cluster: Cluster, settings: RunSettings, steers: Sequence[Steer]) -> GoingOn:

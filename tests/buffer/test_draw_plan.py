@@ -171,6 +171,7 @@ def test_a_draw_depends_on_its_key_and_on_nothing_else():
 def test_what_is_planned_ahead_is_what_every_step_plans_by_itself():
     rounds = [(300, 12, 0, 0), (300, 12, 1, 5), (50, 12, 1, 24), (64, 8, 1, 40), (5, 8, 1, 60), (0, 3, 0, 0)]
     rounds += [(64, 0, 0, 0), (300, 12, 0, 0), (300, 12, 0, 7)]  # a run that goes back, too
+    rounds += [(300, 11, 0, 8), (300, 11, 1, 9)]  # steered in the middle of what was planned; another branch
     ahead, alone = PlansAhead(Rekeyed(3, "draw")), Rekeyed(3, "draw")
     for stored, count, branch, begin in rounds:
         for step in range(begin, begin + STEPS + 3):

@@ -167,6 +167,7 @@ class Behind(Normalised):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("table", torch.zeros(3))
+        self.register_buffer("missing", torch.full((2,), torch.nan))  # nobody writes to it
         self.behind = False
 
     def forward(self, images):

@@ -31,6 +31,9 @@ def test_an_unknown_option_and_a_stage_without_time_are_told(tmp_path):
     refused = run("--fast", out=tmp_path)
     assert (refused.returncode, refused.stdout) == (2, "")
     assert "unknown option --fast; it takes --dry, --only STAGES and --budget SECONDS" in refused.stderr
+    unknown = run("--dry", "--only", "test", out=tmp_path)
+    assert (unknown.returncode, unknown.stdout) == (2, "")
+    assert "unknown stage test; there are environment, bench, figures, tests and demo" in unknown.stderr
     late = run("--dry", "--only", "environment", "--budget", "5", out=tmp_path)
     assert late.returncode == 1
     assert "environment: left out, of the budget of 5 s there are" in late.stdout

@@ -36,15 +36,26 @@ def test_sizes_are_of_each_rank_unless_they_are_of_all_together():
         batch=4, representatives=2, distillation=1, candidates=1
     )
     assert sizes_of(32, scaling="global") == StepSizes(
-        batch=1, representatives=1, distillation=1, candidates=1
+        batch=2, representatives=1, distillation=1, candidates=1
     )
 
 
 def test_what_cannot_be_divided_is_said_as_it_is():
     settings = LiveSettings(training=Training(batch=5, scaling="global"), rehearsal=REHEARSAL, strategy=ER())
-    assert settings.scaled(4).endswith("of 4 ranks takes 2, with 2 representatives; 8 together")
-    assert settings.scaled(5).endswith("as many steps as on one rank")
+    said = "of 4 ranks takes 2, with 2 representatives; 8 and 8 together, as ranks take equal parts, of two"
+    assert said in settings.scaled(4)
+    assert "of 5 ranks takes 2, with 2 representatives; 10 and 10 together" in settings.scaled(5)
+    assert sizes_of(2, scaling="global").batch == 8
+    whole = LiveSettings(training=Training(batch=6), rehearsal=REHEARSAL, strategy=ER())
+    assert whole.scaled(3).endswith("takes 2, with 2 representatives; as many steps as on one rank")
     assert settings.scaled(1) == ""
+
+
+def test_no_rank_takes_a_single_sample_unless_the_mini_batch_has_but_one():
+    """Else a network with batch norm would set every task aside once a run is resumed on many ranks."""
+    for batch, ranks, each in ((32, 64, 2), (2, 2, 2), (3, 2, 2), (1, 4, 1), (5, 1, 5)):
+        settings = LiveSettings(training=Training(batch=batch), rehearsal=REHEARSAL, strategy=ER())
+        assert settings.sizes(ranks).batch == each
 
 
 def test_nothing_is_drawn_that_a_strategy_has_no_use_for():

@@ -10,7 +10,6 @@ import stat
 import cloudpickle
 import numpy as np
 import pytest
-import torch
 from distributed import Client
 from intruder import listening
 from ranks import CODE, Tiny
@@ -288,31 +287,6 @@ def test_what_the_first_task_shows_to_be_impossible_is_refused_by_start(cluster,
     with pytest.raises(SettingsError, match=r"cannot be trained: .*output 'amplitude' has shape"):
         session.start()
     assert not (tmp_path / "run").exists()
-
-
-def test_a_mini_batch_that_is_too_small_for_the_network_once_it_is_divided_is_refused(
-    cluster, tmp_path, scans
-):
-    training = Training(batch=2, epochs=1, scaling="global")
-    session = session_on(cluster, tmp_path / "run", training=training, network=Normalised())
-    session.submit(scans[0])
-    with pytest.raises(
-        SettingsError, match=r"more than 1 value per channel.* each of 2 ranks takes 1, with 8"
-    ):
-        session.start()
-    assert not (tmp_path / "run").exists()
-
-
-class Normalised(Tiny):
-    """A mini-batch of one sample is too small for it."""
-
-    def __init__(self) -> None:
-        super().__init__(seed=1)
-        self.norm = torch.nn.BatchNorm1d(1)
-
-    def forward(self, diffraction):
-        mean = self.norm(diffraction.mean(dim=(1, 2, 3))[:, None])[:, :, None, None]
-        return {name: output + mean for name, output in super().forward(diffraction).items()}
 
 
 class Flat(Tiny):
