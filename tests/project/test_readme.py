@@ -89,7 +89,7 @@ def test_the_command_of_the_tests_is_the_one_that_ci_runs():
     (line,) = re.findall("^command=.*$", script, re.MULTILINE)
     found = subprocess.check_output(["bash", "-c", f'{line}; echo "$command"'], cwd=ROOT, text=True)
     assert found.strip() == block("test command")
-    set_up, tests = script.splitlines()[-5], script.splitlines()[-1]
+    set_up, tests = script.splitlines()[-7], script.splitlines()[-1]
     assert (set_up, tests) == (
         'bash -euo pipefail -c "${command% && *}"',
         'bash -euo pipefail -c "${command##* && }"',
