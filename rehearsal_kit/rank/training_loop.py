@@ -284,6 +284,7 @@ class Rank:
                 kind=type(wish.command).__name__,
                 settings=run_state.live_settings.plain,
                 digest=run_state.live_settings.digest,
+                batch=run_state.live_settings.sizes(self._groups.ranks).batch,
                 refused=refused,
                 remark=self._steering.take_remark(),
                 holder=wish.holder,

@@ -57,6 +57,9 @@ class Applied(InABranch):
     """The settings in force from this step on."""
     digest: str
     """Digest of these settings."""
+    batch: int = 0
+    """New samples that each rank takes in a step from here on, which need not be those of the settings; 0
+    where an earlier version wrote it."""
     refused: str = ""
     """Why all ranks refused it; empty when it was applied."""
     remark: str = ""

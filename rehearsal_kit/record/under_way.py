@@ -91,7 +91,7 @@ class UnderWay:
     def _apply(self, record: Applied) -> None:
         settings = record.settings
         if "batch" in settings:
-            batch, strategy = float(settings["batch"]), str(settings.get("strategy", ""))
+            batch, strategy = float(record.batch or settings["batch"]), str(settings.get("strategy", ""))
             if self._told is None:  # it was in force before it was told
                 self._size, self._left, self._began_with = self._size * batch, self._left * batch, strategy
             self._told = batch, strategy

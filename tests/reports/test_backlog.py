@@ -19,8 +19,8 @@ from rehearsal_kit.record.timeline import Timeline
 from rehearsal_kit.reports.backlog import backlog
 
 
-def in_force(step: int = 0, **settings: float | str) -> Applied:
-    return Applied(rank=0, step=step, number=0, kind="Steer", digest="d", settings=settings)
+def in_force(step: int = 0, each: int = 0, **settings: float | str) -> Applied:
+    return Applied(rank=0, step=step, number=0, kind="Steer", digest="d", settings=settings, batch=each)
 
 
 def began(task: int, steps: int, step: int = 0) -> TaskBegan:
@@ -72,6 +72,14 @@ def test_a_larger_batch_takes_fewer_steps():
         in_force(batch=16), arrived(0), arrived(1), began(0, 20), trained(0, 10), in_force(10, batch=32)
     ])  # fmt: skip
     assert backlog(timeline).minutes == pytest.approx((5 + 10) * 6 / 60)
+
+
+def test_what_a_rank_takes_counts_where_a_mini_batch_is_rounded_up():
+    """Of 1 new sample a step each of four ranks takes one: a step is a third of one of 12, not a twelfth."""
+    timeline = Timeline([
+        in_force(batch=12, each=3), arrived(0), began(0, 20), trained(0, 10), in_force(10, batch=1, each=1)
+    ])  # fmt: skip
+    assert backlog(timeline).minutes == pytest.approx(30 * 6 / 60)
 
 
 @pytest.mark.parametrize("strategy", ["FromScratch", "Cumulative"])
