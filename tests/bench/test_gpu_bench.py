@@ -299,7 +299,7 @@ def test_sessions_in_turns_train_as_each_of_them_alone(tmp_path):
         each.end()
     assert losses(session) == losses(alone)
     assert losses(beside) != losses(alone)
-    assert session.told(since)[-1].stored == CASE.capacity
+    assert {each.stored for each in session.told(since)} == {CASE.capacity}
     assert {each.stored for each in beside.told(0)} == {0}
 
 

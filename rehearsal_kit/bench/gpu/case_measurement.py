@@ -94,7 +94,7 @@ class CaseMeasurement:
     # Sessions -------------------------------------------------------------------------------------------
 
     def session(self, strategy: Strategy) -> DrivenRank:
-        """One whose buffer is full, and whose network has been trained for some steps."""
+        """One with a full buffer, whose network has been trained for some steps, which are told apart."""
         case, groups = self.case, self.groups
         run = RunFolder(self.folder / strategy.name)
         if groups.rank == 0:
@@ -113,6 +113,7 @@ class CaseMeasurement:
         )
         session = DrivenRank(spec, groups, task=self.task)
         session.step(-(-case.capacity // case.batch) + WARM_UP)
+        session.apart()
         return session
 
     def _in_turns(self, rehearsed: DrivenRank, plain: DrivenRank) -> dict[str, list[float]]:

@@ -9,7 +9,7 @@ from rehearsal_kit.base.errors import RehearsalKitError
 from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.rank.run_spec import RunSpec
 from rehearsal_kit.rank.training_loop import Rank
-from rehearsal_kit.record.commands import Arrived, Command, FinishStream, Stop, TakeCheckpoint, Wish
+from rehearsal_kit.record.commands import Arrived, Command, FinishStream, Steer, Stop, TakeCheckpoint, Wish
 from rehearsal_kit.record.records import (
     CheckpointFailed,
     CheckpointKept,
@@ -36,6 +36,7 @@ class DrivenRank:
         self.kept: list[CheckpointKept] = []
         """Checkpoints that are on disk; known on rank 0."""
         self._groups = groups
+        self._learning_rate = spec.training.learning_rate
         self._wanted = 0
         """Checkpoints that were asked for."""
         self._steps: list[Steps] = []
@@ -77,9 +78,14 @@ class DrivenRank:
     def told(self, since: int) -> list[Steps]:
         """What rank 0 has told of the steps from this one on; of all of them after `end`.
 
-        A record is of several steps: the first of these may hold some that came before.
+        In records that hold none before it: after `apart` there is one that begins there.
         """
-        return [steps for steps in self._steps if steps.first + len(steps.losses) > since]
+        return [steps for steps in self._steps if steps.first >= since]
+
+    def apart(self) -> None:
+        """Have the steps from the next one on be told in records of their own."""
+        # Settings that are steered to what they are change nothing, but records are of one setting each.
+        self.ask(Steer(learning_rate=self._learning_rate))
 
     def end(self) -> None:
         """Stop, as a person would."""
