@@ -287,10 +287,6 @@ class LocalStore:
             found[row] = i
         return found
 
-    def _gave_way(self, identity: int | None) -> bool:
-        """Whether another sample stays in the place of this one, which therefore does not come again."""
-        return self._beside is not None and self._beside.is_taken(identity)
-
     @property
     def _seats(self) -> Rows:
         """(row,): the `sample_id` by whose tag each is held."""
@@ -298,7 +294,11 @@ class LocalStore:
 
     def _fit(self, arriving: Rows, capacity: int, random: np.random.Generator) -> None:
         arrived = dict.fromkeys(arriving.tolist())
-        new = [i for i in arrived if i not in self._row_of and not self._gave_way(i)]
+        beside = self._beside
+        # In the place of some another sample stays: these do not come again.
+        new = [
+            i for i in arrived if i not in self._row_of and not (beside is not None and beside.is_taken(i))
+        ]
         if len(self) + len(new) > capacity:
             policy, before = self.policy, self.policy.threshold
             policy.fit(np.concatenate([self._seats, np.array(new, dtype=np.int64)]), capacity)

@@ -67,7 +67,8 @@ class GoingOn:
         So far as nobody has heard it, what was asked for counts as well. Of a run that was not begun, what it
         begins with. RunFolderError for a ledger that is damaged.
         """
-        effects = effects_of(read_ledger(spec.run.effects))
+        ledger = read_ledger(spec.run.effects)
+        effects = effects_of(ledger)
         there = find_checkpoints(spec.run.checkpoints)
         number, now = 0, GoingOn(live_settings=LiveSettings.of(spec))
         for candidate in sorted(there.keys() & effects.numbers.keys(), reverse=True):
@@ -76,7 +77,7 @@ class GoingOn:
             except (CheckpointError, SnapshotError, SettingsError, OSError, KeyError, TypeError, ValueError):
                 continue  # the ranks will say it, and take the one before, too
             break
-        for entry in (*effects.after(number), *effects.outstanding, *unheard(spec.run)):
+        for entry in (*effects.after(number), *effects.outstanding, *unheard(spec.run, ledger)):
             if "refused" not in entry:
                 with contextlib.suppress(CheckpointError, SnapshotError, SettingsError, OSError):
                     now = now._after(entry, spec, there)

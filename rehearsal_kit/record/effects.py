@@ -94,15 +94,15 @@ def segments(ledger: Iterable[Entry]) -> list[list[Entry]]:
 
 def has_ended(run: RunFolder) -> bool:
     """Whether a run was finished or stopped, or will be once its last wishes are heard, and not reopened."""
-    outcome = ""
-    for entry in (*read_ledger(run.effects), *unheard(run)):
+    outcome, effects = "", read_ledger(run.effects)
+    for entry in (*effects, *unheard(run, effects)):
         outcome = outcome if "refused" in entry else _outcome(entry["kind"], outcome)
     return bool(outcome)
 
 
-def unheard(run: RunFolder) -> list[Entry]:
-    """Wishes that were written down and that no rank has answered yet, in their order."""
-    answered = {(entry.get("holder", ""), entry["number"]) for entry in read_ledger(run.effects)}
+def unheard(run: RunFolder, effects: Iterable[Entry]) -> list[Entry]:
+    """Wishes that were written down and that no rank has answered, in order. effects: the ledger of ranks."""
+    answered = {(entry.get("holder", ""), entry["number"]) for entry in effects}
     wishes = read_ledger(run.wishes)
     return [wish for wish in wishes if (wish.get("holder", ""), wish["number"]) not in answered]
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from rehearsal_kit.bench.clock import is_cuda, seconds_of
 from rehearsal_kit.bench.gpu.cases import Case, Effort
-from rehearsal_kit.bench.gpu.clock import is_cuda, seconds_of
 from rehearsal_kit.learning.forward_pass import named_outputs
 from rehearsal_kit.learning.signature import targets_of
 from rehearsal_kit.learning.strategies.losses import supervised_loss

@@ -11,9 +11,9 @@ import torch
 
 from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.base.settings import Recovery
+from rehearsal_kit.bench.clock import is_cuda, now, seconds_of
 from rehearsal_kit.bench.gpu.attainable import Attainable, attainable
 from rehearsal_kit.bench.gpu.cases import Case, Effort
-from rehearsal_kit.bench.gpu.clock import is_cuda, now, seconds_of
 from rehearsal_kit.bench.gpu.driven_rank import DrivenRank
 from rehearsal_kit.bench.gpu.findings import FASTEST, WITH, WITHOUT, CaseFindings, Counted, Memory
 from rehearsal_kit.bench.gpu.synchronisations import heard

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 
 import torch
 
+from rehearsal_kit.bench.clock import is_cuda, seconds_of
 from rehearsal_kit.bench.gpu.cases import Effort
-from rehearsal_kit.bench.gpu.clock import is_cuda, seconds_of
 
 TO_DEVICE, TO_HOST = "host to device", "device to host"
 PINNED, PAGEABLE = "pinned", "pageable"

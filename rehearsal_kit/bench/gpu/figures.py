@@ -74,16 +74,7 @@ def figures(case: Case, ranks: Sequence[CaseFindings], *, device: str) -> list[F
     return [
         *_steps(case, ranks, cuda=device != "cpu"),
         *_attainable(ranks, cuda=device != "cpu"),
-        *(
-            Figure(
-                name=f"synchronisations in a step of {strategy}",
-                value=None
-                if device == "cpu"
-                else MedianInterval.exactly(sum(counted.here.values()) / counted.steps),
-                limit=0,
-            )
-            for strategy, counted in ranks[0].counted.items()
-        ),
+        *_synchronisations(ranks[0], cuda=device != "cpu"),
         *_memory(case, ranks[0], ranks=len(ranks)),
         *_stalls(case, ranks),
         *_between_ranks(ranks),

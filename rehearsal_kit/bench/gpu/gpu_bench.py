@@ -13,7 +13,7 @@ from rehearsal_kit.base.settings import require_integer
 from rehearsal_kit.bench.children import on_ranks
 from rehearsal_kit.bench.gpu.case_measurement import lay_out
 from rehearsal_kit.bench.gpu.cases import CASES, FULL, QUICK, QUICK_CASES, Case
-from rehearsal_kit.bench.gpu.figures import figures
+from rehearsal_kit.bench.gpu.figures import ONLY_CUDA, figures
 from rehearsal_kit.bench.gpu.findings import CaseFindings, RankFindings
 from rehearsal_kit.bench.gpu.rank_measurement import Plan, measure_gpu
 from rehearsal_kit.bench.machine import Machine
@@ -141,5 +141,5 @@ def _copies(rates: Mapping[str, Sequence[float]]) -> Table:
         found = MedianInterval.of([rate / 1e9 for rate in each])
         lines.append((name, f"{found.median:.1f}", f"{found.low:.1f} to {found.high:.1f}"))
     if not any("pinned" in name for name in rates):
-        lines.append(("pinned memory", "left out: only CUDA has it"))
+        lines.append(("pinned memory", ONLY_CUDA))
     return Table("Copies between host and device", ("copy", "GB/s", "95 %"), tuple(lines))

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from rehearsal_kit.base.process_groups import ProcessGroups
+from rehearsal_kit.bench.clock import is_cuda
 from rehearsal_kit.bench.gpu.case_measurement import CaseMeasurement
 from rehearsal_kit.bench.gpu.cases import Case, Effort
-from rehearsal_kit.bench.gpu.clock import is_cuda
 from rehearsal_kit.bench.gpu.copies import measure_copies
 from rehearsal_kit.bench.gpu.findings import RankFindings
 from rehearsal_kit.learning.gpu_arithmetic import device_versions, gpu_arithmetic

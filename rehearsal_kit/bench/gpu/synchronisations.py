@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from rehearsal_kit.bench.gpu.clock import is_cuda
+from rehearsal_kit.bench.clock import is_cuda
 
 WARNED = "called a synchronizing"
 """What torch says of each, in `torch.cuda.set_sync_debug_mode("warn")`."""

@@ -10,6 +10,7 @@ import torch
 from rehearsal_kit.base.errors import RehearsalKitError
 from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.base.settings import Rehearsal, Training
+from rehearsal_kit.bench.clock import now
 from rehearsal_kit.bench.ranks.subjects import Subject
 from rehearsal_kit.buffer.distributed_buffer import DistributedBuffer
 from rehearsal_kit.buffer.exchange import GroupExchange
@@ -146,12 +147,12 @@ class _Arms:
     def _with(self) -> tuple[float, float]:
         self._steps += 1
         new, waited = self._new[self._steps % POOL], self._buffer.waited
-        began = self._now()
+        began = now(self._learner.device)
         drawn = self._buffer.advance()
         samples = drawn.samples if drawn is not None else {}
         self._train(MiniBatch(new, samples, {}))
         self._buffer.offer(new, group=self._steps % TASKS)
-        trained = self._now()
+        trained = now(self._learner.device)
         # The next step of a run would wait here. It also keeps the job out of the step without rehearsal.
         self._buffer.state()
         ended = time.perf_counter()
@@ -159,9 +160,9 @@ class _Arms:
 
     def _without(self) -> float:
         self._steps += 1
-        began = self._now()
+        began = now(self._learner.device)
         self._train(MiniBatch(self._whole[self._steps % POOL], {}, {}))
-        return self._now() - began
+        return now(self._learner.device) - began
 
     def _train(self, batch: MiniBatch) -> None:
         expected = self._trial.batch + self._trial.representatives
@@ -173,11 +174,6 @@ class _Arms:
             )
         self._learner.launch(batch, strategy=ER(), seed=self._steps)
         self._learner.read(but=self._learner.lag)
-
-    def _now(self) -> float:
-        if self._learner.device != "cpu":
-            torch.cuda.synchronize(self._learner.device)
-        return time.perf_counter()
 
 
 def _long_enough(groups: ProcessGroups, trial: Trial, device: str) -> tuple[Subject, Learner]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 
 import torch
 
 from rehearsal_kit.base.errors import SettingsError
 from rehearsal_kit.base.process_groups import ProcessGroups
+from rehearsal_kit.bench.clock import now
 from rehearsal_kit.buffer.distributed_buffer import DistributedBuffer
 from rehearsal_kit.buffer.exchange import GroupExchange
 from rehearsal_kit.buffer.row_layout import IDENTITY, Samples
@@ -56,13 +56,15 @@ class Turns:
         """SettingsError for a strategy that asks for more samples than the buffer holds that is measured."""
         stream = stream_named(self.stream)
         for arm in self.measured():
-            rehearsal, strategy = arm.rehearsal(stream), arm.made(stream)
-            drawn = rehearsal.representatives if strategy.replays else 0
-            again = rehearsal.distillation if strategy.distils and not strategy.shares_draw else 0
-            if max(drawn, again) > self.capacity:
+            live_settings = LiveSettings(
+                training=arm.training(stream), rehearsal=arm.rehearsal(stream), strategy=arm.made(stream)
+            )
+            sizes = live_settings.sizes(1)
+            if max(sizes.representatives, sizes.distillation) > self.capacity:
                 raise SettingsError(
-                    f"strategy {arm.name!r} draws r={drawn} and rd={again} samples, but its buffer holds "
-                    f"{self.capacity} here, and none is drawn twice in one draw; give smaller numbers."
+                    f"strategy {arm.name!r} draws r={sizes.representatives} and rd={sizes.distillation} "
+                    f"samples, but its buffer holds {self.capacity} here, and none is drawn twice in one "
+                    "draw; give smaller numbers."
                 )
 
     def device_of(self, rank: int) -> str:
@@ -141,7 +143,7 @@ class _Turn:
         """Seconds of one step, the background work that it began included."""
         self._steps += 1
         new, strategy = self._pool[self._steps % POOL], self._live_settings.strategy
-        began = self._now()
+        began = now(self._device)
         drawn = None if self._buffer is None else self._advance(self._buffer)
         draws = ({}, {}) if drawn is None else (drawn.samples, drawn.distillation)
         batch = MiniBatch.augmented(new, *draws, strategy=strategy)
@@ -150,7 +152,7 @@ class _Turn:
         if self._buffer is not None:
             self._offer(self._buffer, new, stepped.outputs)
             self._buffer.state()  # waits: what is under way would slow down the next strategy's step
-        return self._now() - began
+        return now(self._device) - began
 
     def close(self) -> None:
         if self._buffer is not None:
@@ -177,11 +179,6 @@ class _Turn:
             self._advance(buffer)
             self._offer(buffer, new, self._learner.predict(new[self._inputs]))
         buffer.state()
-
-    def _now(self) -> float:
-        if self._device != "cpu":
-            torch.cuda.synchronize(self._device)
-        return time.perf_counter()
 
 
 def _samples(stream: CompareStream, number: int, *, rank: int, count: int) -> dict[str, torch.Tensor]:
