@@ -90,7 +90,7 @@ def replay_run(
         with start_cluster(kind, workers=ranks) as cluster:
             deterministic = settings.training.deterministic
             if tell is None:
-                _require_same_device(run, cluster, deterministic=deterministic)
+                require_same_device(run, cluster, deterministic=deterministic)
             elif changed := _devices_changed(run, cluster, deterministic=deterministic):
                 tell(f"on another device: {'; '.join(changed)}")
             if not part:
@@ -160,7 +160,7 @@ def _changes(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     ]
 
 
-def _require_same_device(run: RunFolder, cluster: Cluster, *, deterministic: bool) -> None:
+def require_same_device(run: RunFolder, cluster: Cluster, *, deterministic: bool) -> None:
     """ReplayError if the workers of this cluster do not compute as those did on which the run was trained."""
     if changed := _devices_changed(run, cluster, deterministic=deterministic):
         reason = "" if cluster.address.kind == "cuda" else f" ({cluster.reason})"

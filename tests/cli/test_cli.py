@@ -154,8 +154,6 @@ def test_a_bad_scan_among_good_ones_is_named_and_the_rest_is_learned(tmp_path, c
     elsewhere = {"device": "cuda", "GPU": "of last week"}
     joined = Joined(rank=0, ranks=1, device="cuda:0", process=1, time=0.0, versions=elsewhere)
     written(RunFolder(folder), [joined])
-    assert main(["replay", str(folder), "--check"]) == 1
-    assert "GPU of last week then" in capsys.readouterr().err
     settings = json.loads((folder / "settings.json").read_text())
     settings["versions"]["code of rehearsal-kit"] = "of last week"
     (folder / "settings.json").write_text(json.dumps(settings))

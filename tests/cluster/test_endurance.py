@@ -86,7 +86,7 @@ def test_a_soak_of_two_hundred_generations(tmp_path):
 @pytest.mark.endurance
 def test_the_same_exception_every_time(cluster, tmp_path):
     """Number 2: the ranks are started again as often as was allowed, and not for ever."""
-    fault = Fault(kind="raise", marker=str(tmp_path / "marker"), forward=100, again=True)
+    fault = Fault(kind="raise", marker=str(tmp_path / "marker"), forward=50, again=True)
     recovery = Recovery(checkpoint_s=1000, stall_s=5, wait_s=60, restarts=2)
     with session_on(cluster, tmp_path / "run", fault, recovery=recovery) as session:
         session.start()
@@ -100,7 +100,7 @@ def test_the_same_exception_every_time(cluster, tmp_path):
 @pytest.mark.parametrize("kind", ["exit", "crash"])
 def test_a_process_that_ends_by_itself(cluster, expected, tmp_path, kind):
     """Number 4: os._exit(0), and a segmentation fault."""
-    fault = Fault(kind=kind, marker=str(tmp_path / "marker"), forward=100)
+    fault = Fault(kind=kind, marker=str(tmp_path / "marker"), forward=50)
     with session_on(cluster, tmp_path / "run", fault) as session:
         session.start()
         assert session.wait(DEADLINE_S) == "finished"
@@ -115,7 +115,7 @@ def test_a_worker_that_never_comes_back(tmp_path):
     """
     with shared_cluster(check=False) as cluster:
         recovery = Recovery(checkpoint_s=0.3, stall_s=5, wait_s=3, restarts=0)
-        with session_on(cluster, tmp_path / "run", recovery=recovery, nap_s=0.005) as session:
+        with session_on(cluster, tmp_path / "run", recovery=recovery) as session:
             session.start()
             until(session, lambda timeline: timeline.records(CheckpointKept))
             lost = sorted(cluster.client.scheduler_info(n_workers=-1)["workers"])[0]
@@ -145,7 +145,7 @@ def test_a_rank_killed_before_they_have_met(cluster, expected, tmp_path, delay):
 @pytest.mark.endurance
 def test_a_rank_that_holds_the_interpreter(cluster, expected, tmp_path):
     """Number 7: people are told which one; nothing is started again, and it goes on by itself."""
-    fault = Fault(kind="hold", marker=str(tmp_path / "marker"), forward=100, seconds=15)
+    fault = Fault(kind="hold", marker=str(tmp_path / "marker"), forward=50, seconds=15)
     recovery = Recovery(checkpoint_s=0.3, stall_s=60, wait_s=60)
     with session_on(cluster, tmp_path / "run", fault, recovery=recovery) as session:
         session.start()
@@ -160,7 +160,7 @@ def test_a_rank_that_holds_the_interpreter(cluster, expected, tmp_path):
 @pytest.mark.endurance
 def test_an_interrupt_ends_the_waiting_only(cluster, expected, tmp_path):
     """Number 22."""
-    with session_on(cluster, tmp_path / "run", nap_s=0.005) as session:
+    with session_on(cluster, tmp_path / "run") as session:
         session.start()
         until(session, lambda timeline: timeline.records(Steps))
         timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
@@ -178,7 +178,7 @@ def test_a_scheduler_that_is_killed(cluster, expected, tmp_path):
     """Number 23: its workers end, people hear of it, and the run goes on elsewhere to the same weights."""
     with shared_cluster(check=False) as lost:
         family = [process.pid for process in lost.processes()[1:]]
-        with session_on(lost, tmp_path / "run", nap_s=0.005) as session:
+        with session_on(lost, tmp_path / "run") as session:
             session.start()
             until(session, lambda timeline: timeline.records(CheckpointKept))
             os.kill(family[0], signal.SIGKILL)
@@ -214,7 +214,7 @@ def test_a_connection_that_breaks(cluster, expected, tmp_path):
 @pytest.mark.endurance
 def test_a_flood_of_events(cluster, expected, tmp_path):
     """Number 25: what others tell by the thousand harms neither the weights nor the curve."""
-    with session_on(cluster, tmp_path / "run", nap_s=0.005) as session:
+    with session_on(cluster, tmp_path / "run") as session:
         session.start()
         until(session, lambda timeline: timeline.records(Steps))
         sent = 0
@@ -239,7 +239,7 @@ def test_a_rank_killed_between_unequal_shares(cluster, tmp_path):
         session.start()
         assert session.wait(DEADLINE_S) == "finished"
         losses = session.timeline.losses()
-    fault = Fault(kind="kill", marker=str(tmp_path / "marker"), forward=122)
+    fault = Fault(kind="kill", marker=str(tmp_path / "marker"), forward=80)
     with session_on(cluster, tmp_path / "run", fault, sizes=sizes) as session:
         session.start()
         assert session.wait(DEADLINE_S) == "finished"
@@ -276,7 +276,7 @@ def test_the_end_of_an_allocation(cluster, expected, tmp_path):
     """Number 27: SIGTERM to the cluster stops the run with a checkpoint, from which it goes on elsewhere."""
     with shared_cluster(check=False) as ending:
         server = ending.processes()[1].pid
-        with session_on(ending, tmp_path / "run", nap_s=0.005) as session:
+        with session_on(ending, tmp_path / "run") as session:
             session.start()
             until(session, lambda timeline: len(timeline.records(Steps)) > 3)
             os.kill(server, signal.SIGTERM)

@@ -104,8 +104,8 @@ def test_the_error_is_told_before_groups_are_destroyed_that_never_are(cluster, e
 def test_on_gpus_all_processes_of_a_failed_generation_end_at_once(cluster, expected, host, tmp_path):
     """The one that fails tells its error first; the one that waits for ever leaves when it is given up."""
     faults = (
-        Fault(kind="raise", marker=str(tmp_path / "first"), rank=1, forward=100),
-        Fault(kind="sleep", marker=str(tmp_path / "second"), rank=0, forward=100, seconds=60),
+        Fault(kind="raise", marker=str(tmp_path / "first"), rank=1, forward=50),
+        Fault(kind="sleep", marker=str(tmp_path / "second"), rank=0, forward=50, seconds=60),
     )
     with session_on(cluster, tmp_path / "run", *faults, recovery=RECOVERY) as session:
         session.start()
@@ -127,7 +127,7 @@ def test_a_broken_device_costs_a_process_and_one_restart_each_time(cluster, expe
     """The network's own errors would set its task aside; the second time the card is named."""
     faults = [
         Fault(kind="fail", marker=str(tmp_path / name), rank=1, forward=forward, text=ASSERT)
-        for name, forward in (("first", 100), ("second", 101))
+        for name, forward in (("first", 50), ("second", 51))
     ]
     with session_on(cluster, tmp_path / "run", *faults, recovery=RECOVERY) as session:
         session.start()

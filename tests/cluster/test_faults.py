@@ -102,7 +102,7 @@ def paused_with_checkpoint(session):
 
 def test_an_exception_on_one_rank(cluster, expected, tmp_path):
     """Number 1: the rank is named with its error, no worker is restarted, and the others notice at once."""
-    fault = Fault(kind="raise", marker=str(tmp_path / "marker"), rank=1, forward=150)
+    fault = Fault(kind="raise", marker=str(tmp_path / "marker"), rank=1, forward=70)
     with session_on(cluster, tmp_path / "run", fault) as session:
         session.start()
         assert session.wait(DEADLINE_S) == "finished"
@@ -141,7 +141,7 @@ def test_a_frozen_rank_0_that_comes_to_life_again(cluster, expected, tmp_path, a
 
     Where it comes to life while the others are told to give up, it does so too, and its process goes on.
     """
-    fault = Fault(kind="freeze", marker=str(tmp_path / "marker"), rank=0, forward=100)
+    fault = Fault(kind="freeze", marker=str(tmp_path / "marker"), rank=0, forward=50)
     recovery = Recovery(checkpoint_s=0.3, stall_s=3, wait_s=60)
     with session_on(cluster, tmp_path / "run", fault, recovery=recovery) as session:
         session.start()
@@ -194,7 +194,7 @@ def test_damaged_checkpoints_are_passed_over(cluster, expected, tmp_path):
 
 def test_a_hundred_wishes_in_a_second(cluster, tmp_path):
     """Number 15; the weights are not those of the run that nobody has steered."""
-    with session_on(cluster, tmp_path / "run", nap_s=0.005) as session:
+    with session_on(cluster, tmp_path / "run") as session:
         session.start()
         until(session, lambda timeline: timeline.records(Steps))
         rates = [1e-3 * (1 + n / 100) for n in range(100)]
@@ -283,11 +283,11 @@ def test_a_pause_longer_than_any_patience(cluster, expected, tmp_path, seconds):
 def test_a_kernel_killed_in_mid_training(cluster, expected, tmp_path):
     """Number 19: the steps go on while there is no kernel; the next one sees the whole curve and steers."""
     folder = RunFolder(tmp_path / "run")
-    with kernel("train_on", json.dumps(cluster.place), str(folder.path), "0.01") as process:
+    with kernel("train_on", json.dumps(cluster.place), str(folder.path)) as process:
         assert process.stdout.readline() == "training\n"
     killed = time.time()
     before = Timeline.load(folder.timeline).last(Steps).first
-    wait_for(lambda: Timeline.load(folder.timeline).last(Steps).first > before + 60)
+    wait_for(lambda: Timeline.load(folder.timeline).last(Steps).first > before + 40)
     usual = gaps(folder, since=0.0)
     longest = max(gaps(folder, since=killed - 0.5))
     with attach(folder.path) as session:
@@ -304,7 +304,7 @@ def test_a_kernel_killed_in_mid_training(cluster, expected, tmp_path):
 def test_a_cluster_that_nobody_uses_any_more(expected, tmp_path):
     """Number 20: its kernel is killed, the run goes on to its end, and then the cluster ends."""
     folder = RunFolder(tmp_path / "run")
-    with kernel("train_on_own_cluster", str(folder.path), "5.0", "0.0") as process:
+    with kernel("train_on_own_cluster", str(folder.path), "5.0") as process:
         family = json.loads(process.stdout.readline())
         assert process.stdout.readline() == "training\n"
     place = Path(json.loads(folder.cluster.read_text())["folder"])
@@ -317,7 +317,7 @@ def test_a_cluster_that_nobody_uses_any_more(expected, tmp_path):
 
 def test_the_same_cell_twice_and_two_notebooks(cluster, expected, tmp_path):
     """Number 21: one run, one kernel that steers; the other one watches until it takes over, in words."""
-    with session_on(cluster, tmp_path / "run", nap_s=0.005) as first:
+    with session_on(cluster, tmp_path / "run") as first:
         with pytest.raises(RunFolderError, match="never written over"):
             session_on(cluster, tmp_path / "run")
         first.start()
@@ -360,7 +360,7 @@ async def close_worker(dask_worker):
 def test_the_end_of_a_worker_and_of_a_cluster_are_no_wishes(cluster, expected, tmp_path):
     """No ledger has them: ranks are started again, and a run without cluster goes on by resume."""
     with shared_cluster(check=False) as own:
-        session = session_on(own, tmp_path / "run", nap_s=0.005)
+        session = session_on(own, tmp_path / "run")
         session.start()
         until(session, lambda timeline: step_told(session) > 20)
         own.client.run(close_worker, workers=[session.timeline.last(GenerationBegan).workers[1]])

@@ -61,7 +61,7 @@ def soak(cluster, expected, folder, *, generations, kinds=None):
             kind=kind,
             marker=str(folder / f"marker-{number}"),
             rank=int(random.integers(2)),
-            forward=int(random.integers(5, 300)),
+            forward=int(random.integers(5, 100)),
             seconds=1.0 if kind == "sleep" else 0.0,
         )
         with session_on(cluster, folder / f"run-{number}", fault) as session:

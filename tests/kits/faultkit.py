@@ -48,11 +48,13 @@ SLOW = float(os.environ.get("REHEARSAL_KIT_SLOW", max(1.0, os.getloadavg()[0] / 
 DEADLINE_S = 60 * SLOW
 RECOVERY_S = 10 * SLOW
 """From a kill to the first new step."""
-SIZES = (320, 320, 320)
+SIZES = (160, 160, 160)
 TASKS = len(SIZES)
 CAPACITY = 64
 RECOVERY = Recovery(checkpoint_s=0.3, stall_s=5, wait_s=60)
-TRAINING = Training(batch=4, epochs=3, scaling="none")
+TRAINING = Training(batch=4, epochs=2, scaling="none")
+NAP_S = 0.01
+"""Of every training forward pass: runs that take as long as faults need, without work for a processor."""
 REHEARSAL = Rehearsal(representatives=4, distillation=4, candidates=4, capacity=CAPACITY)
 ASSERT = (
     "CUDA error: device-side assert triggered\nSearch for `cudaErrorAssert' in https://docs.nvidia.com/cuda/"
@@ -74,7 +76,7 @@ class Fault:
     marker: str
     """A file that says that it has happened."""
     rank: int = 1
-    forward: int = 60
+    forward: int = 50
     """Training forward passes of its process before; -1: before it meets the others, whatever its rank."""
     seconds: float = 0.0
     again: bool = False
@@ -170,7 +172,7 @@ def session_on(
     cluster: Cluster,
     run: Path,
     *faults: Fault,
-    nap_s: float = 0.0,
+    nap_s: float = NAP_S,
     sizes: Sequence[int] = SIZES,
     tasks_of: Callable[[Sequence[int]], list[Any]] | None = None,
     **changes: Any,
@@ -429,20 +431,20 @@ def kernel(work: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
         process.stdout.close()
 
 
-def train_on(place: str, run: str, nap_s: str) -> None:
+def train_on(place: str, run: str) -> None:
     """What a notebook would run: start on a cluster that is there, and wait."""
-    session = session_on(reach(json.loads(place)), Path(run), nap_s=float(nap_s))
+    session = session_on(reach(json.loads(place)), Path(run))
     session.start()
     until(session, lambda timeline: timeline.last(Steps))
     print("training", flush=True)
     session.wait()
 
 
-def train_on_own_cluster(run: str, idle_timeout_s: str, nap_s: str) -> None:
+def train_on_own_cluster(run: str, idle_timeout_s: str) -> None:
     """The same, with a cluster of its own that nobody closes."""
     cluster = start_cluster("cpu", workers=2, idle_timeout_s=float(idle_timeout_s))
     print(json.dumps([process.pid for process in cluster.processes()[1:]]), flush=True)
-    train_on(json.dumps(cluster.place), run, nap_s)
+    train_on(json.dumps(cluster.place), run)
 
 
 def gaps(folder: RunFolder, since: float) -> list[float]:

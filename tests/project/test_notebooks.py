@@ -68,6 +68,7 @@ SHORTER = (
     (r"epochs=\d+", "epochs=1"),
     (r"interval_s=\d+", "interval_s=1"),
     (r"size=32", "size=16"),
+    (r"batch=\d+", "batch=64"),
 )
 """What a notebook says of how long it takes. That every cell runs depends on none of it, and the browser's
 test has the first notebook train as it stands."""

@@ -239,10 +239,10 @@ def test_every_command_that_a_person_may_wish_for_is_walked():
 
 
 @pytest.mark.parametrize("place", range(len(INTERRUPTIONS)), ids=list(INTERRUPTIONS))
-def test_a_sixth_of_the_pairs(tasks, place):
-    """Every interruption with every sixth command, others for the next: all of both are met."""
+def test_a_ninth_of_the_pairs(tasks, place):
+    """Every interruption with every ninth command, others for the next: all of both are met."""
     name = list(INTERRUPTIONS)[place]
-    some = {command: COMMANDS[command] for command in [*COMMANDS][place % 6 :: 6]}
+    some = {command: COMMANDS[command] for command in [*COMMANDS][place % 9 :: 9]}
     assert broken_pairs(some, INTERRUPTIONS[name], tasks, late=place % 2 == 0) == {}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shutil
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,10 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from runkit import written
 from safetensors.torch import load_file
 
-from rehearsal_kit.base.errors import RankError, SessionError, SettingsError
+from rehearsal_kit.base.errors import RankError, ReplayError, SessionError, SettingsError
 from rehearsal_kit.base.settings import Rehearsal, Training
 from rehearsal_kit.cluster.cluster import start_cluster
 from rehearsal_kit.data.preparation import Preparation
@@ -27,6 +29,7 @@ from rehearsal_kit.learning.networks.ptychonn import PtychoNN
 from rehearsal_kit.learning.strategies.dark import DERpp
 from rehearsal_kit.learning.strategies.replay import ER
 from rehearsal_kit.learning.strategies.strategy import Strategy
+from rehearsal_kit.record.rank_records import Joined
 from rehearsal_kit.record.records import (
     BranchBegan,
     Evaluated,
@@ -36,8 +39,10 @@ from rehearsal_kit.record.records import (
     TaskEnded,
     TaskSetAside,
 )
+from rehearsal_kit.record.run_folder import RunFolder
 from rehearsal_kit.record.timeline import Timeline
 from rehearsal_kit.reports.comparison import Outcome
+from rehearsal_kit.session.replay import require_same_device
 from rehearsal_kit.session.results import left_out, results_table
 from rehearsal_kit.session.session import Session
 
@@ -360,6 +365,16 @@ def test_the_export_of_a_scan_carries_its_preparation(scanned, tmp_path):
 
 
 @pytest.mark.cluster
+def test_a_run_of_another_device_is_not_replayed_for_its_bits(cluster, blobs, tmp_path):
+    run = RunFolder(shutil.copytree(blobs.session.run.path, tmp_path / "run"))
+    require_same_device(run, cluster, deterministic=True)
+    # As if ranks had been started on another machine once.
+    elsewhere = {"device": "cuda", "GPU": "of last week"}
+    written(run, [Joined(rank=0, ranks=1, device="cuda:0", process=1, time=0.0, versions=elsewhere)])
+    with pytest.raises(ReplayError, match=r"GPU of last week then, none now.*--any-versions"):
+        require_same_device(run, cluster, deterministic=True)
+
+
 def test_a_run_is_switched_to_another_strategy_on_all_ranks_at_one_step(cluster, tmp_path):
     with session_on(
         cluster, tmp_path / "run", training=Training(batch=8, epochs=500, scaling="none")
