@@ -23,7 +23,7 @@ from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.learning.module_state import count_of, numbers_of, shaped_as
 
 Gradients = Sequence[torch.Tensor | None]
-"""By each parameter; None where the value does not depend on it."""
+"""The gradient by each parameter; None where the value does not depend on it."""
 
 
 class GradientBuckets:

@@ -212,7 +212,7 @@ def _trained(network: torch.nn.Module) -> list[torch.nn.Parameter]:
 
 
 def _buckets(network: torch.nn.Module, training: Training, *, device: str, ranks: int) -> GradientBuckets:
-    """As the settings say; a rank that is alone has nothing to send early."""
+    """Buckets of the size in the settings; one where a rank is alone, which has nothing to send early."""
     mib = training.bucket_mib if ranks > 1 else None
     most = None if mib is None else mib * MIB / FLOAT32
     return GradientBuckets(_trained(network), device=device, most=most)

@@ -52,7 +52,7 @@ SIZES = (320, 320, 320)
 TASKS = len(SIZES)
 CAPACITY = 64
 RECOVERY = Recovery(checkpoint_s=0.3, stall_s=5, wait_s=60)
-TRAINING = Training(batch=4, epochs=3, scaling="none")
+TRAINING = Training(batch=4, epochs=3, scaling="none", bucket_mib=0.002)  # several, of its small network
 REHEARSAL = Rehearsal(representatives=4, distillation=4, candidates=4, capacity=CAPACITY)
 ASSERT = (
     "CUDA error: device-side assert triggered\nSearch for `cudaErrorAssert' in https://docs.nvidia.com/cuda/"
