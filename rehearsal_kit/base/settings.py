@@ -89,6 +89,10 @@ class Training:
     """Whether a GPU computes the same bits each time, so that ranks that begin again, and a replay on the
     same kind of GPU, come to the same weights; an operation of a network of yours that torch cannot compute
     so is an error then. False: by whatever is fastest. There is nothing to choose on CPUs: they always do."""
+    bucket_mib: float | None = 25.0
+    """Where a network is larger, ranks add up its gradients in buckets of so many MiB (of numbers of four
+    bytes), each while the backward pass goes on with the layers before; None: all after it. On three ranks
+    and more the last bits of the weights hang on it, so a run keeps to one."""
     average: float | None = None
     """Decay of an exponential moving average of the weights, such as 0.99: the network that predicts, is
     evaluated, shown and exported. None: the weights themselves. Training goes on with these either way."""
@@ -116,6 +120,8 @@ class Training:
         require_number("weight_decay", self.weight_decay, low=0.0, high=1.0)
         if self.clip_norm is not None:
             require_number("clip_norm", self.clip_norm, low=1e-9, high=1e9)
+        if self.bucket_mib is not None:
+            require_number("bucket_mib", self.bucket_mib, low=1e-6, high=1e6)
         if self.average is not None:
             require_number("average", self.average, low=0.0, high=0.999999)
         if self.plastic_average is not None:

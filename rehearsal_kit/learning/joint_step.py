@@ -4,8 +4,9 @@
     (all-reduce   which classes are among the new samples)
     every rank    the strategy's terms of each sample
     meeting       how many samples each term has on all ranks, who has any, which buffers changed, who failed
-    every rank    each term over that number, backward
-    all-reduce    gradients, buffers of the network, losses, failures
+    every rank    each term over that number, backward; meanwhile, where the network is large,
+    (all-reduces  gradients of its last layers, bucket by bucket)
+    all-reduce    gradients of the first layers, buffers of the network, losses, failures
     every rank    the same sum: the step is taken, or buffers are put back and all say the same trouble
 
 Two collectives at least, because a term is a mean over the samples of all ranks and these may have unequal
@@ -29,6 +30,7 @@ from rehearsal_kit.base.failure_kinds import raise_of_device
 from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.learning.forward_pass import ForwardPass
 from rehearsal_kit.learning.gpu_arithmetic import said_of_network
+from rehearsal_kit.learning.gradient_buckets import GradientBuckets, GradientSum
 from rehearsal_kit.learning.mini_batch import MiniBatch
 from rehearsal_kit.learning.module_state import ModuleBuffers, count_of, numbers_of, shaped_as
 from rehearsal_kit.learning.packed_sum import PackedSum
@@ -63,17 +65,21 @@ class JointStep:
         network: torch.nn.Module,
         forward: ForwardPass,
         *,
-        device: str,
+        buckets: GradientBuckets,
         groups: ProcessGroups,
         asynchronous: bool,
     ) -> None:
-        """asynchronous: whether the host goes on while the device computes: it is to read nothing of it."""
+        """buckets: of the parameters of the network that are trained. asynchronous: whether the host goes on
+        while the device computes: it is to read nothing of it.
+        """
         self._network = network
         self._forward = forward
-        self._device = device
+        self._device = buckets.device
         self._groups = groups
         self._asynchronous = asynchronous
-        self._parameters = [p for p in network.parameters() if p.requires_grad]
+        self._buckets = buckets
+        self._together = GradientBuckets(buckets.parameters, device=buckets.device)
+        """The same in one: gradients that are kept apart are needed as a whole."""
         self._persistent = frozenset(network.state_dict())
 
     def of(
@@ -141,25 +147,21 @@ class JointStep:
         seconds = time.perf_counter() - began - asked.present.waited
         return OwnPart(terms, outputs, samples, changed=changed, seconds=seconds, replayed=losses)
 
-    def _backward(
-        self, own: OwnPart, told: Told, *, apart: bool, dtype: torch.dtype
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The terms of the loss, (term,), and the gradients by all trained parameters, (value, number).
+    def _backward(self, own: OwnPart, told: Told, *, sums: GradientSum, apart: bool) -> torch.Tensor:
+        """The terms of the loss, (term,); `sums` has the gradient of each, or, unless `apart`, of their sum.
 
-        A value is a term, or, unless `apart`, their sum. Zeros after an error, which is then in `own`.
+        Zeros after an error, which is then in `own`.
         """
         try:
             scaled = self._scaled(own, told)
-            values = scaled if apart else [torch.stack(scaled).sum()]
-            gradients = torch.stack([self._gradient(value, dtype) for value in values])
-            return torch.stack(scaled).detach(), gradients
-        except Exception as error:  # the other ranks wait for a sum of this size
+            sums.compute(scaled if apart else [torch.stack(scaled).sum()])
+            return torch.stack(scaled).detach()
+        except Exception as error:  # the other ranks wait for as many sums, of the same sizes
             raise_of_device(error)
+            if sums.lost is not None:  # nothing can be told any more
+                raise
             own.error = said_of_network(error)
-        rows = len(told.counts) if apart else 1
-        size = sum(count_of(parameter) for parameter in self._parameters)
-        nothing = torch.zeros(len(told.counts), device=self._device)
-        return nothing, torch.zeros(rows, size, dtype=dtype, device=self._device)
+        return torch.zeros(len(told.counts), device=self._device)
 
     def _scaled(self, own: OwnPart, told: Told) -> list[torch.Tensor]:
         # Each term, divided by the number of its samples on all ranks before the backward pass: terms count
@@ -170,13 +172,6 @@ class JointStep:
             term.weight * term.values.float().sum() / count
             for term, count in zip(own.terms, counts, strict=True)
         ]
-
-    def _gradient(self, value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        parts: Sequence[torch.Tensor | None] = [None] * len(self._parameters)
-        if value.requires_grad:  # not where this rank has no sample for it
-            parts = torch.autograd.grad(value, self._parameters, allow_unused=True)
-        found = zip(self._parameters, parts, strict=True)
-        return torch.cat([numbers_of(torch.zeros_like(p) if g is None else g).to(dtype) for p, g in found])
 
     # All ranks ------------------------------------------------------------------------------------------
 
@@ -192,42 +187,39 @@ class JointStep:
         return told
 
     def _summed(self, own: OwnPart, told: Told, *, strategy: Strategy, buffers: ModuleBuffers) -> SummedStep:
-        # One flat sum for gradients, buffers and loss. DistributedDataParallel would rebuild its buckets
-        # after the first step and add in another order after a restart; this adds in one order.
         began = time.perf_counter()
         means = buffers.means(told.changed)
-        dtype = _widest([*self._parameters, *means])
-        losses, gradients = self._backward(own, told, apart=strategy.separate, dtype=dtype)
-        vector = self._layout(gradients.numel(), means, terms=len(told.counts), dtype=dtype)
+        buckets, rows = (self._together, len(told.counts)) if strategy.separate else (self._buckets, 1)
+        dtype = _widest([*buckets.parameters, *means])
+        vector = self._layout(means, terms=len(told.counts), dtype=dtype)
+        sums = GradientSum(buckets, self._groups, dtype=dtype, behind=sum(vector.sizes.values()), rows=rows)
+        losses = self._backward(own, told, sums=sums, apart=strategy.separate)
         packed = vector.pack(
             {
-                "gradients": [gradients],
                 "buffers": self._shares(own, told, means=means, dtype=dtype),
                 "losses": [losses],
                 "failed": [self._failures(own, buffers, dtype)],
                 "seconds": [self._at_this_rank(own.seconds + time.perf_counter() - began, dtype)],
             }
         )
-        parts = vector.unpack(self._groups.sum(packed))
-        rows = parts["gradients"].view(gradients.shape)
-        gradient = strategy.direction(rows) if strategy.separate else rows[0]
+        gradients, behind = sums.over_all(packed)
+        if strategy.separate:
+            gradients = [strategy.direction(gradients[0].view(rows, -1))]
+        parts = vector.unpack(behind)
         averaged = parts["buffers"].split([*map(count_of, means)])
         for tensor, part in zip(means, averaged, strict=True):
             tensor.copy_(shaped_as(tensor, part))
         buffers.share(told.changed, self._groups, source=told.having[0])
         numbers = {
             **{name: parts[name] for name in ("losses", "failed", "seconds")},
-            "norm": gradient.norm()[None],
+            "norms": torch.stack([bucket.norm() for bucket in gradients]),
             "own losses": losses.isfinite().all()[None],
         }
-        return SummedStep(own, buffers, gradient=gradient, numbers=numbers)
+        return SummedStep(own, buffers, gradients=buckets.shaped(gradients), numbers=numbers)
 
-    def _layout(
-        self, gradients: int, means: Sequence[torch.Tensor], *, terms: int, dtype: torch.dtype
-    ) -> PackedSum:
-        """What is added up after the backward passes; made anew, for other buffers may change every time."""
+    def _layout(self, means: Sequence[torch.Tensor], *, terms: int, dtype: torch.dtype) -> PackedSum:
+        """What is added up behind the gradients; made anew, for other buffers may change every time."""
         sizes = {
-            "gradients": gradients,
             "buffers": sum(map(count_of, means)),
             "losses": terms,
             "failed": 1,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -13,15 +13,17 @@ from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.base.settings import Training
 from rehearsal_kit.buffer.row_layout import Samples
 from rehearsal_kit.learning.forward_pass import ForwardPass
+from rehearsal_kit.learning.gradient_buckets import GradientBuckets
 from rehearsal_kit.learning.joint_step import Averages, JointStep
 from rehearsal_kit.learning.learner_state import LearnerState
 from rehearsal_kit.learning.metrics import Scores, TaskMetrics
 from rehearsal_kit.learning.mini_batch import MiniBatch
-from rehearsal_kit.learning.module_state import count_of, shaped_as
 from rehearsal_kit.learning.signature import Signature, targets_of
 from rehearsal_kit.learning.strategies.strategy import Strategy
 from rehearsal_kit.learning.summed_step import Stepped, SummedStep
 
+MIB, FLOAT32 = 2**20, 4
+"""Bytes."""
 LAG = 2
 """Steps that a GPU is given before the host looks at the first of them: so it is never without work."""
 
@@ -61,7 +63,7 @@ class Learner:
         self._steps = JointStep(
             self.network,
             self._forward,
-            device=device,
+            buckets=_buckets(self.network, training, device=device, ranks=groups.ranks),
             groups=groups,
             asynchronous=self.lag > 0 or device != "cpu",
         )
@@ -114,14 +116,14 @@ class Learner:
             batch, self._known, strategy=strategy, seed=seed, averages=self._averages_for(strategy)
         )
         self._unread.append(summed)
-        if summed.gradient is None:
+        if summed.gradients is None:
             return summed
         unless = None
         if self.lag:
             unless = self._sticking(summed.unsound)
         elif summed.read().trouble:
             return summed
-        self._give(summed.gradient, factor)
+        self._give(summed.gradients, factor)
         self.state.take(unless=unless)
         if unless is not None:
             summed.launched(unless=unless)
@@ -194,16 +196,26 @@ class Learner:
         self._left_out = unsound if self._left_out is None else torch.maximum(self._left_out, unsound)
         return self._left_out
 
-    def _give(self, gradient: torch.Tensor, factor: float) -> None:
-        """Give the optimizer the gradient, (number,), and its learning rate."""
-        parameters = [p for p in self.network.parameters() if p.requires_grad]
-        for parameter, part in zip(parameters, gradient.split([*map(count_of, parameters)]), strict=True):
-            shaped = shaped_as(parameter, part)
-            parameter.grad = _laid_out_as(parameter, shaped) if self.state.leaves_out else shaped
+    def _give(self, gradients: Sequence[torch.Tensor], factor: float) -> None:
+        """Give the optimizer the gradients, each in the shape of its parameter, and its learning rate."""
+        parameters = _trained(self.network)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = _laid_out_as(parameter, gradient) if self.state.leaves_out else gradient
         if self.training.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(parameters, self.training.clip_norm)
         for group in self.state.optimizer.param_groups:
             group["lr"] = self.training.learning_rate * factor
+
+
+def _trained(network: torch.nn.Module) -> list[torch.nn.Parameter]:
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]
+
+
+def _buckets(network: torch.nn.Module, training: Training, *, device: str, ranks: int) -> GradientBuckets:
+    """Buckets of the size in the settings; one where a rank is alone, which has nothing to send early."""
+    mib = training.bucket_mib if ranks > 1 else None
+    most = None if mib is None else mib * MIB / FLOAT32
+    return GradientBuckets(_trained(network), device=device, most=most)
 
 
 def _laid_out_as(parameter: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:

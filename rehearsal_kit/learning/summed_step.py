@@ -61,9 +61,10 @@ class OwnPart:
 class SummedStep:
     """A step over the samples of all ranks that was computed, and that no host has looked at yet.
 
-    gradient: to take the step with, (number,); None where some rank is known to have failed. numbers: what
-    the ranks have added up, each (number,) on the device: `losses` of the terms, the `norm` of the gradient,
-    how many have `failed`, the `seconds` of each; and whether the `own losses` are finite.
+    gradients: to take the step with, by each trained parameter, in its shape; None where some rank is known
+    to have failed. numbers: what the ranks have added up, each (number,) on the device: `losses` of the
+    terms, `norms` of buckets of the gradient, how many have `failed`, the `seconds` of each; and whether the
+    `own losses` are finite.
     """
 
     def __init__(
@@ -71,10 +72,10 @@ class SummedStep:
         own: OwnPart,
         buffers: ModuleBuffers,
         *,
-        gradient: torch.Tensor | None = None,
+        gradients: Sequence[torch.Tensor] | None = None,
         numbers: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
-        self.gradient = gradient
+        self.gradients = gradients
         self.outputs = own.outputs
         """Those of `Stepped`, known before it."""
         self.replayed = own.replayed
@@ -90,14 +91,14 @@ class SummedStep:
 
     @property
     def failed(self) -> bool:
-        """Whether an error is known to have come, so that there is no gradient; the same on all ranks."""
-        return self.gradient is None and not self._sizes
+        """Whether an error is known to have come, so that there are no gradients; the same on all ranks."""
+        return self.gradients is None and not self._sizes
 
     @property
     def unsound(self) -> torch.Tensor:
         """1 where the step is not to be taken, else 0, the same on all ranks: float32 () on the device."""
         parts = self._parts
-        finite = torch.cat([parts["losses"], parts["norm"]]).isfinite().all()
+        finite = torch.cat([parts["losses"], parts["norms"]]).isfinite().all()
         return (~(finite & (parts["failed"] == 0).all())).float()
 
     def launched(self, *, unless: torch.Tensor) -> None:
@@ -106,7 +107,7 @@ class SummedStep:
         unless: float32 () on the device: where it is 1, buffers become what they were before the step.
         """
         self._buffers.leave(unless)
-        self.gradient = None
+        self.gradients = None
         if self._numbers.is_cuda:
             self._copied = _Copied(self._numbers)
 
@@ -134,7 +135,7 @@ class SummedStep:
             if names and not own.error:
                 own.error = _unseen(names)
             return _failed(own)
-        trouble = _trouble(told["losses"], told["norm"][0])
+        trouble = _trouble(told["losses"], told["norms"])
         return Stepped(
             dict(zip(self._terms, told["losses"], strict=True)),
             own.outputs,
@@ -167,10 +168,10 @@ def _failed(own: OwnPart) -> Stepped:
     return Stepped({}, {}, trouble, guilty=bool(own.error), busy=(), failed=True, error=own.error)
 
 
-def _trouble(values: Sequence[float], norm: float) -> str:
+def _trouble(values: Sequence[float], norms: Sequence[float]) -> str:
     if not all(map(math.isfinite, values)):
         return "the loss became " + ("NaN" if any(map(math.isnan, values)) else "infinite")
-    return "" if math.isfinite(norm) else "the gradient became infinite or NaN"
+    return "" if all(map(math.isfinite, norms)) else "the gradient became infinite or NaN"
 
 
 def _unseen(names: Sequence[str]) -> str:

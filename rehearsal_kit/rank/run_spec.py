@@ -172,8 +172,8 @@ def read_settings(run: RunFolder, strategy: Strategy | None = None) -> RunSettin
         seed=plain["seed"],
         strategy=as_recorded(strategy, plain),
         preparation=Preparation(**with_tuples(plain["preparation"])),
-        # Runs of versions that wrote nothing of it were not divided.
-        training=Training(**{"scaling": "none", **plain["training"]}),
+        # Runs of versions that wrote nothing of it were not divided, nor were their gradients.
+        training=Training(**{"scaling": "none", "bucket_mib": None, **plain["training"]}),
         rehearsal=Rehearsal(**with_tuples(plain["rehearsal"])),
         recovery=Recovery(**plain["recovery"]),
     )

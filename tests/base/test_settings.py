@@ -58,6 +58,8 @@ def test_a_command_survives_json(command):
         (Training, {"learning_rate": math.nan}),
         (Training, {"learning_rate": -1.0}),
         (Training, {"batch": True}),
+        (Training, {"bucket_mib": 0}),
+        (Training, {"bucket_mib": math.inf}),
         (Rehearsal, {"capacity": 0}),
         (Rehearsal, {"representatives": -1}),
         (Rehearsal, {"candidates": "8"}),

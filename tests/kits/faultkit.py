@@ -52,7 +52,7 @@ SIZES = (160, 160, 160)
 TASKS = len(SIZES)
 CAPACITY = 64
 RECOVERY = Recovery(checkpoint_s=0.3, stall_s=5, wait_s=60)
-TRAINING = Training(batch=4, epochs=2, scaling="none")
+TRAINING = Training(batch=4, epochs=2, scaling="none", bucket_mib=0.002)  # several, of its small network
 NAP_S = 0.01
 """Of every training forward pass: runs that take as long as faults need, without work for a processor."""
 REHEARSAL = Rehearsal(representatives=4, distillation=4, candidates=4, capacity=CAPACITY)

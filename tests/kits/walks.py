@@ -230,6 +230,7 @@ def job_of(walk: Walk, folder: Path) -> RunSpec:
     least_steps = {"quotas": 0, "reservoir": 0, "fifo": 9}[walk.policy]
     draw = {"quotas": "samples", "reservoir": "earlier", "fifo": "groups"}[walk.policy]
     lag = {"quotas": 0, "reservoir": 2, "fifo": 1}[walk.policy]
+    bucket_mib = {"quotas": 1e-4, "reservoir": 2e-4, "fifo": None}[walk.policy]
     averages = {"quotas": (0.9, None), "reservoir": (0.9, 0.5), "fifo": (None, None)}[walk.policy]
     averages = {"MeanER": (0.9, None), "CLSER": (0.9, 0.5)}.get(walk.strategy, averages)
     spec = RunSpec(
@@ -248,6 +249,7 @@ def job_of(walk: Walk, folder: Path) -> RunSpec:
             plastic_average=averages[1],
             scaling=scaling,
             stability_every=looks,
+            bucket_mib=bucket_mib,
         ),
         rehearsal=Rehearsal(
             representatives=3,

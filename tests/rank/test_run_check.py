@@ -148,6 +148,16 @@ def test_a_run_of_a_version_that_divided_no_mini_batch_goes_on_so(tmp_path):
     assert read_settings(spec.run).training.scaling == "none"
 
 
+def test_a_run_of_a_version_without_buckets_goes_on_with_one_sum_of_all_gradients(tmp_path):
+    spec = job_in(tmp_path / "run", training=Training(batch=4))
+    keep_spec(spec, ranks=1)
+    assert read_settings(spec.run).training.bucket_mib == Training().bucket_mib
+    plain = json.loads(spec.run.settings.read_text())
+    del plain["training"]["bucket_mib"]
+    spec.run.settings.write_text(json.dumps(plain))
+    assert read_settings(spec.run).training.bucket_mib is None
+
+
 @pytest.mark.parametrize("loss", [supervised_loss, doubled], ids=["ours", "own"])
 def test_a_run_of_a_version_without_draws_goes_on_with_two(tmp_path, loss):
     spec = job_in(
