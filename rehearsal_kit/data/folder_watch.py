@@ -240,7 +240,7 @@ class FolderWatch:
                 done, size = (f"{count / MIB:.0f}" for count in (read, facts_of(path).size))
                 self._say(
                     f"{path} is being read: {done} of {size} MiB in {self._times.say_s:.0f} s; it becomes a "
-                    "task once all of it is, and gives way to training until then."
+                    "task once all of it is."
                 )
             return not self._ending.is_set()
 

@@ -33,6 +33,7 @@ from rehearsal_kit.bench.run.undisturbed_ranks import (
     CHECKPOINT,
     NOTHING,
     PREVIEWS,
+    PROGRAM,
     ROUND,
 )
 from rehearsal_kit.bench.spread import Interval, Spread
@@ -179,7 +180,7 @@ def test_undisturbed(tmp_path, capsys):
     assert all(positive(block["seconds"]) and block["steps"] >= QUICK.steps for block in found["blocks"])
     assert found["arriving_bytes"] == QUICK.arriving_bytes
     assert found["checkpoint_bytes"] > 2 * QUICK.stored * 3 * 4 * QUICK.side**2  # both buffers were full
-    assert list(found["ratios"]) == [ARRIVAL, PREVIEWS, CHECKPOINT]
+    assert list(found["ratios"]) == [ARRIVAL, PROGRAM, PREVIEWS, CHECKPOINT]
     for ratio in found["ratios"].values():
         assert len(ratio["blocks"]) == QUICK.rounds
         assert ratio["low"] <= ratio["mean"] <= ratio["high"]

@@ -15,6 +15,7 @@ from rehearsal_kit.bench.run.undisturbed_ranks import (
     CHECKPOINT,
     NOTHING,
     PREVIEWS,
+    PROGRAM,
     ROUND,
     Block,
     Measurement,
@@ -54,11 +55,12 @@ def test_a_ratio_is_to_the_blocks_before_and_after_and_the_verdict_is_honest():
         blocks = tuple(Block(kind, 10, 10 / rate) for kind, rate in zip(kinds, rates, strict=True))
         return Undisturbed(QUICK, 2, Measurement(blocks, 2**20))
 
-    #         -   A   -   P   -   C   -   A   -   P   -   C   -
-    seen = found(10, 5, 10, 10, 10, 10, 20, 10, 20, 19, 20, 4, 20)
+    #            -   A   -  O   -   P   -   C   -   A   -   O   -   P   -  C   -
+    seen = found(10, 5, 10, 5, 10, 10, 10, 10, 20, 10, 20, 10, 20, 19, 20, 4, 20)
     assert seen.ratios(ARRIVAL) == pytest.approx([0.5, 0.5])
+    assert seen.ratios(PROGRAM) == pytest.approx([0.5, 0.5])
     assert seen.ratios(PREVIEWS) == pytest.approx([1.0, 0.95])
     assert seen.ratios(CHECKPOINT) == pytest.approx([10 / 15, 0.2])
     assert seen.verdict(ARRIVAL) == "below 0.98"
     assert seen.verdict(PREVIEWS) == "not resolved"
-    assert found(*[10.0] * 13).verdict(CHECKPOINT) == "at least 0.98"
+    assert found(*[10.0] * 17).verdict(CHECKPOINT) == "at least 0.98"

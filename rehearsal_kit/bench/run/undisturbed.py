@@ -15,6 +15,7 @@ from rehearsal_kit.bench.run.undisturbed_ranks import (
     CHECKPOINT,
     NOTHING,
     PREVIEWS,
+    PROGRAM,
     Block,
     Measurement,
     Turns,
@@ -26,6 +27,7 @@ from rehearsal_kit.bench.table import Table
 
 LIMIT = 0.98
 """Lower limit of the steps per second, as a share of those without disturbance."""
+DISTURBANCES = (ARRIVAL, PROGRAM, PREVIEWS, CHECKPOINT)
 FULL = Turns(folder=Path(), side=64, stored=5000, arriving_bytes=4 * GIB, steps=25, rounds=5)
 QUICK = Turns(folder=Path(), side=16, stored=32, arriving_bytes=8 * MIB, steps=3, rounds=2)
 
@@ -75,7 +77,7 @@ class Undisturbed:
 
     def data(self) -> dict[str, Any]:
         """Plain values."""
-        found = {name: Interval.of(self.ratios(name)) for name in (ARRIVAL, PREVIEWS, CHECKPOINT)}
+        found = {name: Interval.of(self.ratios(name)) for name in DISTURBANCES}
         return {
             "ranks": self.ranks,
             "arriving_bytes": self.turns.arriving_bytes,
@@ -107,14 +109,18 @@ class Undisturbed:
             f"{_rate(still):.1f} steps/s; a ratio is to those before and after. Interval: Student's t over",
             f"{self.turns.rounds} rounds. s: how long a block is; with arrivals and checkpoints it lasts",
             "until they are over, with previews until one came. lost: training time that one block costs.",
-            "What arrives has no blocks on disk: it is hashed, but not fetched.",
+            "What arrives has no blocks on disk: it is hashed, but not fetched. Another program, which has",
+            "nothing to do with the run, hashes as much: what that takes from training, this machine cannot",
+            "spare.",
         )
-        lines = tuple(self.line(name) for name in (ARRIVAL, PREVIEWS, CHECKPOINT))
+        lines = tuple(self.line(name) for name in DISTURBANCES)
         return Table(f"Training beside something else; ranks: {self.ranks}", columns, lines, notes)
 
     def _words(self, disturbance: str) -> str:
         if disturbance == ARRIVAL:
             return f"a file of {self.turns.arriving_bytes / MIB:.0f} MiB arrives"
+        if disturbance == PROGRAM:
+            return "another program hashes such a file"
         if disturbance == CHECKPOINT:
             return f"a checkpoint of {self.found.shard_bytes / MIB:.0f} MiB is written"
         return "previews are asked for every second"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import torch
 from rehearsal_kit.base.errors import RehearsalKitError
 from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.base.settings import Recovery, Rehearsal, Training
+from rehearsal_kit.bench.run.beside_training import Asking, Beside, OtherProgram
 from rehearsal_kit.bench.run.boundaries import Boundaries
 from rehearsal_kit.data.preparation import Preparation
 from rehearsal_kit.data.tensor_tasks import TensorTask, write_task
@@ -30,8 +29,9 @@ from rehearsal_kit.record.records import (
 )
 from rehearsal_kit.record.run_folder import RunFolder
 
-NOTHING, ARRIVAL, PREVIEWS, CHECKPOINT = "nothing", "an arrival", "previews", "a checkpoint"
-ROUND = (NOTHING, ARRIVAL, NOTHING, PREVIEWS, NOTHING, CHECKPOINT)
+NOTHING, ARRIVAL, PROGRAM = "nothing", "an arrival", "another program"
+PREVIEWS, CHECKPOINT = "previews", "a checkpoint"
+ROUND = (NOTHING, ARRIVAL, NOTHING, PROGRAM, NOTHING, PREVIEWS, NOTHING, CHECKPOINT)
 BATCH, REPRESENTATIVES, CANDIDATES = 16, 24, 8
 HELD_OUT = 8
 LONGEST_S = 120.0
@@ -161,12 +161,12 @@ class _Mailbox(Boundaries):
         """What disturbs now; empty between blocks."""
         self._over = False
         self._steps, self._began, self._free = 0, 0.0, 0.0
-        self._asking: _Asking | None = None
+        self._beside: Beside | None = None
 
     def close(self) -> None:
         """Nothing disturbs any more."""
-        if self._asking is not None:
-            self._asking.end()
+        if self._beside is not None:
+            self._beside.end()
 
     def hear(self, record: Record, line: int | None) -> None:
         """What rank 0 tells: a disturbance may be over."""
@@ -194,15 +194,17 @@ class _Mailbox(Boundaries):
             self._begin(now)
 
     def _happened(self) -> bool:
-        if self._present == PREVIEWS:
-            return self._asking is not None and self._asking.came
+        if self._beside is not None:
+            return self._beside.came
         return self._over or self._present == NOTHING
 
     def _end(self, now: float) -> None:
         self.blocks.append(Block(self._present, self._steps, now - self._began))
-        if self._asking is not None:
-            self._asking.end()
-            self._asking, self._free = None, now + ASKED_S  # until then previews go on
+        if self._beside is not None:
+            self._beside.end()
+            self._beside = None
+        if self._present == PREVIEWS:
+            self._free = now + ASKED_S  # until then they go on
         self._present = ""
 
     def _begin(self, now: float) -> None:
@@ -210,42 +212,16 @@ class _Mailbox(Boundaries):
             self._wishes, self._trains = [Wish(0, Stop())], False
             return
         self._present, self._over, self._steps, self._began = self._left.pop(0), False, 0, now
+        number = sum(block.disturbance == self._present for block in self.blocks)
         if self._present == ARRIVAL:
-            number = sum(block.disturbance == ARRIVAL for block in self.blocks)
             path = str(self._turns.arriving(number))
             self._wishes = [Wish(3 + number, Arrived(name=f"arriving {number}", path=path))]
+        elif self._present == PROGRAM:
+            self._beside = OtherProgram(self._turns.arriving(number))
         elif self._present == CHECKPOINT:
             self._wishes = [Wish(0, TakeCheckpoint())]
         elif self._present == PREVIEWS and self.previewer is not None:
-            self._asking = _Asking(self.previewer)
-
-
-class _Asking:
-    """Somebody who looks at previews, every second, as a dashboard does; until the end."""
-
-    def __init__(self, previewer: Previewer) -> None:
-        self._previewer = previewer
-        self._before = previewer.newest(None)
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._ask, name="asking", daemon=True)
-        self._thread.start()
-
-    @property
-    def came(self) -> bool:
-        """Whether there is a preview that was not there before."""
-        return self._previewer.newest(None) is not self._before
-
-    def end(self) -> None:
-        """Look no longer."""
-        self._ended.set()
-        self._thread.join()
-
-    def _ask(self) -> None:
-        while True:
-            self._previewer.ask(None)
-            pickle.dumps(self._previewer.newest(None))  # on its way to the kernel
-            if self._ended.wait(1.0):
-                return
+            self._beside = Asking(self.previewer)
 
 
 def _task(name: str, training: int, side: int) -> TensorTask:
