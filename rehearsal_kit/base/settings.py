@@ -68,8 +68,8 @@ class Training:
     and down once an epoch between an eighth and the whole, as PtychoNN is trained)."""
     scaling: str = "global"
     """What another number of ranks changes. "global": batch, representatives, distillation and candidates are
-    of all ranks together, rounded up to equal parts, of two new samples at least: where they can be divided
-    so, every number of ranks takes the same steps.
+    of all ranks together. Every rank takes an equal part of the batch and of the candidates, rounded up, of
+    two new samples at least: where the batch can be divided so, every number of ranks takes the same steps.
     "none": they are of each rank, so that more ranks take fewer and larger steps at the same learning rate.
     "linear" and "sqrt": they are of each rank, and the learning rate is multiplied by the number of ranks,
     or by its square root, reached step by step within the first epoch of every task (Goyal et al., "Accurate,

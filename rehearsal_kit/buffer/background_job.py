@@ -20,7 +20,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
 from rehearsal_kit.base.errors import OtherRankError, RankError
@@ -102,7 +101,7 @@ class BackgroundJob:
         drawn = Drawn(
             rows=rows,
             owners=plan.owners(exchange.rank),
-            second=np.zeros(plan.drawn, dtype=bool) if plan.second is None else plan.second[exchange.rank],
+            second=plan.second_of(exchange.rank),
             stored=sum(header.stored for header in headers),
         )
         return Staged(drawn, self._staging.deliver(rows), seconds=time.perf_counter() - began)
@@ -153,6 +152,8 @@ class BackgroundJob:
             command=work.command,
             representatives=work.representatives,
             distillation=work.distillation,
+            fewer=work.fewer[0],
+            fewer_again=work.fewer[1],
             capacity=self.capacity,
             stored=len(self._store),
             groups=len(self._store.index.members),
@@ -174,10 +175,10 @@ class BackgroundJob:
         if self._by_group:
             sizes = gather_groups(self._store.group_sizes(), headers, self._exchange)
             if self._settings.draw == "groups":
-                return plan_group_draw(sizes, counts, random)
+                return plan_group_draw(sizes, counts, random, fewer=work.fewer)
             left_out = gather_newest(newest, self._exchange)
-            return plan_earlier_draw(sizes, counts, newest=left_out, random=random)
-        return plan_draw([header.stored for header in headers], counts, random)
+            return plan_earlier_draw(sizes, counts, newest=left_out, random=random, fewer=work.fewer)
+        return plan_draw([header.stored for header in headers], counts, random, fewer=work.fewer)
 
 
 def _replayed(pending: Pending | None) -> Replayed:

@@ -35,6 +35,8 @@ class DrawPlan:
     """(rank,): where the store of each rank ends in the union."""
     second: NDArray[np.bool_] | None = None
     """(destination, drawn): which of them belong to the second draw; None where there is only one."""
+    unequal: bool = False
+    """Whether some destinations draw fewer than others: their lines end in places behind the last store."""
     _sent: dict[int, tuple[NDArray[np.int64], list[int]]] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -42,8 +44,17 @@ class DrawPlan:
 
     @property
     def drawn(self) -> int:
-        """Samples per destination, over both draws."""
+        """Samples per destination, over both draws; of those that draw most."""
         return int(self.positions.shape[1])
+
+    def drawn_by(self, destination: int) -> int:
+        """Samples that one destination draws, over both draws."""
+        return int((self.positions[destination] < self.ends[-1]).sum()) if self.unequal else self.drawn
+
+    def second_of(self, destination: int) -> NDArray[np.bool_]:
+        """(drawn,): which of those that `destination` draws belong to the second draw."""
+        drawn = self.drawn_by(destination)
+        return np.zeros(drawn, dtype=bool) if self.second is None else self.second[destination, :drawn]
 
     def sent_by(self, owner: int) -> tuple[NDArray[np.int64], list[int]]:
         """Places within its store that `owner` sends, by destination, and how many each one gets."""
@@ -59,7 +70,8 @@ class DrawPlan:
         """(drawn,): the rank that holds each sample that `destination` draws."""
         if len(self.ends) == 1:
             return np.zeros(self.drawn, dtype=np.int64)
-        found: NDArray[np.int64] = self.ends.searchsorted(self.positions[destination], side="right")
+        places = self.positions[destination, : self.drawn_by(destination)]
+        found: NDArray[np.int64] = self.ends.searchsorted(places, side="right")
         return found
 
     def received_by(self, destination: int) -> list[int]:
@@ -68,7 +80,13 @@ class DrawPlan:
         return counts
 
 
-def plan_draw(stored: Sequence[int], counts: Sequence[int], random: np.random.Generator) -> DrawPlan:
+def plan_draw(
+    stored: Sequence[int],
+    counts: Sequence[int],
+    random: np.random.Generator,
+    *,
+    fewer: Sequence[int] = (),
+) -> DrawPlan:
     """Plan one draw for every rank, or two independent ones that travel together.
 
     In each draw a destination gets min(count, total) distinct samples, uniform over all samples stored
@@ -77,10 +95,12 @@ def plan_draw(stored: Sequence[int], counts: Sequence[int], random: np.random.Ge
 
     stored: samples held by each rank; its length is the number of ranks. counts: of one draw or of two.
     random: in the same state on every rank; then the plan is the same on every rank, without a message.
+    fewer: of each draw, how many of the last destinations draw one sample less; empty: none.
     """
     total = sum(stored)
     tables = [_distinct(total, (len(stored), count), random) for count in counts]
-    return _joined(tables, np.array(list(accumulate(stored)), dtype=np.int64))
+    ends = np.array(list(accumulate(stored)), dtype=np.int64)
+    return _joined(tables, ends, fewer=_fewer(tables, counts, fewer), random=random)
 
 
 def plan_lines(stored: int, words: Sequence[NDArray[np.uint64]]) -> list[DrawPlan | None]:
@@ -104,7 +124,11 @@ def plan_lines(stored: int, words: Sequence[NDArray[np.uint64]]) -> list[DrawPla
 
 
 def plan_group_draw(
-    sizes: Sequence[Mapping[int, int]], counts: Sequence[int], random: np.random.Generator
+    sizes: Sequence[Mapping[int, int]],
+    counts: Sequence[int],
+    random: np.random.Generator,
+    *,
+    fewer: Sequence[int] = (),
 ) -> DrawPlan:
     """Plan as `plan_draw` does, but every group has an equal share of each draw.
 
@@ -122,7 +146,7 @@ def plan_group_draw(
         through = np.cumsum(held, axis=0)
         owner = (place[None] >= through[:, group]).sum(axis=0)
         tables.append(within[owner, group] + place - (through - held)[owner, group])
-    return _joined(tables, ends)
+    return _joined(tables, ends, fewer=_fewer(tables, counts, fewer), random=random)
 
 
 def plan_earlier_draw(
@@ -131,6 +155,7 @@ def plan_earlier_draw(
     *,
     newest: Collection[int],
     random: np.random.Generator,
+    fewer: Sequence[int] = (),
 ) -> DrawPlan:
     """Plan as `plan_draw` does, but nothing of the newest groups is drawn, and all other samples are equal.
 
@@ -146,7 +171,8 @@ def plan_earlier_draw(
         place = _distinct(int(left.sum()), (len(sizes), count), random)
         at = passed.searchsorted(place, side="right") - 1
         tables.append(within.ravel()[at] + place - passed[at])
-    return _joined(tables, np.cumsum(held.sum(axis=1)))
+    ends = np.cumsum(held.sum(axis=1))
+    return _joined(tables, ends, fewer=_fewer(tables, counts, fewer), random=random)
 
 
 def _by_rank_and_group(
@@ -160,13 +186,32 @@ def _by_rank_and_group(
     return groups, held, np.cumsum(held, axis=1) - held + (ends - held.sum(axis=1))[:, None]
 
 
-def _joined(tables: Sequence[Positions], ends: NDArray[np.int64]) -> DrawPlan:
+def _fewer(tables: Sequence[Positions], counts: Sequence[int], fewer: Sequence[int]) -> list[int]:
+    """How many of the last destinations get one sample less; none where all of them get all there is."""
+    asked = [*fewer, 0, 0][: len(tables)]
+    full = [table.shape[1] == count > 0 for table, count in zip(tables, counts, strict=True)]
+    return [few if is_full else 0 for few, is_full in zip(asked, full, strict=True)]
+
+
+def _joined(
+    tables: Sequence[Positions],
+    ends: NDArray[np.int64],
+    *,
+    fewer: Sequence[int],
+    random: np.random.Generator,
+) -> DrawPlan:
+    for table, few in zip(tables, fewer, strict=True):
+        if few:  # any of them is left out as likely: what remains is as uniform
+            lines = np.arange(len(table) - few, len(table))
+            table[lines, random.integers(table.shape[1], size=few)] = ends[-1]
+    unequal = any(fewer)
     if len(tables) == 1 or not tables[1].size:
         tables[0].sort(axis=1)
-        return DrawPlan(tables[0], ends)
+        return DrawPlan(tables[0], ends, unequal=unequal)
     both = np.concatenate(tables, axis=1)
     order = np.argsort(both, axis=1, kind="stable")
-    return DrawPlan(np.take_along_axis(both, order, axis=1), ends, order >= tables[0].shape[1])
+    second = order >= tables[0].shape[1]
+    return DrawPlan(np.take_along_axis(both, order, axis=1), ends, second, unequal)
 
 
 def _distinct(total: int, shape: tuple[int, int], random: np.random.Generator) -> Positions:

@@ -40,6 +40,10 @@ class Header(NamedTuple):
     """Groups in this rank's store."""
     threshold: int
     """Below which the tags of this rank's samples lie (reservoir)."""
+    fewer: int = 0
+    """How many of the last ranks draw one representative less."""
+    fewer_again: int = 0
+    """The same of the second draw."""
     replayed: int = 0
     """Losses of samples that this rank has to tell (loss-aware removal)."""
     error: int = 0
@@ -92,7 +96,7 @@ class GroupExchange:
         """
         if self.ranks == 1:
             return outgoing
-        incoming, (_, sends) = empty(plan.drawn), plan.sent_by(self.rank)
+        incoming, (_, sends) = empty(plan.drawn_by(self.rank)), plan.sent_by(self.rank)
         self._groups.exchange_rows(outgoing, incoming, sent=sends, received=plan.received_by(self.rank))
         return incoming
 

@@ -34,6 +34,8 @@ class StepSizes:
     """Drawn a second time for the next step (r_d)."""
     candidates: int
     """Offered to a full buffer (c)."""
+    fewer: tuple[int, int] = (0, 0)
+    """Of these two draws, how many of the last ranks draw one sample less."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,12 +81,14 @@ class LiveSettings:
         """
         strategy, rehearsal, batch = self.strategy, self.rehearsal, self.training.batch
         parts = ranks if self.training.scaling == "global" else 1
+        replayed = rehearsal.representatives if strategy.replays else 0
         again = rehearsal.distillation if strategy.distils and not strategy.shares_draw else 0
         return StepSizes(
             batch=max(-(-batch // parts), min(2, batch)),
-            representatives=-(-rehearsal.representatives // parts) if strategy.replays else 0,
+            representatives=-(-replayed // parts),
             distillation=-(-again // parts),
             candidates=-(-rehearsal.candidates // parts),
+            fewer=(-replayed % parts, -again % parts),
         )
 
     def scaled(self, ranks: int) -> str:
@@ -93,13 +97,12 @@ class LiveSettings:
         if ranks == 1:
             return ""
         if training.scaling == "global":
-            new, again = sizes.batch * ranks, sizes.representatives * ranks
-            same = (new, again) == (training.batch, self.sizes(1).representatives)
-            together = f"{new} and {again} together, as ranks take equal parts, of two new samples at least"
+            new, again = sizes.batch * ranks, self.sizes(1).representatives
+            together = f"{new} together, as ranks take equal parts, of two new samples at least"
             return (
                 f"scaling global: of {training.batch} new samples a step each of {ranks} ranks takes "
-                f"{sizes.batch}, with {sizes.representatives} representatives; "
-                f"{'as many steps as on one rank' if same else together}"
+                f"{sizes.batch}, with its part of {again} representatives; "
+                f"{'as many steps as on one rank' if new == training.batch else together}"
             )
         if training.scaling in ("linear", "sqrt"):
             return (

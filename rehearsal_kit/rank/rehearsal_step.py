@@ -69,6 +69,7 @@ class RehearsalStep:
                 step=run_state.step,
                 representatives=sizes.representatives,
                 distillation=sizes.distillation,
+                fewer=sizes.fewer,
                 capacity=live_settings.rehearsal.samples(buffer.layout.row_bytes),
                 candidates=sizes.candidates,
                 policy=live_settings.rehearsal.policy,

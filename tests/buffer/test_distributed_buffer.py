@@ -232,6 +232,26 @@ def test_check_8_the_remote_share_is_that_of_the_other_ranks(pool):
         assert abs(remote - share * draws) <= 4 * np.sqrt(draws * share * (1 - share))
 
 
+def numbers_of_unequal_draws(groups):
+    """How many samples this rank got in each draw, step by step, and how many of these are distinct."""
+    buffer, seen = fill(groups, [9, 2, 0, 5]), []
+    fewer = (groups.ranks - 1, groups.ranks // 2)
+    for step in range(2, 8):
+        buffer.offer(samples([]), group=0)
+        drawn = buffer.advance(Round(step=step, representatives=1, distillation=3, fewer=fewer))
+        parts = [part["sample_id"].tolist() for part in (drawn.samples, drawn.distillation)]
+        seen.append([(len(part), len(set(part))) for part in parts])
+    buffer.close()
+    return seen
+
+
+def test_of_what_cannot_be_divided_the_last_ranks_draw_one_less(pool):
+    """One representative for all ranks together: all but the first draw none, and wait for nobody."""
+    for rank, seen in enumerate(pool(numbers_of_unequal_draws)):
+        first, again = int(rank == 0), 3 - (rank >= pool.ranks - pool.ranks // 2)
+        assert seen == [[(0, 0), (0, 0)], *[[(first, first), (again, again)]] * 5]
+
+
 def hold_the_gate(groups):
     """Check 10: the rows of step t travel while step t trains, however slow they are."""
     entered, gate, last = threading.Semaphore(0), threading.Semaphore(0), 11

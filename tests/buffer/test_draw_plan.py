@@ -21,18 +21,27 @@ def rng(*numbers):
     return generator(5, "test", *numbers)
 
 
-def check(plan, stored, counts):
+FEWER = st.tuples(st.integers(0, 4), st.integers(0, 4))
+
+
+def fewer_of(fewer, *, ranks, counts):
+    """How many of the last ranks may draw one less."""
+    return [min(few, ranks - 1) * (count > 0) for few, count in zip(fewer, counts, strict=False)]
+
+
+def check(plan, stored, counts, fewer=(0, 0)):
     """Whatever the law of a draw: it is distinct, exists, and both ends agree on it."""
     ranks, total = len(stored), sum(stored)
     assert plan.positions.shape == (ranks, sum(min(count, total) for count in counts))
     for line in range(ranks):
-        positions = plan.positions[line]
+        positions = plan.positions[line][: plan.drawn_by(line)]
         assert (np.diff(positions) >= 0).all()
         assert ((positions >= 0) & (positions < total)).all()
-        second = np.zeros(plan.drawn, dtype=bool) if plan.second is None else plan.second[line]
+        second = plan.second_of(line)
         for part in (positions[~second], positions[second]):
             assert len(set(part.tolist())) == len(part)
-        assert (~second).sum() == min(counts[0], total)
+        wanted = [count - (line >= ranks - few) for count, few in zip(counts, fewer, strict=False)]
+        assert [(~second).sum(), second.sum()][: len(counts)] == [min(count, total) for count in wanted]
         owners = plan.owners(line)
         for position, owner in zip(positions, owners, strict=True):
             assert sum(stored[:owner]) <= position < sum(stored[: owner + 1])
@@ -45,17 +54,19 @@ def check(plan, stored, counts):
         assert ((rows >= 0) & (rows < stored[owner])).all()
 
 
-@given(stored=STORED, counts=COUNTS, step=st.integers(0, 10**6))
-def test_every_destination_draws_distinct_samples_that_exist(stored, counts, step):
-    check(plan_draw(stored, counts, rng(step)), stored, counts)
+@given(stored=STORED, counts=COUNTS, fewer=FEWER, step=st.integers(0, 10**6))
+def test_every_destination_draws_distinct_samples_that_exist(stored, counts, fewer, step):
+    few = fewer_of(fewer, ranks=len(stored), counts=counts)
+    check(plan_draw(stored, counts, rng(step), fewer=few), stored, counts, few)
 
 
-@given(sizes=SIZES, counts=COUNTS, step=st.integers(0, 10**6))
-def test_every_destination_draws_distinct_samples_also_by_group(sizes, counts, step):
-    plan = plan_group_draw(sizes, counts, rng(step))
+@given(sizes=SIZES, counts=COUNTS, fewer=FEWER, step=st.integers(0, 10**6))
+def test_every_destination_draws_distinct_samples_also_by_group(sizes, counts, fewer, step):
+    few = fewer_of(fewer, ranks=len(sizes), counts=counts)
+    plan = plan_group_draw(sizes, counts, rng(step), fewer=few)
     stored = [sum(size.values()) for size in sizes]
-    check(plan, stored, counts)
-    if len(counts) == 1 and sum(stored):
+    check(plan, stored, counts, few)
+    if len(counts) == 1 and sum(stored) and not any(few):
         for line in plan.positions:
             taken = taken_of_groups(sizes, line)
             held = {group: sum(size.get(group, 0) for size in sizes) for group in taken}
@@ -102,6 +113,27 @@ def taken_of_groups(sizes, positions):
     of_place = [group for size in sizes for group in sorted(size) for _ in range(size[group])]
     groups = [of_place[position] for position in positions]
     return {group: groups.count(group) for group in set(of_place)}
+
+
+@pytest.mark.parametrize("by", ["samples", "groups", "earlier"])
+@pytest.mark.parametrize(("counts", "fewer"), [([1], (3, 0)), ([3], (2, 0)), ([3, 2], (1, 3))])
+def test_whoever_draws_one_less_draws_as_uniformly(by, counts, fewer):
+    """As where 6 representatives are divided among 4 ranks, which hold unequal numbers or nothing."""
+    sizes = [{0: 6, 1: 6}, {}, {0: 3, 1: 3}, {0: 1, 1: 1}]
+    plans = {
+        "samples": lambda key: plan_draw([12, 0, 6, 2], counts, rng(key), fewer=fewer),
+        "groups": lambda key: plan_group_draw(sizes, counts, rng(key), fewer=fewer),
+        "earlier": lambda key: plan_earlier_draw(sizes, counts, newest=[7], random=rng(key), fewer=fewer),
+    }
+    found = np.zeros((4, 20))
+    for key in range(3000):
+        plan = plans[by](key)
+        for line in range(4):
+            np.add.at(found[line], plan.positions[line][: plan.drawn_by(line)], 1)
+    for line in range(4):
+        each = sum(count - (line >= 4 - few) for count, few in zip(counts, fewer, strict=False))
+        assert found[line].sum() == 3000 * each
+        assert not each or chisquare(found[line]).pvalue > 1e-4
 
 
 def frequencies(stored, draws, count):

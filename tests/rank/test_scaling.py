@@ -33,21 +33,23 @@ def test_sizes_are_of_each_rank_unless_they_are_of_all_together():
         assert sizes_of(4, scaling=scaling) == whole
     assert sizes_of(1, scaling="global") == whole
     assert sizes_of(4, scaling="global") == StepSizes(
-        batch=4, representatives=2, distillation=1, candidates=1
+        batch=4, representatives=2, distillation=1, candidates=1, fewer=(2, 0)
     )
     assert sizes_of(32, scaling="global") == StepSizes(
-        batch=2, representatives=1, distillation=1, candidates=1
+        batch=2, representatives=1, distillation=1, candidates=1, fewer=(26, 28)
     )
 
 
 def test_what_cannot_be_divided_is_said_as_it_is():
     settings = LiveSettings(training=Training(batch=5, scaling="global"), rehearsal=REHEARSAL, strategy=ER())
-    said = "of 4 ranks takes 2, with 2 representatives; 8 and 8 together, as ranks take equal parts, of two"
+    said = "of 4 ranks takes 2, with its part of 6 representatives; 8 together, as ranks take equal parts, of"
     assert said in settings.scaled(4)
-    assert "of 5 ranks takes 2, with 2 representatives; 10 and 10 together" in settings.scaled(5)
+    assert "of 5 ranks takes 2, with its part of 6 representatives; 10 together" in settings.scaled(5)
     assert sizes_of(2, scaling="global").batch == 8
     whole = LiveSettings(training=Training(batch=6), rehearsal=REHEARSAL, strategy=ER())
-    assert whole.scaled(3).endswith("takes 2, with 2 representatives; as many steps as on one rank")
+    assert whole.scaled(3).endswith(
+        "takes 2, with its part of 6 representatives; as many steps as on one rank"
+    )
     assert settings.scaled(1) == ""
 
 
@@ -101,7 +103,7 @@ def test_of_all_ranks_together_every_number_of_ranks_takes_the_same_steps(tasks,
         said[ranks] = [record.text for record in timeline.records(Noted) if "scaling" in record.text]
     assert steps[1] == steps[2] == [4, 4]
     assert [len(each) for each in said.values()] == [0, 1]
-    assert "of 4 new samples a step each of 2 ranks takes 2, with 2 representatives" in said[2][0]
+    assert "of 4 new samples a step each of 2 ranks takes 2, with its part of 3 representatives" in said[2][0]
     fewer = walked(tasks, tmp_path / "each", Generation(), ranks=4, policy="quotas")
     assert [record.steps for record in fewer.records(TaskBegan)] == [1, 1]
     assert not [record for record in fewer.records(Noted) if "scaling" in record.text]
