@@ -12,7 +12,8 @@ import pandas as pd
 import torch
 
 from rehearsal_kit.base.errors import SessionError, SettingsError
-from rehearsal_kit.base.settings import Recovery, Rehearsal, Training, require_integer, require_switch
+from rehearsal_kit.base.limits import require_integer, require_switch
+from rehearsal_kit.base.settings import Recovery, Rehearsal, Training
 from rehearsal_kit.cluster.cluster import Cluster
 from rehearsal_kit.cluster.protocol import RunOrder
 from rehearsal_kit.cluster.workers import ranks_of
