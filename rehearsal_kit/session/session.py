@@ -94,7 +94,6 @@ class Session(Handle):
                 self._discard()
                 raise
         self._is_new = False
-        recovery = self._settings.recovery
         order = RunOrder(
             topic=new_topic(),
             run=str(self.run.path),
@@ -103,9 +102,7 @@ class Session(Handle):
             device=self.cluster.address.kind,
             shared_gpus=self.cluster.address.shared_gpus,
             place=self.cluster.place,
-            restarts=recovery.restarts,
-            stall_s=recovery.stall_s,
-            wait_s=recovery.wait_s,
+            recovery=self._settings.recovery,
         )
         self._run_connection.start(order)
 
