@@ -96,7 +96,7 @@ LIVE_ROWS = (
     _Row(loss_curves, "lines", {"title_text": "loss", "type": "log", "tickvals": TICKS, "tickformat": "~g"}),
     _Row(watched_curves, "lines+markers", {"title_text": "watched error", "rangemode": "tozero"}),
 )
-"""From above; that of the losses also has what was rolled back."""
+"""The rows, from above; that of the losses also has what was rolled back."""
 
 
 def live_curves(timeline: Timeline) -> list[Curve]:

@@ -21,6 +21,7 @@ import pytest
 import torch
 from distributed.protocol.pickle import dumps, loads
 from ranks import alone, small_job
+from texts import CONTRIBUTING, README, ROOT, block, blocks
 
 from rehearsal_kit.base.settings import Rehearsal, Training
 from rehearsal_kit.cli.main import COMMANDS, _parser, main
@@ -31,8 +32,6 @@ from rehearsal_kit.learning.networks.convnet import ConvNet
 from rehearsal_kit.record.commands import FinishStream
 from rehearsal_kit.record.records import Steps, TaskArrived, TaskEnded
 
-ROOT = Path(__file__).parents[2]
-README, CONTRIBUTING = ((ROOT / name).read_text() for name in ("README.md", ".github/CONTRIBUTING.md"))
 EXECUTED = {
     "demo command": "tests/project/test_readme.py",
     "test command": ".ci/run",
@@ -40,22 +39,12 @@ EXECUTED = {
     "notebook example": "tests/project/test_readme.py",
     "strategy example": "tests/project/test_readme.py",
     "torchrun example": "tests/buffer/test_torchrun.py",
+    "layout example": "tests/project/test_recipes.py",
+    "term example": "tests/project/test_recipes.py",
+    "network example": "tests/project/test_recipes.py",
 }
 """Who executes each block, by the name after its language."""
 PYTEST = ".venv-test/bin/python -m pytest"
-
-
-def blocks(text: str) -> list[tuple[str, str, str]]:
-    """Language, name and body of each fenced block."""
-    found = re.findall(r"^```(\w*) ?([\w ]*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    assert 2 * len(found) == len(re.findall("^```", text, re.MULTILINE))
-    return found
-
-
-def block(name: str) -> str:
-    """The one of this name in README."""
-    (body,) = (body for _, each, body in blocks(README) if each == name)
-    return body.strip()
 
 
 def commands(text: str) -> list[str]:
