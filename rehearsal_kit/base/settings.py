@@ -314,11 +314,11 @@ class Recovery:
         require_number("wait_s", self.wait_s, low=1.0, high=1e9)
 
 
-def _require_steerable(owner: object, kind: str, *, but: str = "") -> None:
-    """SettingsError unless `owner` may have what it has of the settings of its kind in the table."""
+def _require_steerable(settings: object, owner: str, *, but: str = "") -> None:
+    """SettingsError for a value that the table does not allow, in all that it has of this owner `but` one."""
     for name, setting in SETTINGS.items():
-        if setting.owner == kind and name != but:
-            setting.require_of_owner(getattr(owner, name))
+        if setting.owner == owner and name != but:
+            setting.require_of_owner(getattr(settings, name))
 
 
 def require_steerable(names: Iterable[str]) -> None:

@@ -29,6 +29,7 @@ from rehearsal_kit.compare.streams import STREAMS
 from rehearsal_kit.data.simulated_beamline import Beamline
 from rehearsal_kit.data.tensor_tasks import split_classes, write_task
 from rehearsal_kit.learning.networks.convnet import ConvNet
+from rehearsal_kit.learning.strategies.registry import STRATEGIES
 from rehearsal_kit.record.commands import FinishStream
 from rehearsal_kit.record.records import Steps, TaskArrived, TaskEnded
 
@@ -165,6 +166,10 @@ def test_a_command_of_the_table_is_what_the_command_line_takes(usage):
     """Each is run in test_cli.py, test_doctor.py, test_compare.py, test_bench.py, or below."""
     for command in spelt_out(usage):
         require_parsed(command)
+
+
+def test_a_table_has_every_strategy():
+    assert sorted(re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE)) == sorted(STRATEGIES)
 
 
 def test_lab_is_called_as_readme_says():
