@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from rehearsal_kit.base.settings import with_tuples
+from rehearsal_kit.base.plain_values import with_tuples
 
 
 def record_of(kind: Any, plain: Mapping[str, Any]) -> Any:

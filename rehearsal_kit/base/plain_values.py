@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -26,3 +27,8 @@ def make_plain(record: Any) -> None:
         value = getattr(record, field.name)
         if (plain := plain_value(value)) is not value:
             object.__setattr__(record, field.name, plain)
+
+
+def with_tuples(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values as they were before JSON made lists of their tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}

@@ -1,18 +1,29 @@
-"""What a person chooses before a run: frozen, typed, validated. History never lives here."""
+"""What a person chooses before a run: frozen, typed, validated; and the table of what may change in it later.
+
+History never lives here.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
+import difflib
 import math
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from rehearsal_kit.base.digests import DIGITS
+from rehearsal_kit.base.byte_units import parse_bytes
 from rehearsal_kit.base.errors import SettingsError
-from rehearsal_kit.base.plain_values import make_plain, plain_value
+from rehearsal_kit.base.limits import (
+    Real,
+    Whole,
+    Word,
+    WordOrReal,
+    require_integer,
+    require_number,
+    require_one_of,
+    require_switch,
+)
+from rehearsal_kit.base.plain_values import make_plain
+from rehearsal_kit.base.steerable import OFF, Setting
 
 POLICIES: Mapping[str, str] = {
     "quotas": "an equal share per group",
@@ -29,25 +40,90 @@ SCALINGS = ("none", "global", "linear", "sqrt")
 """What another number of ranks changes: see `Training.scaling`."""
 
 
-def require_integer(name: str, value: object, *, low: int, high: int = 2**40) -> int:
-    """`value` as an int in [low, high], or a SettingsError that says what is allowed."""
-    value = plain_value(value)
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise SettingsError(f"{name} is {value!r}; it must be a whole number from {low} to {high}.")
-    return value
+SETTINGS: Mapping[str, Setting] = {setting.name: setting for setting in (
+    Setting(
+        name="learning_rate",
+        owner="training",
+        limits=Real(1e-9, 10.0),
+        text="Highest learning rate of the schedule",
+        slider=(1e-6, 1e-1),
+    ),
+    Setting(
+        name="representatives",
+        owner="rehearsal",
+        limits=Whole(0),
+        text="Stored samples added to every mini-batch",
+        slider=(0, 64),
+    ),
+    Setting(
+        name="capacity",
+        owner="rehearsal",
+        limits=Whole(1),
+        text="Samples that the buffers of all ranks together may hold",
+    ),
+    Setting(
+        name="distillation",
+        owner="rehearsal",
+        limits=Whole(0),
+        text="Stored samples drawn again to compare their outputs (DER, DERpp with two draws)",
+    ),
+    Setting(
+        name="candidates",
+        owner="rehearsal",
+        limits=Whole(0),
+        text="Samples of a mini-batch that a full buffer is offered",
+    ),
+    Setting(
+        name="policy",
+        owner="rehearsal",
+        limits=Word(tuple(POLICIES)),
+        text=f"What stays in the buffer: {', '.join(f'{what} ({name})' for name, what in POLICIES.items())}",
+    ),
+    Setting(
+        name="batch",
+        owner="training",
+        limits=Whole(1),
+        text="New samples per step, from the next mini-batch on",
+    ),
+    Setting(
+        name="clip_norm",
+        owner="training",
+        limits=Real(1e-9, 1e9),
+        text=f'Norm to which a longer gradient over all ranks is shortened; "{OFF}": never',
+        may_be_off=True,
+    ),
+    Setting(name="strategy", owner="run", limits=Word(), text="What is trained on and with which loss"),
+    Setting(
+        name="alpha", owner="strategy", limits=Real(0, 1e6), text="Weight of the distillation (DER, DERpp)"
+    ),
+    Setting(
+        name="beta", owner="strategy", limits=Real(0, 1e6), text="Weight of the representatives (DERpp)"
+    ),
+    Setting(
+        name="balance",
+        owner="strategy",
+        limits=WordOrReal(("samples", "equal", "tasks"), 0, 1e6),
+        text="What representatives weigh beside new samples (ER): as many as they are, the same, T - 1 times",
+    ),
+    Setting(
+        name="consistency",
+        owner="strategy",
+        limits=Real(0, 1e6),
+        text="Weight of the distance to the average of the weights (MeanER), or to the better of two (CLSER)",
+    ),
+    Setting(
+        name="draws",
+        owner="strategy",
+        limits=Whole(1, 2),
+        text="Draws for targets and stored outputs (DERpp): one for both, or one for each",
+    ),
+)}  # fmt: skip
+"""The settings that may change while a run goes on, by name, in the order of ledgers and of the screen.
 
-
-def require_number(name: str, value: object, *, low: float, high: float) -> float:
-    """`value` as a finite float in [low, high], or a SettingsError that says what is allowed."""
-    value = plain_value(value)
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or not math.isfinite(value)
-        or not low <= value <= high
-    ):
-        raise SettingsError(f"{name} is {value!r}; it must be a finite number from {low:g} to {high:g}.")
-    return float(value)
+From it follows all that handles them: it checks the fields of `Training` and `Rehearsal`, the weights of
+strategies and the command (`Steer`); the settings in force (`LiveSettings`) list and change what it names,
+`Session.steer` takes it as keywords, and the dashboard makes its controls from it.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,17 +185,14 @@ class Training:
 
     def __post_init__(self) -> None:
         make_plain(self)
-        require_integer("batch", self.batch, low=1)
+        _require_steerable(self, "training")
         require_integer("epochs", self.epochs, low=1)
         require_integer("least_steps", self.least_steps, low=0, high=10**9)
-        require_number("learning_rate", self.learning_rate, low=1e-9, high=10.0)
         require_one_of("schedule", self.schedule, ("constant", "cosine", "cyclic"))
         require_one_of("scaling", self.scaling, SCALINGS)
         require_number("warmup", self.warmup, low=0.0, high=1.0)
         require_one_of("optimizer", self.optimizer, ("adam", "adamw", "sgd"))
         require_number("weight_decay", self.weight_decay, low=0.0, high=1.0)
-        if self.clip_norm is not None:
-            require_number("clip_norm", self.clip_norm, low=1e-9, high=1e9)
         if self.bucket_mib is not None:
             require_number("bucket_mib", self.bucket_mib, low=1e-6, high=1e6)
         if self.average is not None:
@@ -190,10 +263,7 @@ class Rehearsal:
 
     def __post_init__(self) -> None:
         make_plain(self)
-        require_integer("representatives", self.representatives, low=0)
-        require_integer("distillation", self.distillation, low=0)
-        require_integer("candidates", self.candidates, low=0)
-        require_one_of("policy", self.policy, tuple(POLICIES))
+        _require_steerable(self, "rehearsal", but="capacity" if isinstance(self.capacity, str) else "")
         require_one_of("removal", self.removal, ("random", "loss"))
         if self.removal == "loss" and self.policy not in LOSS_AWARE:
             raise SettingsError(
@@ -205,7 +275,6 @@ class Rehearsal:
         if isinstance(self.capacity, str):
             parse_bytes("capacity", self.capacity)
         else:
-            require_integer("capacity", self.capacity, low=1)
             require_drawable(self.representatives, self.distillation, self.capacity)
 
     def samples(self, row_bytes: int) -> int:
@@ -251,18 +320,23 @@ class Recovery:
         require_number("wait_s", self.wait_s, low=1.0, high=1e9)
 
 
-def require_switch(name: str, value: object) -> bool:
-    """`value` as a bool, or a SettingsError unless it is True or False."""
-    value = plain_value(value)
-    if not isinstance(value, bool):
-        raise SettingsError(f"{name} is {value!r}; it must be True or False.")
-    return value
+def _require_steerable(settings: object, owner: str, *, but: str = "") -> None:
+    """SettingsError for a value that the table does not allow, in all that it has of this owner `but` one."""
+    for name, setting in SETTINGS.items():
+        if setting.owner == owner and name != but:
+            setting.require_of_owner(getattr(settings, name))
 
 
-def require_one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    """SettingsError unless `value` is one of the allowed words."""
-    if value not in allowed:
-        raise SettingsError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}.")
+def require_steerable(names: Iterable[str]) -> None:
+    """SettingsError for a name that is not in the table, with the one that was probably meant."""
+    for name in names:
+        if name not in SETTINGS:
+            close = difflib.get_close_matches(name, SETTINGS, n=1)
+            meant = f"did you mean {close[0]}? " if close else ""
+            raise SettingsError(
+                f"{name!r} is not a setting that may change while a run goes on; {meant}steer takes any of: "
+                f"{', '.join(SETTINGS)}."
+            )
 
 
 def require_quicker(plastic_average: object, average: float | None) -> None:
@@ -288,27 +362,3 @@ def require_drawable(representatives: int, distillation: int, capacity: int) -> 
             f"ranks together hold at most {capacity} samples, and none is drawn twice in one draw; ask for "
             "fewer, or raise capacity."
         )
-
-
-def parse_bytes(name: str, text: str) -> int:
-    """Bytes that a text such as "512 MiB" or "4 GB" means; SettingsError if it means none."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKMGT]?i?B)\s*", text)
-    units = {"": 1, "k": 1000, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
-    units |= {"Ki": 1024, "ki": 1024, "Mi": 1024**2, "Gi": 1024**3, "Ti": 1024**4}
-    value = int(float(match[1]) * units.get(match[2][:-1], 0)) if match else 0
-    if value < 1:
-        raise SettingsError(
-            f'{name} is {text!r}; it must be a whole number of samples, or bytes such as "512 MiB" or "4 GB".'
-        )
-    return value
-
-
-def with_tuples(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain values as they were before JSON made lists of their tuples."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
-
-
-def digest(values: Mapping[str, object]) -> str:
-    """Short fingerprint of plain values; equal on two ranks exactly when the values are equal."""
-    text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]

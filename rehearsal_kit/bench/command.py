@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from rehearsal_kit.base.errors import SettingsError
-from rehearsal_kit.base.settings import POLICIES, require_integer
+from rehearsal_kit.base.limits import require_integer
+from rehearsal_kit.base.settings import POLICIES
 from rehearsal_kit.bench.children import in_child, in_children, on_ranks
 from rehearsal_kit.bench.gpu.gpu_bench import Options
 from rehearsal_kit.bench.gpu.gpu_bench import measure as measure_gpus

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from rehearsal_kit.base.errors import SettingsError
+from rehearsal_kit.base.limits import require_integer
 from rehearsal_kit.base.peak_memory import peak_memory
-from rehearsal_kit.base.settings import Rehearsal, Training, require_integer
+from rehearsal_kit.base.settings import Rehearsal, Training
 from rehearsal_kit.cluster.cluster import start_cluster
 from rehearsal_kit.compare.demo_scans import FromBeamline, FromFiles, find_files, from_files, running_beamline
 from rehearsal_kit.data.preparation import Preparation

@@ -19,9 +19,9 @@ from distributed import Client
 
 from rehearsal_kit.base.errors import ClusterError, ClusterGoneError
 from rehearsal_kit.base.files import write_private
+from rehearsal_kit.base.limits import require_integer, require_number, require_switch
 from rehearsal_kit.base.network_interfaces import interface_named
 from rehearsal_kit.base.process_identity import ProcessIdentity
-from rehearsal_kit.base.settings import require_integer, require_number, require_switch
 from rehearsal_kit.cluster.cluster_calls import ask_identity, ask_scheduler, ask_workers
 from rehearsal_kit.cluster.code_folders import offered
 from rehearsal_kit.cluster.devices import choose_devices

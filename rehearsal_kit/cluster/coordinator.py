@@ -106,7 +106,7 @@ class Coordinator(SchedulerPlugin):
 
         A run that is refused leaves nothing behind: its folder is free, and none of its wishes is waited for.
         """
-        order = RunOrder(**plain)
+        order = RunOrder.of(plain)
         if order.topic in self._runs:
             return ""
         if unfit := self._unfit(order):
@@ -298,7 +298,7 @@ class Coordinator(SchedulerPlugin):
                 rendezvous=str(rendezvous),
                 nonce=nonce,
                 lease=run.lease.token,
-                timeout_s=run.order.stall_s + 60.0,  # the progress watch comes first
+                timeout_s=run.order.recovery.stall_s + 60.0,  # the progress watch comes first
                 device=run.order.device,
                 shared_gpus=run.order.shared_gpus,
             )
@@ -310,11 +310,7 @@ class Coordinator(SchedulerPlugin):
 
     async def _watch(self, run: WatchedRun) -> str:
         progress = Watchdog(
-            run.generation,
-            ranks=run.order.ranks,
-            stall_s=run.order.stall_s,
-            wait_s=run.order.wait_s,
-            now=time.monotonic(),
+            run.generation, ranks=run.order.ranks, recovery=run.order.recovery, now=time.monotonic()
         )
         while True:
             run.wake.clear()
@@ -331,7 +327,7 @@ class Coordinator(SchedulerPlugin):
                 await asyncio.wait_for(run.wake.wait(), LOOK_SOON_S if progress.searching else LOOK_S)
 
     async def _again(self, run: WatchedRun, reason: str, *, fatal: bool) -> None:
-        if fatal or run.restarts >= run.order.restarts:
+        if fatal or run.restarts >= run.order.recovery.restarts:
             self._give_up(run, reason)
             return
         run.restarts += 1

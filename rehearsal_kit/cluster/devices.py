@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 
 from rehearsal_kit.base.errors import ClusterError, SettingsError
-from rehearsal_kit.base.settings import require_integer, require_switch
+from rehearsal_kit.base.limits import require_integer, require_switch
 from rehearsal_kit.cluster.gpus import Gpu, Gpus, find_gpus, names_of, why_hidden
 from rehearsal_kit.cluster.local_cluster import Devices
 

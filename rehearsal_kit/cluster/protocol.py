@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from rehearsal_kit.base.natural_order import natural_key
+from rehearsal_kit.base.settings import Recovery
 
 TOPIC_PREFIX = "rehearsal-kit/"
 """Beginning of the topics under which ranks tell their records."""
@@ -37,9 +40,12 @@ class RunOrder:
     """Whether it was asked for that several ranks have one GPU."""
     place: dict[str, str]
     """`Cluster.place`: how others reach this cluster."""
-    restarts: int
-    stall_s: float
-    wait_s: float
+    recovery: Recovery
+
+    @staticmethod
+    def of(plain: Mapping[str, Any]) -> RunOrder:
+        """The order that `asdict` has taken apart."""
+        return RunOrder(**{**plain, "recovery": Recovery(**plain["recovery"])})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from rehearsal_kit.base.settings import Recovery
 from rehearsal_kit.cluster.protocol import HostStatus
 from rehearsal_kit.record.run_states import INTERRUPTED
 
@@ -34,12 +35,12 @@ class GenerationError(Exception):
 class Watchdog:
     """Judges one generation by what its hosts say; is told the time, so that it never waits."""
 
-    def __init__(self, generation: int, *, ranks: int, stall_s: float, wait_s: float, now: float) -> None:
+    def __init__(self, generation: int, *, ranks: int, recovery: Recovery, now: float) -> None:
         self.searching = False
         """Whether a rank has failed because of another that has not been found yet."""
         self._generation = generation
-        self._stall_s = stall_s
-        self._meeting_s = max(wait_s, stall_s)
+        self._stall_s = recovery.stall_s
+        self._meeting_s = max(recovery.wait_s, recovery.stall_s)
         self._began = now
         self._beats = [(-1, now)] * ranks
         self._failed_at = math.inf

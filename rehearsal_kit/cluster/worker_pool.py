@@ -46,7 +46,7 @@ class WorkerPool:
 
         GenerationError if there are not enough in time.
         """
-        deadline = time.monotonic() + order.wait_s
+        deadline = time.monotonic() + order.recovery.wait_s
         while True:
             ordered = sorted(self._scheduler.workers, key=self._place)
             ordered.sort(key=lambda address: self.name(address) not in known)
@@ -60,7 +60,7 @@ class WorkerPool:
                 return sorted(free[: order.ranks], key=self._place)
             if time.monotonic() > deadline:
                 raise GenerationError(
-                    f"{len(free)} of {order.ranks} workers are there after {order.wait_s:.0f} s; "
+                    f"{len(free)} of {order.ranks} workers are there after {order.recovery.wait_s:.0f} s; "
                     "start more, or go on with fewer by rk.resume(run, cluster)."
                 )
             await asyncio.sleep(0.1)

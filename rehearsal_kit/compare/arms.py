@@ -7,7 +7,8 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 from rehearsal_kit.base.errors import SettingsError
-from rehearsal_kit.base.settings import Rehearsal, Training, require_number
+from rehearsal_kit.base.limits import require_number
+from rehearsal_kit.base.settings import Rehearsal, Training
 from rehearsal_kit.compare.streams import CLASSES, CompareStream
 from rehearsal_kit.learning.strategies.choice import named_strategy, require_suited
 from rehearsal_kit.learning.strategies.losses import NO_CLASSES

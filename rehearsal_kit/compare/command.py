@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rehearsal_kit.base.errors import RunFolderError, SettingsError
 from rehearsal_kit.base.files import write_private
-from rehearsal_kit.base.settings import require_integer
+from rehearsal_kit.base.limits import require_integer
 from rehearsal_kit.cluster.cluster import start_cluster, stop_cluster
 from rehearsal_kit.cluster.devices import choose_devices
 from rehearsal_kit.cluster.other_clusters import running_clusters, starter_of

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from rehearsal_kit.base.errors import ScanError, SettingsError
+from rehearsal_kit.base.limits import require_integer, require_number
 from rehearsal_kit.base.plain_values import make_plain
-from rehearsal_kit.base.settings import require_integer, require_number
 from rehearsal_kit.data.scans.scan import Frames, Scan
 
 _TRANSFORMS = ("raw", "sqrt", "log1p")

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from scipy.fft import fft2
 
 from rehearsal_kit.base.errors import ScanError, SettingsError
+from rehearsal_kit.base.limits import require_integer, require_number
 from rehearsal_kit.base.plain_values import make_plain
 from rehearsal_kit.base.randomness import generator
-from rehearsal_kit.base.settings import require_integer, require_number
 from rehearsal_kit.data.scans.acquisition import Acquisition
 from rehearsal_kit.data.scans.cxi_writing import write_cxi
 from rehearsal_kit.data.scans.reconstructions import (

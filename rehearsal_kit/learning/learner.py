@@ -10,6 +10,7 @@ import torch
 from rehearsal_kit.base.errors import RankError, TaskError, said
 from rehearsal_kit.base.failure_kinds import raise_of_device
 from rehearsal_kit.base.process_groups import ProcessGroups
+from rehearsal_kit.base.randomness import torch_seed
 from rehearsal_kit.base.settings import Training
 from rehearsal_kit.buffer.row_layout import Samples
 from rehearsal_kit.learning.forward_pass import ForwardPass
@@ -93,28 +94,31 @@ class Learner:
         """Take the next steps by these settings, as far as they may change between two steps."""
         self.training = training
 
-    def step(self, batch: MiniBatch, *, strategy: Strategy, factor: float = 1.0, seed: int = 0) -> Stepped:
+    def step(
+        self, batch: MiniBatch, *, strategy: Strategy, factor: float = 1.0, seed: int = 0, step: int = 0
+    ) -> Stepped:
         """Train on the augmented mini-batches of all ranks, and see what came of it; as `launch` and `read`.
 
         Says the first trouble of steps that were launched before and not read.
         """
-        self.launch(batch, strategy=strategy, factor=factor, seed=seed)
+        self.launch(batch, strategy=strategy, factor=factor, seed=seed, step=step)
         return self.read()[-1]
 
     def launch(
-        self, batch: MiniBatch, *, strategy: Strategy, factor: float = 1.0, seed: int = 0
+        self, batch: MiniBatch, *, strategy: Strategy, factor: float = 1.0, seed: int = 0, step: int = 0
     ) -> SummedStep:
         """Train on the augmented mini-batches of all ranks, unless their loss is not finite; read it later.
 
         batch: lent until the step is read; a copy of pinned memory may be under way until then.
-        factor: of the schedule, by which the learning rate is multiplied. seed: of whatever is random in the
-        forward pass (dropout), on this rank and at this step. Where network or strategy raise on any rank,
-        none takes the step and all are told. RankError if no rank has a sample.
+        factor: of the schedule, by which the learning rate is multiplied. seed, step: of the run and number
+        of this step, the same on all ranks: whatever is random in a step depends on these, and on the rank
+        where ranks are to differ, as in the forward pass (dropout). Where network or strategy raise on any
+        rank, none takes the step and all are told. RankError if no rank has a sample.
         """
         self.calls += 1
-        summed = self._steps.of(
-            batch, self._known, strategy=strategy, seed=seed, averages=self._averages_for(strategy)
-        )
+        own_seed = torch_seed(seed, "forward", self._groups.rank, step)
+        averages = self._averages_for(strategy)
+        summed = self._steps.of(batch, self._known, strategy=strategy, seed=own_seed, averages=averages)
         self._unread.append(summed)
         if summed.gradients is None:
             return summed

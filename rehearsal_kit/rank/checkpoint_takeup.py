@@ -8,7 +8,7 @@ from typing import Any
 
 from rehearsal_kit.base.errors import CheckpointError, RehearsalKitError, said_before
 from rehearsal_kit.base.failure_kinds import raise_of_device
-from rehearsal_kit.base.settings import with_tuples
+from rehearsal_kit.base.plain_values import with_tuples
 from rehearsal_kit.buffer.distributed_buffer import DistributedBuffer
 from rehearsal_kit.buffer.exchange import GroupExchange
 from rehearsal_kit.buffer.states import BufferState

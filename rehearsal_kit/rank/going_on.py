@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from rehearsal_kit.base.errors import CheckpointError, SettingsError, SnapshotError
-from rehearsal_kit.base.settings import with_tuples
-from rehearsal_kit.base.steerable import SETTINGS
+from rehearsal_kit.base.plain_values import with_tuples
+from rehearsal_kit.base.settings import SETTINGS
 from rehearsal_kit.buffer.memory_limit import require_fitting, share_of
 from rehearsal_kit.buffer.policies import new_policy
 from rehearsal_kit.buffer.row_layout import WORD, RowLayout

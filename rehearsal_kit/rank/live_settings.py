@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from rehearsal_kit.base.settings import Rehearsal, Training, digest
-from rehearsal_kit.base.steerable import OFF, SETTINGS, Value
+from rehearsal_kit.base.digests import digest
+from rehearsal_kit.base.settings import SETTINGS, Rehearsal, Training
+from rehearsal_kit.base.steerable import OFF, Value
 from rehearsal_kit.buffer.row_layout import RowLayout, Samples
 from rehearsal_kit.learning.signature import Signature
 from rehearsal_kit.learning.stored_outputs import NO_MODEL, named_halves, with_outputs

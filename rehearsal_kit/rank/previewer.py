@@ -12,7 +12,7 @@ import torch
 
 from rehearsal_kit.base.errors import said
 from rehearsal_kit.base.failure_kinds import Kind, raise_of_device
-from rehearsal_kit.base.settings import require_integer, require_switch
+from rehearsal_kit.base.limits import require_integer, require_switch
 from rehearsal_kit.base.thread_priority import step_back
 from rehearsal_kit.buffer.row_layout import Samples
 from rehearsal_kit.data.task_stream import TaskStream

@@ -15,8 +15,7 @@ from torch.nn.parameter import is_lazy
 from rehearsal_kit.base.errors import RehearsalKitError, SettingsError, said_where
 from rehearsal_kit.base.failure_kinds import Kind, sort_of
 from rehearsal_kit.base.process_groups import ProcessGroups
-from rehearsal_kit.base.settings import Recovery, Rehearsal, Training
-from rehearsal_kit.base.steerable import SETTINGS
+from rehearsal_kit.base.settings import SETTINGS, Recovery, Rehearsal, Training
 from rehearsal_kit.base.tensor_files import NAMES
 from rehearsal_kit.buffer.row_layout import IDENTITY, Samples
 from rehearsal_kit.data.experience import NUMBER

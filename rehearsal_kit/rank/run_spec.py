@@ -24,7 +24,8 @@ from safetensors.torch import load_file, save
 from rehearsal_kit.base.digests import DIGITS
 from rehearsal_kit.base.errors import RunFolderError, SettingsError, said
 from rehearsal_kit.base.files import write_private
-from rehearsal_kit.base.settings import Recovery, Rehearsal, Training, with_tuples
+from rehearsal_kit.base.plain_values import with_tuples
+from rehearsal_kit.base.settings import Recovery, Rehearsal, Training
 from rehearsal_kit.data.experience import Experience
 from rehearsal_kit.data.preparation import Preparation
 from rehearsal_kit.learning.module_state import freeze, frozen_parameters, still_modules

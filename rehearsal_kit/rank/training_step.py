@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import time
 
-from rehearsal_kit.base.randomness import torch_seed
 from rehearsal_kit.data.task_loader import TaskLoader
 from rehearsal_kit.learning.mini_batch import MiniBatch
 from rehearsal_kit.learning.summed_step import SummedStep
@@ -155,7 +154,8 @@ class TrainingStep:
                 batch,
                 strategy=run_state.live_settings.strategy,
                 factor=factor,
-                seed=torch_seed(its.spec.seed, "forward", its.groups.rank, run_state.step),
+                seed=its.spec.seed,
+                step=run_state.step,
             )
             self._readings.launched(run_state.step)
             # At once where the weights are about to be looked at themselves.

@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rehearsal_kit.base.errors import SettingsError
-from rehearsal_kit.base.plain_values import make_plain, plain_value
-from rehearsal_kit.base.settings import require_integer, require_switch, with_tuples
-from rehearsal_kit.base.steerable import OFF, SETTINGS, Value, require_steerable
+from rehearsal_kit.base.limits import require_integer, require_switch
+from rehearsal_kit.base.plain_values import make_plain, plain_value, with_tuples
+from rehearsal_kit.base.settings import SETTINGS, require_steerable
+from rehearsal_kit.base.steerable import OFF, Value
 
 NOTE_LENGTH = 2000
 Box = tuple[float, float, float, float]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from rehearsal_kit.base.checked_values import record_of
 from rehearsal_kit.base.errors import SettingsError
@@ -114,6 +114,10 @@ class TaskBegan(InABranch):
 @dataclass(frozen=True, kw_only=True)
 class Steps(InABranch):
     """Consecutive training steps, a few records per second; the sums are over these steps."""
+
+    SUMS: ClassVar = ("seconds", "waited", "hidden", "representatives", "remote", "distilled", "rows")
+    """Numbers that grow with the steps: of several records they are added, of a part they are that share.
+    What becomes of any other is said in thinning.py."""
 
     first: int
     """Number of the first of these steps, over the whole run."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from rehearsal_kit.record.records import Steps
 
@@ -43,7 +44,8 @@ def merged(steps: Sequence[Steps]) -> Steps:
         return steps[0]
     points = [(loss, at) for record in steps for at, loss in zip(record.at, record.losses, strict=True)]
     chosen = sorted({min(points), max(points)}, key=lambda point: point[1])
-    held, distilled = sum(r.count for r in steps), sum(r.distilled for r in steps)
+    held = sum(r.count for r in steps)
+    sums = {name: sum(getattr(r, name) for r in steps) for name in Steps.SUMS}
     ages = [r.outputs_age * r.distilled for r in steps if r.outputs_age is not None]
     names = dict.fromkeys(name for record in steps for name in record.terms)
     ranks = len(steps[-1].busy)
@@ -53,19 +55,13 @@ def merged(steps: Sequence[Steps]) -> Steps:
         losses=tuple(loss for loss, _ in chosen),
         chosen=tuple(at for _, at in chosen),
         held=held,
-        seconds=sum(r.seconds for r in steps),
-        waited=sum(r.waited for r in steps),
-        hidden=sum(r.hidden for r in steps),
-        representatives=sum(r.representatives for r in steps),
-        remote=sum(r.remote for r in steps),
         stored=steps[-1].stored,
         time=steps[-1].time,
         terms={name: sum(r.terms.get(name, 0.0) * r.count for r in steps) / held for name in names},
-        distilled=distilled,
         busy=tuple(sum(r.busy[i] for r in steps if len(r.busy) == ranks) for i in range(ranks)),
-        outputs_age=sum(ages) / distilled if ages and distilled else None,
-        rows=sum(r.rows for r in steps),
+        outputs_age=sum(ages) / sums["distilled"] if ages and sums["distilled"] else None,
         branch=steps[-1].branch,
+        **sums,
     )
 
 
@@ -76,17 +72,15 @@ def steps_before(record: Steps, end: int) -> Steps | None:
     kept = sum(at < end for at in record.at)
     count = min(end - record.first, record.count) if isinstance(record, ThinnedSteps) else kept
     share = count / record.count
+    sums = {name: getattr(record, name) for name in Steps.SUMS}
+    shares: dict[str, Any] = {
+        n: round(v * share) if isinstance(v, int) else v * share for n, v in sums.items()
+    }
     part = replace(
         record,
         losses=record.losses[:kept],
-        seconds=record.seconds * share,
-        waited=record.waited * share,
-        hidden=record.hidden * share,
-        representatives=round(record.representatives * share),
-        remote=round(record.remote * share),
-        distilled=round(record.distilled * share),
-        rows=round(record.rows * share),
         busy=tuple(seconds * share for seconds in record.busy),
+        **shares,
     )
     return replace(part, held=count, chosen=part.chosen[:kept]) if isinstance(part, ThinnedSteps) else part
 

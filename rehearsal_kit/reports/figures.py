@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import chain
@@ -83,30 +83,50 @@ def left_curves(timeline: Timeline, *, most: int = POINTS // 4) -> dict[int, Cur
     return {branch: _left_curve(left[branch], most) for branch in sorted(left)[-OTHERS:]}
 
 
+@dataclass(frozen=True)
+class _Row:
+    """A row of the live figure: curves against step, one for each colour of the palette."""
+
+    curves: Callable[[Timeline], list[Curve]]
+    mode: str
+    y_axis: Mapping[str, object]
+
+
+LIVE_ROWS = (
+    _Row(loss_curves, "lines", {"title_text": "loss", "type": "log", "tickvals": TICKS, "tickformat": "~g"}),
+    _Row(watched_curves, "lines+markers", {"title_text": "watched error", "rangemode": "tozero"}),
+)
+"""The rows, from above; that of the losses also has what was rolled back."""
+
+
+def live_curves(timeline: Timeline) -> list[Curve]:
+    """The curves of all rows, in the order of the traces of `live_figure`."""
+    return [curve for row in LIVE_ROWS for curve in row.curves(timeline)]
+
+
 def live_figure(others: Sequence[int] = ()) -> go.Figure:
     """The empty figure of the panel with its full layout; others: branches that were left.
 
-    It always has one loss and one error trace for each colour and one for each of the others, in this order,
-    so that a page that comes back later finds the traces that a push will fill.
+    It always has a trace for each row and colour and one for each of the others, in this order, so that a
+    page that comes back later finds the traces that a push will fill.
     """
-    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.07)
-    for row, mode in ((1, "lines"), (2, "lines+markers")):
+    figure = make_subplots(rows=len(LIVE_ROWS), cols=1, shared_xaxes=True, vertical_spacing=0.07)
+    empty = Curve(*[np.zeros(0, np.float32)] * 3)
+    for number, row in enumerate(LIVE_ROWS, start=1):
         for colour in PALETTE:
-            figure.add_trace(_trace(Curve(*[np.zeros(0, np.float32)] * 3), colour, mode), row=row, col=1)
+            figure.add_trace(_trace(empty, colour, row.mode), row=number, col=1)
+        figure.update_yaxes(row.y_axis, row=number, col=1)
     for branch in others:
-        empty = Curve(*[np.zeros(0, np.float32)] * 3)
         figure.add_trace(_left_trace(empty, f"branch {branch}"), row=1, col=1)
     figure.update_layout(
-        height=300,
+        height=150 * len(LIVE_ROWS),
         autosize=True,
         margin={"l": 58, "r": 14, "t": 16, "b": 40},
         uirevision="keep",
         showlegend=bool(others),
         legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "top", "bgcolor": _CLEAR},
     )
-    figure.update_yaxes(title_text="loss", type="log", tickvals=TICKS, tickformat="~g", row=1, col=1)
-    figure.update_yaxes(title_text="watched error", rangemode="tozero", row=2, col=1)
-    figure.update_xaxes(title_text="step", row=2, col=1)
+    figure.update_xaxes(title_text="step", row=len(LIVE_ROWS), col=1)
     figure.update_layout(look("light"))
     return figure
 
@@ -114,14 +134,15 @@ def live_figure(others: Sequence[int] = ()) -> go.Figure:
 def look(theme: str) -> dict[str, object]:
     """Layout of a page that is "light" or "dark"; the page shines through."""
     ink, grid = ("#d0d0d0", "#454545") if theme == "dark" else ("#333333", "#e3e3e3")
-    axis = {"gridcolor": grid, "zerolinecolor": grid, "linecolor": grid}
+    lines = {"gridcolor": grid, "zerolinecolor": grid, "linecolor": grid}
+    rows = ("", *range(2, len(LIVE_ROWS) + 1))
     return {
         "template": "none",
         "font": {"color": ink, "size": 12},
         "paper_bgcolor": _CLEAR,
         "plot_bgcolor": _CLEAR,
         "modebar": {"bgcolor": _CLEAR, "color": "#8c8c8c", "activecolor": ink},
-        **dict.fromkeys(("xaxis", "yaxis", "xaxis2", "yaxis2"), axis),
+        **{f"{letter}axis{row}": lines for letter in "xy" for row in rows},
     }
 
 

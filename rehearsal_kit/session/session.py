@@ -12,7 +12,8 @@ import pandas as pd
 import torch
 
 from rehearsal_kit.base.errors import SessionError, SettingsError
-from rehearsal_kit.base.settings import Recovery, Rehearsal, Training, require_integer, require_switch
+from rehearsal_kit.base.limits import require_integer, require_switch
+from rehearsal_kit.base.settings import Recovery, Rehearsal, Training
 from rehearsal_kit.cluster.cluster import Cluster
 from rehearsal_kit.cluster.protocol import RunOrder
 from rehearsal_kit.cluster.workers import ranks_of
@@ -93,7 +94,6 @@ class Session(Handle):
                 self._discard()
                 raise
         self._is_new = False
-        recovery = self._settings.recovery
         order = RunOrder(
             topic=new_topic(),
             run=str(self.run.path),
@@ -102,9 +102,7 @@ class Session(Handle):
             device=self.cluster.address.kind,
             shared_gpus=self.cluster.address.shared_gpus,
             place=self.cluster.place,
-            restarts=recovery.restarts,
-            stall_s=recovery.stall_s,
-            wait_s=recovery.wait_s,
+            recovery=self._settings.recovery,
         )
         self._run_connection.start(order)
 

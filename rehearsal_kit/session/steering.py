@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import ParamSpec
 
 from rehearsal_kit.base.errors import SettingsError
-from rehearsal_kit.base.steerable import SETTINGS, Value
+from rehearsal_kit.base.settings import SETTINGS
+from rehearsal_kit.base.steerable import Value
 from rehearsal_kit.data.folder_order import require_possible
 from rehearsal_kit.data.tensor_tasks import TensorTask, write_task
 from rehearsal_kit.learning.strategies.choice import steer_to

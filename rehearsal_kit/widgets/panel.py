@@ -18,10 +18,9 @@ from rehearsal_kit.reports.figures import (
     CONFIG,
     Curve,
     left_curves,
+    live_curves,
     live_figure,
     look,
-    loss_curves,
-    watched_curves,
 )
 from rehearsal_kit.reports.pictures import Tile, field_scale, input_tile
 from rehearsal_kit.session.session import Session
@@ -222,7 +221,7 @@ class Panel:
         left, straight = left_curves(timeline), timeline.lineage()
         if [*left] != self._others:
             self._rebuild([*left])
-        curves = [*loss_curves(straight), *watched_curves(straight), *left.values()]
+        curves = [*live_curves(straight), *left.values()]
         dress = (self.line.theme, self.line.hello)
         same = len(self._curves) == len(curves) and dress == self._dressed and not whole
         with self.figure.batch_update():

@@ -9,7 +9,9 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from rehearsal_kit.base.steerable import OFF, SETTINGS, Setting, Value, Whole, Word, WordOrReal
+from rehearsal_kit.base.limits import Whole, Word, WordOrReal
+from rehearsal_kit.base.settings import SETTINGS
+from rehearsal_kit.base.steerable import OFF, Setting, Value
 from rehearsal_kit.learning.strategies.choice import OURS, WEIGHTS, named_strategy, plain_strategy
 from rehearsal_kit.rank.live_settings import LiveSettings
 from rehearsal_kit.record.records import Applied

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from rehearsal_kit.base.errors import RehearsalKitError, SettingsError
-from rehearsal_kit.base.settings import Recovery, Rehearsal, Training, require_number
+from rehearsal_kit.base.limits import require_number
+from rehearsal_kit.base.settings import Recovery, Rehearsal, Training
 from rehearsal_kit.data.preparation import Preparation
 from rehearsal_kit.data.simulated_beamline import Beamline
 from rehearsal_kit.learning.networks.resnet import ResNet

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -19,6 +20,7 @@ from samples import assert_whole, batch_of, new_buffer
 from rehearsal_kit.base import settings as settings_of_the_kit
 from rehearsal_kit.base import tensor_files
 from rehearsal_kit.base.errors import SettingsError, SnapshotError
+from rehearsal_kit.base.limits import Word
 from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.base.settings import Rehearsal
 from rehearsal_kit.buffer.distributed_buffer import DistributedBuffer
@@ -167,7 +169,8 @@ class Shared(Counting):
 def counting(monkeypatch):
     def known(kind):
         monkeypatch.setitem(POLICIES, "counting", kind)
-        monkeypatch.setitem(settings_of_the_kit.POLICIES, "counting", "as quotas, and counted")
+        table = settings_of_the_kit.SETTINGS
+        monkeypatch.setitem(table, "policy", replace(table["policy"], limits=Word((*POLICIES,))))
 
     return known
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from rehearsal_kit.base.errors import SettingsError
+from rehearsal_kit.base.settings import Recovery
 from rehearsal_kit.cluster.protocol import HostStatus
 from rehearsal_kit.cluster.rank_failure import RankFailure
 from rehearsal_kit.cluster.watchdog import GenerationError, Watchdog
@@ -32,7 +33,7 @@ def failed(error, *, at):
 
 
 def judged(*statuses, present=None, now=100.0):
-    watchdog = Watchdog(1, ranks=len(statuses), stall_s=30, wait_s=60, now=now)
+    watchdog = Watchdog(1, ranks=len(statuses), recovery=Recovery(stall_s=30, wait_s=60), now=now)
     return watchdog.outcome(statuses, present or [True] * len(statuses), now)
 
 

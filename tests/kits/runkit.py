@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -239,8 +239,6 @@ def order_for(run: RunFolder, topic: str = "rehearsal-kit/1", **place: Any) -> d
         device="cpu",
         shared_gpus=False,
         place=place,
-        restarts=0,
-        stall_s=60,
-        wait_s=60,
+        recovery=Recovery(restarts=0, stall_s=60, wait_s=60),
     )
-    return vars(made)
+    return asdict(made)

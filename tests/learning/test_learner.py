@@ -147,16 +147,17 @@ def test_predictions_and_scores_change_no_state():
     assert torch.equal(torch.get_rng_state(), random)
 
 
-def test_dropout_depends_on_the_seed_of_the_step_and_on_nothing_else():
-    def after(seed, disturbed=False):
+def test_dropout_depends_on_seed_and_step_and_on_nothing_else():
+    def after(seed, step=0, disturbed=False):
         learner = learner_of(Net(dropout=0.5))
         if disturbed:
             torch.rand(17)
-        learner.step(new_only(), strategy=Incremental(), seed=seed)
+        learner.step(new_only(), strategy=Incremental(), seed=seed, step=step)
         return state_of(learner)
 
     assert same(after(1), after(1, disturbed=True))
     assert not same(after(1), after(2))
+    assert not same(after(1), after(1, step=1))
 
 
 # Learning rate, clipping, precision ----------------------------------------------------------------------

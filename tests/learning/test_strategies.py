@@ -336,6 +336,10 @@ def test_of_outputs_that_are_no_classes_the_first_are_taken():
     assert found["y"].tolist() == [1.0, 2.0]
 
 
+def test_every_strategy_of_ours_is_held_to_its_formula():
+    assert {strategy.name for strategy in STRATEGIES.values()} == STRATEGIES_OF_OURS.keys()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_references_differ_from_each_other_by_far_more_than_is_tolerated(kind):
     # As Incremental: the first differ by the tasks that they train on, A-GEM where gradients point apart.

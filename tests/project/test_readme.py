@@ -21,6 +21,7 @@ import pytest
 import torch
 from distributed.protocol.pickle import dumps, loads
 from ranks import alone, small_job
+from texts import CONTRIBUTING, README, ROOT, block, blocks
 
 from rehearsal_kit.base.settings import Rehearsal, Training
 from rehearsal_kit.cli.main import COMMANDS, _parser, main
@@ -28,11 +29,10 @@ from rehearsal_kit.compare.streams import STREAMS
 from rehearsal_kit.data.simulated_beamline import Beamline
 from rehearsal_kit.data.tensor_tasks import split_classes, write_task
 from rehearsal_kit.learning.networks.convnet import ConvNet
+from rehearsal_kit.learning.strategies.registry import STRATEGIES
 from rehearsal_kit.record.commands import FinishStream
 from rehearsal_kit.record.records import Steps, TaskArrived, TaskEnded
 
-ROOT = Path(__file__).parents[2]
-README, CONTRIBUTING = ((ROOT / name).read_text() for name in ("README.md", ".github/CONTRIBUTING.md"))
 EXECUTED = {
     "demo command": "tests/project/test_readme.py",
     "test command": ".ci/run",
@@ -40,22 +40,12 @@ EXECUTED = {
     "notebook example": "tests/project/test_readme.py",
     "strategy example": "tests/project/test_readme.py",
     "torchrun example": "tests/buffer/test_torchrun.py",
+    "layout example": "tests/project/test_recipes.py",
+    "term example": "tests/project/test_recipes.py",
+    "network example": "tests/project/test_recipes.py",
 }
 """Who executes each block, by the name after its language."""
 PYTEST = ".venv-test/bin/python -m pytest"
-
-
-def blocks(text: str) -> list[tuple[str, str, str]]:
-    """Language, name and body of each fenced block."""
-    found = re.findall(r"^```(\w*) ?([\w ]*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    assert 2 * len(found) == len(re.findall("^```", text, re.MULTILINE))
-    return found
-
-
-def block(name: str) -> str:
-    """The one of this name in README."""
-    (body,) = (body for _, each, body in blocks(README) if each == name)
-    return body.strip()
 
 
 def commands(text: str) -> list[str]:
@@ -176,6 +166,10 @@ def test_a_command_of_the_table_is_what_the_command_line_takes(usage):
     """Each is run in test_cli.py, test_doctor.py, test_compare.py, test_bench.py, or below."""
     for command in spelt_out(usage):
         require_parsed(command)
+
+
+def test_a_table_has_every_strategy():
+    assert sorted(re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE)) == sorted(STRATEGIES)
 
 
 def test_lab_is_called_as_readme_says():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields, replace
 
 import pytest
 import scanned
@@ -339,6 +340,21 @@ def test_the_cache_of_another_run_is_ignored_and_said(run, tmp_path, caplog):
     history.catch_up()
     assert "it is not of this timeline.jsonl" in caplog.text
     assert len(history.timeline) == len(Timeline.load(other.timeline))
+
+
+def test_nothing_that_steps_tell_is_lost_where_they_are_told_together():
+    """A new field is one of the sums, or thinning.py says what becomes of it, and this test knows."""
+    shown_elsewhere = {"first", "task", "losses", "stored", "time", "terms", "busy", "outputs_age", "branch"}
+    assert {field.name for field in fields(Steps)} == {*Steps.SUMS, *shown_elsewhere}
+    parts = [
+        replace(steps(first, [1.0, 2.0]), **{name: first + place for place, name in enumerate(Steps.SUMS, 1)})
+        for first in (2, 4)
+    ]
+    whole = merged(parts)
+    half = steps_before(whole, 4)
+    for name in Steps.SUMS:
+        total = sum(getattr(part, name) for part in parts)
+        assert (getattr(whole, name), getattr(half, name)) == (total, total / 2)
 
 
 def test_of_steps_that_were_told_together_those_before_a_decision_stay():

@@ -385,7 +385,7 @@ def test_a_run_is_switched_to_another_strategy_on_all_ranks_at_one_step(cluster,
         session.until(lambda session: session.timeline.records(Steps), timeout=DEADLINE_S)
         lines = len(wishes.read_text().splitlines())
         for strategy in (Own(), OwnReplay()):
-            with pytest.raises(SettingsError, match=r"switched to Incremental, .*ER, AGEM, DER, DERpp"):
+            with pytest.raises(SettingsError, match=r"switched to Incremental, .*\bER\b.*DERpp"):
                 session.steer(strategy=strategy)
         assert len(wishes.read_text().splitlines()) == lines
         refused = acknowledged_by_all(session, session.steer(capacity=2**40))

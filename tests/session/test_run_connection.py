@@ -54,7 +54,7 @@ def ran_before(run, *generations, states=()):
 
 
 def order(run):
-    return RunOrder(**order_for(run, TOPIC))
+    return RunOrder.of(order_for(run, TOPIC))
 
 
 FIRST = GenerationBegan(generation=1, workers=("tls://w0",), time=0.0)

@@ -42,6 +42,7 @@ from rehearsal_kit.reports.figures import (
     PALETTE,
     decimate,
     left_curves,
+    live_curves,
     live_figure,
     loss_curves,
     watched_curves,
@@ -383,7 +384,8 @@ def test_what_cannot_be_kept_is_said_until_it_can_be():
 
 
 def test_live_figure_has_a_trace_for_every_curve():
-    assert len(live_figure().data) == 2 * len(PALETTE)
+    assert len(live_figure().data) == len(live_curves(Timeline()))
+    assert len(live_figure([3]).data) == len(live_curves(Timeline())) + 1
 
 
 def test_facts_of_an_empty_and_of_a_running_session():

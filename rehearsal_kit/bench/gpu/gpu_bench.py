@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rehearsal_kit.base.errors import RehearsalKitError, SettingsError
-from rehearsal_kit.base.settings import require_integer
+from rehearsal_kit.base.limits import require_integer
 from rehearsal_kit.bench.children import on_ranks
 from rehearsal_kit.bench.gpu.case_measurement import lay_out
 from rehearsal_kit.bench.gpu.cases import CASES, FULL, QUICK, QUICK_CASES, Case

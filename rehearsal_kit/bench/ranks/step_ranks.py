@@ -172,7 +172,7 @@ class _Arms:
                 f"a mini-batch has {rows} samples instead of {expected}: the store was not full. "
                 "This is an error of the benchmark."
             )
-        self._learner.launch(batch, strategy=ER(), seed=self._steps)
+        self._learner.launch(batch, strategy=ER(), step=self._steps)
         self._learner.read(but=self._learner.lag)
 
 

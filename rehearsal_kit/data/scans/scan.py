@@ -39,25 +39,25 @@ class Scan:
     """Layout of the file, for example "cxi"."""
     frames_at: str
     """Path of the dataset of counts (frame, row, column) in the file."""
-    object_at: str | None
+    object_at: str | None = None
     """Path of the reconstructed object (row, column) in the file; None if it has none that can be used."""
     no_object: str = "no reconstruction: nothing to train on"
     """Why `object_at` is None."""
     frame_shape: tuple[int, int]
     """Rows and columns of one frame."""
-    object_shape: tuple[int, int] | None
+    object_shape: tuple[int, int] | None = None
     positions_px: Floats = field(repr=False)
     """Centre of each patch (frame, 2), row and column, in pixels of the object array."""
     translations_m: Floats | None = field(default=None, repr=False)
     """Displacement of the probe over the object (frame, 2), m; None if the file holds pixels only."""
-    bad_pixels: NDArray[np.int64] = field(repr=False)
+    bad_pixels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
     """Pixels in which the detector cannot be trusted, counted row by row: few, unlike a mask."""
-    energy_ev: float | None
-    distance_m: float | None
-    detector_pixel_m: float | None
-    object_pixel_m: float | None
+    energy_ev: float | None = None
+    distance_m: float | None = None
+    detector_pixel_m: float | None = None
+    object_pixel_m: float | None = None
     """wavelength x distance / (pixels x detector pixel), as for the far field; None if not known."""
-    simulated: bool
+    simulated: bool = False
     """Whether the counts were computed rather than measured."""
 
     def __len__(self) -> int:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from rehearsal_kit.base.errors import SettingsError
+from rehearsal_kit.base.limits import require_integer
 from rehearsal_kit.base.randomness import torch_seed
-from rehearsal_kit.base.settings import require_integer
 from rehearsal_kit.learning.repeatable_layers import BilinearDoubling
 
 _CHANNELS: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = {

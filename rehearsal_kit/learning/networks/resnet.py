@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from rehearsal_kit.base.errors import SettingsError
+from rehearsal_kit.base.limits import require_integer, require_one_of
 from rehearsal_kit.base.plain_values import plain_value
 from rehearsal_kit.base.randomness import torch_seed
-from rehearsal_kit.base.settings import require_integer, require_one_of
 
 
 class ResNet(nn.Module):

@@ -8,8 +8,7 @@ from typing import Any
 
 from rehearsal_kit.base.errors import SettingsError
 from rehearsal_kit.base.plain_values import plain_value
-from rehearsal_kit.base.settings import Rehearsal, Training
-from rehearsal_kit.base.steerable import SETTINGS
+from rehearsal_kit.base.settings import SETTINGS, Rehearsal, Training
 from rehearsal_kit.buffer.row_layout import RowLayout
 from rehearsal_kit.learning.signature import Signature
 from rehearsal_kit.learning.stored_outputs import stores_outputs

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rehearsal_kit.base.plain_values import make_plain
-from rehearsal_kit.base.steerable import SETTINGS
+from rehearsal_kit.base.settings import SETTINGS
 from rehearsal_kit.learning.strategies.losses import Loss, among_present, squared_distance, supervised_loss
 from rehearsal_kit.learning.strategies.strategy import AugmentedBatch, Strategy, Term
 

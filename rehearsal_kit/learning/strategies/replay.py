@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from rehearsal_kit.base.plain_values import make_plain
-from rehearsal_kit.base.steerable import SETTINGS
+from rehearsal_kit.base.settings import SETTINGS
 from rehearsal_kit.learning.strategies.losses import (
     Loss,
     Tensors,
