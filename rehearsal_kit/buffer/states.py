@@ -43,7 +43,7 @@ class Round:
     distillation: int = 0
     """Drawn a second time for the next step, per rank."""
     fewer: tuple[int, int] = (0, 0)
-    """Of each of these two draws, how many of the last ranks draw one sample less."""
+    """How many of the last ranks draw one sample less, in each of these two draws."""
     capacity: int | None = None
     """Samples that the buffers of all ranks may hold from now on; None: as before."""
     candidates: int | None = None

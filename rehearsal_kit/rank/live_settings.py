@@ -36,7 +36,7 @@ class StepSizes:
     candidates: int
     """Offered to a full buffer (c)."""
     fewer: tuple[int, int] = (0, 0)
-    """Of these two draws, how many of the last ranks draw one sample less."""
+    """How many of the last ranks draw one sample less, in each of these two draws."""
 
 
 @dataclass(frozen=True, kw_only=True)
