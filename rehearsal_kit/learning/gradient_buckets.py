@@ -114,12 +114,16 @@ class GradientSum:
         lacking = [set(numbers[cut]) for cut in cuts]
         bucket_of = {number: bucket for bucket in lacking for number in bucket}
         arrived: dict[int, torch.Tensor | None] = {}
+        sent: dict[int, int] = {}
+        """The version of each gradient when it was copied into its bucket."""
 
         def arrive(number: int, gradient: torch.Tensor | None) -> None:
             arrived.setdefault(number, gradient)
             bucket_of[number].discard(number)
             while self._filled < len(cuts) - 1 and not lacking[self._filled]:
-                self._complete([arrived.get(number) for number in numbers[cuts[self._filled]]])
+                bucket = numbers[cuts[self._filled]]
+                sent.update((number, _version(arrived[number])) for number in bucket)
+                self._complete([arrived[number] for number in bucket])
 
         with contextlib.ExitStack() as hooks:
             # On the gradients themselves, not behind `.grad`: an error half way leaves nothing there.
@@ -127,11 +131,14 @@ class GradientSum:
                 hook = parameter.register_hook(functools.partial(arrive, number))
                 hooks.callback(hook.remove)
             gradients = _gradients(value, parameters)
-        if any(gradient is not gradients[number] for number, gradient in arrived.items()):
-            raise SettingsError(
-                "a gradient came twice in one backward pass, as where a network makes another one within it; "
-                "give Training(bucket_mib=None): then no gradient is sent before all are known."
-            )
+        for number, version in sent.items():
+            if gradients[number] is not arrived[number] or _version(gradients[number]) != version:
+                raise SettingsError(
+                    "a gradient was sent to the other ranks and was another one at the end of the backward "
+                    "pass, as where a network makes a backward pass within it, or where a hook alters the "
+                    "gradients of other parameters than its own; give Training(bucket_mib=None): then no "
+                    "gradient is sent before all are known."
+                )
         while self._filled < len(cuts):
             self._complete(gradients[cuts[self._filled]])
 
@@ -158,10 +165,16 @@ def _gradients(value: torch.Tensor, parameters: Sequence[torch.Tensor]) -> Gradi
     return torch.autograd.grad(value, parameters, allow_unused=True)
 
 
+def _version(gradient: torch.Tensor | None) -> int:
+    """Another one as soon as somebody has written to it."""
+    return 0 if gradient is None else gradient._version
+
+
 def _fill(row: torch.Tensor, gradients: Gradients, parameters: Sequence[torch.Tensor]) -> None:
     """Lay gradients into a row, one after the other; zeros where there is none."""
     found = zip(parameters, gradients, strict=True)
-    numbers = [numbers_of(torch.zeros_like(p) if g is None else g).to(row.dtype) for p, g in found]
+    # Detached: those that a network computes by itself on the way back may have a graph of their own.
+    numbers = [numbers_of(torch.zeros_like(p) if g is None else g.detach()).to(row.dtype) for p, g in found]
     torch.cat(numbers, out=row)  # at once: on a GPU the copy of each would be a kernel of its own
 
 

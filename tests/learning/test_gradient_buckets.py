@@ -335,12 +335,41 @@ class Within(Net):
             self.trunk[2](torch.ones(1, WIDTH)).sum().backward()
 
 
+class Altering(Net):
+    """Its first layer alters the gradient of its last one, once that has come."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        came = []
+        self.last.weight.register_hook(came.append)
+        self.trunk[0].weight.register_hook(lambda _: [came.pop().mul_(2), None][1])
+
+
+@pytest.mark.parametrize("network", [Within, Altering])
 @pytest.mark.parametrize("mib", [SMALL, None])
-def test_a_gradient_that_came_twice_is_an_error_and_not_a_wrong_step(mib):
-    learner = learner_of(Within(), Twins(0, 2), bucket_mib=mib)
+def test_a_gradient_that_is_another_one_than_was_sent_is_an_error_and_not_a_wrong_step(mib, network):
+    learner = learner_of(network(), Twins(0, 2), bucket_mib=mib)
     stepped = learner.step(MiniBatch(samples(5), {}, {}), strategy=Incremental())
     assert stepped.failed == (mib is not None)
     assert ("Training(bucket_mib=None)" in stepped.error) == (mib is not None)
+
+
+def with_own_graph(gradient):
+    with torch.enable_grad():
+        return gradient * torch.ones((), requires_grad=True)
+
+
+@pytest.mark.parametrize(("ranks", "mib"), [(1, SMALL), (2, SMALL), (2, None)])
+def test_a_gradient_with_a_graph_of_its_own_is_one_like_any_other(ranks, mib):
+    plain, own = Net(), Net()
+    for layer in (own.trunk[0], own.last):
+        layer.weight.register_hook(with_own_graph)
+    found = []
+    for network in (plain, own):
+        learner = learner_of(network, Twins(0, ranks), bucket_mib=mib)
+        assert not learner.step(MiniBatch(samples(5), {}, {}), strategy=Incremental()).error
+        found.append(learner.state.fingerprint())
+    assert found[0] == found[1]
 
 
 def test_no_hook_is_left_on_the_parameters():
