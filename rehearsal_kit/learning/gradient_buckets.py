@@ -109,6 +109,8 @@ class GradientSum:
         return self._parts, self._behind
 
     def _compute_launching(self, value: torch.Tensor) -> None:
+        if not value.requires_grad:  # this rank has no sample for it
+            return
         parameters, cuts = self._buckets.parameters, self._buckets.cuts
         numbers = range(len(parameters))
         lacking = [set(numbers[cut]) for cut in cuts]

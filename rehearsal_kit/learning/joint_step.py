@@ -159,7 +159,7 @@ class JointStep:
         except Exception as error:  # the other ranks wait for as many sums, of the same sizes
             raise_of_device(error)
             if sums.lost is not None:  # nothing can be told any more
-                raise
+                raise sums.lost from None
             own.error = said_of_network(error)
         return torch.zeros(len(told.counts), device=self._device)
 

@@ -16,7 +16,7 @@ from rehearsal_kit.buffer.row_layout import Samples
 from rehearsal_kit.learning.forward_pass import ForwardPass
 from rehearsal_kit.learning.gradient_buckets import GradientBuckets
 from rehearsal_kit.learning.joint_step import Averages, JointStep
-from rehearsal_kit.learning.learner_state import LearnerState
+from rehearsal_kit.learning.learner_state import LearnerState, trained_parameters
 from rehearsal_kit.learning.metrics import Scores, TaskMetrics
 from rehearsal_kit.learning.mini_batch import MiniBatch
 from rehearsal_kit.learning.signature import Signature, targets_of
@@ -202,7 +202,7 @@ class Learner:
 
     def _give(self, gradients: Sequence[torch.Tensor], factor: float) -> None:
         """Give the optimizer the gradients, each in the shape of its parameter, and its learning rate."""
-        parameters = _trained(self.network)
+        parameters = trained_parameters(self.network)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = _laid_out_as(parameter, gradient) if self.state.leaves_out else gradient
         if self.training.clip_norm is not None:
@@ -211,15 +211,11 @@ class Learner:
             group["lr"] = self.training.learning_rate * factor
 
 
-def _trained(network: torch.nn.Module) -> list[torch.nn.Parameter]:
-    return [parameter for parameter in network.parameters() if parameter.requires_grad]
-
-
 def _buckets(network: torch.nn.Module, training: Training, *, device: str, ranks: int) -> GradientBuckets:
     """Buckets of the size in the settings; one where a rank is alone, which has nothing to send early."""
     mib = training.bucket_mib if ranks > 1 else None
     most = None if mib is None else mib * MIB / FLOAT32
-    return GradientBuckets(_trained(network), device=device, most=most)
+    return GradientBuckets(trained_parameters(network), device=device, most=most)
 
 
 def _laid_out_as(parameter: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:

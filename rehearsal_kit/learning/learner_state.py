@@ -29,7 +29,7 @@ class LearnerState:
 
     def __init__(self, network: torch.nn.Module, training: Training, *, fused: bool = False) -> None:
         self.network = network
-        self.leaves_out = fused and all(map(_can_be_fused, _trained(network)))
+        self.leaves_out = fused and all(map(_can_be_fused, trained_parameters(network)))
         """Whether the optimizer can leave out a step that the host knows nothing of: see `take`."""
         self._training = training
         self._optimizer: torch.optim.Optimizer | None = None
@@ -72,7 +72,7 @@ class LearnerState:
             return
         if isinstance(optimizer, torch.optim.SGD):
             # Else its first step makes them, and where that is left out they are whatever was in memory.
-            for parameter in _trained(self.network):
+            for parameter in trained_parameters(self.network):
                 state = optimizer.state[parameter]
                 if state.get("momentum_buffer") is None:
                     state["momentum_buffer"] = torch.zeros_like(parameter)
@@ -199,7 +199,7 @@ class LearnerState:
         return self.network.state_dict(), self.optimizer.state_dict(), averages
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
-        parameters = _trained(self.network)
+        parameters = trained_parameters(self.network)
         rate, decay = self._training.learning_rate, self._training.weight_decay
         fused = self.leaves_out or None  # None: as torch chooses
         match self._training.optimizer:
@@ -210,7 +210,8 @@ class LearnerState:
         return torch.optim.Adam(parameters, lr=rate, weight_decay=decay, fused=fused)
 
 
-def _trained(network: torch.nn.Module) -> list[torch.nn.Parameter]:
+def trained_parameters(network: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """Those that a step changes, in the order of the network."""
     return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
 
