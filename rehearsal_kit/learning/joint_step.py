@@ -179,6 +179,7 @@ class JointStep:
         counts = [len(term.values) for term in own.terms]
         said = Saying(counts, own.samples, own.changed, failed=bool(own.error))
         told = meeting(said, self._groups)
+        own.samples_everywhere = sum(told.samples)
         if not told.alike:
             own.error = (
                 f"the strategy gave {len(counts)} terms on rank {self._groups.rank} and another number "

@@ -38,12 +38,17 @@ class Told:
     failed: bool
     counts: list[int]
     """Samples of each term, over all ranks."""
-    having: list[int]
-    """The ranks that had samples, in order."""
+    samples: list[int]
+    """That went through the network of each rank, in order of rank."""
     changed: list[bool]
     """Which buffers of the network any rank has changed."""
     alike: bool
     """Whether the loss had equally many terms on all ranks, as far as none failed."""
+
+    @property
+    def having(self) -> list[int]:
+        """The ranks that had samples, in order."""
+        return [rank for rank, count in enumerate(self.samples) if count]
 
 
 def meeting(said: Saying, groups: ProcessGroups) -> Told:
@@ -53,7 +58,7 @@ def meeting(said: Saying, groups: ProcessGroups) -> Told:
         "failed": 1,
         "terms": 1,
         "squared terms": 1,
-        "having": groups.ranks,
+        "samples": groups.ranks,
         "counts": TERMS,  # as many as there may be: the ranks do not know yet that they agree
         "changed": len(said.changed),
     }
@@ -63,7 +68,7 @@ def meeting(said: Saying, groups: ProcessGroups) -> Told:
             "failed": [said.failed],
             "terms": [terms],
             "squared terms": [terms**2],
-            "having": [rank == groups.rank and said.samples > 0 for rank in range(groups.ranks)],
+            "samples": [said.samples if rank == groups.rank else 0 for rank in range(groups.ranks)],
             "counts": [*said.counts, *[0] * (TERMS - terms)],
             "changed": said.changed,
         }
@@ -74,7 +79,7 @@ def meeting(said: Saying, groups: ProcessGroups) -> Told:
     return Told(
         failed=bool(failed) or not alike,
         counts=told["counts"][:terms],
-        having=[rank for rank, has_samples in enumerate(told["having"]) if has_samples],
+        samples=told["samples"],
         changed=[bool(count) for count in told["changed"]],
         alike=alike,
     )

@@ -32,7 +32,7 @@ class Stepped:
     error: str = ""
     """What it said, on a rank on which it came."""
     rows: int = 0
-    """Samples of this rank that went through the network."""
+    """Samples of all ranks together that went through the network."""
     replayed: torch.Tensor | None = None
     """Loss of each representative of this rank before this step, (drawn,), where `MiniBatch.asks_losses`."""
 
@@ -56,6 +56,8 @@ class OwnPart:
     error: str = ""
     replayed: torch.Tensor | None = None
     """Loss of each representative, where it is asked for."""
+    samples_everywhere: int = 0
+    """Those of all ranks together, once they have met."""
 
 
 class SummedStep:
@@ -142,7 +144,7 @@ class SummedStep:
             trouble,
             guilty=bool(trouble) and not told["own losses"][0],
             busy=tuple(told["seconds"]),
-            rows=own.samples,
+            rows=own.samples_everywhere,
             replayed=own.replayed,
         )
 

@@ -145,7 +145,8 @@ class Steps(InABranch):
     outputs_age: float | None = None
     """Steps since these outputs were made, on average."""
     rows: int = 0
-    """Samples that went through the network of rank 0 in these steps, new and old; 0: not told."""
+    """Samples of all ranks together that went through the network in these steps, new and old; 0: not told.
+    Of rank 0 alone in runs of versions up to November 2026."""
 
     @property
     def count(self) -> int:

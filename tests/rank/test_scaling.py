@@ -14,7 +14,7 @@ from rehearsal_kit.learning.strategies.dark import DERpp
 from rehearsal_kit.learning.strategies.references import Incremental
 from rehearsal_kit.learning.strategies.replay import ER
 from rehearsal_kit.rank.live_settings import LiveSettings, StepSizes
-from rehearsal_kit.record.records import Noted, TaskBegan
+from rehearsal_kit.record.records import Noted, Steps, TaskBegan
 from rehearsal_kit.record.timeline import Timeline
 
 REHEARSAL = Rehearsal(representatives=6, distillation=4, candidates=3, capacity=40)
@@ -96,12 +96,14 @@ def walked(tasks, folder, *generations, ranks, policy):
 
 
 def test_of_all_ranks_together_every_number_of_ranks_takes_the_same_steps(tasks, tmp_path):
-    steps, said = {}, {}
+    steps, said, rows = {}, {}, {}
     for ranks in (1, 2):
         timeline = walked(tasks, tmp_path / str(ranks), Generation(), ranks=ranks, policy="reservoir")
         steps[ranks] = [record.steps for record in timeline.records(TaskBegan)]
         said[ranks] = [record.text for record in timeline.records(Noted) if "scaling" in record.text]
+        rows[ranks] = sum(record.rows for record in timeline.records(Steps))
     assert steps[1] == steps[2] == [4, 4]
+    assert rows[1] == rows[2] > 8 * 4  # of three representatives one rank takes two and the other one
     assert [len(each) for each in said.values()] == [0, 1]
     assert "of 4 new samples a step each of 2 ranks takes 2, with its part of 3 representatives" in said[2][0]
     fewer = walked(tasks, tmp_path / "each", Generation(), ranks=4, policy="quotas")
