@@ -69,6 +69,10 @@ class Turns:
         """A file that arrives while it is."""
         return self.folder / f"arriving-{number}.h5"
 
+    def unread(self, number: int) -> Path:
+        """A file as long that nobody has read before another program does."""
+        return self.folder / f"unread-{number}"
+
 
 @dataclass(frozen=True)
 class Block:
@@ -102,6 +106,8 @@ def lay_out(turns: Turns, ranks: int) -> None:
         write_task(_task(f"arriving {number}", HELD_OUT, turns.side), turns.arriving(number))
         with turns.arriving(number).open("r+b") as file:
             file.truncate(max(turns.arriving_bytes, turns.arriving(number).stat().st_size))
+        with turns.unread(number).open("wb") as file:
+            file.truncate(turns.arriving_bytes)
 
 
 def measure_undisturbed(groups: ProcessGroups, turns: Turns) -> Measurement:
@@ -217,7 +223,7 @@ class _Mailbox(Boundaries):
             path = str(self._turns.arriving(number))
             self._wishes = [Wish(3 + number, Arrived(name=f"arriving {number}", path=path))]
         elif self._present == PROGRAM:
-            self._beside = OtherProgram(self._turns.arriving(number))
+            self._beside = OtherProgram(self._turns.unread(number))
         elif self._present == CHECKPOINT:
             self._wishes = [Wish(0, TakeCheckpoint())]
         elif self._present == PREVIEWS and self.previewer is not None:
