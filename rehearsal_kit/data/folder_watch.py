@@ -37,6 +37,9 @@ from rehearsal_kit.record.commands import Arrived, Command, FinishStream, Watch,
 SHORT_S = 0.5
 """A step is held up no longer for what was asked: what is read in an instant takes effect at once, in
 the order in which it was wished, and only large files come later."""
+LARGE = 2**26
+"""Bytes of a file that no step is held up for, nor for what is asked while it is read: it takes a tenth of a
+second, or hours."""
 
 
 @dataclass
@@ -70,10 +73,12 @@ class FolderWatch:
     ) -> None:
         self._times = WatchTimes(interval_s=interval_s, settle_s=settle_s, say_s=say_s, patience_s=patience_s)
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue[tuple[Wish, bool]] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[tuple[Wish, bool] | None] = queue.SimpleQueue()
+        """A wish, and whether it was asked; None: a large file is being read, and nobody is to wait."""
         self._asked = 0
         """Wishes that have not come back yet."""
         self._held_up_until = 0.0
+        self._reads_large = threading.Event()
         self._ending = threading.Event()
         self._thread: threading.Thread | None = None
         self._failure = ""
@@ -113,10 +118,13 @@ class FolderWatch:
         found: list[Wish] = []
         with contextlib.suppress(queue.Empty):
             while True:
-                rest = self._held_up_until - time.monotonic() if self._asked else 0.0
-                wish, asked = self._answers.get(timeout=max(0.0, rest))
-                self._asked -= asked
-                found.append(wish)
+                held_up = self._asked and not self._reads_large.is_set()
+                rest = self._held_up_until - time.monotonic() if held_up else 0.0
+                answer = self._answers.get(timeout=max(0.0, rest))
+                if answer is not None:
+                    wish, asked = answer
+                    self._asked -= asked
+                    found.append(wish)
         return found
 
     def close(self, deadline_s: float = 5.0) -> None:
@@ -227,7 +235,13 @@ class FolderWatch:
             raise
         except ScanError:
             pass
-        return with_digest(arrived, go_on=self._goes_on(arrived.path))
+        if facts_of(arrived.path).size >= LARGE:
+            self._reads_large.set()
+            self._answers.put(None)
+        try:
+            return with_digest(arrived, go_on=self._goes_on(arrived.path))
+        finally:
+            self._reads_large.clear()
 
     def _goes_on(self, path: str) -> Callable[[int], bool]:
         """Whether the rest of a file is wanted while it is read; says how far that is where it takes long."""

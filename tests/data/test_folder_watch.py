@@ -14,7 +14,7 @@ import h5py
 import pytest
 
 from rehearsal_kit.base.errors import ScanError
-from rehearsal_kit.data.folder_watch import FolderWatch
+from rehearsal_kit.data.folder_watch import SHORT_S, FolderWatch
 from rehearsal_kit.data.scans.files import BLOCK, digest_of
 from rehearsal_kit.record.commands import Arrived, FinishStream, Note, SetAside, Skip, Watch, Wish
 
@@ -234,6 +234,17 @@ def test_a_file_of_many_blocks_has_the_digest_of_its_bytes(tmp_path):
     digest, facts = digest_of(path, go_on=lambda count: read.append(count) or True)
     assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
     assert facts.size == read[-1] == 5 * BLOCK + 3
+
+
+def test_no_step_is_held_up_for_a_large_file_nor_for_what_is_asked_while_it_is_read(tmp_path, make):
+    folder_watch, took = make(), []
+    path = large(tmp_path / "large.h5")
+    for number in range(10):
+        folder_watch.ask(Wish(1 + number, path))
+        began = time.monotonic()
+        assert folder_watch.poll() == []
+        took.append(time.monotonic() - began)
+    assert sum(took) < 10 * SHORT_S / 2
 
 
 def test_the_end_of_a_rank_does_not_wait_for_a_large_file(tmp_path, make):
