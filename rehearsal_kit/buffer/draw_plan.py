@@ -100,7 +100,7 @@ def plan_draw(
     total = sum(stored)
     tables = [_distinct(total, (len(stored), count), random) for count in counts]
     ends = np.array(list(accumulate(stored)), dtype=np.int64)
-    return _joined(tables, ends, fewer=_fewer(tables, counts, fewer), random=random)
+    return _joined(tables, counts, ends=ends, fewer=fewer, random=random)
 
 
 def plan_lines(stored: int, words: Sequence[NDArray[np.uint64]]) -> list[DrawPlan | None]:
@@ -146,7 +146,7 @@ def plan_group_draw(
         through = np.cumsum(held, axis=0)
         owner = (place[None] >= through[:, group]).sum(axis=0)
         tables.append(within[owner, group] + place - (through - held)[owner, group])
-    return _joined(tables, ends, fewer=_fewer(tables, counts, fewer), random=random)
+    return _joined(tables, counts, ends=ends, fewer=fewer, random=random)
 
 
 def plan_earlier_draw(
@@ -172,7 +172,7 @@ def plan_earlier_draw(
         at = passed.searchsorted(place, side="right") - 1
         tables.append(within.ravel()[at] + place - passed[at])
     ends = np.cumsum(held.sum(axis=1))
-    return _joined(tables, ends, fewer=_fewer(tables, counts, fewer), random=random)
+    return _joined(tables, counts, ends=ends, fewer=fewer, random=random)
 
 
 def _by_rank_and_group(
@@ -186,25 +186,20 @@ def _by_rank_and_group(
     return groups, held, np.cumsum(held, axis=1) - held + (ends - held.sum(axis=1))[:, None]
 
 
-def _fewer(tables: Sequence[Positions], counts: Sequence[int], fewer: Sequence[int]) -> list[int]:
-    """How many of the last destinations get one sample less; none where all of them get all there is."""
-    asked = [*fewer, 0, 0][: len(tables)]
-    full = [table.shape[1] == count > 0 for table, count in zip(tables, counts, strict=True)]
-    return [few if is_full else 0 for few, is_full in zip(asked, full, strict=True)]
-
-
 def _joined(
     tables: Sequence[Positions],
-    ends: NDArray[np.int64],
+    counts: Sequence[int],
     *,
+    ends: NDArray[np.int64],
     fewer: Sequence[int],
     random: np.random.Generator,
 ) -> DrawPlan:
-    for table, few in zip(tables, fewer, strict=True):
-        if few:  # any of them is left out as likely: what remains is as uniform
-            lines = np.arange(len(table) - few, len(table))
-            table[lines, random.integers(table.shape[1], size=few)] = ends[-1]
-    unequal = any(fewer)
+    unequal = False
+    for table, count, few in zip(tables, counts, fewer, strict=False):
+        if few and table.shape[1] == count > 0:  # else all of them get all there is
+            # Any of them is left out as likely: what remains is as uniform.
+            table[np.arange(len(table) - few, len(table)), random.integers(count, size=few)] = ends[-1]
+            unequal = True
     if len(tables) == 1 or not tables[1].size:
         tables[0].sort(axis=1)
         return DrawPlan(tables[0], ends, unequal=unequal)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+from rehearsal_kit.base.byte_units import MIB
 from rehearsal_kit.base.errors import RankError, TaskError, said
 from rehearsal_kit.base.failure_kinds import raise_of_device
 from rehearsal_kit.base.process_groups import ProcessGroups
@@ -23,8 +24,6 @@ from rehearsal_kit.learning.signature import Signature, targets_of
 from rehearsal_kit.learning.strategies.strategy import Strategy
 from rehearsal_kit.learning.summed_step import Stepped, SummedStep
 
-MIB, FLOAT32 = 2**20, 4
-"""Bytes."""
 LAG = 2
 """Steps that a GPU is given before the host looks at the first of them: so it is never without work."""
 
@@ -214,7 +213,7 @@ class Learner:
 def _buckets(network: torch.nn.Module, training: Training, *, device: str, ranks: int) -> GradientBuckets:
     """Buckets of the size in the settings; one where a rank is alone, which has nothing to send early."""
     mib = training.bucket_mib if ranks > 1 else None
-    most = None if mib is None else mib * MIB / FLOAT32
+    most = None if mib is None else mib * MIB / torch.float32.itemsize
     return GradientBuckets(trained_parameters(network), device=device, most=most)
 
 
