@@ -105,7 +105,9 @@ def _threads() -> set[threading.Thread]:
 def _processes(known: frozenset[psutil.Process] = frozenset()) -> set[psutil.Process]:
     """Children of this process; not those of the `known`, which replace workers that are killed."""
     this, children = psutil.Process(), set()
-    for process in this.children(recursive=True):
+    # psutil looks at every process of the machine for it, thrice for each of thousands of tests.
+    some = any(each.read_text() for each in Path("/proc/self/task").glob("*/children"))
+    for process in this.children(recursive=True) if some else ():
         with contextlib.suppress(psutil.NoSuchProcess):
             words, parent = " ".join(process.cmdline()), process.parent()
             kept = parent == this and any(helper in words for helper in OF_MULTIPROCESSING)

@@ -54,8 +54,8 @@ def in_children(
     spoils what depends on a fresh one.
     """
     if shared:
-        answers: list[Any] = in_child(_one_by_one, work, each)
-        return answers
+        (answers,) = _together([(_one_by_one, (work, each))], forked=True)
+        return list(answers)
     results = []
     for number, arguments in enumerate(each, 1):
         say(f"measuring {number} of {len(each)}: {arguments[0]}")

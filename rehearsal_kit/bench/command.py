@@ -29,7 +29,7 @@ from rehearsal_kit.bench.ranks.subjects import ON_CPU, ON_CUDA, RESNET_ON_CUDA, 
 from rehearsal_kit.bench.ranks.thread_costs import ThreadCost, measure_threads, thread_table
 from rehearsal_kit.bench.run.checkpoint_costs import Windows, checkpoint_table, measure_checkpoints
 from rehearsal_kit.bench.run.command_latency import latency_table, measure_latency
-from rehearsal_kit.bench.run.history import history_table, measure_history, plain_cost
+from rehearsal_kit.bench.run.history import history_table, measure_histories, plain_cost
 from rehearsal_kit.bench.run.long_runs import LongRun
 from rehearsal_kit.bench.run.undisturbed import FULL, QUICK, measure
 from rehearsal_kit.bench.store import beside_others, growth
@@ -215,10 +215,7 @@ def _checkpoint(chosen: argparse.Namespace) -> int:
 
 def _history(chosen: argparse.Namespace) -> int:
     machine = _begin(chosen)
-    costs = []
-    for run in QUICK_RUNS if chosen.quick else LONG_RUNS:
-        _say(f"measuring {run.steps:,} records of steps")
-        costs.append(measure_history(run, shared=chosen.quick))
+    costs = measure_histories(QUICK_RUNS if chosen.quick else LONG_RUNS, say=_say, shared=chosen.quick)
     data = {"history": [plain_cost(cost) for cost in costs]}
     return _end(chosen, Measured((history_table(costs),), data, machine))
 

@@ -38,19 +38,13 @@ def own_signals():
     signal.signal(signal.SIGTERM, before)
 
 
-def run(*arguments, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=280, check=False
-    )
-
-
-def demo(folder: Path, capsys, *arguments, expected: int = 0) -> tuple[dict, str]:
-    """Run a demo that must come to its end, in this process; its data and what it printed."""
+def demo(folder: Path, capsys, *arguments, expected: int = 0) -> tuple[dict, str, str]:
+    """Run a demo that must come to its end, in this process; its data and what it printed, errors apart."""
     files = ["--run", folder / "run", "--json", folder / "table.json"]
     status = main(["demo", *map(str, [*files, *arguments])])
     said = capsys.readouterr()
     assert status == expected, said.out + said.err
-    return json.loads((folder / "table.json").read_text()), said.out
+    return json.loads((folder / "table.json").read_text()), said.out, said.err
 
 
 def started_demo(folder: Path) -> subprocess.Popen[str]:
@@ -74,11 +68,8 @@ def nothing_runs() -> bool:
     return not [p for p in psutil.process_iter(["cmdline"]) if home in " ".join(p.info["cmdline"] or [])]
 
 
-def test_on_the_simulated_beamline_rehearsal_forgets_less_than_naive_training(tmp_path):
-    options = ["--tasks", 2, "--epochs", 2, "--json", tmp_path / "table.json"]
-    done = run("demo", "--run", tmp_path / "run", *options, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    data, said = json.loads((tmp_path / "table.json").read_text()), done.stdout
+def test_on_the_simulated_beamline_rehearsal_forgets_less_than_naive_training(tmp_path, capfd):
+    data, said, told = demo(tmp_path, capfd, "--tasks", 2, "--epochs", 2)
     errors = finals(data)
     assert errors["ER"] < errors["Incremental"]
     er, incremental = data["seeds"]["0"]["ER"], data["seeds"]["0"]["Incremental"]
@@ -88,9 +79,9 @@ def test_on_the_simulated_beamline_rehearsal_forgets_less_than_naive_training(tm
     for word in ("run folder", "devices", "to stop", "gap closed", "one seed", "SIMULATED", "x Incremental"):
         assert word in said
     assert data["memory_bytes"] < 2 * 2**30
-    progress = [line for line in done.stderr.splitlines() if "step" in line]
+    progress = [line for line in told.splitlines() if "step" in line]
     assert 3 <= len(progress) < 40, "a line every ten seconds where there is no terminal"
-    assert "\r" not in done.stderr
+    assert "\r" not in told
     the_run_folder_is_private_and_the_report_needs_no_network(tmp_path / "run")
     assert nothing_runs()
 
@@ -126,7 +117,7 @@ def test_on_three_real_samples_rehearsal_forgets_less_than_naive_training(tmp_pa
         real_data("als_gold_balls_recon/gold_balls.mat"),
         real_data("lcls_xpp_run1084_recon/Run1084_recon3_postPC.npz"),
     ]
-    data, said = demo(tmp_path, capsys, "--epochs", 1, "--scans", *scans)
+    data, said, _ = demo(tmp_path, capsys, "--epochs", 1, "--scans", *scans)
     errors = finals(data)
     assert errors["ER"] < errors["Incremental"]
     assert data["seeds"]["0"]["Incremental"]["forgetting"] > 0
@@ -142,7 +133,7 @@ def test_a_bad_scan_among_good_ones_is_named_and_the_rest_is_learned(tmp_path, c
     scans = [good[0], torn, text, tmp_path / "gone.cxi", good[1]]
     # A script must not take it for the whole stream.
     with pytest.warns(UserWarning, match="3 tasks were set aside: torn"):
-        data, said = demo(tmp_path, capsys, "--workers", 1, "--epochs", 1, "--scans", *scans, expected=3)
+        data, said, _ = demo(tmp_path, capsys, "--workers", 1, "--epochs", 1, "--scans", *scans, expected=3)
     for outcome in data["seeds"]["0"].values():
         assert outcome["tasks"] == ["scan_0000", "scan_0001"]
         assert [name for name, _ in outcome["set_aside"]] == ["torn", "notes", "gone"]
@@ -187,11 +178,14 @@ def test_what_cannot_work_is_refused_in_one_line(tmp_path, monkeypatch, capsys, 
     assert nothing_runs()
 
 
-def test_a_demo_of_nothing_but_a_missing_scan_ends_in_one_line_and_ends_its_workers(tmp_path):
-    done = run("demo", "--workers", 1, "--scans", "gone.cxi", cwd=tmp_path)
-    assert done.returncode == 1
-    assert "gone.cxi" in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
+def test_a_demo_of_nothing_but_a_missing_scan_ends_in_one_line_and_ends_its_workers(
+    tmp_path, monkeypatch, capfd
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo", "--workers", "1", "--scans", "gone.cxi"]) == 1
+    told = capfd.readouterr().err
+    assert "gone.cxi" in told.splitlines()[-1]
+    assert "Traceback" not in told
     assert nothing_runs()
 
 

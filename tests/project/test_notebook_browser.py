@@ -22,8 +22,10 @@ PUSH = "() => Number(document.querySelector('.rk-state').dataset.push)"
 
 
 def quickstart(*, until: str) -> dict[str, Any]:
-    """The notebook up to and with the cell of this id."""
-    document = json.loads((REPOSITORY / "notebooks" / "01_quickstart.ipynb").read_text())
+    """The notebook up to and with the cell of this id; scans arrive three times as fast."""
+    text = (REPOSITORY / "notebooks" / "01_quickstart.ipynb").read_text()
+    assert text.count("interval_s=8") == 1
+    document = json.loads(text.replace("interval_s=8", "interval_s=2.5"))
     ids = [cell["id"] for cell in document["cells"]]
     return {**document, "cells": document["cells"][: ids.index(until) + 1]}
 

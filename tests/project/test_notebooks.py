@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import json
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,16 +93,32 @@ def test_what_is_shortened_is_there(path):
     assert [cell.source for cell in shortened(document).cells] != before
 
 
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory):
+    """One for all notebooks, which has imported plotly once: seconds each."""
+    from jupyter_client.manager import AsyncKernelManager
+
+    home = tmp_path_factory.mktemp("kernel")
+    own = {"TMPDIR": str(home), "REHEARSAL_KIT_HOME": str(home / "clusters")}
+    manager = AsyncKernelManager(kernel_name="python3", transport="ipc")
+    asyncio.run(manager.start_kernel(env={**os.environ, **own}))
+    yield manager, home / "clusters" / "clusters"
+    asyncio.run(manager.shutdown_kernel(now=True))
+
+
 @pytest.mark.cluster
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_runs_from_top_to_bottom(path, tmp_path, monkeypatch):
+def test_runs_from_top_to_bottom(path, kernel):
     import nbclient
     import nbformat
 
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setenv("REHEARSAL_KIT_HOME", str(tmp_path / "clusters"))
+    manager, clusters = kernel
     document = shortened(nbformat.read(path, as_version=4))
-    client = nbclient.NotebookClient(document, timeout=600, kernel_name="python3", store_widget_state=False)
-    client.execute()
-    assert not list((tmp_path / "clusters" / "clusters").iterdir())
+    document.cells.insert(0, nbformat.v4.new_code_cell("%reset -f"))  # it finds no name of the one before
+    client = nbclient.NotebookClient(document, km=manager, timeout=600, store_widget_state=False)
+    try:
+        client.execute()
+    finally:
+        client.kc.stop_channels()
+    assert not list(clusters.iterdir())

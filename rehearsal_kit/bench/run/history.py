@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import psutil
 
 from rehearsal_kit.base.byte_units import MIB
 from rehearsal_kit.base.settings import Rehearsal, Training
-from rehearsal_kit.bench.children import in_child
+from rehearsal_kit.bench.children import in_child, in_children
 from rehearsal_kit.bench.run.long_runs import LongRun
 from rehearsal_kit.bench.table import Table
 from rehearsal_kit.learning.strategies.replay import ER
@@ -61,19 +61,25 @@ class HistoryCost:
         return self.attach_s < ATTACH_S and self.push_ms < PUSH_MS
 
 
-def measure_history(run: LongRun, *, shared: bool) -> HistoryCost:
-    """Write such a run and look at it from fresh processes, one after the other.
+def measure_histories(
+    runs: Sequence[LongRun], *, say: Callable[[str], None], shared: bool
+) -> list[HistoryCost]:
+    """Write each of these runs and look at it from fresh processes, one after the other.
 
-    shared: all in one process instead, which saves seconds and spoils what is said of memory.
+    say: is told of each before it begins. shared: all in one process instead, which saves seconds and spoils
+    what is said of memory.
     """
+    costs = []
     with tempfile.TemporaryDirectory(prefix="rehearsal-bench-") as folder:
-        path = RunFolder(Path(folder) / "run").create().path
+        paths = [RunFolder(Path(folder) / str(number)).create().path for number in range(len(runs))]
+        calls = list(zip(paths, runs, strict=True))
         if shared:
-            found = in_child(_together, path, run)
-        else:
+            return in_children(_together, calls, say=say, shared=True)
+        for path, run in calls:
+            say(f"measuring {run.steps:,} records of steps")
             in_child(_write, path, run)
-            found = {**in_child(_kernel, path), **in_child(_restart, path)}
-    return HistoryCost(run=run, **found)
+            costs.append(HistoryCost(run=run, **in_child(_kernel, path), **in_child(_restart, path)))
+    return costs
 
 
 def history_table(costs: list[HistoryCost]) -> Table:
@@ -146,9 +152,9 @@ def _write(path: Path, run: LongRun) -> None:
     run.write(RunFolder(path).timeline)
 
 
-def _together(path: Path, run: LongRun) -> dict[str, float]:
+def _together(path: Path, run: LongRun) -> HistoryCost:
     _write(path, run)
-    return {**_kernel(path), **_restart(path)}
+    return HistoryCost(run=run, **_kernel(path), **_restart(path))
 
 
 def _kernel(path: Path) -> dict[str, float]:
