@@ -31,6 +31,16 @@ def require_number(name: str, value: object, *, low: float, high: float) -> floa
     return float(value)
 
 
+def require_number_or_none(name: str, value: object, *, low: float, high: float) -> None:
+    """SettingsError unless `value` is None or a finite number in [low, high]."""
+    if value is None:
+        return
+    try:
+        require_number(name, value, low=low, high=high)
+    except SettingsError as error:
+        raise SettingsError(f"{name} is {value!r}; it must be {Real(low, high)}, or None.") from error
+
+
 def require_switch(name: str, value: object) -> bool:
     """`value` as a bool, or a SettingsError unless it is True or False."""
     value = plain_value(value)

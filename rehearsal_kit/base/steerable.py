@@ -58,8 +58,15 @@ class Setting:
 
     def require_of_owner(self, value: object) -> None:
         """SettingsError, with its name, unless its owner may have `value`: None where it may be off."""
-        if not (self.may_be_off and value is None):
+        if not self.may_be_off:
             self.limits.require(self.name, value)
+        elif value is not None:
+            try:
+                self.limits.require(self.name, value)
+            except SettingsError as error:
+                raise SettingsError(
+                    f"{self.name} is {value!r}; it must be {self.limits}, or None."
+                ) from error
 
     def is_plain(self, value: object) -> bool:
         """Whether a value is of the kind that can be steered to: a capacity in bytes is not."""

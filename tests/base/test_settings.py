@@ -84,6 +84,21 @@ def test_a_wrong_value_is_named_with_what_is_allowed(make, values):
         make(**values)
 
 
+@pytest.mark.parametrize(
+    ("make", "name", "wrong"),
+    [
+        (Training, "bucket_mib", 0),
+        (Training, "average", 1.0),
+        (Training, "clip_norm", -1.0),
+        (Preparation, "scale", "much"),
+    ],
+)
+def test_where_none_is_allowed_that_is_said_and_it_is(make, name, wrong):
+    with pytest.raises(SettingsError, match=rf"{name} is {wrong!r}; it must be a number from .*, or None\."):
+        make(**{name: wrong})
+    assert getattr(make(**{name: None}), name) is None
+
+
 @pytest.mark.parametrize("make", [Rehearsal, Steer])
 def test_an_unknown_policy_is_refused_with_those_there_are(make):
     said = "policy is 'random'; it must be one of 'quotas', 'reservoir', 'fifo'"
