@@ -31,6 +31,7 @@ from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.learning.forward_pass import ForwardPass
 from rehearsal_kit.learning.gpu_arithmetic import said_of_network
 from rehearsal_kit.learning.gradient_buckets import GradientBuckets, GradientSum
+from rehearsal_kit.learning.many_tensors import overwrite
 from rehearsal_kit.learning.mini_batch import MiniBatch
 from rehearsal_kit.learning.module_state import ModuleBuffers, count_of, numbers_of, shaped_as
 from rehearsal_kit.learning.packed_sum import PackedSum
@@ -208,8 +209,7 @@ class JointStep:
             gradients = [strategy.direction(gradients[0].view(rows, -1))]
         parts = vector.unpack(behind)
         averaged = parts["buffers"].split([*map(count_of, means)])
-        for tensor, part in zip(means, averaged, strict=True):
-            tensor.copy_(shaped_as(tensor, part))
+        overwrite(means, [shaped_as(tensor, part) for tensor, part in zip(means, averaged, strict=True)])
         buffers.share(told.changed, self._groups, source=told.having[0])
         numbers = {
             **{name: parts[name] for name in ("losses", "failed", "seconds")},
@@ -231,16 +231,18 @@ class JointStep:
     def _shares(
         self, own: OwnPart, told: Told, *, means: Sequence[torch.Tensor], dtype: torch.dtype
     ) -> list[torch.Tensor]:
-        """What this rank adds to the mean of each buffer, (number,)."""
-        shares = [numbers_of(tensor).to(dtype) / len(told.having) for tensor in means]
-        if not own.samples:  # what this rank has is of the step before
-            return [torch.zeros_like(share) for share in shares]
-        return shares
+        """What this rank adds to the mean of each buffer, one after the other: (number,)."""
+        numbers = [numbers_of(tensor).to(dtype) for tensor in means]
+        if not numbers:
+            return []
+        shares = torch.cat(numbers) / len(told.having)
+        # Without samples, what this rank has is of the step before.
+        return [shares if own.samples else torch.zeros_like(shares)]
 
     def _failures(self, own: OwnPart, buffers: ModuleBuffers, dtype: torch.dtype) -> torch.Tensor:
         """Whether this rank has failed: (1,)."""
         failed = torch.full((1,), float(bool(own.error)), dtype=dtype, device=self._device)
-        return torch.stack([failed[0], *(changed.to(dtype) for _, changed in buffers.unseen())]).sum()[None]
+        return torch.stack([failed[0], *(changed.to(dtype) for changed in buffers.unseen())]).sum()[None]
 
     def _at_this_rank(self, number: float, dtype: torch.dtype) -> torch.Tensor:
         """The number in the place of this rank, and zeros for all others: (rank,)."""

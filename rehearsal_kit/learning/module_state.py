@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from rehearsal_kit.base.errors import SettingsError
 from rehearsal_kit.base.process_groups import ProcessGroups
+from rehearsal_kit.learning.many_tensors import changes, copies, has_mean, overwrite, put_back
 
 
 def on_cpu(network: torch.nn.Module) -> torch.nn.Module:
@@ -78,9 +79,10 @@ class _Buffer:
     """Whether torch has counted that somebody wrote to it, or put another tensor into its place."""
 
     @property
-    def changed(self) -> torch.Tensor:
-        same = (self.before == self.now) | ((self.before != self.before) & (self.now != self.now))  # NaN, too
-        return ~same.all()
+    def changed(self) -> bool:
+        """Whether its numbers are others than before, which the host reads."""
+        (changed,) = changes([self.before], [self.now])
+        return bool(changed)
 
 
 class ModuleBuffers:
@@ -102,7 +104,8 @@ class ModuleBuffers:
         self._by_value = by_value
         # By name: in the order of the network they would not be alike on all ranks once one was put back.
         named = sorted(network.named_buffers(), key=lambda item: item[0])
-        self._before = [(name, buffer.detach().clone()) for name, buffer in named]
+        copied = copies([buffer for _, buffer in named])
+        self._before = [(name, copy) for (name, _), copy in zip(named, copied, strict=True)]
         self._writes = {name: (buffer, buffer._version) for name, buffer in named}
         self._now: list[_Buffer] = []
         self._changed: list[bool] = []
@@ -131,37 +134,40 @@ class ModuleBuffers:
             for name, before in self._before
         ]
         if self._by_value:
-            return [bool(each.changed) for each in self._now]
+            return [each.changed for each in self._now]
         return [each.written for each in self._now]
 
-    def unseen(self) -> list[tuple[str, torch.Tensor]]:
-        """Whether those have changed that count as unchanged by `look`, bool (), each with its name.
+    def unseen(self) -> list[torch.Tensor]:
+        """Whether any of those have changed that count as unchanged by `look`: bool (), for some at a time.
 
         None where it has looked at numbers. Each rank would go on with other numbers.
         """
-        if self._by_value:
-            return []
-        return [(each.name, each.changed) for each in self._now if not each.written]
+        unseen = self._unseen()
+        return changes([each.before for each in unseen], [each.now for each in unseen])
+
+    def names_of_unseen(self) -> list[str]:
+        """Names of those of `unseen` that have changed; the host reads their numbers."""
+        return [each.name for each in self._unseen() if each.changed]
 
     def means(self, changed: Sequence[bool]) -> list[torch.Tensor]:
         """Those to be averaged, of those that any rank has changed."""
         self._changed = list(changed)
-        return [each.now for each in self._chosen(changed) if _has_mean(each.now)]
+        return [each.now for each in self._chosen(changed) if has_mean(each.now)]
 
     def share(self, changed: Sequence[bool], groups: ProcessGroups, *, source: int) -> None:
         """Take those that have no mean from one rank: of those that any rank has changed."""
-        exact = [each.now for each in self._chosen(changed) if not _has_mean(each.now)]
+        exact = [each.now for each in self._chosen(changed) if not has_mean(each.now)]
         if not exact:
             return
         own = torch.cat([tensor.flatten().to(torch.int64) for tensor in exact])
         theirs = groups.sum(own if groups.rank == source else torch.zeros_like(own))
-        for tensor, part in zip(exact, theirs.split([t.numel() for t in exact]), strict=True):
-            tensor.copy_(part.view_as(tensor))
+        parts = theirs.split([tensor.numel() for tensor in exact])
+        overwrite(exact, [part.view_as(tensor) for part, tensor in zip(parts, exact, strict=True)])
 
     def leave(self, unless: torch.Tensor) -> None:
         """Keep what `means` and `share` have made of them, or put them back: where `unless`, (), is 1."""
-        for each in self._chosen(self._changed):
-            each.now.copy_(torch.where(unless > 0, each.before, each.now))
+        chosen = self._chosen(self._changed)
+        put_back([each.now for each in chosen], [each.before for each in chosen], where=unless)
 
     def put_back(self) -> None:
         """Put each buffer back as before the forward pass, also one gone since or become another tensor."""
@@ -201,6 +207,9 @@ class ModuleBuffers:
                     written |= {each for each in statistics if each in now}
         return frozenset(written)
 
+    def _unseen(self) -> list[_Buffer]:
+        return [] if self._by_value else [each for each in self._now if not each.written]
+
     def _chosen(self, changed: Sequence[bool]) -> list[_Buffer]:
         return [each for each, is_changed in zip(self._now, changed, strict=True) if is_changed]
 
@@ -220,10 +229,6 @@ def shaped_as(tensor: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
     if tensor.is_complex():
         return torch.complex(*numbers.to(tensor.real.dtype).view(*tensor.shape, 2).unbind(-1))
     return numbers.view_as(tensor).to(tensor.dtype)
-
-
-def _has_mean(tensor: torch.Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _words(tensor: torch.Tensor) -> str:

@@ -133,7 +133,7 @@ class SummedStep:
         values = iter(self._numbers.tolist() if self._copied is None else self._copied.read())
         told = {name: [next(values) for _ in range(size)] for name, size in self._sizes.items()}
         if any(told["failed"]):
-            names = [name for name, changed in self._buffers.unseen() if changed]
+            names = self._buffers.names_of_unseen()
             if names and not own.error:
                 own.error = _unseen(names)
             return _failed(own)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 import torch
 
+from rehearsal_kit.learning.many_tensors import copies, draw_towards, has_mean, overwrite, put_back
+
 STEPS = ".steps"
 """The name under which it keeps how many steps it has followed: no weight of any network has such a name."""
 
@@ -45,18 +47,20 @@ class WeightAverage:
         """
         new = 1 - min(self._decay, (1 + self._steps) / (10 + self._steps))
         self._steps += 1
-        with torch.no_grad():
-            for name, tensor in weights.items():
-                average = self._averages[name]
-                if average.shape != tensor.shape:  # a buffer that grew: its old values are of other places
-                    self._averages[name] = _own(tensor)
-                elif average.is_floating_point() or average.is_complex():
-                    stays = None if unless is None else average.clone()
-                    average.lerp_(tensor.to(average.dtype), new)
-                    if stays is not None and unless is not None:
-                        average.copy_(torch.where(unless > 0, stays, average))
-                else:
-                    average.copy_(tensor)
+        followed = {}
+        for name, tensor in weights.items():
+            if self._averages[name].shape == tensor.shape:
+                followed[name] = tensor.detach().to(self._averages[name].dtype)
+            else:  # a buffer that grew: its old values are of other places
+                self._averages[name] = _own(tensor)
+        moving = [name for name, tensor in followed.items() if has_mean(tensor)]
+        averages = [self._averages[name] for name in moving]
+        stay = None if unless is None else copies(averages)
+        draw_towards(averages, [followed[name] for name in moving], new)
+        if stay is not None and unless is not None:
+            put_back(averages, stay, where=unless)
+        counted = [name for name, tensor in followed.items() if not has_mean(tensor)]
+        overwrite([self._averages[name] for name in counted], [followed[name] for name in counted])
 
     def forget(self, steps: int) -> None:
         """So many of the steps that were followed last were not taken."""
