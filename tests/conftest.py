@@ -29,36 +29,36 @@ OF_LIBRARIES = (
 OF_MULTIPROCESSING = ("resource_tracker", "forkserver")
 """Kept, too, one of each; what a fork server has started is a child of it, and counts."""
 LONG = (
+    "test_connect.py",
     "test_cli.py",
+    "test_gpu_cluster.py",
     "test_faults.py",
-    "test_failing.py",
+    "test_environment.py",
     "test_notebooks.py",
+    "test_security.py",
     "test_compare.py",
+    "test_session.py",
     "test_walks.py",
+    "test_cluster.py",
     "test_bench.py",
+    "test_results.py",
+    "test_distributed_buffer.py",
+    "test_replay.py",
+    "test_notebook_browser.py",
+    "test_failing.py",
     "test_gpu_bits.py",
     "test_gpu_failures.py",
     "test_gpu_steps.py",
     "test_gpu_bench.py",
-    "test_cluster.py",
-    "test_distributed_buffer.py",
-    "test_notebook_browser.py",
-    "test_replay.py",
     "test_house.py",
-    "test_security.py",
-    "test_session.py",
-    "test_run_states.py",
-    "test_checkpoint_loader.py",
     "test_torchrun.py",
-    "test_connect.py",
-    "test_gpu_cluster.py",
-    "test_results.py",
-    "test_environment.py",
+    "test_checkpoint_loader.py",
+    "test_run_states.py",
+    "test_readme.py",
     "test_training_loop.py",
     "test_onnx_export.py",
     "test_runs.py",
     "test_files_in_runs.py",
-    "test_readme.py",
     "test_doctor.py",
     "test_checkpoint_writer.py",
     "test_html_report.py",
@@ -70,8 +70,9 @@ LONG = (
     "test_handle.py",
     "test_endurance.py",
 )
-"""Files that take longest, the longest first: begun last, one of them would keep one process busy alone. The
-tests of all other files are `fast`."""
+"""Files that take longest, and are begun first: else one of them would keep one process busy alone at the end.
+Those that mostly wait for processes stand beside those that compute, so that both cores have work. The tests
+of all other files are `fast`."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
