@@ -170,6 +170,11 @@ class RowLayout:
         """The samples that `pack` made rows of, as `unpack` gives them, for rows on any device."""
         return {field.name: part_of(rows, field, begin) for field, begin in self._places}
 
+    def numbers(self, rows: Words) -> dict[str, torch.Tensor]:
+        """The fields of packed rows that are one int64 a sample, as views: (sample,)."""
+        records = rows.view(self.record)[:, 0]
+        return {name: torch.from_numpy(records[name]) for name in self._whole}
+
     def _expected(self, count: int) -> _Tensors:
         """Shape and dtype of each field of so many samples."""
         return {field.name: (torch.Size((count, *field.shape)), field.dtype) for field in self.fields}
@@ -200,6 +205,11 @@ class RowLayout:
     def _converted(self) -> list[Field]:
         """Fields that numpy does not know, or that are given back in another dtype than stored."""
         return [field for field in self.fields if field.half or field.stored == torch.bfloat16]
+
+    @cached_property
+    def _whole(self) -> list[str]:
+        """Fields that are one int64 a sample."""
+        return [field.name for field in self.fields if not field.shape and field.dtype == torch.int64]
 
     @cached_property
     def identity_place(self) -> int | None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from rehearsal_kit.base.transfers import host_memory, sent
 from rehearsal_kit.buffer.fields import Rows
 from rehearsal_kit.buffer.offered import Offered
 from rehearsal_kit.buffer.row_layout import RowLayout, Samples, Words
@@ -18,8 +21,10 @@ class Delivered:
 
     rows: torch.Tensor
     samples: dict[str, torch.Tensor]
-    nothing: Samples
-    """No sample, of the same fields, on the same device."""
+    numbers: Samples
+    """The fields of these that are one int64 a sample, in host memory; perhaps others, too."""
+    nothing: tuple[Samples, Samples]
+    """No sample: `samples` and `numbers` of the same fields, on the same devices."""
     event: torch.cuda.Event | None = None
 
     def take(self) -> dict[str, torch.Tensor]:
@@ -43,13 +48,12 @@ class Staging:
         self._layout = layout
         self._device = torch.device(device)
         self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
-        self._nothing = layout.unpack_there(torch.empty((0, layout.words), dtype=torch.int64, device=device))
+        none = torch.empty((0, layout.words), dtype=torch.int64)
+        self._nothing = layout.unpack_there(none.to(device)), layout.numbers(none.numpy())
 
     def empty(self, count: int) -> torch.Tensor:
         """int64 (row, word): uninitialised rows in host memory, pinned where there is a CUDA device."""
-        return torch.empty(
-            (count, self._layout.words), dtype=torch.int64, pin_memory=self._stream is not None
-        )
+        return host_memory((count, self._layout.words), torch.int64, self._device)
 
     def pinned(self, count: int) -> Words | None:
         """Rows as `empty` makes them, where there is a CUDA device; None where any memory will do."""
@@ -69,32 +73,66 @@ class Staging:
                 offered()
             return offered
         self._layout.check(samples)
-        index = torch.from_numpy(chosen)
-        picked = {name: t.detach().index_select(0, index.to(t.device)) for name, t in samples.items()}
-        host, event = self._to_host(picked)
-        return Offered(self._layout, host, np.arange(len(chosen)), ready=event.synchronize)
+        detached = {name: tensor.detach() for name, tensor in samples.items()}
+        host, ready = self._to_host(rows_of(detached, torch.from_numpy(chosen)))
+        return Offered(self._layout, host, np.arange(len(chosen)), ready=ready)
 
     def deliver(self, rows: torch.Tensor) -> Delivered:
         """Send packed rows, int64 (row, word), to the device; they must not be written any more."""
-        if self._stream is None:
-            return Delivered(rows, self._layout.unpack(rows.numpy()), self._nothing)
-        with torch.cuda.stream(self._stream):
+        if self._device.type == "cpu":
+            samples = self._layout.unpack(rows.numpy())
+            return Delivered(rows, samples, samples, self._nothing)
+        numbers = self._layout.numbers(rows.numpy())
+        with _on(self._stream):
             there = rows.to(self._device, non_blocking=True)
             samples = self._layout.unpack_there(there)
-            event = torch.cuda.Event()
-            event.record(self._stream)
-        return Delivered(there, samples, self._nothing, event)
+            return Delivered(there, samples, numbers, self._nothing, _recorded(self._stream))
 
-    def _to_host(self, picked: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.cuda.Event]:
-        device = next(t.device for t in picked.values() if t.device.type == "cuda")
-        stream = self._stream if self._stream is not None else torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
-        host, event = {}, torch.cuda.Event()
-        with torch.cuda.stream(stream):
+    def fetched(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """A copy of this tensor in host memory, made from here on; what is returned waits for it."""
+        if tensor.is_cpu:
+            copied = tensor.clone()
+            return lambda: copied
+        host, ready = self._to_host({"": tensor})
+
+        def arrived() -> torch.Tensor:
+            if ready is not None:
+                ready()
+            return host[""]
+
+        return arrived
+
+    def _to_host(self, picked: Samples) -> tuple[Samples, Callable[[], object] | None]:
+        """These on their way to host memory, and what waits for them."""
+        device = next(tensor.device for tensor in picked.values() if not tensor.is_cpu)
+        stream = self._stream
+        if device.type == "cuda":
+            stream = torch.cuda.Stream(device) if stream is None else stream
+            stream.wait_stream(torch.cuda.current_stream(device))
+        host = {}
+        with _on(stream):
             for name, tensor in picked.items():
-                host[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+                host[name] = host_memory(tensor.shape, tensor.dtype, tensor.device)
                 host[name].copy_(tensor, non_blocking=True)
-                if tensor.is_cuda:
+                if tensor.is_cuda and stream is not None:
                     tensor.record_stream(stream)
-            event.record(stream)
-        return host, event
+            event = _recorded(stream)
+        return host, None if event is None else event.synchronize
+
+
+def rows_of(samples: Samples, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+    """These rows of samples, int64 (row,) in host memory, each field where it lies; none is waited for."""
+    there = {device: sent(rows, device) for device in {tensor.device for tensor in samples.values()}}
+    return {name: t.index_select(0, there[t.device]) for name, t in samples.items()}
+
+
+def _on(stream: torch.cuda.Stream | None) -> contextlib.AbstractContextManager[object]:
+    return contextlib.nullcontext() if stream is None else torch.cuda.stream(stream)
+
+
+def _recorded(stream: torch.cuda.Stream | None) -> torch.cuda.Event | None:
+    if stream is None:
+        return None
+    event = torch.cuda.Event()
+    event.record(stream)
+    return event

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from rehearsal_kit.data.task_loader import TaskLoader, dealt_out
+from rehearsal_kit.data.training_shard import TrainingShard
 
 EPOCHS = 2
 
@@ -16,7 +17,7 @@ def loader_of(size, largest, batch, **settings):
     return TaskLoader(
         task=0,
         tasks=[0],
-        samples={"sample_id": torch.arange(size)},
+        shard=TrainingShard({"sample_id": torch.arange(size)}),
         largest=largest,
         epochs=EPOCHS,
         batch=batch,
