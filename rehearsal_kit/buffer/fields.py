@@ -121,6 +121,12 @@ def part_of(rows: torch.Tensor, field: Field, begin: int) -> torch.Tensor:
     return parted.to(field.dtype)
 
 
+def bytes_of(field: Field, values: torch.Tensor) -> torch.Tensor:
+    """uint8 (sample, byte): this field of samples, (sample, ...), as it stands in rows; on their device."""
+    stored = values.to(field.stored).reshape(len(values), field.values)
+    return stored.view(torch.uint8) if field.values else stored.new_empty((len(values), 0), dtype=torch.uint8)
+
+
 def copy_rows(
     target: NDArray[np.generic], source: NDArray[np.generic], *, slots: Rows | None, picked: Rows | None
 ) -> None:

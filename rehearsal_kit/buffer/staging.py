@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from rehearsal_kit.base.transfers import host_memory, sent
@@ -59,8 +59,8 @@ class Staging:
         """Rows as `empty` makes them, where there is a CUDA device; None where any memory will do."""
         return self.empty(count).numpy() if self._stream is not None else None
 
-    def hand_over(self, samples: Samples, chosen: Rows, *, copy: bool) -> Offered:
-        """Copy the chosen samples; the caller may overwrite its tensors at once.
+    def hand_over(self, samples: Samples, chosen: Rows, *, copy: bool) -> Callable[[], Words]:
+        """Copy the chosen samples; the caller may overwrite its tensors at once. Gives rows, (sample, word).
 
         copy: False for callers that write to these tensors no more: what is in host memory is then copied by
         whoever first asks for them, maybe another thread. SettingsError if they do not fit the layout; where
@@ -73,9 +73,12 @@ class Staging:
                 offered()
             return offered
         self._layout.check(samples)
+        device = next(tensor.device for tensor in samples.values() if not tensor.is_cpu)
         detached = {name: tensor.detach() for name, tensor in samples.items()}
-        host, ready = self._to_host(rows_of(detached, torch.from_numpy(chosen)))
-        return Offered(self._layout, host, np.arange(len(chosen)), ready=ready)
+        picked = rows_of(detached, torch.from_numpy(chosen))
+        there = {name: sent(tensor, device) for name, tensor in picked.items()}
+        rows = self.fetched(self._layout.pack_there(there))
+        return functools.cache(lambda: self._layout.checked(rows().numpy()).rows)
 
     def deliver(self, rows: torch.Tensor) -> Delivered:
         """Send packed rows, int64 (row, word), to the device; they must not be written any more."""
@@ -90,34 +93,22 @@ class Staging:
 
     def fetched(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
         """A copy of this tensor in host memory, made from here on; what is returned waits for it."""
-        if tensor.is_cpu:
-            copied = tensor.clone()
-            return lambda: copied
-        host, ready = self._to_host({"": tensor})
+        host = host_memory(tensor.shape, tensor.dtype, tensor.device)
+        stream = self._stream
+        if tensor.is_cuda:
+            stream = torch.cuda.Stream(tensor.device) if stream is None else stream
+            stream.wait_stream(torch.cuda.current_stream(tensor.device))
+            tensor.record_stream(stream)
+        with _on(stream):
+            host.copy_(tensor, non_blocking=True)
+            event = _recorded(stream)
 
         def arrived() -> torch.Tensor:
-            if ready is not None:
-                ready()
-            return host[""]
+            if event is not None:
+                event.synchronize()
+            return host
 
         return arrived
-
-    def _to_host(self, picked: Samples) -> tuple[Samples, Callable[[], object] | None]:
-        """These on their way to host memory, and what waits for them."""
-        device = next(tensor.device for tensor in picked.values() if not tensor.is_cpu)
-        stream = self._stream
-        if device.type == "cuda":
-            stream = torch.cuda.Stream(device) if stream is None else stream
-            stream.wait_stream(torch.cuda.current_stream(device))
-        host = {}
-        with _on(stream):
-            for name, tensor in picked.items():
-                host[name] = host_memory(tensor.shape, tensor.dtype, tensor.device)
-                host[name].copy_(tensor, non_blocking=True)
-                if tensor.is_cuda and stream is not None:
-                    tensor.record_stream(stream)
-            event = _recorded(stream)
-        return host, None if event is None else event.synchronize
 
 
 def rows_of(samples: Samples, rows: torch.Tensor) -> dict[str, torch.Tensor]:
