@@ -165,7 +165,8 @@ class DistributedBuffer:
         """Hand over the mini-batch of this step; what may be stored of it is copied before this returns.
 
         copy: False where nobody will write to these tensors any more: the background thread then copies what
-        it stores of them, and finds what is not finite, as for samples on CUDA. losses: of the
+        it stores of them, and finds what is not finite, as for samples on CUDA. Of these the group, and the
+        `sample_id` that some policies read, are best left in host memory: else this waits. losses: of the
         representatives that the last `advance` gave, (drawn,), for loss-aware removal, which alone asks for
         them; None where this step had none. SettingsError, with nothing handed over, if names, shapes or
         dtypes are wrong or a value is not finite; what is found later, the next `advance` raises.

@@ -32,7 +32,7 @@ class Representatives:
     distillation: dict[str, torch.Tensor]
     """Named tensors (drawn again, ...): the second draw, independent of the first; empty if not asked for."""
     numbers: tuple[Samples, Samples]
-    """Of both draws the fields that are one int64 a sample, in host memory; perhaps others, too."""
+    """The fields of both draws that are one int64 a sample, in host memory; perhaps others, too."""
 
 
 @dataclass(frozen=True, kw_only=True)

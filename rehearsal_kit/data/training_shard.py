@@ -83,7 +83,7 @@ class Rows(Protocol):
     """Packed samples that are given out on a device."""
 
     where: str
-    """In words."""
+    """Where they lie, in words."""
 
     def batch(self, order: torch.Tensor, places: slice) -> dict[str, torch.Tensor]:
         """The samples at these places of an order: named tensors (sample, ...) on the device."""
@@ -107,7 +107,7 @@ class RowsAsRead:
         return len(next(iter(self._samples.values())))
 
     def batch(self, order: torch.Tensor, places: slice) -> dict[str, torch.Tensor]:
-        """As `Rows`."""
+        """Mini-batches, as `Rows` has them."""
         packed = self.packed(order[places])
         return self.layout.unpack_there(self._side.bring(lambda: packed.to(self.device, non_blocking=True)))
 
@@ -149,7 +149,7 @@ class RowsOnDevice:
         self._order = self._order_there = torch.empty(0, dtype=torch.int64)
 
     def batch(self, order: torch.Tensor, places: slice) -> dict[str, torch.Tensor]:
-        """As `Rows`."""
+        """Mini-batches, as `Rows` has them."""
         if self._order is not order:
             self._order, self._order_there = order, sent(order, self._device)
         return self._layout.unpack_there(self._rows.index_select(0, self._order_there[places]))
@@ -170,7 +170,7 @@ class RowsPinned:
         self._side = SideStream(read.device)
 
     def batch(self, order: torch.Tensor, places: slice) -> dict[str, torch.Tensor]:
-        """As `Rows`."""
+        """Mini-batches, as `Rows` has them."""
         return self._layout.unpack_there(self._side.bring(lambda: self._fetched(order[places].tolist())))
 
     def _fetched(self, rows: Sequence[int]) -> torch.Tensor:
