@@ -74,10 +74,9 @@ class Staging:
             return offered
         self._layout.check(samples)
         device = next(tensor.device for tensor in samples.values() if not tensor.is_cpu)
-        detached = {name: tensor.detach() for name, tensor in samples.items()}
-        picked = rows_of(detached, torch.from_numpy(chosen))
-        there = {name: sent(tensor, device) for name, tensor in picked.items()}
-        rows = self.fetched(self._layout.pack_there(there))
+        there = {name: sent(tensor.detach(), device) for name, tensor in samples.items()}
+        packed = self._layout.pack_there(there)
+        rows = self.fetched(packed.index_select(0, sent(torch.from_numpy(chosen), device)))
         return functools.cache(lambda: self._layout.checked(rows().numpy()).rows)
 
     def deliver(self, rows: torch.Tensor) -> Delivered:

@@ -17,8 +17,8 @@ HOST_SHARE = 0.5
 """Part of the available host memory in which shards may lie a second time while they are pinned."""
 KNOWN_AFTER = 4
 """Mini-batches after which a device shows what steps take: before the first ones nobody knows it."""
-BLOCK_BYTES = 64 * MIB
-"""Rows that are pinned at once. torch rounds each allocation of pinned memory up to a power of two."""
+BLOCK_BYTES = 16 * MIB
+"""Rows that are packed with one mini-batch: some milliseconds. torch pins memory by powers of two."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class ShardRoom:
     known_after: int = KNOWN_AFTER
     """Mini-batches that are given out before it is asked."""
     block_bytes: int = BLOCK_BYTES
-    """Rows that are pinned at once; at least one."""
+    """Rows that are packed and moved with one mini-batch; at least one."""
 
     def takes_on_device(self, wanted: int) -> bool:
         """Whether so many bytes may lie on the device."""

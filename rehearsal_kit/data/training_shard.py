@@ -1,11 +1,12 @@
 """A rank's shard of a task as it lies ready for training: its mini-batches are on the device of the run.
 
-    as it was read, in host memory ---some steps---> on the device, where there is room: one gather
-    (each mini-batch packed into                     pinned, elsewhere: each sample is fetched from
-    pinned memory)                                   where it lies, by one copy
+    as it was read, in host memory ---block by block---> on the device, where there is room: one gather
+    (each mini-batch packed into                         pinned, elsewhere: each sample is fetched from
+    pinned memory)                                       where it lies, by one copy
 
 On a CPU it stays as it was read. Where it lies depends on the memory that is free, so on each rank by itself;
-the mini-batches are the same.
+the mini-batches are the same. With each mini-batch one block is packed and moved, in the time that the host
+has while the device computes: a shard of many gigabytes at once would hold up training for seconds.
 """
 
 from __future__ import annotations
@@ -42,16 +43,16 @@ class TrainingShard:
         self._count = len(next(iter(samples.values())))
         self.none: Samples = {name: t.new_empty((0, *t.shape[1:])) for name, t in samples.items()}
         """The same fields, of no sample."""
-        self._taken = 0
         self._here: Samples = samples
         """What stays in host memory."""
-        self._read: RowsAsRead | None = None
-        """What is to be moved once more is known of the memory."""
+        self._rows: Rows | None = None
+        """What the mini-batch taken last came from, where that was packed."""
+        self._sources: Iterator[Rows] | None = None
+        """What each mini-batch is to come from."""
         if room is not None:
             self._here = {name: t for name, t in samples.items() if name in (IDENTITY, group)}
             rows = {name: t for name, t in samples.items() if name != IDENTITY}
-            self._read = RowsAsRead(rows, torch.device(device), room=room)
-        self._rows: Rows | None = self._read
+            self._sources = _sources(RowsAsRead(rows, torch.device(device), room=room))
 
     def __len__(self) -> int:
         """How many samples there are."""
@@ -70,13 +71,31 @@ class TrainingShard:
         """
         chosen = order[places]
         here = {name: tensor[chosen] for name, tensor in self._here.items()}
-        if self._rows is None:
+        if self._sources is None:
             return here, here
-        if self._read is not None and self._taken == self._read.room.known_after:
-            self._rows, self._read = self._read.settled(), None
-        self._taken += 1
+        self._rows = next(self._sources)
         identities = {name: tensor for name, tensor in here.items() if name == IDENTITY}
         return {**self._rows.batch(order, places), **identities}, here
+
+
+def _sources(read: RowsAsRead) -> Iterator[Rows]:
+    """What each mini-batch comes from, while with each of them one block is moved."""
+    for _ in range(read.room.known_after):
+        yield read
+    there = read.destination()
+    if there is not None:
+        yield from _while_moved(read, there)
+    rows: Rows = read if there is None else there
+    del read, there  # and with it what was read
+    while True:
+        yield rows
+
+
+def _while_moved(read: RowsAsRead, there: RowsOnDevice | RowsPinned) -> Iterator[Rows]:
+    for block in read.blocks():
+        there.add(block)
+        if len(there) < len(read):
+            yield read
 
 
 class Rows(Protocol):
@@ -111,14 +130,16 @@ class RowsAsRead:
         packed = self.packed(order[places])
         return self.layout.unpack_there(self._side.bring(lambda: packed.to(self.device, non_blocking=True)))
 
-    def settled(self) -> Rows:
-        """These where they are given out quickest, by the memory that is free now."""
+    def destination(self) -> RowsOnDevice | RowsPinned | None:
+        """Where they are to be moved, by the memory that is free now; None: they had better stay."""
         wanted = self.layout.row_bytes * len(self)
         if self.room.takes_on_device(wanted):
             # Where it is in no one piece, or was taken by others just now, they lie as where there is less.
             with contextlib.suppress(torch.OutOfMemoryError):
-                return RowsOnDevice(self)
-        return RowsPinned(self) if self.room.takes_pinned(wanted) else self
+                return RowsOnDevice(self.layout, self.device, len(self))
+        if self.room.takes_pinned(wanted):
+            return RowsPinned(self.layout, self.device, self.rows_per_block)
+        return None
 
     def packed(self, chosen: torch.Tensor) -> torch.Tensor:
         """int64 (row, word): these samples, in pinned memory of their own."""
@@ -143,10 +164,22 @@ class RowsOnDevice:
 
     where = ON_DEVICE
 
-    def __init__(self, read: RowsAsRead) -> None:
-        self._layout, self._device = read.layout, read.device
-        self._rows = SideStream(read.device).bring(lambda: _uploaded(read))
+    def __init__(self, layout: RowLayout, device: torch.device, count: int) -> None:
+        self._layout, self._device = layout, device
+        self._side = SideStream(device)
+        shape = (count, layout.words)
+        self._rows = self._side.bring(lambda: torch.empty(shape, dtype=torch.int64, device=device))
+        self._count = 0
         self._order = self._order_there = torch.empty(0, dtype=torch.int64)
+
+    def __len__(self) -> int:
+        """How many were added."""
+        return self._count
+
+    def add(self, block: torch.Tensor) -> None:
+        """The next rows, pinned: int64 (row, word)."""
+        begin, self._count = self._count, self._count + len(block)
+        self._side.bring(lambda: self._rows[begin : self._count].copy_(block, non_blocking=True))
 
     def batch(self, order: torch.Tensor, places: slice) -> dict[str, torch.Tensor]:
         """Mini-batches, as `Rows` has them."""
@@ -163,11 +196,19 @@ class RowsPinned:
 
     where = PINNED
 
-    def __init__(self, read: RowsAsRead) -> None:
-        self._layout, self._device = read.layout, read.device
-        self._each = read.rows_per_block
-        self._blocks = list(read.blocks())
-        self._side = SideStream(read.device)
+    def __init__(self, layout: RowLayout, device: torch.device, each: int) -> None:
+        """each: rows in every block but the last."""
+        self._layout, self._device, self._each = layout, device, each
+        self._side = SideStream(device)
+        self._blocks: list[torch.Tensor] = []
+
+    def __len__(self) -> int:
+        """How many were added."""
+        return sum(map(len, self._blocks))
+
+    def add(self, block: torch.Tensor) -> None:
+        """The next rows, pinned: int64 (row, word)."""
+        self._blocks.append(block)
 
     def batch(self, order: torch.Tensor, places: slice) -> dict[str, torch.Tensor]:
         """Mini-batches, as `Rows` has them."""
@@ -178,12 +219,3 @@ class RowsPinned:
         for target, row in zip(there, rows, strict=True):
             target.copy_(self._blocks[row // self._each][row % self._each], non_blocking=True)
         return there
-
-
-def _uploaded(read: RowsAsRead) -> torch.Tensor:
-    rows = torch.empty((len(read), read.layout.words), dtype=torch.int64, device=read.device)
-    begin = 0
-    for block in read.blocks():  # given back, and filled again, once the device has fetched it
-        rows[begin : begin + len(block)].copy_(block, non_blocking=True)
-        begin += len(block)
-    return rows

@@ -41,8 +41,9 @@ def test_whatever_fields_a_sample_has_they_come_back_bit_by_bit(dtypes, shapes, 
     layout = RowLayout.of(fields)
     rows = layout.pack(fields)
     assert rows.shape == (count, layout.words)
-    there = layout.pack_there(fields)
-    assert np.array_equal(layout.checked(there.numpy()).rows, rows)
+    views = layout.unpack_there(torch.empty(rows.shape, dtype=torch.int64).copy_(torch.from_numpy(rows)))
+    for each in (fields, views):
+        assert np.array_equal(layout.checked(layout.pack_there(each).numpy()).rows, rows)
     back = layout.unpack(rows)
     assert set(back) == set(fields)
     for name, tensor in fields.items():

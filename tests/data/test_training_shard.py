@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -16,11 +17,11 @@ from rehearsal_kit.data.training_shard import AS_READ, ON_DEVICE, PINNED, Traini
 
 MUCH = 10**12
 ROOMS = {
-    ON_DEVICE: ShardRoom(lambda: MUCH, lambda: 0, known_after=2),
+    ON_DEVICE: ShardRoom(lambda: MUCH, lambda: 0, known_after=2, block_bytes=2000),
     PINNED: ShardRoom(lambda: 0, lambda: MUCH, known_after=2, block_bytes=1000),
     AS_READ: ShardRoom(lambda: 0, lambda: 0, known_after=2),
 }
-"""With which a shard comes to lie there, after two mini-batches."""
+"""With which a shard comes to lie there after two mini-batches, ten or five samples with each."""
 EPOCHS = 3
 everywhere = pytest.mark.parametrize("where", ROOMS)
 
@@ -108,6 +109,20 @@ def test_nobody_is_given_memory_of_a_shard(where):
             tensor.zero_()
 
 
+@pytest.mark.parametrize("where", [ON_DEVICE, PINNED])
+def test_what_was_read_is_let_go_of_once_it_was_moved(where):
+    fields = samples(16)
+    read = weakref.ref(fields["image"])
+    loader = loader_of(fields, ROOMS[where])
+    del fields
+    there = []
+    for _ in range(8):
+        loader.next()
+        there.append((loader.shard.where, read() is not None))
+    after = {ON_DEVICE: 3, PINNED: 5}[where]
+    assert there == [(AS_READ, True)] * after + [(where, False)] * (8 - after)
+
+
 @pytest.mark.parametrize("count", [0, 1])
 @everywhere
 def test_a_rank_may_have_no_sample(where, count):
@@ -157,7 +172,8 @@ class FullDevice(TorchDispatchMode):
 
 
 def test_without_memory_on_the_device_after_all_a_shard_is_pinned():
-    loader = loader_of(samples(64), replace(ROOMS[ON_DEVICE], in_host=lambda: MUCH), device="meta")
+    room = replace(ROOMS[ON_DEVICE], in_host=lambda: MUCH, block_bytes=10**6)
+    loader = loader_of(samples(64), room, device="meta")
     with FullDevice(most=20 * 512):
         for _ in range(4):
             loader.next()
@@ -193,10 +209,10 @@ def test_a_mini_batch_is_one_gather_or_a_copy_of_each_sample_and_the_host_waits_
         assert loader.groups.is_cpu
         counted.append(copies.counted)
     packed, order, gather = ("_to_copy", 4), ("_to_copy", 16), ("index_select", 4)
-    uploaded = ("copy_", 16)
+    moved = [[("copy_", 10), packed], [("copy_", 6), order, gather], [order, gather], *[[gather]] * 3]
     expected = {
-        ON_DEVICE: [[uploaded, order, gather], [gather], [order, gather], *[[gather]] * 3],
-        PINNED: [[("copy_", 1)] * 4] * 6,
+        ON_DEVICE: moved,
+        PINNED: [[packed]] * 3 + [[("copy_", 1)] * 4] * 3,
         AS_READ: [[packed]] * 6,
     }
     assert counted == [[packed], [packed], *expected[where]]

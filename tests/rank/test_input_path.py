@@ -65,6 +65,7 @@ class Moved(NoWaiting):
         super().__init__("meta")
         self.to_device = Counter()
         self.to_host = 0
+        self.gathers = 0
 
     def __torch_dispatch__(self, function, types, arguments=(), named=None):
         name = function._schema.name.partition("::")[2]
@@ -76,6 +77,7 @@ class Moved(NoWaiting):
             rows.copy_(100 * self.to_host + torch.arange(len(rows))[:, None])
             return arguments[0]
         made = super().__torch_dispatch__(function, types, arguments, named)
+        self.gathers += name == "index_select"
         came = any(isinstance(each, torch.Tensor) and not each.is_meta for each in arguments)
         if name in ("_to_copy", "copy_") and came and made.is_meta:
             self.to_device[place().partition(":")[0]] += 1
@@ -127,8 +129,10 @@ def test_no_step_waits_for_the_device_from_the_shard_to_the_buffer_and_back(wher
                     ages(batch.compared, step)
                 batch = replace(batch, asks_losses=case == "losses")
                 summed = steps.of(batch, signature, strategy=strategy, seed=step)
+                before = moved.gathers
                 kept = for_layout(new, summed.outputs, layout=buffer.layout, version=step)
                 buffer.offer(kept, group=loader.groups, losses=summed.replayed, copy=False)
+                assert moved.gathers == before + 1
             assert set(moved.to_device) <= PINNING
             assert moved.to_host == 1 + (summed.replayed is not None and case == "losses")
     assert shard.where == where
