@@ -6,6 +6,7 @@ whatever it was told of not blocking.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -28,7 +29,7 @@ class SideStream:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream = _stream_beside(device) if device.type == "cuda" else None
 
     def bring(self, copied: Callable[[], torch.Tensor]) -> torch.Tensor:
         """What this makes on the device: under way there, and for the current stream to wait for."""
@@ -40,3 +41,9 @@ class SideStream:
         current.wait_stream(self._stream)
         there.record_stream(current)
         return there
+
+
+@functools.cache
+def _stream_beside(device: torch.device) -> torch.cuda.Stream:
+    """The one of this device: memory that torch keeps for a stream that nobody uses any more lies idle."""
+    return torch.cuda.Stream(device)

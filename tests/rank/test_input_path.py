@@ -34,7 +34,7 @@ from rehearsal_kit.learning.stored_outputs import (
     named_halves,
     with_outputs,
 )
-from rehearsal_kit.learning.strategies.dark import DERpp
+from rehearsal_kit.learning.strategies.dark import DERpp, DERppACE
 from rehearsal_kit.learning.strategies.replay import ER
 
 ALONE = ProcessGroups(0, 1)
@@ -50,6 +50,7 @@ CASES = {
     "ER": (ER(), Rehearsal(representatives=3, candidates=2, capacity=12)),
     "reservoir": (ER(), Rehearsal(representatives=3, candidates=2, capacity=12, policy="reservoir")),
     "losses": (ER(), Rehearsal(representatives=3, candidates=2, capacity=12, removal="loss")),
+    "DERppACE": (DERppACE(), Rehearsal(representatives=3, candidates=2, capacity=12)),
     "DERpp": (DERpp(), Rehearsal(representatives=3, candidates=2, capacity=12)),
     "DERpp, two draws": (
         DERpp(draws=2),
@@ -113,7 +114,7 @@ def test_no_step_waits_for_the_device_from_the_shard_to_the_buffer_and_back(wher
     if strategy.distils:
         stored = with_outputs(stored, signature.no_outputs("cpu"), version=NO_MODEL)
     half = named_halves(rehearsal.half, stored)
-    rehearsal = Rehearsal(**{**vars(rehearsal), "half": half})
+    rehearsal = replace(rehearsal, half=half)
     buffer = DistributedBuffer(
         RowLayout.of(stored, half=half), rehearsal, seed=1, exchange=GroupExchange(ALONE), device="meta"
     )
