@@ -8,8 +8,9 @@ step t-1 offered and draws the representatives of step t+1 from the buffers of a
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -164,7 +165,8 @@ class DistributedBuffer:
         """Hand over the mini-batch of this step; what may be stored of it is copied before this returns.
 
         copy: False where nobody will write to these tensors any more: the background thread then copies what
-        it stores of them, and finds what is not finite, as for samples on CUDA. losses: of the
+        it stores of them, and finds what is not finite, as for samples on CUDA. Of these the group, and the
+        `sample_id` that some policies read, are best left in host memory: else this waits. losses: of the
         representatives that the last `advance` gave, (drawn,), for loss-aware removal, which alone asks for
         them; None where this step had none. SettingsError, with nothing handed over, if names, shapes or
         dtypes are wrong or a value is not finite; what is found later, the next `advance` raises.
@@ -178,8 +180,8 @@ class DistributedBuffer:
             random=self._candidates.at(self._exchange.rank, self._step),
         )
         groups, newest = _groups_of(group, count, chosen)
-        replayed = self._replayed(losses)
-        self._pending = Pending(self._staging.hand_over(samples, chosen, copy=copy), groups, newest, replayed)
+        learned = self._learned(losses)
+        self._pending = Pending(self._staging.hand_over(samples, chosen, copy=copy), groups, newest, learned)
 
     def require_possible(self, rehearsal: Rehearsal) -> None:
         """SettingsError if the buffers could not take the policy and the capacity of these settings now."""
@@ -271,14 +273,14 @@ class DistributedBuffer:
         identities = self.layout.packed_identities(staged.drawn.rows.numpy())
         return None if identities is None else identities[~staged.drawn.second]
 
-    def _replayed(self, losses: torch.Tensor | None) -> Replayed:
+    def _learned(self, losses: torch.Tensor | None) -> Callable[[], Replayed]:
         if losses is not None and not isinstance(losses, torch.Tensor):
             raise SettingsError(
                 f"losses came as {type(losses).__name__}; give a tensor, (drawn,), with the loss of each "
                 "representative that advance() returned, or None where there was none."
             )
         if losses is None or self._rehearsal.removal != "loss":
-            return NOTHING
+            return lambda: NOTHING
         drawn = 0 if self._taken is None else len(self._taken)
         if tuple(losses.shape) != (drawn,):
             raise SettingsError(
@@ -286,8 +288,10 @@ class DistributedBuffer:
                 "in the order of what advance() returned, or None where there was none."
             )
         if self._taken is None:
-            return NOTHING
-        return Replayed.of(self._taken, losses.detach().double().cpu().numpy())
+            return lambda: NOTHING
+        # On a GPU they are numbers of the step under way: whoever stores the mini-batch waits for them.
+        of, numbers = self._taken, self._staging.fetched(losses.detach().double())
+        return functools.cache(lambda: Replayed.of(of, numbers().numpy()))
 
     def _finished_job(self) -> Staged | None:
         if self._in_flight is None:

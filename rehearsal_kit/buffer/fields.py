@@ -121,6 +121,15 @@ def part_of(rows: torch.Tensor, field: Field, begin: int) -> torch.Tensor:
     return parted.to(field.dtype)
 
 
+def bytes_of(field: Field, values: torch.Tensor) -> torch.Tensor:
+    """uint8 (sample, byte): this field of samples, (sample, ...), as it stands in rows; on their device."""
+    if not field.values:
+        return values.new_empty((len(values), 0), dtype=torch.uint8)
+    stored = values.to(field.stored).reshape(len(values), field.values)
+    # Numbers that stand alone in rows of others are no neighbours, so that their bytes could not be seen.
+    return (stored if stored.stride(1) == 1 else stored.contiguous()).view(torch.uint8)
+
+
 def copy_rows(
     target: NDArray[np.generic], source: NDArray[np.generic], *, slots: Rows | None, picked: Rows | None
 ) -> None:

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from rehearsal_kit.buffer.fields import Rows
 from rehearsal_kit.buffer.row_layout import Accepted, Packed, RowLayout, Samples, Words
 
 
 class Offered:
-    """Some samples of a mini-batch, lent or copied already; never asked by two threads at once.
+    """Some samples of a mini-batch in host memory, lent or copied; never asked by two threads at once."""
 
-    ready: waits until the samples are in host memory, for those that come from a device.
-    """
-
-    def __init__(
-        self, layout: RowLayout, samples: Samples, chosen: Rows, *, ready: Callable[[], object] | None = None
-    ) -> None:
+    def __init__(self, layout: RowLayout, samples: Samples, chosen: Rows) -> None:
         self._layout = layout
         self._samples = samples
         self._chosen = chosen
-        self._ready = ready
         self._rows: Words | None = None
 
     def accepted(self) -> Accepted | Packed:
@@ -30,15 +22,11 @@ class Offered:
         """
         if self._rows is not None:
             return Packed(self._layout, self._rows)
-        if self._ready is not None:
-            self._ready()
         return self._layout.accept(self._samples, self._chosen)
 
     def __call__(self) -> Words:
         """(sample, word): a copy of them, made when it is first asked for; SettingsError as above."""
         if self._rows is None:
-            if self._ready is not None:
-                self._ready()
             self._rows = self._layout.pack(self._samples, self._chosen)
             self._samples = {}  # whoever lent them may have their memory back
         return self._rows

@@ -12,7 +12,15 @@ import torch
 from numpy.typing import NDArray
 
 from rehearsal_kit.base.errors import SettingsError
-from rehearsal_kit.buffer.fields import Field, Rows, as_stored, copy_rows, part_of, refuse_not_finite
+from rehearsal_kit.buffer.fields import (
+    Field,
+    Rows,
+    as_stored,
+    bytes_of,
+    copy_rows,
+    part_of,
+    refuse_not_finite,
+)
 
 Samples = Mapping[str, torch.Tensor]
 """Named tensors of equal length along their first axis: (sample, ...)."""
@@ -110,7 +118,7 @@ class RowLayout:
     def offsets(self) -> dict[str, int]:
         """Where each field begins in a row, in bytes."""
         offsets, offset = {}, 0
-        for field in sorted(self.fields, key=lambda field: -field.stored.itemsize):
+        for field in self._by_width:
             offsets[field.name] = offset
             offset += field.size
         return offsets
@@ -157,6 +165,25 @@ class RowLayout:
         accepted.copy_into(rows)
         return rows
 
+    def pack_there(self, samples: Samples) -> torch.Tensor:
+        """int64 (sample, word): rows as `pack` makes them, of samples on any one device, not looked at there.
+
+        What does not fit into float16 becomes infinite.
+        """
+        parts = [bytes_of(field, samples[field.name]) for field in self._by_width]
+        padding = self.row_bytes - sum(field.size for field in self.fields)
+        if padding:
+            parts.append(parts[0].new_zeros((len(parts[0]), padding)))
+        return torch.cat(parts, dim=1).view(torch.int64)
+
+    def checked(self, rows: Words) -> Packed:
+        """Rows that `pack_there` made, in host memory now; SettingsError for values that `accept` refuses."""
+        records = rows.view(self.record)[:, 0]
+        for field in self.fields:
+            if field.checked:
+                refuse_not_finite(field, records[field.name], picked=None, wanted=np.arange(len(rows)))
+        return Packed(self, rows)
+
     def unpack(self, rows: Words) -> dict[str, torch.Tensor]:
         """The samples that `pack` made rows of: views of `rows`, but for fields stored as float16."""
         # numpy cuts views faster than torch does, most of all with cold caches.
@@ -170,6 +197,11 @@ class RowLayout:
         """The samples that `pack` made rows of, as `unpack` gives them, for rows on any device."""
         return {field.name: part_of(rows, field, begin) for field, begin in self._places}
 
+    def numbers(self, rows: Words) -> dict[str, torch.Tensor]:
+        """The fields of packed rows that are one int64 a sample, as views: (sample,)."""
+        records = rows.view(self.record)[:, 0]
+        return {name: torch.from_numpy(records[name]) for name in self._whole}
+
     def _expected(self, count: int) -> _Tensors:
         """Shape and dtype of each field of so many samples."""
         return {field.name: (torch.Size((count, *field.shape)), field.dtype) for field in self.fields}
@@ -178,6 +210,11 @@ class RowLayout:
     def _newest(self) -> list[tuple[int, _Tensors]]:
         """One entry: the number of samples that `check` was asked about last, and what it expected."""
         return [(0, self._expected(0))]
+
+    @cached_property
+    def _by_width(self) -> list[Field]:
+        """The fields in the order in which they lie in a row."""
+        return sorted(self.fields, key=lambda field: -field.stored.itemsize)
 
     @cached_property
     def _places(self) -> list[tuple[Field, int]]:
@@ -200,6 +237,11 @@ class RowLayout:
     def _converted(self) -> list[Field]:
         """Fields that numpy does not know, or that are given back in another dtype than stored."""
         return [field for field in self.fields if field.half or field.stored == torch.bfloat16]
+
+    @cached_property
+    def _whole(self) -> list[str]:
+        """Fields that are one int64 a sample."""
+        return [field.name for field in self.fields if not field.shape and field.dtype == torch.int64]
 
     @cached_property
     def identity_place(self) -> int | None:

@@ -242,7 +242,8 @@ def _handed_over(shards: Sequence[Shard], mine: slice) -> Pending:
     # Earlier versions did not write the newest groups.
     newest = [shard.read(NEWEST if NEWEST in shard else f"{PENDING}/groups") for shard in shards]
     replayed = Replayed.of(joined(REPLAYED), joined(LEARNED).view(np.float64))
-    return Pending(lambda: rows, groups.tolist(), np.unique(np.concatenate(newest)).tolist(), replayed)
+    known = np.unique(np.concatenate(newest)).tolist()
+    return Pending(lambda: rows, groups.tolist(), known, lambda: replayed)
 
 
 def _losses(shard: Shard) -> NDArray[np.float64]:

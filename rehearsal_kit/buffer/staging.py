@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
+from rehearsal_kit.base.transfers import host_memory, sent
 from rehearsal_kit.buffer.fields import Rows
 from rehearsal_kit.buffer.offered import Offered
 from rehearsal_kit.buffer.row_layout import RowLayout, Samples, Words
@@ -18,8 +21,10 @@ class Delivered:
 
     rows: torch.Tensor
     samples: dict[str, torch.Tensor]
-    nothing: Samples
-    """No sample, of the same fields, on the same device."""
+    numbers: Samples
+    """The fields of these that are one int64 a sample, in host memory; perhaps others, too."""
+    nothing: tuple[Samples, Samples]
+    """No sample: `samples` and `numbers` of the same fields, on the same devices."""
     event: torch.cuda.Event | None = None
 
     def take(self) -> dict[str, torch.Tensor]:
@@ -43,20 +48,19 @@ class Staging:
         self._layout = layout
         self._device = torch.device(device)
         self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
-        self._nothing = layout.unpack_there(torch.empty((0, layout.words), dtype=torch.int64, device=device))
+        none = torch.empty((0, layout.words), dtype=torch.int64)
+        self._nothing = layout.unpack_there(none.to(device)), layout.numbers(none.numpy())
 
     def empty(self, count: int) -> torch.Tensor:
         """int64 (row, word): uninitialised rows in host memory, pinned where there is a CUDA device."""
-        return torch.empty(
-            (count, self._layout.words), dtype=torch.int64, pin_memory=self._stream is not None
-        )
+        return host_memory((count, self._layout.words), torch.int64, self._device)
 
     def pinned(self, count: int) -> Words | None:
         """Rows as `empty` makes them, where there is a CUDA device; None where any memory will do."""
         return self.empty(count).numpy() if self._stream is not None else None
 
-    def hand_over(self, samples: Samples, chosen: Rows, *, copy: bool) -> Offered:
-        """Copy the chosen samples; the caller may overwrite its tensors at once.
+    def hand_over(self, samples: Samples, chosen: Rows, *, copy: bool) -> Callable[[], Words]:
+        """Copy the chosen samples; the caller may overwrite its tensors at once. Gives rows, (sample, word).
 
         copy: False for callers that write to these tensors no more: what is in host memory is then copied by
         whoever first asks for them, maybe another thread. SettingsError if they do not fit the layout; where
@@ -69,32 +73,56 @@ class Staging:
                 offered()
             return offered
         self._layout.check(samples)
-        index = torch.from_numpy(chosen)
-        picked = {name: t.detach().index_select(0, index.to(t.device)) for name, t in samples.items()}
-        host, event = self._to_host(picked)
-        return Offered(self._layout, host, np.arange(len(chosen)), ready=event.synchronize)
+        device = next(tensor.device for tensor in samples.values() if not tensor.is_cpu)
+        there = {name: sent(tensor.detach(), device) for name, tensor in samples.items()}
+        packed = self._layout.pack_there(there)
+        rows = self.fetched(packed.index_select(0, sent(torch.from_numpy(chosen), device)))
+        return functools.cache(lambda: self._layout.checked(rows().numpy()).rows)
 
     def deliver(self, rows: torch.Tensor) -> Delivered:
         """Send packed rows, int64 (row, word), to the device; they must not be written any more."""
-        if self._stream is None:
-            return Delivered(rows, self._layout.unpack(rows.numpy()), self._nothing)
-        with torch.cuda.stream(self._stream):
+        if self._device.type == "cpu":
+            samples = self._layout.unpack(rows.numpy())
+            return Delivered(rows, samples, samples, self._nothing)
+        numbers = self._layout.numbers(rows.numpy())
+        with _on(self._stream):
             there = rows.to(self._device, non_blocking=True)
             samples = self._layout.unpack_there(there)
-            event = torch.cuda.Event()
-            event.record(self._stream)
-        return Delivered(there, samples, self._nothing, event)
+            return Delivered(there, samples, numbers, self._nothing, _recorded(self._stream))
 
-    def _to_host(self, picked: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.cuda.Event]:
-        device = next(t.device for t in picked.values() if t.device.type == "cuda")
-        stream = self._stream if self._stream is not None else torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
-        host, event = {}, torch.cuda.Event()
-        with torch.cuda.stream(stream):
-            for name, tensor in picked.items():
-                host[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-                host[name].copy_(tensor, non_blocking=True)
-                if tensor.is_cuda:
-                    tensor.record_stream(stream)
-            event.record(stream)
-        return host, event
+    def fetched(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """A copy of this tensor in host memory, made from here on; what is returned waits for it."""
+        host = host_memory(tensor.shape, tensor.dtype, tensor.device)
+        stream = self._stream
+        if tensor.is_cuda:
+            stream = torch.cuda.Stream(tensor.device) if stream is None else stream
+            stream.wait_stream(torch.cuda.current_stream(tensor.device))
+            tensor.record_stream(stream)
+        with _on(stream):
+            host.copy_(tensor, non_blocking=True)
+            event = _recorded(stream)
+
+        def arrived() -> torch.Tensor:
+            if event is not None:
+                event.synchronize()
+            return host
+
+        return arrived
+
+
+def rows_of(samples: Samples, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+    """These rows of samples, int64 (row,) in host memory, each field where it lies; none is waited for."""
+    there = {device: sent(rows, device) for device in {tensor.device for tensor in samples.values()}}
+    return {name: t.index_select(0, there[t.device]) for name, t in samples.items()}
+
+
+def _on(stream: torch.cuda.Stream | None) -> contextlib.AbstractContextManager[object]:
+    return contextlib.nullcontext() if stream is None else torch.cuda.stream(stream)
+
+
+def _recorded(stream: torch.cuda.Stream | None) -> torch.cuda.Event | None:
+    if stream is None:
+        return None
+    event = torch.cuda.Event()
+    event.record(stream)
+    return event

@@ -13,9 +13,9 @@ from rehearsal_kit.base.settings import Rehearsal
 from rehearsal_kit.buffer.frozen_rows import release
 from rehearsal_kit.buffer.offered import Offered
 from rehearsal_kit.buffer.policies import PolicyState
-from rehearsal_kit.buffer.row_layout import Accepted, Packed, RowLayout, Words
+from rehearsal_kit.buffer.row_layout import Accepted, Packed, RowLayout, Samples, Words
 from rehearsal_kit.buffer.row_losses import NOTHING, Replayed
-from rehearsal_kit.buffer.staging import Delivered
+from rehearsal_kit.buffer.staging import Delivered, rows_of
 from rehearsal_kit.buffer.store import Contents
 
 
@@ -31,6 +31,8 @@ class Representatives:
     """Samples in the buffers of all ranks when they were drawn."""
     distillation: dict[str, torch.Tensor]
     """Named tensors (drawn again, ...): the second draw, independent of the first; empty if not asked for."""
+    numbers: tuple[Samples, Samples]
+    """The fields of both draws that are one int64 a sample, in host memory; perhaps others, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +79,13 @@ class Pending:
     """The group of each of them."""
     newest: list[int]
     """Groups of the whole mini-batch, in order, of which perhaps not all were offered."""
-    replayed: Replayed = NOTHING
-    """What the same step has shown of the representatives; nothing without loss-aware removal."""
+    learned: Callable[[], Replayed] = lambda: NOTHING
+    """Gives `replayed`, where that has arrived in host memory."""
+
+    @property
+    def replayed(self) -> Replayed:
+        """What the same step has shown of the representatives; nothing without loss-aware removal."""
+        return self.learned()
 
     def accepted(self, layout: RowLayout) -> Accepted | Packed:
         """The samples, to be copied into the rows of a store of this layout; SettingsError as for `rows`."""
@@ -111,14 +118,17 @@ class Staged:
 
     def take(self) -> Representatives:
         """The two draws apart, ready for the current stream."""
-        samples, drawn = self.delivered.take(), self.drawn
+        drawn, delivered = self.drawn, self.delivered
+        samples, numbers = delivered.take(), delivered.numbers
         if not drawn.second.any():
-            return Representatives(samples, drawn.owners, drawn.stored, dict(self.delivered.nothing))
-        parts = []
-        for wanted in (~drawn.second, drawn.second):
-            index = torch.from_numpy(np.flatnonzero(wanted))
-            parts.append({name: t.index_select(0, index.to(t.device)) for name, t in samples.items()})
-        return Representatives(parts[0], drawn.owners[~drawn.second], drawn.stored, parts[1])
+            none, no_numbers = delivered.nothing
+            return Representatives(samples, drawn.owners, drawn.stored, dict(none), (numbers, no_numbers))
+        wanted = [torch.from_numpy(np.flatnonzero(each)) for each in (~drawn.second, drawn.second)]
+        first, again = (rows_of(samples, rows) for rows in wanted)
+        of_first, of_again = (
+            (first, again) if numbers is samples else (rows_of(numbers, rows) for rows in wanted)
+        )
+        return Representatives(first, drawn.owners[~drawn.second], drawn.stored, again, (of_first, of_again))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +154,8 @@ class BufferState:
         """The same with these contents, and all else in memory of its own, which no later step changes."""
         pending, drawn = self.pending, self.drawn
         if pending is not None:
-            rows = pending.rows().copy()
-            pending = replace(pending, rows=lambda: rows)
+            rows, replayed = pending.rows().copy(), pending.replayed
+            pending = replace(pending, rows=lambda: rows, learned=lambda: replayed)
         if drawn is not None:
             drawn = replace(drawn, rows=drawn.rows.clone())
         return replace(self, contents=contents, pending=pending, drawn=drawn)

@@ -1,6 +1,6 @@
 """The way from files to mini-batches: scans, labelled images, tasks, preparation, the stream.
 
-    scan.h5 --describe--> experience --open, read--> samples --prepare--> task loader --> mini-batches
+    scan.h5 --describe--> experience --open, read, prepare--> shard --> task loader --> mini-batches
 
 Begin at experience.py; scans/ has one file per layout. Imports buffer (row layouts), record and base.
 """

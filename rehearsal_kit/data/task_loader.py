@@ -15,6 +15,7 @@ import torch
 
 from rehearsal_kit.base.randomness import generator
 from rehearsal_kit.buffer.row_layout import Samples
+from rehearsal_kit.data.training_shard import TrainingShard
 
 Dealing = tuple[int, int]
 """How an epoch was dealt out: number of ranks, and samples per rank passed while there were so many."""
@@ -30,8 +31,8 @@ class TaskLoader:
     task: int
     tasks: Sequence[int]
     """Whose samples it is made of: that task, or also those before it."""
-    samples: Samples
-    """Named tensors (sample, ...); may be empty where there are fewer samples than ranks."""
+    shard: TrainingShard
+    """Its samples; may be empty where there are fewer samples than ranks."""
     largest: int
     """Samples of the largest shard: all ranks take as many steps as that one needs."""
     epochs: int
@@ -53,14 +54,16 @@ class TaskLoader:
     """Mini-batches taken so far."""
     seconds: float = 0.0
     """Spent in its training steps."""
-    rest: Samples | None = None
+    rest: TrainingShard | None = None
     """What is left of the epoch under way where that was begun on another number of ranks; in its order."""
     rest_begins: int = 0
     """The place of the first of these."""
     dealt: Sequence[Dealing] = ()
     """How the epoch under way was dealt out before that: one dealing for each other number of ranks."""
-    _order: tuple[int, torch.Tensor] | None = field(default=None, repr=False)
-    """Number of the epoch under way, and the order of its samples."""
+    groups: int | torch.Tensor = 0
+    """The group of all samples of the mini-batch taken last, or of each: (sample,) in host memory."""
+    _order: torch.Tensor | None = field(default=None, repr=False)
+    """The order of the samples of the epoch under way."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -118,49 +121,61 @@ class TaskLoader:
             setattr(self, name, plain[name])
         for name, earlier in _LATER.items():
             setattr(self, name, plain.get(name, earlier))
+        self._order = None
 
-    def go_on_with(self, rest: Samples, *, longest: int, dealings: Sequence[Dealing]) -> None:
+    def go_on_with(self, rest: TrainingShard, *, longest: int, dealings: Sequence[Dealing]) -> None:
         """Go on with what is left of the epoch under way, dealt out anew to another number of ranks.
 
-        rest: this rank's part, (sample, ...). longest: samples of the longest part. dealings: all there were,
+        rest: this rank's part, in its order. longest: samples of the longest part. dealings: all there were,
         the newest last.
         """
-        self.rest, self.dealt = rest, tuple(dealings[:-1])
+        self.rest, self.dealt, self._order = rest, tuple(dealings[:-1]), None
         self.rest_begins = self.largest - longest
         self.place = self.rest_begins + dealings[-1][1]
         if not longest:
             self._go_to_epoch(self.epoch + 1)
 
     def next(self) -> Samples:
-        """The next mini-batch; shorter at the end of an epoch, empty where the shard is used up."""
-        if self.rest is None:
-            left, samples = self.left(), self.samples
-        else:
-            samples = self.rest
-            count, passed = len(next(iter(samples.values()))), self.place - self.rest_begins
-            left = torch.arange(count)[first_left(count, passed) :]
-        chosen = left if len(left) == self.batch + 1 else left[: self.batch]
+        """The next mini-batch; shorter at the end of an epoch, empty where the shard is used up.
+
+        On the device of the shard, but for `sample_id`, with which nothing is computed there.
+        """
+        shard, order, begin = self._under_way()
+        left = len(order) - begin
+        places = slice(begin, begin + (left if left == self.batch + 1 else min(left, self.batch)))
         self.taken += 1
         self.place += self.batch
         if self.ended_at(self.place):
             self._go_to_epoch(self.epoch + 1)
-        return {name: tensor[chosen] for name, tensor in samples.items()}
+        samples, here = shard.batch(order, places)
+        self.groups = self.task if self.group is None else here[self.group]
+        return samples
 
     def ended_at(self, place: int) -> bool:
         """Whether an epoch is over there on all ranks: the largest shard has none left, or a joined one."""
         return self.largest - place <= 1
 
     def left(self) -> torch.Tensor:
-        """Which of the samples are still to come in this epoch, in their order."""
-        if self._order is None or self._order[0] != self.epoch:
-            seed, rank = self.key
-            count = len(next(iter(self.samples.values())))
-            order = generator(seed, "epoch", rank, self.task, self.epoch).permutation(count)
-            self._order = (self.epoch, torch.from_numpy(order.astype(np.int64)))
-        return self._order[1][first_left(len(self._order[1]), self.place) :]
+        """Which of the samples are still to come in this epoch, in their order: int64 (sample,)."""
+        _, order, begin = self._under_way()
+        return order[begin:]
+
+    def _under_way(self) -> tuple[TrainingShard, torch.Tensor, int]:
+        """What this epoch is made of, the order of its samples, and the place of the first that is left."""
+        shard, passed = self.shard, self.place
+        if self.rest is not None:
+            shard, passed = self.rest, self.place - self.rest_begins
+        if self._order is None:
+            self._order = self._order_of(len(shard)) if self.rest is None else torch.arange(len(shard))
+        return shard, self._order, first_left(len(shard), passed)
+
+    def _order_of(self, count: int) -> torch.Tensor:
+        seed, rank = self.key
+        order = generator(seed, "epoch", rank, self.task, self.epoch).permutation(count)
+        return torch.from_numpy(order.astype(np.int64))
 
     def _go_to_epoch(self, epoch: int) -> None:
-        self.epoch, self.place, self.rest, self.dealt = epoch, 0, None, ()
+        self.epoch, self.place, self.rest, self.dealt, self._order = epoch, 0, None, (), None
 
     def _steps_from(self, place: int) -> int:
         return max(1, -(-(self.largest - 1 - place) // self.batch))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from rehearsal_kit.buffer.row_layout import RowLayout, Samples
+from rehearsal_kit.buffer.staging import rows_of
 
 PREFIX = "outputs."
 VERSION = f"{PREFIX}version"
@@ -78,20 +79,19 @@ def rows_having_outputs(samples: Samples) -> torch.Tensor | None:
 
 def of_rows(samples: Samples, rows: torch.Tensor | None) -> dict[str, torch.Tensor]:
     """These rows of samples, int64 (row,), each field where it lies; None: all as they are."""
-    if rows is None:
-        return dict(samples)
-    return {n: t.index_select(0, rows.to(t.device, non_blocking=True)) for n, t in samples.items()}
+    return dict(samples) if rows is None else rows_of(samples, rows)
 
 
-def disowning(samples: Samples, spoilt: Sequence[range]) -> Samples:
+def disowning(samples: Samples, numbers: Samples, spoilt: Sequence[range]) -> Samples:
     """The samples, those with outputs of these versions now without: training has gone back before them.
 
-    Their versions are on the CPU: how many samples have outputs decides what is computed, and a step that
-    asked a GPU for that would wait for it.
+    numbers: those of their fields that are in host memory. From there their versions come, and there they
+    stay: how many samples have outputs decides what is computed, and a step that asked a GPU for that would
+    wait for it.
     """
     if VERSION not in samples:
         return samples
-    version = samples[VERSION].cpu()
+    version = numbers[VERSION]
     if spoilt:
         version = version.clone()
     for steps in spoilt:

@@ -203,7 +203,7 @@ class CommandHandlers:
         elif steered.needs_buffer:
             row_bytes = WORD  # no row is shorter
             if loader is not None and signature is not None:
-                row_bytes = steered.stored(loader.samples, signature.no_outputs("cpu"))[0].row_bytes
+                row_bytes = steered.stored(loader.shard.none, signature.no_outputs("cpu"))[0].row_bytes
             groups = self._with.groups
             capacity = steered.rehearsal.samples(row_bytes)
             require_possible(capacity, row_bytes, rank=groups.rank, ranks=groups.ranks)

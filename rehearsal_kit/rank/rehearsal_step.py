@@ -41,8 +41,9 @@ class RehearsalStep:
             return MiniBatch(new, {}, {}, tasks)
         run_state, reporter = self._with.run_state, self._with.reporter
         strategy, spoilt = run_state.live_settings.strategy, run_state.spoilt
-        draws = (disowning(drawn.samples, spoilt), disowning(drawn.distillation, spoilt))
-        batch = MiniBatch.augmented(new, *draws, strategy=strategy)
+        draws = zip((drawn.samples, drawn.distillation), drawn.numbers, strict=True)
+        first, again = (disowning(samples, numbers, spoilt) for samples, numbers in draws)
+        batch = MiniBatch.augmented(new, first, again, strategy=strategy)
         reporter.distilled(ages(batch.compared, run_state.step))
         asks_losses = run_state.live_settings.rehearsal.removal == "loss"
         return replace(batch, tasks=tasks, asks_losses=asks_losses)
@@ -52,10 +53,9 @@ class RehearsalStep:
         buffer = self._now.buffer
         if buffer is None:
             return
-        group = loader.task if loader.group is None else new[loader.group]
         stored = for_layout(new, stepped.outputs, layout=buffer.layout, version=self._with.run_state.step)
         # Nobody writes to the mini-batch of a step that was taken.
-        buffer.offer(stored, group=group, losses=stepped.replayed, copy=False)
+        buffer.offer(stored, group=loader.groups, losses=stepped.replayed, copy=False)
 
     def _take_representatives(self) -> Representatives | None:
         buffer, run_state = self._now.buffer, self._with.run_state
@@ -91,7 +91,7 @@ class RehearsalStep:
         its, run_state, buffer, trouble = self._with, self._with.run_state, None, ""
         assert its.learner.signature is not None  # noqa: S101 - for the type checker; a task was met
         layout, rehearsal = run_state.live_settings.stored(
-            loader.samples, its.learner.signature.no_outputs("cpu")
+            loader.shard.none, its.learner.signature.no_outputs("cpu")
         )
         try:
             buffer = DistributedBuffer(

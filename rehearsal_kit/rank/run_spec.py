@@ -28,6 +28,7 @@ from rehearsal_kit.base.plain_values import with_tuples
 from rehearsal_kit.base.settings import Recovery, Rehearsal, Training
 from rehearsal_kit.data.experience import Experience
 from rehearsal_kit.data.preparation import Preparation
+from rehearsal_kit.data.shard_room import ShardRoom
 from rehearsal_kit.learning.module_state import freeze, frozen_parameters, still_modules
 from rehearsal_kit.learning.networks.network import is_ours, network_again, plain_arguments
 from rehearsal_kit.learning.networks.registry import NETWORKS
@@ -67,6 +68,8 @@ class RunSpec(RunSettings):
     device: str = "cpu"
     lag: int | None = None
     """Steps after which ranks look at what a step came to, as `Learner` has it; None: by the device."""
+    room: ShardRoom | None = None
+    """Memory in which shards may lie; None: that of the device, and on a CPU they stay as they were read."""
 
 
 def packed_spec(settings: RunSettings) -> bytes:

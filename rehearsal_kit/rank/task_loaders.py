@@ -13,8 +13,10 @@ from typing import Any
 import torch
 
 from rehearsal_kit.buffer.row_layout import IDENTITY, Samples, joined
+from rehearsal_kit.data.shard_room import ShardRoom
 from rehearsal_kit.data.task_loader import Dealing, TaskLoader, dealt_out, first_left
 from rehearsal_kit.data.task_stream import TaskStream
+from rehearsal_kit.data.training_shard import TrainingShard
 from rehearsal_kit.rank.context import RankContext
 
 
@@ -29,26 +31,40 @@ class UnfinishedTask:
 
 
 def new_loader(
-    context: RankContext, task: int, tasks: Sequence[int], *, stream: TaskStream, known: Samples | None = None
+    context: RankContext,
+    task: int,
+    tasks: Sequence[int],
+    *,
+    stream: TaskStream,
+    known: Samples | TrainingShard | None = None,
 ) -> TaskLoader:
     """This rank's loader of a task, at its first mini-batch; asks no other rank, so `largest` is its own.
 
-    tasks: whose samples it is made of. known: these samples, (sample, ...), where they were read already.
+    tasks: whose samples it is made of. known: these samples, (sample, ...), where they were read already, or
+    as they lie ready.
     """
-    samples = stream.training_samples(tasks) if known is None else known
     experience = stream[task]
+    group = None if experience is None else experience.group
+    samples = stream.training_samples(tasks) if known is None else known
+    shard = samples if isinstance(samples, TrainingShard) else _ready(context, samples, group)
     return TaskLoader(
         task=task,
         tasks=tasks,
-        samples=samples,
-        largest=len(samples[IDENTITY]),
+        shard=shard,
+        largest=len(shard),
         epochs=context.spec.training.epochs,
         batch=context.run_state.live_settings.sizes(context.groups.ranks).batch,
         key=(context.spec.seed, context.groups.rank),
         least_steps=context.spec.training.least_steps,
         began=context.run_state.step,
-        group=None if experience is None else experience.group,
+        group=group,
     )
+
+
+def _ready(context: RankContext, samples: Samples, group: str | None) -> TrainingShard:
+    spec = context.spec
+    room = ShardRoom.of(spec.device, ranks=context.groups.ranks) if spec.room is None else spec.room
+    return TrainingShard(samples, device=spec.device, group=group, room=room)
 
 
 def unfinished_task(
@@ -79,7 +95,7 @@ def _going_on(
     dealings = [(int(count), int(passed)) for count, passed in plain["dealings"]]
     tasks = [int(task) for task in plain["tasks"]]
     same = under_way is not None and list(under_way.tasks) == tasks
-    known = under_way.samples if under_way is not None and same else None
+    known = under_way.shard if under_way is not None and same else None
     loader = new_loader(context, int(plain["task"]), tasks, stream=stream, known=known)
     loader.go_on(plain)
     if len(dealings) == 1 and dealings[0][0] == ranks:
@@ -91,7 +107,8 @@ def _going_on(
     loader.measure(max(len(samples[IDENTITY]) for samples in dealt))
     places = dealt_out(len(left[IDENTITY]), ranks=ranks)
     rest = {name: tensor[places[rank]] for name, tensor in left.items()}
-    loader.go_on_with(rest, longest=max(map(len, places)), dealings=dealings)
+    ready = _ready(context, rest, loader.group)
+    loader.go_on_with(ready, longest=max(map(len, places)), dealings=dealings)
     return loader
 
 
@@ -109,7 +126,9 @@ def _left(loader: TaskLoader, stream: TaskStream, dealings: Sequence[Dealing]) -
     parts = []
     for rank in range(ranks):
         samples = stream.training_samples(loader.tasks, of=(rank, ranks))
-        begun = replace(loader, samples=samples, key=(loader.key[0], rank), place=passed, _order=None)
+        begun = replace(
+            loader, shard=TrainingShard(samples), key=(loader.key[0], rank), place=passed, _order=None
+        )
         chosen = begun.left()
         parts.append({name: tensor[chosen] for name, tensor in samples.items()})
     left = joined(parts)

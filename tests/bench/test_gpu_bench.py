@@ -170,7 +170,8 @@ def test_every_limit_is_judged_on_a_gpu():
         "weights": "",
         "activations of such a step": "",
         "buffer of a rank, in host memory": "",
-        "peak of device memory": "within",  # 6 MiB of 1.1 * (4 * 1 + 2)
+        "shard of a rank, on the device": "",
+        "peak of device memory": "within",  # 6 MiB of 1.1 * (4 * 1 + 2), and a little for the shard
         "device memory between two steps": "",
         "a checkpoint of 3 MiB holds training up": "not resolved",
         "until it is on disk": "",

@@ -41,6 +41,9 @@ def test_whatever_fields_a_sample_has_they_come_back_bit_by_bit(dtypes, shapes, 
     layout = RowLayout.of(fields)
     rows = layout.pack(fields)
     assert rows.shape == (count, layout.words)
+    views = layout.unpack_there(torch.empty(rows.shape, dtype=torch.int64).copy_(torch.from_numpy(rows)))
+    for each in (fields, views):
+        assert np.array_equal(layout.checked(layout.pack_there(each).numpy()).rows, rows)
     back = layout.unpack(rows)
     assert set(back) == set(fields)
     for name, tensor in fields.items():
@@ -99,6 +102,8 @@ def test_a_value_that_float16_cannot_hold_is_refused():
     layout = RowLayout.of({"counts": torch.zeros(0, 1)}, half=("counts",))
     with pytest.raises(SettingsError, match=r"counts, sample 1.*too large for float16"):
         layout.pack({"counts": torch.tensor([[1.0], [1e6]])})
+    with pytest.raises(SettingsError, match=r"counts, sample 1.*too large for float16"):
+        layout.checked(layout.pack_there({"counts": torch.tensor([[1.0], [1e6]])}).numpy())
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -111,6 +116,8 @@ def test_what_is_not_finite_is_refused_by_the_number_of_its_sample(numbers, dtyp
     with pytest.raises(SettingsError, match=r"1 of .* image, sample 2 of the batch, are NaN, infinite"):
         layout.pack({"image": batch}, np.array([3, 2, 0]))
     layout.pack({"image": batch}, np.array([3, 1, 0]))
+    with pytest.raises(SettingsError, match=r"1 of .* image, sample 1 of the batch, are NaN, infinite"):
+        layout.checked(layout.pack_there({"image": batch[[3, 2, 0]]}).numpy())
 
 
 def test_nan_is_kept_where_it_is_allowed():

@@ -7,7 +7,9 @@ import itertools
 import pytest
 import torch
 
+from rehearsal_kit.base.randomness import generator
 from rehearsal_kit.data.task_loader import TaskLoader, dealt_out
+from rehearsal_kit.data.training_shard import TrainingShard
 
 EPOCHS = 2
 
@@ -16,7 +18,7 @@ def loader_of(size, largest, batch, **settings):
     return TaskLoader(
         task=0,
         tasks=[0],
-        samples={"sample_id": torch.arange(size)},
+        shard=TrainingShard({"sample_id": torch.arange(size)}),
         largest=largest,
         epochs=EPOCHS,
         batch=batch,
@@ -69,6 +71,27 @@ def test_one_that_is_passed_again_goes_on_from_a_checkpoint_and_can_be_finished(
     earlier = {name: value for name, value in loader.to_plain(ranks=1).items() if name != "least_steps"}
     once_more.go_on(earlier)
     assert once_more.done
+
+
+def test_every_epoch_has_an_order_of_its_own_wherever_a_loader_comes_from():
+    orders = [generator(3, "epoch", 0, 0, epoch).permutation(14).tolist() for epoch in range(EPOCHS)]
+    batches = taken(loader_of(14, 14, 5))
+    assert [[*itertools.chain(*batches[:3])], [*itertools.chain(*batches[3:])]] == orders
+    loader = loader_of(14, 14, 5)
+    loader.next()
+    said = loader.to_plain(ranks=1)
+    for _ in range(3):
+        loader.next()
+    assert loader.epoch == 1
+    loader.go_on(said)  # back in the first epoch
+    assert loader.next()["sample_id"].tolist() == orders[0][5:10]
+    loader.again(7)
+    assert loader.next()["sample_id"].tolist() == orders[0][:5]
+    rest = TrainingShard({"sample_id": torch.arange(100, 109)})
+    loader.go_on_with(rest, longest=9, dealings=[(2, 5), (1, 0)])
+    left = [loader.next()["sample_id"].tolist() for _ in range(2)]
+    assert left == [[100, 101, 102, 103, 104], [105, 106, 107, 108]]
+    assert loader.next()["sample_id"].tolist() == orders[1][:5]
 
 
 def taken_from(loader):

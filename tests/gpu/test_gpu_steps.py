@@ -5,9 +5,10 @@ from __future__ import annotations
 import statistics
 
 import pytest
-from devicekit import DEVICE, KIND, evaluations, generations, synchronisations
+from devicekit import DEVICE, KIND, evaluations, generations, mini_batches, synchronisations
 
 from rehearsal_kit.bench.children import on_ranks
+from rehearsal_kit.data.training_shard import AS_READ, ON_DEVICE, PINNED
 from rehearsal_kit.record.records import UNTRAINED
 
 pytestmark = pytest.mark.gpu
@@ -26,6 +27,13 @@ def test_no_step_waits_for_the_device(tmp_path):
     (found,) = on_ranks([DEVICE], synchronisations, tmp_path)
     assert list(found) == ["ER", "DERpp", "AGEM"]
     assert {name: dict(counted.here) for name, counted in found.items()} == {name: {} for name in found}
+
+
+def test_mini_batches_are_the_same_wherever_a_shard_lies_and_nobody_waits_for_one(tmp_path):
+    (found,) = on_ranks([DEVICE], mini_batches, tmp_path)
+    usual = ON_DEVICE if KIND == "cuda" else AS_READ
+    lies = {ON_DEVICE: ON_DEVICE, PINNED: PINNED, AS_READ: AS_READ, "what there is": usual}
+    assert found == {name: (where, True, {}) for name, where in lies.items()}
 
 
 @pytest.mark.parametrize("subject", ["ConvNet", "PtychoNN"])

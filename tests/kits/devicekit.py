@@ -25,8 +25,12 @@ from rehearsal_kit.base.settings import Training
 from rehearsal_kit.bench.gpu.case_measurement import CaseMeasurement, lay_out
 from rehearsal_kit.bench.gpu.cases import ALL, QUICK, QUICK_CASES
 from rehearsal_kit.bench.gpu.findings import Counted
+from rehearsal_kit.bench.gpu.synchronisations import heard
 from rehearsal_kit.cluster.devices import identity_of
+from rehearsal_kit.data.shard_room import ShardRoom
+from rehearsal_kit.data.task_loader import TaskLoader
 from rehearsal_kit.data.tensor_tasks import TensorTask, split_instances, write_task
+from rehearsal_kit.data.training_shard import AS_READ, ON_DEVICE, PINNED, TrainingShard
 from rehearsal_kit.learning.gpu_arithmetic import gpu_arithmetic
 from rehearsal_kit.learning.networks.convnet import ConvNet
 from rehearsal_kit.learning.networks.ptychonn import PtychoNN
@@ -108,6 +112,39 @@ def synchronisations(groups: ProcessGroups, folder: Path) -> dict[str, Counted]:
     lay_out(made.case, made.folder, ranks=1)
     with gpu_arithmetic(DEVICE, deterministic=True):
         return {strategy.name: made.counted(strategy) for strategy in ALL}
+
+
+def mini_batches(_: ProcessGroups, folder: Path) -> dict[str, tuple[str, bool, dict[str, int]]]:
+    """For ranks of their own: mini-batches of shards, by the memory that there is said to be for them.
+
+    Of each shard where it came to lie, whether the mini-batches are those of the CPU bit for bit, and how
+    often the host has waited for the device until they were under way, by line.
+    """
+    (task,) = frame_tasks([50])
+    samples = {**task.training, "sample_id": torch.arange(50)}
+    rooms = {
+        ON_DEVICE: ShardRoom(lambda: 10**12, lambda: 0, block_bytes=64_000),
+        PINNED: ShardRoom(lambda: 0, lambda: 10**12, block_bytes=64_000),
+        AS_READ: ShardRoom(lambda: 0, lambda: 0),
+        "what there is": ShardRoom.of(DEVICE, ranks=1),
+    }
+    found = {}
+    for name, room in rooms.items():
+        here, there = (
+            TaskLoader(0, [0], shard, largest=50, epochs=3, batch=8, key=(3, 0))
+            for shard in (TrainingShard(samples), TrainingShard(samples, device=DEVICE, room=room))
+        )
+        pairs = []
+        with heard(DEVICE) as waited:
+            while not here.done:
+                pairs.append((here.next(), there.next()))
+        same = all(
+            torch.equal(tensor, came[each].cpu())
+            for expected, came in pairs
+            for each, tensor in expected.items()
+        )
+        found[name] = (there.shard.where, same and there.done, dict(waited.here))
+    return found
 
 
 def evaluations(

@@ -20,6 +20,7 @@ from threads import ConnectionLostError, KilledError, ThreadGroups, World
 from rehearsal_kit.base.errors import RankError
 from rehearsal_kit.base.settings import Recovery, Rehearsal, Training
 from rehearsal_kit.data.preparation import Preparation
+from rehearsal_kit.data.shard_room import ShardRoom
 from rehearsal_kit.data.tensor_tasks import TensorTask, write_task
 from rehearsal_kit.learning.strategies.choice import named_strategy
 from rehearsal_kit.rank.checkpoint_files import find_checkpoints
@@ -57,6 +58,11 @@ LOOKS = 200
 """Step boundaries of one generation after which something must have come to its end."""
 
 
+ON_DEVICE = ShardRoom(lambda: 10**12, lambda: 0, known_after=1)
+PINNED = ShardRoom(lambda: 0, lambda: 10**12, known_after=1)
+AS_READ = ShardRoom(lambda: 0, lambda: 0)
+
+
 @dataclass(frozen=True)
 class Generation:
     """What is asked of one set of ranks, and how it ends.
@@ -85,6 +91,8 @@ class Walk:
     policy: str
     generations: tuple[Generation, ...]
     removal: str = "random"
+    room: ShardRoom | None = None
+    """Memory in which shards may lie; None: by the policy."""
 
 
 @dataclass
@@ -230,6 +238,7 @@ def job_of(walk: Walk, folder: Path) -> RunSpec:
     least_steps = {"quotas": 0, "reservoir": 0, "fifo": 9}[walk.policy]
     draw = {"quotas": "samples", "reservoir": "earlier", "fifo": "groups"}[walk.policy]
     lag = {"quotas": 0, "reservoir": 2, "fifo": 1}[walk.policy]
+    room = {"quotas": None, "reservoir": ON_DEVICE, "fifo": PINNED}[walk.policy]
     bucket_mib = {"quotas": 1e-4, "reservoir": 2e-4, "fifo": None}[walk.policy]
     averages = {"quotas": (0.9, None), "reservoir": (0.9, 0.5), "fifo": (None, None)}[walk.policy]
     averages = {"MeanER": (0.9, None), "CLSER": (0.9, 0.5)}.get(walk.strategy, averages)
@@ -263,6 +272,7 @@ def job_of(walk: Walk, folder: Path) -> RunSpec:
         ),
         recovery=Recovery(checkpoint_s=1e9, keep_last=4),
         lag=lag,
+        room=walk.room or room,
     )
     keep_spec(spec, ranks=walk.ranks)
     _append(spec.run.generations, to_plain_record(LeaseTaken(holder=KERNEL, time=0.0)))
@@ -502,7 +512,8 @@ def _rests(walked: Walked) -> list[str]:
 
 
 def _replay(walked: Walked, folder: Path) -> list[str]:
-    again = replace(walked.spec, run=RunFolder(folder).create(), replays=walked.spec.run)
+    # As on a CPU, wherever shards lay in the run.
+    again = replace(walked.spec, run=RunFolder(folder).create(), replays=walked.spec.run, room=None)
     keep_spec(again, ranks=walked.ranks[0])
     for ranks in recorded_ranks(walked.spec.run):
         results = World(ranks).run(lambda groups: _one_rank(groups, again, Nobody(), 1))

@@ -9,6 +9,7 @@ import torch
 from test_runs import ENOUGH, Net, at_task, class_tasks, run, same
 
 from rehearsal_kit.data.task_loader import TaskLoader
+from rehearsal_kit.data.training_shard import TrainingShard
 from rehearsal_kit.learning.strategies.references import Incremental
 from rehearsal_kit.learning.strategies.replay import ER
 from rehearsal_kit.rank.stability import WINDOW, Stability
@@ -72,7 +73,8 @@ class Told:
 
 
 def loader(task, taken):
-    made = TaskLoader(task, [task], {"x": torch.zeros(9)}, largest=9, epochs=99, batch=1, key=(0, 0))
+    shard = TrainingShard({"x": torch.zeros(9)})
+    made = TaskLoader(task, [task], shard, largest=9, epochs=99, batch=1, key=(0, 0))
     made.taken = taken
     return made
 

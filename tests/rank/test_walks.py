@@ -20,7 +20,18 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
-from walks import MEANWHILE, SIZES, Generation, Walk, broken_promises, carry_out, walk_tasks
+from walks import (
+    AS_READ,
+    MEANWHILE,
+    ON_DEVICE,
+    PINNED,
+    SIZES,
+    Generation,
+    Walk,
+    broken_promises,
+    carry_out,
+    walk_tasks,
+)
 
 from rehearsal_kit.base.settings import LOSS_AWARE
 from rehearsal_kit.buffer.policies import POLICIES
@@ -295,6 +306,15 @@ def test_both_averages_go_on_after_a_kill_a_roll_back_and_on_other_ranks(tasks, 
     walk = with_tasks(Walk(2, "ER", "reservoir", parts), tasks[1])
     timeline, _ = kept(walk, tasks, tmp_path)
     assert any(record.terms.get("consistency", 0) > 0 for record in timeline.records(Steps))
+
+
+@pytest.mark.parametrize("room", [ON_DEVICE, PINNED, AS_READ], ids=["on the device", "pinned", "as read"])
+def test_wherever_shards_lie_a_run_comes_to_what_it_comes_to_on_a_cpu(tasks, room):
+    started = ((0, ARRIVAL), (0, ARRIVAL), (0, Steer(strategy="DERpp")), (2, TakeCheckpoint()))
+    back = ((3, Steer(batch=2)), (2, RollBack(checkpoint=1)), (2, Steer(batch=3)), (1, Note(text="seen")))
+    killed = Generation(commands=(*started, *back), ends="killed", victim=(0, 10**6))
+    parts = (killed, Generation(((1, Note(text="seen")),), ends="interrupted", ranks=1), Generation())
+    assert broken_by(Walk(2, "ER", "quotas", parts, room=room), tasks) == []
 
 
 def test_a_roll_back_to_a_task_whose_file_is_gone_since(tasks):

@@ -138,8 +138,10 @@ def _memory(case: Case, found: CaseFindings, *, ranks: int) -> Iterator[Figure]:
     yield Figure(name="weights", unit="MiB", value=_mib(weights))
     yield Figure(name="activations of such a step", unit="MiB", value=_mib(activations))
     yield Figure(name="buffer of a rank, in host memory", unit="MiB", value=_mib(case.capacity * row))
+    yield Figure(name="shard of a rank, on the device", unit="MiB", value=_mib(case.shard * row))
     copies, beyond = MEMORY
-    most = None if activations is None else beyond * (copies * weights + activations) / MIB
+    held = case.shard * row + copies * weights
+    most = None if activations is None else beyond * (held + activations) / MIB
     yield Figure(
         name="peak of device memory",
         unit="MiB",

@@ -1,0 +1,49 @@
+"""Copies between host memory and a device for which the host does not wait.
+
+A GPU cannot reach ordinary memory by itself: such a copy is made piece by piece while the host stands still,
+whatever it was told of not blocking.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import torch
+
+
+def host_memory(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Uninitialised host memory which the device reaches by itself: pinned where that is a GPU."""
+    return torch.empty(tuple(shape), dtype=dtype, pin_memory=device.type == "cuda")
+
+
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A small tensor on its way to the device; itself where it lies there."""
+    if device.type == "cuda" and tensor.is_cpu:
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+class SideStream:
+    """A stream of a GPU beside the one that computes; where there are none, all is done in its order."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = _stream_beside(device) if device.type == "cuda" else None
+
+    def bring(self, copied: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """What this makes on the device: under way there, and for the current stream to wait for."""
+        if self._stream is None:
+            return copied()
+        with torch.cuda.stream(self._stream):
+            there = copied()
+        current = torch.cuda.current_stream(self._device)
+        current.wait_stream(self._stream)
+        there.record_stream(current)
+        return there
+
+
+@functools.cache
+def _stream_beside(device: torch.device) -> torch.cuda.Stream:
+    """The one of this device: memory that torch keeps for a stream that nobody uses any more lies idle."""
+    return torch.cuda.Stream(device)

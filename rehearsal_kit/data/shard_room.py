@@ -1,0 +1,69 @@
+"""How much memory is free for a rank's shard of a task, on its device and in pinned host memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from rehearsal_kit.base.byte_units import MIB
+from rehearsal_kit.buffer.memory_limit import available_bytes
+
+DEVICE_SHARE = 0.25
+"""Part of a device's free memory that a shard may take. Steps may become larger, and whoever else has the
+device may, too: what is only there to be quick must not be what they lack."""
+HOST_SHARE = 0.5
+"""Part of the available host memory in which shards may lie a second time while they are pinned."""
+KNOWN_AFTER = 4
+"""Mini-batches after which a device shows what steps take: before the first ones nobody knows it."""
+BLOCK_BYTES = 16 * MIB
+"""Rows that are packed with one mini-batch: some milliseconds. torch pins memory by powers of two."""
+
+
+@dataclass(frozen=True)
+class ShardRoom:
+    """Bytes that are free for one shard, as they are when they are asked for; on each rank by itself."""
+
+    on_device: Callable[[], int]
+    in_host: Callable[[], int]
+    known_after: int = KNOWN_AFTER
+    """Mini-batches that are given out before it is asked."""
+    block_bytes: int = BLOCK_BYTES
+    """Rows that are packed and moved with one mini-batch; at least one."""
+
+    def takes_on_device(self, wanted: int) -> bool:
+        """Whether so many bytes may lie on the device."""
+        return wanted < DEVICE_SHARE * self.on_device()
+
+    def takes_pinned(self, wanted: int) -> bool:
+        """Whether so many bytes may be pinned, beside those that were read."""
+        return wanted < HOST_SHARE * self.in_host()
+
+    @staticmethod
+    def of(device: str, *, ranks: int) -> ShardRoom | None:
+        """That of a GPU, for a shard of which no mini-batch was taken yet; None for the CPU.
+
+        ranks: of the run; they may all be on this machine.
+        """
+        if not device.startswith("cuda"):
+            return None
+        torch.cuda.reset_peak_memory_stats(device)
+        return ShardRoom(lambda: _free_on(device), lambda: _free_to_pin(ranks))
+
+
+def _free_on(device: str) -> int:
+    """What nobody has, and what torch keeps though nothing since that reset has needed it.
+
+    So the shard of the task before, which torch keeps, is room for the next one.
+    """
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.max_memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept
+
+
+def _free_to_pin(ranks: int) -> int:
+    """This rank's part of what the machine has, and what torch keeps pinned of what was given back."""
+    # torch 2.6 does not say.
+    stats = torch.cuda.host_memory_stats() if hasattr(torch.cuda, "host_memory_stats") else {}
+    pinned, used = (int(stats.get(f"{which}_bytes.current", 0)) for which in ("allocated", "active"))
+    return available_bytes() // ranks + pinned - used
