@@ -70,7 +70,7 @@ LONG = (
     "test_handle.py",
     "test_endurance.py",
 )
-"""Files that take longest, and are begun first: else one of them would keep one process busy alone at the end.
+"""Files that take longest, and are begun first: else one would keep one process busy alone at the end.
 Those that mostly wait for processes stand beside those that compute, so that both cores have work. The tests
 of all other files are `fast`."""
 
