@@ -213,6 +213,12 @@ def listen_everywhere() -> int:
     return careless.getsockname()[1]
 
 
+def wakes(dask_worker=None, dask_scheduler=None) -> dict[str, float]:
+    """For client.run and client.run_on_scheduler: how often a process looks after itself, in seconds."""
+    node = dask_worker or dask_scheduler
+    return {name: node.periodic_callbacks[name].callback_time / 1000 for name in ("tick", "monitor")}
+
+
 def test_it_is_bound_to_one_interface_and_ends_when_something_listens_on_all():
     wanted = next((each for each in interfaces() if not is_loopback(each.address)), interfaces()[0])
     with start_cluster("cpu", workers=1, interface=wanted.name, code=CODE) as cluster:
@@ -220,6 +226,8 @@ def test_it_is_bound_to_one_interface_and_ends_when_something_listens_on_all():
         server, *others = cluster.processes()[1:]
         assert {host for host, _ in listening(others)} == {wanted.address}
         assert {host for host, _ in listening([server])} <= {wanted.address, "127.0.0.1"}
+        for found in (*cluster.client.run(wakes).values(), cluster.client.run_on_scheduler(wakes)):
+            assert found == {"tick": 1, "monitor": 10}, "a step trains meanwhile"
         (variables,) = cluster.client.run(lambda: dict(os.environ)).values()
         assert variables["GLOO_SOCKET_IFNAME"] == wanted.name
         assert variables["NCCL_SOCKET_IFNAME"] == f"={wanted.name}"  # without it, all whose names begin so
