@@ -34,8 +34,8 @@ DASK_SETTINGS = {
     "distributed.comm.require-encryption": True,
     "distributed.comm.timeouts.connect": "60s",
     "distributed.comm.timeouts.tcp": "120s",
-    # By default fifty times a second and twice, in every process, for statistics that nobody reads: in a worker
-    # each takes the interpreter from the thread that trains.
+    # By default fifty times a second and twice, in every process, for statistics that nobody reads: in a
+    # worker each takes the interpreter from the thread that trains.
     "distributed.admin.tick.interval": "1s",
     "distributed.admin.system-monitor.interval": "10s",
     # Nobody asks the scheduler for old events: what was told is in the run's own files.
