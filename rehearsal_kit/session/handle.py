@@ -25,7 +25,7 @@ from rehearsal_kit.record.commands import Arrived, Command, Resume, Steer, Stop,
 from rehearsal_kit.record.ledger import read_ledger
 from rehearsal_kit.record.records import Applied, TaskEnded
 from rehearsal_kit.record.run_states import ENDED
-from rehearsal_kit.session.results import left_out
+from rehearsal_kit.session.left_out import left_out
 from rehearsal_kit.session.run_connection import LOOK_S, RunConnection
 from rehearsal_kit.session.steering import Steering
 

@@ -6,9 +6,8 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 
 from rehearsal_kit.base.errors import SessionError, SettingsError
@@ -26,9 +25,12 @@ from rehearsal_kit.rank.run_spec import RunSettings, RunSpec, keep_spec, packed_
 from rehearsal_kit.record.preview_files import Preview
 from rehearsal_kit.record.run_folder import RunFolder
 from rehearsal_kit.session.handle import Handle, Origin
-from rehearsal_kit.session.results import TrainedNetwork, checkpoints_table, results_table
 from rehearsal_kit.session.run_connection import new_topic
+from rehearsal_kit.session.trained_network import TrainedNetwork
 from rehearsal_kit.session.trial import check_run
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Session(Handle):
@@ -139,11 +141,15 @@ class Session(Handle):
 
         branch: of a run that was rolled back; None: the newest.
         """
-        return results_table(self.timeline, branch)
+        from rehearsal_kit.session import tables  # noqa: PLC0415 - pandas takes half a second of every kernel
+
+        return tables.results_table(self.timeline, branch)
 
     def checkpoints(self) -> pd.DataFrame:
         """One row per checkpoint that is whole on disk: branch, step, mean watched error, bytes, time."""
-        return checkpoints_table(self.timeline)
+        from rehearsal_kit.session import tables  # noqa: PLC0415 - as above
+
+        return tables.checkpoints_table(self.timeline)
 
     def export(self, path: str | Path) -> Path:
         """Write that network with its preparation as ONNX, checked in onnxruntime against torch.

@@ -22,7 +22,7 @@ from rehearsal_kit.record.run_states import ENDED, INTERRUPTED
 from rehearsal_kit.record.timeline import Timeline
 from rehearsal_kit.reports.backlog import backlog
 from rehearsal_kit.reports.figures import task_colour
-from rehearsal_kit.session.results import left_open
+from rehearsal_kit.session.left_out import left_open
 
 RECENT = 12
 """Records of steps over which speed and waiting are averaged."""

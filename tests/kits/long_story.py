@@ -12,7 +12,7 @@ from rehearsal_kit.rank.reporter import Reporter
 from rehearsal_kit.record.records import Evaluated, Steps, TaskEnded
 from rehearsal_kit.record.run_folder import RunFolder
 from rehearsal_kit.record.tail import TimelineTail
-from rehearsal_kit.session.results import checkpoints_table, results_table
+from rehearsal_kit.session.tables import checkpoints_table, results_table
 from rehearsal_kit.widgets.panel import Panel
 
 

@@ -50,14 +50,15 @@ def test_the_public_names_are_sorted_complete_and_real():
         _ = rehearsal_kit.Nothing
 
 
-def test_the_buffer_needs_neither_dask_nor_widgets():
+def test_the_buffer_needs_neither_dask_nor_widgets_and_a_kernel_begins_without_pandas():
     code = (
         "import sys, rehearsal_kit as rk; assert 'torch' not in sys.modules, 'names alone need no torch';"
         "rk.DistributedBuffer, rk.Rehearsal;"
-        "print([name for name in ('dask', 'distributed', 'ipywidgets', 'plotly') if name in sys.modules])"
+        "print([name for name in ('dask', 'distributed', 'ipywidgets', 'plotly') if name in sys.modules]);"
+        "rk.Session, rk.start_cluster, rk.attach; print('pandas' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.split() == ["[]", "False"]
 
 
 def test_the_version_is_semantic_and_the_same_everywhere():

@@ -34,7 +34,7 @@ from rehearsal_kit.record.thinning import POINTS, WHOLE, merged, steps_before
 from rehearsal_kit.record.timeline import Timeline
 from rehearsal_kit.record.timeline_cache import begin, condense, condensed_path
 from rehearsal_kit.reports.comparison import Outcome
-from rehearsal_kit.session.results import checkpoints_table, results_table
+from rehearsal_kit.session.tables import checkpoints_table, results_table
 
 SMALL = st.integers(0, 4)
 

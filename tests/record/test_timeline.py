@@ -43,7 +43,7 @@ from rehearsal_kit.record.seen import SeenRecords
 from rehearsal_kit.record.timeline import Timeline
 from rehearsal_kit.reports.comparison import Outcome
 from rehearsal_kit.session.progress_bar import Progress
-from rehearsal_kit.session.results import results_table
+from rehearsal_kit.session.tables import results_table
 
 
 def steps(first: int, *losses: float, branch: int = 0) -> Steps:

@@ -44,7 +44,7 @@ from rehearsal_kit.record.records import (
     to_plain,
 )
 from rehearsal_kit.record.timeline import Timeline
-from rehearsal_kit.session.results import results_table
+from rehearsal_kit.session.tables import results_table
 from rehearsal_kit.widgets.status import tasks_html
 
 

@@ -42,9 +42,10 @@ from rehearsal_kit.record.records import (
 from rehearsal_kit.record.run_folder import RunFolder
 from rehearsal_kit.record.timeline import Timeline
 from rehearsal_kit.reports.comparison import Outcome
+from rehearsal_kit.session.left_out import left_out
 from rehearsal_kit.session.replay import require_same_device
-from rehearsal_kit.session.results import left_out, results_table
 from rehearsal_kit.session.session import Session
+from rehearsal_kit.session.tables import results_table
 
 DEADLINE_S = 90
 CLASSES = 4

@@ -47,7 +47,7 @@ from rehearsal_kit.reports.figures import (
     loss_curves,
     watched_curves,
 )
-from rehearsal_kit.session.results import checkpoints_table, results_table
+from rehearsal_kit.session.tables import checkpoints_table, results_table
 from rehearsal_kit.widgets.asked_preview import AskedPreview
 from rehearsal_kit.widgets.controls import Controls
 from rehearsal_kit.widgets.live_widgets import Pacer

@@ -1,4 +1,4 @@
-"""What a run has come to: the trained network, what it predicts, its table, its export."""
+"""The network that a run has trained, behind its preparation: what it predicts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from safetensors.torch import load_file
 
@@ -17,16 +16,12 @@ from rehearsal_kit.base.errors import SessionError, SettingsError
 from rehearsal_kit.buffer.row_layout import tensor_of
 from rehearsal_kit.data.preparation import Preparation
 from rehearsal_kit.learning.onnx_export import PreparedNetwork
-from rehearsal_kit.record.records import UNTRAINED, CheckpointKept, CheckpointTaken, TaskSetAside, Unevaluated
 from rehearsal_kit.record.run_folder import RunFolder
-from rehearsal_kit.record.timeline import Timeline
 
 BATCH = 256
 """Samples that are predicted at a time."""
 BLOCK_BYTES = 2**26
 """Or fewer, where they are large."""
-SAID = 3
-"""Tasks that were set aside that a message names."""
 
 
 class TrainedNetwork:
@@ -115,104 +110,3 @@ def _room(outputs: Mapping[str, torch.Tensor], count: int, given: Mapping[str, A
     if found != (wanted := {name: (shape, "float32") for name, shape in shapes.items()}):
         raise SessionError(f"out has {found}; to hold what is predicted it must have {wanted}.")
     return dict(given)
-
-
-def results_table(timeline: Timeline, branch: int | None = None) -> pd.DataFrame:
-    """One row per task: test error right after it was trained and now, and all metrics of now.
-
-    branch: of a run that was rolled back; None: the newest.
-
-    "error" is the share of wrong classes, or the mean absolute error summed over the fields; NaN where a
-    task was not evaluated (yet). "stability gap" is there where `Training.stability_every` asked for it: the
-    largest watched error of earlier tasks in the first 50 steps of this one, relative to that before; 1 where
-    none became worse. "set aside" and "not evaluated" are there where a task was, or could not be
-    any more, and say why. Index: number of the task; missing for one set aside before it had a number.
-    """
-    timeline = timeline.lineage(branch)
-    errors, metrics = timeline.scores(lambda scores: scores.trained("test")), timeline.metrics("test")
-    before, _ = timeline.untaught()
-    gaps = timeline.stability_gaps()
-    rows: list[dict[str, Any]] = []
-    for task, arrived in timeline.tasks().items():
-        of_task = errors.get(task, {})
-        known = [of_task[after] for after in sorted(of_task)]
-        learned = of_task.get(task)
-        rows.append({
-            "task": task,
-            "name": arrived.name,
-            "training samples": arrived.training,
-            "error before": before[task] if task < len(before) else None,
-            "error when learned": learned,
-            "error now": known[-1] if known else None,
-            "change": known[-1] - learned if known and learned is not None else None,
-            **({"stability gap": gaps.get(task)} if gaps else {}),
-            **(metrics[task] if task < len(metrics) else {}),
-        })  # fmt: skip
-    aside = {task: record.reason for task, record in timeline.set_aside().items()}
-    for column, reasons in (("set aside", aside), ("not evaluated", left_open(timeline, "test"))):
-        for row in rows if reasons else ():
-            row[column] = reasons.get(row["task"], "")
-    rows += [
-        {"task": None, "name": record.name, "set aside": record.reason} for record in _unnumbered(timeline)
-    ]
-    if not rows:
-        return pd.DataFrame()
-    table = pd.DataFrame(rows)
-    if table["task"].isna().any():
-        table["task"] = table["task"].astype("Int64")
-    table = table.set_index("task")
-    words = [name for name in ("name", "set aside", "not evaluated") if name in table]
-    table[words] = table[words].fillna("")
-    numbers = [name for name in table.columns if name not in words]
-    return table.assign(**{name: pd.to_numeric(table[name]) for name in numbers})
-
-
-def left_open(timeline: Timeline, split: str) -> dict[int, str]:
-    """Reasons, by task, why it could not be evaluated when last tried; not those that could be since."""
-    errors = timeline.scores(lambda scores: scores.last(split))
-    return {
-        record.task: record.reason
-        for record in timeline.records(Unevaluated)
-        if record.split == split and record.after > errors.get(record.task, UNTRAINED - 1)
-    }
-
-
-def left_out(timeline: Timeline) -> str:
-    """Which tasks were set aside, and why, of the first ones; empty if none was."""
-    records = [*timeline.set_aside().values(), *_unnumbered(timeline)]
-    if not records:
-        return ""
-    first = "; ".join(f"{record.name}: {record.reason}" for record in records[:SAID])
-    more = f"; and {len(records) - SAID} more" if len(records) > SAID else ""
-    return f"{len(records)} task{'s were' if len(records) > 1 else ' was'} set aside: {first}{more}."
-
-
-def _unnumbered(timeline: Timeline) -> list[TaskSetAside]:
-    """Tasks that were set aside when they arrived, before they had a number.
-
-    Not those that had one and are no longer set aside: another branch trains them after all.
-    """
-    known = set(timeline.set_aside().values())  # of runs of earlier versions, whose records have no number
-    return [
-        record for record in timeline.records(TaskSetAside) if record.task is None and record not in known
-    ]
-
-
-def checkpoints_table(timeline: Timeline) -> pd.DataFrame:
-    """One row per checkpoint that is whole on disk. Index: its number."""
-    kept = {record.checkpoint: record for record in timeline.records(CheckpointKept)}
-    gone = {number for record in kept.values() for number in record.removed}
-    rows = [
-        {
-            "checkpoint": taken.checkpoint,
-            "branch": taken.branch,
-            "step": taken.step,
-            "watched error": kept[taken.checkpoint].error,
-            "bytes": kept[taken.checkpoint].bytes,
-            "taken": pd.Timestamp(taken.time, unit="s", tz="UTC"),
-        }
-        for taken in timeline.records(CheckpointTaken)
-        if taken.checkpoint in kept and taken.checkpoint not in gone
-    ]
-    columns = ["checkpoint", "branch", "step", "watched error", "bytes", "taken"]
-    return pd.DataFrame(rows, columns=columns).set_index("checkpoint")
