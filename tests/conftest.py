@@ -103,12 +103,19 @@ def _threads() -> set[threading.Thread]:
     }
 
 
+def _has_children() -> bool:
+    """Maybe not, where True. psutil looks at every process of the machine, thrice for each test."""
+    said = []
+    for each in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # of a thread that has ended since
+            said.append(each.read_text())
+    return not said or any(said)
+
+
 def _processes(known: frozenset[psutil.Process] = frozenset()) -> set[psutil.Process]:
     """Children of this process; not those of the `known`, which replace workers that are killed."""
     this, children = psutil.Process(), set()
-    # psutil looks at every process of the machine for it, thrice for each of thousands of tests.
-    some = any(each.read_text() for each in Path("/proc/self/task").glob("*/children"))
-    for process in this.children(recursive=True) if some else ():
+    for process in this.children(recursive=True) if _has_children() else ():
         with contextlib.suppress(psutil.NoSuchProcess):
             words, parent = " ".join(process.cmdline()), process.parent()
             kept = parent == this and any(helper in words for helper in OF_MULTIPROCESSING)

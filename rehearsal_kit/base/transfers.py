@@ -18,9 +18,12 @@ def host_memory(shape: Sequence[int], dtype: torch.dtype, device: torch.device) 
 
 
 def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A small tensor on its way to the device; itself where it lies there."""
+    """A small tensor on its way to the device, in memory of its own; itself where it lies there.
+
+    Whoever has it may write to it at once, also where it is pinned already.
+    """
     if device.type == "cuda" and tensor.is_cpu:
-        tensor = tensor.pin_memory()
+        tensor = host_memory(tensor.shape, tensor.dtype, device).copy_(tensor)
     return tensor.to(device, non_blocking=True)
 
 

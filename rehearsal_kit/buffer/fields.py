@@ -125,9 +125,11 @@ def bytes_of(field: Field, values: torch.Tensor) -> torch.Tensor:
     """uint8 (sample, byte): this field of samples, (sample, ...), as it stands in rows; on their device."""
     if not field.values:
         return values.new_empty((len(values), 0), dtype=torch.uint8)
-    stored = values.to(field.stored).reshape(len(values), field.values)
-    # Numbers that stand alone in rows of others are no neighbours, so that their bytes could not be seen.
-    return (stored if stored.stride(1) == 1 else stored.contiguous()).view(torch.uint8)
+    stored = values.to(field.stored).resolve_conj().resolve_neg().reshape(len(values), field.values)
+    if stored.stride(1) != 1:
+        # Bytes of numbers that are no neighbours cannot be seen; a single column counts as in one piece.
+        stored = stored.clone(memory_format=torch.contiguous_format)
+    return stored.view(torch.uint8)
 
 
 def copy_rows(

@@ -176,12 +176,16 @@ class RowLayout:
             parts.append(parts[0].new_zeros((len(parts[0]), padding)))
         return torch.cat(parts, dim=1).view(torch.int64)
 
-    def checked(self, rows: Words) -> Packed:
-        """Rows that `pack_there` made, in host memory now; SettingsError for values that `accept` refuses."""
+    def checked(self, rows: Words, *, chosen: Rows | None = None) -> Packed:
+        """Rows that `pack_there` made, in host memory now; SettingsError for values that `accept` refuses.
+
+        chosen: which samples of a mini-batch they are, for what is said of them; None: the first ones.
+        """
+        wanted = np.arange(len(rows)) if chosen is None else chosen
         records = rows.view(self.record)[:, 0]
         for field in self.fields:
             if field.checked:
-                refuse_not_finite(field, records[field.name], picked=None, wanted=np.arange(len(rows)))
+                refuse_not_finite(field, records[field.name], picked=None, wanted=wanted)
         return Packed(self, rows)
 
     def unpack(self, rows: Words) -> dict[str, torch.Tensor]:

@@ -77,7 +77,7 @@ class Staging:
         there = {name: sent(tensor.detach(), device) for name, tensor in samples.items()}
         packed = self._layout.pack_there(there)
         rows = self.fetched(packed.index_select(0, sent(torch.from_numpy(chosen), device)))
-        return functools.cache(lambda: self._layout.checked(rows().numpy()).rows)
+        return functools.cache(lambda: self._layout.checked(rows().numpy(), chosen=chosen).rows)
 
     def deliver(self, rows: torch.Tensor) -> Delivered:
         """Send packed rows, int64 (row, word), to the device; they must not be written any more."""

@@ -18,7 +18,9 @@ HOST_SHARE = 0.5
 KNOWN_AFTER = 4
 """Mini-batches after which a device shows what steps take: before the first ones nobody knows it."""
 BLOCK_BYTES = 16 * MIB
-"""Rows that are packed with one mini-batch: some milliseconds. torch pins memory by powers of two."""
+"""Rows that are packed with one mini-batch: some milliseconds."""
+PINNED_ROW_BYTES = 12 * 2**10
+"""Rows that are worth a copy each: of smaller ones a mini-batch is sooner packed."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +33,22 @@ class ShardRoom:
     """Mini-batches that are given out before it is asked."""
     block_bytes: int = BLOCK_BYTES
     """Rows that are packed and moved with one mini-batch; at least one."""
+    pinned_row_bytes: int = PINNED_ROW_BYTES
+    """The smallest rows that are pinned one by one."""
 
     def takes_on_device(self, wanted: int) -> bool:
         """Whether so many bytes may lie on the device."""
         return wanted < DEVICE_SHARE * self.on_device()
 
-    def takes_pinned(self, wanted: int) -> bool:
-        """Whether so many bytes may be pinned, beside those that were read."""
+    def rows_per_block(self, row_bytes: int) -> int:
+        """How many rows of this size are packed and moved with one mini-batch."""
+        return max(1, self.block_bytes // row_bytes)
+
+    def takes_pinned(self, rows: int, *, row_bytes: int) -> bool:
+        """Whether so many rows may be pinned, beside those that were read."""
+        each = self.rows_per_block(row_bytes)
+        whole, left = divmod(rows, each)
+        wanted = whole * _pinned_bytes(each * row_bytes) + _pinned_bytes(left * row_bytes)
         return wanted < HOST_SHARE * self.in_host()
 
     @staticmethod
@@ -50,6 +61,11 @@ class ShardRoom:
             return None
         torch.cuda.reset_peak_memory_stats(device)
         return ShardRoom(lambda: _free_on(device), lambda: _free_to_pin(ranks))
+
+
+def _pinned_bytes(wanted: int) -> int:
+    """What torch takes of the host for so many pinned bytes: the next power of two."""
+    return 1 << (wanted - 1).bit_length() if wanted else 0
 
 
 def _free_on(device: str) -> int:

@@ -12,11 +12,12 @@ has while the device computes: a shard of many gigabytes at once would hold up t
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Protocol
 
 import torch
 
+from rehearsal_kit.base.failure_kinds import Kind, sort_of
 from rehearsal_kit.base.transfers import SideStream, host_memory, sent
 from rehearsal_kit.buffer.row_layout import IDENTITY, RowLayout, Samples
 from rehearsal_kit.data.shard_room import ShardRoom
@@ -83,19 +84,28 @@ def _sources(read: RowsAsRead) -> Iterator[Rows]:
     for _ in range(read.room.known_after):
         yield read
     there = read.destination()
+    whole = False
     if there is not None:
-        yield from _while_moved(read, there)
-    rows: Rows = read if there is None else there
+        whole = yield from _while_moved(read, there)
+    rows: Rows = there if there is not None and whole else read
     del read, there  # and with it what was read
     while True:
         yield rows
 
 
-def _while_moved(read: RowsAsRead, there: RowsOnDevice | RowsPinned) -> Iterator[Rows]:
-    for block in read.blocks():
+def _while_moved(read: RowsAsRead, there: RowsOnDevice | RowsPinned) -> Generator[Rows, None, bool]:
+    """Whether all were moved: where no more memory can be pinned after all they stay as they were read."""
+    while len(there) < len(read):
+        try:
+            block = read.block(len(there))
+        except RuntimeError as error:
+            if sort_of(error).kind is not Kind.MEMORY:
+                raise
+            return False
         there.add(block)
         if len(there) < len(read):
             yield read
+    return True
 
 
 class Rows(Protocol):
@@ -132,12 +142,12 @@ class RowsAsRead:
 
     def destination(self) -> RowsOnDevice | RowsPinned | None:
         """Where they are to be moved, by the memory that is free now; None: they had better stay."""
-        wanted = self.layout.row_bytes * len(self)
-        if self.room.takes_on_device(wanted):
+        row_bytes = self.layout.row_bytes
+        if self.room.takes_on_device(row_bytes * len(self)):
             # Where it is in no one piece, or was taken by others just now, they lie as where there is less.
             with contextlib.suppress(torch.OutOfMemoryError):
                 return RowsOnDevice(self.layout, self.device, len(self))
-        if self.room.takes_pinned(wanted):
+        if row_bytes >= self.room.pinned_row_bytes and self.room.takes_pinned(len(self), row_bytes=row_bytes):
             return RowsPinned(self.layout, self.device, self.rows_per_block)
         return None
 
@@ -148,15 +158,14 @@ class RowsAsRead:
         accepted.copy_into(rows.numpy())
         return rows
 
-    def blocks(self) -> Iterator[torch.Tensor]:
-        """All of them, packed block by block: int64 (row, word), pinned."""
-        for begin in range(0, len(self), self.rows_per_block):
-            yield self.packed(torch.arange(begin, min(begin + self.rows_per_block, len(self))))
+    def block(self, begin: int) -> torch.Tensor:
+        """Those from a place on that are packed at once: int64 (row, word), pinned."""
+        return self.packed(torch.arange(begin, min(begin + self.rows_per_block, len(self))))
 
     @property
     def rows_per_block(self) -> int:
         """How many are packed at once."""
-        return max(1, self.room.block_bytes // self.layout.row_bytes)
+        return self.room.rows_per_block(self.layout.row_bytes)
 
 
 class RowsOnDevice:

@@ -10,7 +10,12 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from rehearsal_kit.base.byte_units import MIB
+
 Tensors = Sequence[torch.Tensor]
+PIECE_BYTES = 16 * MIB
+"""Tensors that are taken at once: what is joined or kept beside them takes memory of the device. A larger one
+is taken alone, and is worth a kernel of its own."""
 
 
 def copies(tensors: Tensors) -> list[torch.Tensor]:
@@ -27,11 +32,19 @@ def overwrite(tensors: Tensors, values: Tensors) -> None:
             torch._foreach_copy_(into, those)
 
 
-def draw_towards(tensors: Tensors, values: Tensors, part: float) -> None:
-    """Move floating or complex tensors in place, this part of the way to values of the same kinds."""
+def draw_towards(
+    tensors: Tensors, values: Tensors, part: float, *, unless: torch.Tensor | None = None
+) -> None:
+    """Move floating or complex tensors in place, this part of the way to values of the same kinds.
+
+    unless: a number (): where it is above 0, they stay as they are; no host asks.
+    """
     with torch.no_grad():
         for moved, those in _alike(tensors, values):
+            stay = None if unless is None else copies(moved)
             torch._foreach_lerp_(moved, those, part)
+            if stay is not None and unless is not None:
+                put_back(moved, stay, where=unless)
 
 
 def put_back(tensors: Tensors, before: Tensors, *, where: torch.Tensor) -> None:
@@ -43,7 +56,7 @@ def put_back(tensors: Tensors, before: Tensors, *, where: torch.Tensor) -> None:
 
 
 def changes(before: Tensors, now: Tensors) -> list[torch.Tensor]:
-    """Whether any tensor differs from what it was, NaN as NaN: bool (), one for all of a dtype and device."""
+    """Whether any tensor differs from what it was, NaN as NaN: bool (), one for some of them at a time."""
     found = []
     for each in _alike(before, now):
         was, became = map(_row, each)
@@ -62,11 +75,18 @@ def _row(tensors: Tensors) -> torch.Tensor:
 
 
 def _alike(first: Tensors, second: Tensors) -> Iterator[tuple[list[torch.Tensor], list[torch.Tensor]]]:
-    """Both, as far as dtypes and devices are the same: what one kernel can take."""
-    groups: dict[object, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+    """Both, piece by piece: what one kernel can take, of one dtype and device."""
+    pieces: dict[object, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+    filled: dict[object, int] = {}
     for one, other in zip(first, second, strict=True):
         kind = (one.dtype, one.device, other.dtype, other.device)
-        ones, others = groups.setdefault(kind, ([], []))
+        size = one.numel() * one.element_size()
+        if kind in pieces and filled[kind] + size > PIECE_BYTES:
+            yield pieces.pop(kind)
+        if kind not in pieces:
+            pieces[kind], filled[kind] = ([], []), 0
+        ones, others = pieces[kind]
         ones.append(one)
         others.append(other)
-    return iter(groups.values())
+        filled[kind] += size
+    yield from pieces.values()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from rehearsal_kit.learning.many_tensors import copies, draw_towards, has_mean, overwrite, put_back
+from rehearsal_kit.learning.many_tensors import draw_towards, has_mean, overwrite
 
 STEPS = ".steps"
 """The name under which it keeps how many steps it has followed: no weight of any network has such a name."""
@@ -54,11 +54,8 @@ class WeightAverage:
             else:  # a buffer that grew: its old values are of other places
                 self._averages[name] = _own(tensor)
         moving = [name for name, tensor in followed.items() if has_mean(tensor)]
-        averages = [self._averages[name] for name in moving]
-        stay = None if unless is None else copies(averages)
-        draw_towards(averages, [followed[name] for name in moving], new)
-        if stay is not None and unless is not None:
-            put_back(averages, stay, where=unless)
+        newest = [followed[name] for name in moving]
+        draw_towards([self._averages[name] for name in moving], newest, new, unless=unless)
         counted = [name for name, tensor in followed.items() if not has_mean(tensor)]
         overwrite([self._averages[name] for name in counted], [followed[name] for name in counted])
 

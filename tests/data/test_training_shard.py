@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from waiting import NoWaiting
 
+from rehearsal_kit.base.byte_units import MIB
 from rehearsal_kit.buffer.row_layout import RowLayout
 from rehearsal_kit.data.shard_room import DEVICE_SHARE, HOST_SHARE, KNOWN_AFTER, ShardRoom
 from rehearsal_kit.data.task_loader import TaskLoader
@@ -18,7 +20,7 @@ from rehearsal_kit.data.training_shard import AS_READ, ON_DEVICE, PINNED, Traini
 MUCH = 10**12
 ROOMS = {
     ON_DEVICE: ShardRoom(lambda: MUCH, lambda: 0, known_after=2, block_bytes=2000),
-    PINNED: ShardRoom(lambda: 0, lambda: MUCH, known_after=2, block_bytes=1000),
+    PINNED: ShardRoom(lambda: 0, lambda: MUCH, known_after=2, block_bytes=1000, pinned_row_bytes=0),
     AS_READ: ShardRoom(lambda: 0, lambda: 0, known_after=2),
 }
 """With which a shard comes to lie there after two mini-batches, ten or five samples with each."""
@@ -139,10 +141,12 @@ def test_a_shard_moves_once_it_is_known_what_steps_need_and_by_what_is_free_then
     fields = samples(16)
     size = 16 * RowLayout.of({name: t for name, t in fields.items() if name != "sample_id"}).row_bytes
     enough, short = size / DEVICE_SHARE + 1, size / DEVICE_SHARE
+    pinned = 2 ** math.ceil(math.log2(size))  # torch takes that much of the host
+    assert size < pinned
     asked = []
 
-    def places(on_device, in_host):
-        room = ShardRoom(lambda: asked.append(0) or on_device, lambda: in_host)
+    def places(on_device, in_host, **small):
+        room = ShardRoom(lambda: asked.append(0) or on_device, lambda: in_host, **small)
         loader = loader_of(fields, room, batch=2)
         told = []
         for _ in range(KNOWN_AFTER + 2):
@@ -153,8 +157,16 @@ def test_a_shard_moves_once_it_is_known_what_steps_need_and_by_what_is_free_then
 
     moved = places(enough, 0)
     assert moved == [(AS_READ, 0)] * KNOWN_AFTER + [(ON_DEVICE, 1)] * 2
-    assert places(short, size / HOST_SHARE + 1)[-1] == (PINNED, 1)
-    assert places(short, size / HOST_SHARE)[-1] == (AS_READ, 1)
+    assert places(short, pinned / HOST_SHARE + 1, pinned_row_bytes=size // 16)[-1] == (PINNED, 1)
+    assert places(short, pinned / HOST_SHARE, pinned_row_bytes=size // 16)[-1] == (AS_READ, 1)
+    assert places(short, MUCH, pinned_row_bytes=size // 16 + 1)[-1] == (AS_READ, 1)
+
+
+def test_what_is_pinned_counts_as_what_torch_takes_for_it():
+    """One row of 9 MiB is a block of its own, and takes 16 MiB."""
+    room = ShardRoom(lambda: 0, lambda: 64 * MIB + 1)
+    assert room.takes_pinned(2, row_bytes=8 * MIB)
+    assert not room.takes_pinned(3, row_bytes=9 * MIB)
 
 
 class FullDevice(TorchDispatchMode):
@@ -172,12 +184,42 @@ class FullDevice(TorchDispatchMode):
 
 
 def test_without_memory_on_the_device_after_all_a_shard_is_pinned():
-    room = replace(ROOMS[ON_DEVICE], in_host=lambda: MUCH, block_bytes=10**6)
+    room = replace(ROOMS[ON_DEVICE], in_host=lambda: MUCH, block_bytes=10**6, pinned_row_bytes=0)
     loader = loader_of(samples(64), room, device="meta")
     with FullDevice(most=20 * 512):
         for _ in range(4):
             loader.next()
     assert loader.shard.where == PINNED
+
+
+class FullHost(TorchDispatchMode):
+    """Has no memory to pin for blocks of ten rows, but for the first ones."""
+
+    def __init__(self, first, error):
+        super().__init__()
+        self.left, self.error = first, error
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        made = function(*arguments, **(named or {}))
+        if function._schema.name == "aten::empty" and made.is_cpu and len(made) in (5, 10):
+            self.left -= 1
+            if self.left < 0:
+                raise self.error
+        return made
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("where", [ON_DEVICE, PINNED])
+def test_where_no_more_can_be_pinned_after_all_a_shard_stays_as_it_was_read(where, first):
+    fields = samples(32)
+    loader, same = (loader_of(fields, room) for room in (ROOMS[where], None))
+    with FullHost(first, RuntimeError("CUDA error: out of memory")):
+        for _ in range(8):
+            assert equal(loader.next(), same.next())
+    assert loader.shard.where == AS_READ
+    loader = loader_of(fields, ROOMS[where])
+    with FullHost(first, RuntimeError("something else")), pytest.raises(RuntimeError, match="else"):
+        [loader.next() for _ in range(8)]
 
 
 class Copies(NoWaiting):

@@ -124,7 +124,7 @@ def mini_batches(_: ProcessGroups, folder: Path) -> dict[str, tuple[str, bool, d
     samples = {**task.training, "sample_id": torch.arange(50)}
     rooms = {
         ON_DEVICE: ShardRoom(lambda: 10**12, lambda: 0, block_bytes=64_000),
-        PINNED: ShardRoom(lambda: 0, lambda: 10**12, block_bytes=64_000),
+        PINNED: ShardRoom(lambda: 0, lambda: 10**12, block_bytes=64_000, pinned_row_bytes=0),
         AS_READ: ShardRoom(lambda: 0, lambda: 0),
         "what there is": ShardRoom.of(DEVICE, ranks=1),
     }

@@ -59,7 +59,7 @@ LOOKS = 200
 
 
 ON_DEVICE = ShardRoom(lambda: 10**12, lambda: 0, known_after=1)
-PINNED = ShardRoom(lambda: 0, lambda: 10**12, known_after=1)
+PINNED = ShardRoom(lambda: 0, lambda: 10**12, known_after=1, pinned_row_bytes=0)
 AS_READ = ShardRoom(lambda: 0, lambda: 0)
 
 

@@ -9,7 +9,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rehearsal_kit.base.process_groups import ProcessGroups
-from rehearsal_kit.learning.many_tensors import changes, copies, draw_towards, overwrite, put_back
+from rehearsal_kit.learning.many_tensors import (
+    PIECE_BYTES,
+    changes,
+    copies,
+    draw_towards,
+    overwrite,
+    put_back,
+)
 from rehearsal_kit.learning.module_state import ModuleBuffers
 from rehearsal_kit.learning.weight_average import WeightAverage
 
@@ -101,6 +108,29 @@ def test_a_single_number_that_changes_is_found_and_nan_is_no_change(place):
         last = (-1,) * now[place].dim()
         now[place][last] = 0 if now[place].dtype == torch.bool else 5
         assert sum(map(bool, changes(before, now))) == 1
+
+
+class Joined(TorchDispatchMode):
+    """The bytes of what is joined or made at once, at most, while it is entered."""
+
+    most = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+        made = function(*arguments, **(named or {}))
+        if isinstance(made, torch.Tensor) and function._schema.name in ("aten::cat", "aten::where"):
+            self.most = max(self.most, made.nbytes)
+        return made
+
+
+def test_no_more_is_joined_at_once_than_one_piece():
+    """A network of gigabytes leaves no room for a second and a third one beside it."""
+    weights, others = ([torch.empty(2**20, device="meta") for _ in range(64)] for _ in range(2))
+    unless = torch.zeros((), device="meta")
+    with Joined() as joined:
+        draw_towards(weights, others, 0.5, unless=unless)
+        put_back(weights, others, where=unless)
+        changes(weights, others)
+    assert 0 < joined.most <= PIECE_BYTES == 16 * 2**20
 
 
 def network(layers: int, device: str) -> torch.nn.Module:

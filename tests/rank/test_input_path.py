@@ -41,7 +41,7 @@ ALONE = ProcessGroups(0, 1)
 MUCH = 10**12
 ROOMS = {
     ON_DEVICE: ShardRoom(lambda: MUCH, lambda: 0, known_after=1),
-    PINNED: ShardRoom(lambda: 0, lambda: MUCH, known_after=1),
+    PINNED: ShardRoom(lambda: 0, lambda: MUCH, known_after=1, pinned_row_bytes=0),
     AS_READ: ShardRoom(lambda: 0, lambda: 0, known_after=1),
 }
 PINNING = {"base/transfers.py", "data/training_shard.py"}
