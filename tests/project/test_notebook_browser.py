@@ -50,6 +50,15 @@ def wait_for_pushes(page: Any, count: int) -> None:
     page.wait_for_function(f"() => ({PUSH})() >= {before + count}")
 
 
+def comes(lab: labkit.Lab, condition: str) -> None:
+    """Wait until this holds on the page; else say how far the run is."""
+    try:
+        lab.page.wait_for_function(condition, timeout=90_000)
+    except Exception as error:
+        found = "print(session.state, session.error, session.table(), session.timeline.losses()[0][-1:])"
+        raise AssertionError(lab.execute(found)) from error
+
+
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[labkit.Lab]:
     labkit.require_browser()
@@ -84,8 +93,8 @@ def test_quickstart_is_watched_and_steered(lab, tmp_path):
     panel = page.locator(".rk-panel")
     lab.run_all()
     page.locator(".js-plotly-plot .main-svg").first.wait_for()
-    page.wait_for_function(ARRIVED, timeout=90_000)
-    page.wait_for_function(PLOTTED, timeout=90_000)
+    comes(lab, ARRIVED)
+    comes(lab, PLOTTED)
 
     pause_stands_still_and_resume_moves(lab, panel)
     both_ranks_apply_representatives_at_one_step(lab)
