@@ -31,16 +31,6 @@ def require_number(name: str, value: object, *, low: float, high: float) -> floa
     return float(value)
 
 
-def require_number_or_none(name: str, value: object, *, low: float, high: float) -> None:
-    """SettingsError unless `value` is None or a finite number in [low, high]."""
-    if value is None:
-        return
-    try:
-        require_number(name, value, low=low, high=high)
-    except SettingsError as error:
-        raise SettingsError(f"{name} is {value!r}; it must be {Real(low, high)}, or None.") from error
-
-
 def require_switch(name: str, value: object) -> bool:
     """`value` as a bool, or a SettingsError unless it is True or False."""
     value = plain_value(value)
@@ -130,3 +120,18 @@ class WordOrReal:
             require_number(name, value, low=self.low, high=self.high)
         except SettingsError as error:
             raise SettingsError(f"{name} is {value!r}; it must be {self}.") from error
+
+
+Limits = Whole | Real | Word | WordOrReal
+"""What is allowed, of any kind."""
+
+
+def require_or(limits: Limits, name: str, value: object, *, other: str | None) -> None:
+    """SettingsError unless `value` is within the limits, or is the other one that is allowed beside them."""
+    if (value is None and other is None) or (isinstance(value, str) and value == other):
+        return
+    try:
+        limits.require(name, value)
+    except SettingsError as error:
+        said = "None" if other is None else f'"{other}"'
+        raise SettingsError(f"{name} is {value!r}; it must be {limits}, or {said}.") from error

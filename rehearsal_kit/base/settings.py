@@ -19,8 +19,8 @@ from rehearsal_kit.base.limits import (
     WordOrReal,
     require_integer,
     require_number,
-    require_number_or_none,
     require_one_of,
+    require_or,
     require_switch,
 )
 from rehearsal_kit.base.plain_values import make_plain
@@ -194,8 +194,8 @@ class Training:
         require_number("warmup", self.warmup, low=0.0, high=1.0)
         require_one_of("optimizer", self.optimizer, ("adam", "adamw", "sgd"))
         require_number("weight_decay", self.weight_decay, low=0.0, high=1.0)
-        require_number_or_none("bucket_mib", self.bucket_mib, low=1e-6, high=1e6)
-        require_number_or_none("average", self.average, low=0.0, high=0.999999)
+        require_or(Real(1e-6, 1e6), "bucket_mib", self.bucket_mib, other=None)
+        require_or(Real(0.0, 0.999999), "average", self.average, other=None)
         if self.plastic_average is not None:
             require_quicker(self.plastic_average, self.average)
         require_one_of("precision", self.precision, ("auto", "float32", "bfloat16"))

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from rehearsal_kit.base.errors import SettingsError
-from rehearsal_kit.base.limits import Real, Whole, Word, WordOrReal
+from rehearsal_kit.base.limits import Limits, WordOrReal, require_or
 
 Value = float | str
 """A setting as a plain value."""
@@ -22,7 +21,7 @@ class Setting:
     """Its name wherever it stands: in calls, ledgers, records and checkpoints."""
     owner: Literal["training", "rehearsal", "strategy", "run"]
     """Whose field it is: of `Training`, `Rehearsal`, the strategy (a weight of its loss), or the run."""
-    limits: Whole | Real | Word | WordOrReal
+    limits: Limits
     """What is allowed, before a run and while it goes on."""
     text: str
     """What it is: the tooltip of its control, and its line in the docstring of `Session.steer`."""
@@ -48,25 +47,17 @@ class Setting:
 
     def require(self, value: object) -> None:
         """SettingsError, with its name, unless `value` is allowed."""
-        if not self.may_be_off:
-            self.limits.require(self.name, value)
-        elif value != OFF:
-            try:
-                self.limits.require(self.name, value)
-            except SettingsError as error:
-                raise SettingsError(f"{self.name} is {value!r}; it must be {self.allowed}.") from error
+        self._require(value, off=OFF)
 
     def require_of_owner(self, value: object) -> None:
         """SettingsError, with its name, unless its owner may have `value`: None where it may be off."""
-        if not self.may_be_off:
+        self._require(value, off=None)
+
+    def _require(self, value: object, *, off: str | None) -> None:
+        if self.may_be_off:
+            require_or(self.limits, self.name, value, other=off)
+        else:
             self.limits.require(self.name, value)
-        elif value is not None:
-            try:
-                self.limits.require(self.name, value)
-            except SettingsError as error:
-                raise SettingsError(
-                    f"{self.name} is {value!r}; it must be {self.limits}, or None."
-                ) from error
 
     def is_plain(self, value: object) -> bool:
         """Whether a value is of the kind that can be steered to: a capacity in bytes is not."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from rehearsal_kit.base.errors import ScanError, SettingsError
-from rehearsal_kit.base.limits import require_integer, require_number_or_none
+from rehearsal_kit.base.limits import Real, require_integer, require_or
 from rehearsal_kit.base.plain_values import make_plain
 from rehearsal_kit.data.scans.scan import Frames, Scan
 
@@ -46,7 +46,7 @@ class Preparation:
             raise SettingsError(f"counts is {self.counts!r}; it must be one of {', '.join(_TRANSFORMS)}.")
         if self.crop is not None and require_integer("crop", self.crop, low=self.size) % self.size:
             raise SettingsError(f"crop is {self.crop}; it must be a multiple of size {self.size}.")
-        require_number_or_none("scale", self.scale, low=1e-12, high=1e12)
+        require_or(Real(1e-12, 1e12), "scale", self.scale, other=None)
 
     def require_fit(self, scan: Scan) -> None:
         """Raises a ScanError that names the file unless the frames of a scan can be prepared."""

@@ -105,7 +105,7 @@ class ModuleBuffers:
         # By name: in the order of the network they would not be alike on all ranks once one was put back.
         named = sorted(network.named_buffers(), key=lambda item: item[0])
         copied = copies([buffer for _, buffer in named])
-        self._before = [(name, copy) for (name, _), copy in zip(named, copied, strict=True)]
+        self._before = [(name, before) for (name, _), before in zip(named, copied, strict=True)]
         self._writes = {name: (buffer, buffer._version) for name, buffer in named}
         self._now: list[_Buffer] = []
         self._changed: list[bool] = []

@@ -52,9 +52,11 @@ def wait_for_pushes(page: Any, count: int) -> None:
 
 def comes(lab: labkit.Lab, condition: str) -> None:
     """Wait until this holds on the page; else say how far the run is."""
+    from playwright.sync_api import TimeoutError as TooLateError
+
     try:
         lab.page.wait_for_function(condition, timeout=90_000)
-    except Exception as error:
+    except TooLateError as error:
         found = "print(session.state, session.error, session.table(), session.timeline.losses()[0][-1:])"
         raise AssertionError(lab.execute(found)) from error
 

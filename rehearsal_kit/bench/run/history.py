@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -69,14 +70,12 @@ def measure_histories(
     say: is told of each before it begins. shared: all in one process instead, which saves seconds and spoils
     what is said of memory.
     """
+    if shared:
+        return in_children(_together, [(run,) for run in runs], say=say, shared=True)
     costs = []
-    with tempfile.TemporaryDirectory(prefix="rehearsal-bench-") as folder:
-        paths = [RunFolder(Path(folder) / str(number)).create().path for number in range(len(runs))]
-        calls = list(zip(paths, runs, strict=True))
-        if shared:
-            return in_children(_together, calls, say=say, shared=True)
-        for path, run in calls:
-            say(f"measuring {run.steps:,} records of steps")
+    for run in runs:
+        say(f"measuring {run.steps:,} records of steps")
+        with _run_folder() as path:
             in_child(_write, path, run)
             costs.append(HistoryCost(run=run, **in_child(_kernel, path), **in_child(_restart, path)))
     return costs
@@ -152,9 +151,16 @@ def _write(path: Path, run: LongRun) -> None:
     run.write(RunFolder(path).timeline)
 
 
-def _together(path: Path, run: LongRun) -> HistoryCost:
-    _write(path, run)
-    return HistoryCost(run=run, **_kernel(path), **_restart(path))
+def _together(run: LongRun) -> HistoryCost:
+    with _run_folder() as path:
+        _write(path, run)
+        return HistoryCost(run=run, **_kernel(path), **_restart(path))
+
+
+@contextlib.contextmanager
+def _run_folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="rehearsal-bench-") as folder:
+        yield RunFolder(Path(folder) / "run").create().path
 
 
 def _kernel(path: Path) -> dict[str, float]:
