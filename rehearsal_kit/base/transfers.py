@@ -27,6 +27,31 @@ def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.to(device, non_blocking=True)
 
 
+def fetched(tensor: torch.Tensor, stream: torch.cuda.Stream | None = None) -> Callable[[], torch.Tensor]:
+    """A copy of this tensor in host memory, under way from here on; what is returned waits for it.
+
+    stream: the one of a GPU that copies, beside the current one; None: the current one, in its order.
+    """
+    host = host_memory(tensor.shape, tensor.dtype, tensor.device)
+    if not tensor.is_cuda:
+        host.copy_(tensor, non_blocking=True)
+        return lambda: host
+    current = torch.cuda.current_stream(tensor.device)
+    stream = current if stream is None else stream
+    stream.wait_stream(current)
+    tensor.record_stream(stream)
+    with torch.cuda.stream(stream):
+        host.copy_(tensor, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record(stream)
+
+    def waited() -> torch.Tensor:
+        arrived.synchronize()
+        return host
+
+    return waited
+
+
 class SideStream:
     """A stream of a GPU beside the one that computes; where there are none, all is done in its order."""
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from rehearsal_kit.base.transfers import host_memory, sent
+from rehearsal_kit.base.transfers import fetched, host_memory, sent
 from rehearsal_kit.buffer.fields import Rows
 from rehearsal_kit.buffer.offered import Offered
 from rehearsal_kit.buffer.row_layout import RowLayout, Samples, Words
@@ -85,44 +84,22 @@ class Staging:
             samples = self._layout.unpack(rows.numpy())
             return Delivered(rows, samples, samples, self._nothing)
         numbers = self._layout.numbers(rows.numpy())
-        with _on(self._stream):
+        if self._stream is None:
+            there = rows.to(self._device, non_blocking=True)
+            return Delivered(there, self._layout.unpack_there(there), numbers, self._nothing)
+        with torch.cuda.stream(self._stream):
             there = rows.to(self._device, non_blocking=True)
             samples = self._layout.unpack_there(there)
-            return Delivered(there, samples, numbers, self._nothing, _recorded(self._stream))
+            event = torch.cuda.Event()
+            event.record(self._stream)
+        return Delivered(there, samples, numbers, self._nothing, event)
 
     def fetched(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
-        """A copy of this tensor in host memory, made from here on; what is returned waits for it."""
-        host = host_memory(tensor.shape, tensor.dtype, tensor.device)
-        stream = self._stream
-        if tensor.is_cuda:
-            stream = torch.cuda.Stream(tensor.device) if stream is None else stream
-            stream.wait_stream(torch.cuda.current_stream(tensor.device))
-            tensor.record_stream(stream)
-        with _on(stream):
-            host.copy_(tensor, non_blocking=True)
-            event = _recorded(stream)
-
-        def arrived() -> torch.Tensor:
-            if event is not None:
-                event.synchronize()
-            return host
-
-        return arrived
+        """A copy of this tensor in host memory, made beside the training stream; what is returned waits."""
+        return fetched(tensor, self._stream)
 
 
 def rows_of(samples: Samples, rows: torch.Tensor) -> dict[str, torch.Tensor]:
     """These rows of samples, int64 (row,) in host memory, each field where it lies; none is waited for."""
     there = {device: sent(rows, device) for device in {tensor.device for tensor in samples.values()}}
     return {name: t.index_select(0, there[t.device]) for name, t in samples.items()}
-
-
-def _on(stream: torch.cuda.Stream | None) -> contextlib.AbstractContextManager[object]:
-    return contextlib.nullcontext() if stream is None else torch.cuda.stream(stream)
-
-
-def _recorded(stream: torch.cuda.Stream | None) -> torch.cuda.Event | None:
-    if stream is None:
-        return None
-    event = torch.cuda.Event()
-    event.record(stream)
-    return event

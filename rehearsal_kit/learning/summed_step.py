@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from rehearsal_kit.base.transfers import fetched
 from rehearsal_kit.buffer.row_layout import Samples
 from rehearsal_kit.learning.module_state import ModuleBuffers
 from rehearsal_kit.learning.strategies.strategy import Term
@@ -88,7 +89,8 @@ class SummedStep:
         self._buffers = buffers
         self._sizes = {name: len(part) for name, part in (numbers or {}).items()}
         self._numbers = torch.cat([*numbers.values()]) if numbers else torch.zeros(0)
-        self._copied: _Copied | None = None
+        self._copied: Callable[[], torch.Tensor] | None = None
+        """Waits for its numbers, which are on their way from a GPU."""
         self._read: Stepped | None = None
 
     @property
@@ -111,7 +113,7 @@ class SummedStep:
         self._buffers.leave(unless)
         self.gradients = None
         if self._numbers.is_cuda:
-            self._copied = _Copied(self._numbers)
+            self._copied = fetched(self._numbers)
 
     def read(self) -> Stepped:
         """What the step came to: waits for the device, and puts buffers back after trouble."""
@@ -130,7 +132,7 @@ class SummedStep:
         if not self._sizes:
             return _failed(own)
         # By one copy: each would wait for the device.
-        values = iter(self._numbers.tolist() if self._copied is None else self._copied.read())
+        values = iter((self._numbers if self._copied is None else self._copied()).tolist())
         told = {name: [next(values) for _ in range(size)] for name, size in self._sizes.items()}
         if any(told["failed"]):
             names = self._buffers.names_of_unseen()
@@ -147,22 +149,6 @@ class SummedStep:
             rows=own.samples_everywhere,
             replayed=own.replayed,
         )
-
-
-class _Copied:
-    """Numbers on their way from a GPU to the host, which goes on meanwhile."""
-
-    def __init__(self, numbers: torch.Tensor) -> None:
-        self._numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
-        self._numbers.copy_(numbers, non_blocking=True)
-        self._arrived = torch.cuda.Event()
-        self._arrived.record(torch.cuda.current_stream(numbers.device))
-
-    def read(self) -> list[float]:
-        """The numbers, once they have arrived."""
-        self._arrived.synchronize()
-        numbers: list[float] = self._numbers.tolist()
-        return numbers
 
 
 def _failed(own: OwnPart) -> Stepped:
