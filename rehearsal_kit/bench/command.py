@@ -50,7 +50,7 @@ COMMANDS = 200
 CHECKPOINTS = (("small", 32, 1000, 12, 12),)
 """Size of PtychoNN, side of the images, capacity, steps of a window, windows of either kind."""
 LONG_RUNS = tuple(LongRun(steps, 2000) for steps in (10_000, 100_000, 1_000_000))
-QUICK_RUNS = (LongRun(100, 20), LongRun(200, 20))
+QUICK_RUNS = (LongRun(50, 6), LongRun(100, 6))
 QUICK_NOTE = "--quick: too few rounds and too small sizes; the numbers mean nothing."
 
 

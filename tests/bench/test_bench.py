@@ -81,7 +81,7 @@ def test_threads(tmp_path, capsys):
 
 def test_history(tmp_path, capsys):
     data, said = bench(tmp_path, capsys, "history")
-    assert [each["run"] for each in data["history"]] == [{"steps": n, "tasks": 20} for n in (100, 200)]
+    assert [each["run"] for each in data["history"]] == [{"steps": n, "tasks": 6} for n in (50, 100)]
     for found in data["history"]:
         times = ("attach_s", "state_us", "push_ms", "push_p95_ms", "table_s", "condense_s", "restart_s")
         assert positive(*(found[name] for name in times))

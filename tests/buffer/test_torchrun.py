@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -17,7 +18,8 @@ def example() -> str:
     return found[1]
 
 
-def run(folder, code, ranks):
+def launched(folder, code, ranks):
+    """What the ranks say of each class, started by torchrun."""
     (folder / "loop.py").write_text(code)
     # What the ranks say goes into files: on one pipe they would speak at the same time.
     apart = ["--log-dir", "said", "--redirects", "3"]
@@ -30,16 +32,32 @@ def run(folder, code, ranks):
         *apart,
         "loop.py",
     ]
+    ended(folder, launch, os.environ)
+    said = [path.read_text() for path in sorted((folder / "said").rglob("stdout.log"))]
+    return rights(said)
+
+
+def ended(folder, words, environment):
+    """What a Python with these words has said, after it has ended well."""
     done = subprocess.run(
-        [sys.executable, *launch], cwd=folder, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, *words],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    said = [path.read_text() for path in sorted((folder / "said").rglob("stdout.log"))]
+    return done.stdout
+
+
+def rights(said):
     return [line.split()[1:] for text in said for line in text.splitlines() if line.startswith("right:")]
 
 
 def test_readmes_loop_remembers_every_class_and_leaves_a_snapshot(tmp_path):
-    assert run(tmp_path, example(), 2) == [["True"] * 8] * 2
+    assert launched(tmp_path, example(), 2) == [["True"] * 8] * 2
     state = read_shards(tmp_path / "buffer", rank=0, ranks=2)
     labels = state.layout.unpack(state.contents.rows[:])["label"].bincount().tolist()
     assert labels == [400 // 2 // 8] * 8
@@ -47,7 +65,9 @@ def test_readmes_loop_remembers_every_class_and_leaves_a_snapshot(tmp_path):
 
 def test_without_representatives_the_same_loop_forgets_also_on_one_rank(tmp_path):
     code = example().replace("representatives=16", "representatives=0")
-    (right,) = run(tmp_path, code, 1)
+    # The variables that torchrun gives to a rank that is alone; it would import torch once more for that.
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    (right,) = rights([ended(tmp_path, ["-c", code], {**os.environ, **alone})])
     assert right[-2:] == ["True", "True"]
     assert right.count("False") >= 4
 

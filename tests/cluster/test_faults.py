@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from distributed import Worker
-from endurance import soak, survive_kills
+from endurance import survive_kills
 from faultkit import (
     DEADLINE_S,
     SLOW,
@@ -420,8 +420,3 @@ def test_a_frozen_worker_is_asked_until_a_deadline(cluster):
 def test_two_kills_at_random_moments(cluster, expected, tmp_path):
     """Each costs seconds and a few steps that are repeated; nothing else is different from then on."""
     survive_kills(cluster, expected, tmp_path, kills=2)
-
-
-def test_a_short_soak(cluster, expected, tmp_path):
-    """A handful of generations, with exceptions, kills and short freezes; nothing piles up."""
-    soak(cluster, expected, tmp_path, generations=4, kinds=("raise", "sleep", "kill", "raise"))

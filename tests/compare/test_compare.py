@@ -510,18 +510,12 @@ def of_clusters() -> set[int]:
 
 
 @pytest.mark.cluster
-def test_real_digits_from_the_command_line(tmp_path):
+def test_real_digits_from_the_command_line(tmp_path, capsys):
     data, before = real_data("mnist_5k/mnist_5k.csv.gz").parents[1], of_clusters()
     arm = ["--strategies", "er:epochs=2,lr=0.003@10", "--seeds", 1, "--first-seed", 7, "--workers", 1]
     options = ["--stream", "mnist", "--data", data, *arm]
-    done = subprocess.run(
-        [*COMMAND, *map(str, options), "--run", str(tmp_path / "run")],
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert main(["compare", *map(str, options), "--run", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().out
     table = json.loads((tmp_path / "run" / "table.json").read_text())
     (outcome,) = table["seeds"]["7"].values()
     assert outcome["tasks"] == [f"classes {digit}, {digit + 1}" for digit in range(0, 10, 2)]
@@ -529,7 +523,7 @@ def test_real_digits_from_the_command_line(tmp_path):
     assert min(outcome["test_error"][task][task] for task in range(5)) < 0.05
     assert table["memory_bytes"] > 2**20
     for word in ("MNIST (5000 images)", "share of wrong classes", "ER epochs=2 lr=0.003 10 %", "report.html"):
-        assert word in done.stdout
+        assert word in said
     assert (tmp_path / "run" / "report.html").stat().st_size > 10**5
     assert (tmp_path / "run" / "seed-7" / "er-epochs=2-lr=0.003-10.json").exists()
     assert not of_clusters() - before
