@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from rehearsal_kit.base.settings import Recovery as Recovery
     from rehearsal_kit.base.settings import Rehearsal as Rehearsal
     from rehearsal_kit.base.settings import Training as Training
+    from rehearsal_kit.batch.job import Job as Job
+    from rehearsal_kit.batch.launch import connect_job as connect_job
+    from rehearsal_kit.batch.launch import launch as launch
     from rehearsal_kit.buffer.distributed_buffer import DistributedBuffer as DistributedBuffer
     from rehearsal_kit.cluster.cluster import Cluster as Cluster
     from rehearsal_kit.cluster.cluster import connect as connect
@@ -49,6 +52,7 @@ __all__ = [
     "Beamline",
     "Cluster",
     "DistributedBuffer",
+    "Job",
     "Preparation",
     "Recovery",
     "Rehearsal",
@@ -62,7 +66,9 @@ __all__ = [
     "Training",
     "attach",
     "connect",
+    "connect_job",
     "dashboard",
+    "launch",
     "open_scan",
     "regions",
     "resume",
@@ -91,7 +97,10 @@ _HOMES = {
     "Timeline": "record.timeline",
     "Training": "base.settings",
     "attach": "session.attach",
+    "Job": "batch.job",
     "connect": "cluster.cluster",
+    "connect_job": "batch.launch",
+    "launch": "batch.launch",
     "dashboard": "widgets.panel",
     "open_scan": "data.scans.opening",
     "regions": "data.scan_tasks",

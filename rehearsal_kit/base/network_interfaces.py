@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -68,6 +68,22 @@ def interface_of(host: str) -> Interface:
             f"to it; it has: {known or 'none'}. Start `dask worker` with --host and one of these."
         )
     return Interface(name=there[host], address=host)
+
+
+def interface_towards(hosts: Sequence[str]) -> Interface:
+    """The interface by which this machine reaches the first of these addresses that it knows a way to.
+
+    ClusterError lists those there are. Nothing is sent.
+    """
+    for host in hosts:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+            asked.connect((host, 9))
+            return interface_of(asked.getsockname()[0])
+    there = ", ".join(f"{each.name} ({each.address})" for each in interfaces()) or "none"
+    raise ClusterError(
+        f"{socket.gethostname()} knows no way to {', '.join(hosts) or 'any address'}; its interfaces are: "
+        f"{there}. Name the one that all nodes and the login node share."
+    )
 
 
 def socket_variables(interface: Interface) -> dict[str, str]:

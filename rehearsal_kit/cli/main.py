@@ -17,6 +17,8 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "demo": ("cli.commands.demo", "learn a stream of scans with and without rehearsal, compare"),
     "lab": ("cli.commands.lab", "copy the notebooks into a folder and open JupyterLab on them"),
     "stop": ("cli.commands.stop", "end clusters that were left running"),
+    "launch": ("cli.commands.launch", "a cluster in a batch job, from the login node of an HPC system"),
+    "jobs": ("cli.commands.jobs", "the jobs that were launched, where they are, and their logs"),
     "doctor": ("cli.commands.doctor", "what this machine has, what it lacks, and the fix for each"),
     "replay": ("cli.commands.replay", "carry out recorded runs again, from their ledgers"),
     "key": ("cli.commands.key", "write a key file for a Dask cluster with TLS that you start yourself"),

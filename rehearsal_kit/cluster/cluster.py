@@ -34,7 +34,7 @@ from rehearsal_kit.cluster.scheduler_connection import (
     require_encrypted,
     scheduler_in,
 )
-from rehearsal_kit.cluster.server import ClusterAddress, ClusterFiles, tell_to_stop
+from rehearsal_kit.cluster.server import ClusterAddress, ClusterFiles, ServerRecord, tell_to_stop
 from rehearsal_kit.cluster.server_process import ServerProcess, clusters_folder, start_server
 from rehearsal_kit.cluster.worker_devices import common_kind, tell_device
 
@@ -70,7 +70,8 @@ class Cluster:
             return f"Cluster: {what}; cluster.close() disconnects and leaves it running"
         name, code = self.files.folder.name, str(self._server.record.code)
         what += f"; {code}" if code else ""
-        return f"Cluster {name}: {what}; to end it: cluster.close() or rehearsal-kit stop {name}"
+        end = self._server.record.end_command or f"rehearsal-kit stop {name}"
+        return f"Cluster {name}: {what}; to end it: cluster.close() or {end}"
 
     def __enter__(self) -> Cluster:
         return self
@@ -107,6 +108,25 @@ class Cluster:
                 with contextlib.suppress(psutil.Error):  # it may run inside a container
                     found.append(psutil.Process(process))
         return found
+
+    def has_moved(self) -> bool:
+        """Whether another server has taken the place of the one that this process is connected to.
+
+        ClusterError, with the reason, where that did not come up.
+        """
+        if self._server is None:
+            return False
+        files, known = self.files, self._server.record
+        if files.failure.exists():
+            raise ClusterError(f"the next job did not come up: {files.failure.read_text().strip()}")
+        return files.address.exists() and ServerRecord.read(files) != known
+
+    def reconnect(self) -> None:
+        """Go over to the server that has taken the place of the one that has ended, in the same folder."""
+        found = _reach_own(self.files)
+        self.disconnect()
+        self.client, self.address, self.reason = found.client, found.address, found.reason
+        self._server = found._server
 
     def disconnect(self) -> None:
         """Close the connection of this process and leave the cluster running, whoever started it."""
@@ -333,6 +353,11 @@ def _lay_out(files: ClusterFiles, order: ClusterOrder) -> None:
 
 
 def _reach_own(files: ClusterFiles) -> Cluster:
+    if files.going_on.exists() and not files.address.exists():
+        raise ClusterGoneError(
+            "its job has ended and the next one, which goes on with the run, still waits: rk.connect_job() "
+            "waits for it, and `rehearsal-kit jobs` shows where it is"
+        )
     if not files.address.exists():
         raise ClusterGoneError("its folder is not there any more")
     require_private_folder(files.folder)

@@ -52,6 +52,8 @@ class Coordinator(SchedulerPlugin):
 
     name = PLUGIN
     idempotent = True
+    followed_by = ""
+    """The job that goes on with the run when this cluster ends; empty if none does."""
 
     async def start(self, scheduler: Scheduler) -> None:
         """Called by Dask when the plugin arrives at the scheduler."""
@@ -198,6 +200,10 @@ class Coordinator(SchedulerPlugin):
         if topic in self._runs:
             self._runs[topic].acceptance.release(holder)
 
+    def going(self) -> list[str]:
+        """Folders of the runs that are under way."""
+        return [run.order.run for run in self._runs.values() if not run.outcome]
+
     async def wind_down(self, beat: Callable[[], None] = lambda: None) -> None:
         """Have all ranks end at their next step, with a checkpoint, before this cluster goes.
 
@@ -249,6 +255,11 @@ class Coordinator(SchedulerPlugin):
             if not run.ending:
                 raise GenerationError("a worker closed by itself; the ranks have kept all they had learned.")
             words = f"the cluster ended; rk.resume({run.order.run!r}, rk.start_cluster()) goes on."
+            if self.followed_by:
+                words = (
+                    f"the time of its job is over; job {self.followed_by} goes on with the run by itself; "
+                    f"rk.attach({run.order.run!r}) joins it there."
+                )
         self._over(run, outcome, words)
 
     async def _interrupt(self, run: WatchedRun) -> None:
@@ -339,7 +350,8 @@ class Coordinator(SchedulerPlugin):
         self._over(run, "failed", reason + tried)
 
     def _over(self, run: WatchedRun, outcome: str, error: str) -> None:
-        record = RunOver(outcome=outcome, error=error, time=time.time())
+        moves_to = self.followed_by if outcome == INTERRUPTED else ""
+        record = RunOver(outcome=outcome, error=error, time=time.time(), moves_to=moves_to)
         line = self._write(run, record)
         run.outcome = outcome
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,14 @@ DASK_SETTINGS = {
     "distributed.admin.system-monitor.interval": "10s",
     # Nobody asks the scheduler for old events: what was told is in the run's own files.
     "distributed.admin.low-level-log-length": 100,
+}
+
+
+WORKER_OPTIONS: Mapping[str, Any] = {
+    "threads_per_worker": 1,
+    "memory_limit": 0,
+    # A fresh worker imports torch before it says it is ready, not in the middle of its first call.
+    "preload": ["rehearsal_kit.cluster.rank_host"],
 }
 
 
@@ -83,12 +92,34 @@ def start_local(devices: Devices, interface: Interface, *, security: Security, s
     """
     bind(worker_variables(devices.kind, interface, scratch=scratch))
     # Dask asks NVML for its own statistics; where that does not answer, it would not start.
-    dask.config.set(
-        {**DASK_SETTINGS, "distributed.diagnostics.nvml": devices.kind == "cuda" and not devices.plain}
-    )
+    settle_dask(nvml=devices.kind == "cuda" and not devices.plain)
     common: dict[str, Any] = {
+        **scheduler_options(interface, security=security, scratch=scratch),
+        **WORKER_OPTIONS,
         "n_workers": devices.workers,
-        "threads_per_worker": 1,
+    }
+    if devices.kind == "cuda":
+        return gpu_cluster(devices.gpus, common, plain=devices.plain, shared=devices.shared)
+    if holds_fork_server(scratch):
+        share_imports()
+    return LocalCluster(**common, processes=True)
+
+
+def scheduler_alone(interface: Interface, *, security: Security, scratch: str) -> LocalCluster:
+    """A scheduler on this machine, as `start_local` has it, whose workers come from elsewhere."""
+    settle_dask(nvml=False)
+    options = scheduler_options(interface, security=security, scratch=scratch)
+    return LocalCluster(**options, n_workers=0, processes=True)
+
+
+def settle_dask(*, nvml: bool) -> None:
+    """Have Dask do in this process, and in the workers that it starts, what training needs."""
+    dask.config.set({**DASK_SETTINGS, "distributed.diagnostics.nvml": nvml})
+
+
+def scheduler_options(interface: Interface, *, security: Security, scratch: str) -> dict[str, Any]:
+    """How a LocalCluster is made that is bound to one interface and speaks TLS."""
+    return {
         "host": interface.address,
         "protocol": "tls://",
         "security": security,
@@ -96,18 +127,10 @@ def start_local(devices: Devices, interface: Interface, *, security: Security, s
         # Without a dashboard it has a port all the same, by default one that is the same for everybody.
         "scheduler_kwargs": {"dashboard_address": "127.0.0.1:0"},
         "local_directory": scratch,
-        "memory_limit": 0,
-        # A fresh worker imports torch before it says it is ready, not in the middle of its first call.
-        "preload": ["rehearsal_kit.cluster.rank_host"],
     }
-    if devices.kind == "cuda":
-        return gpu_cluster(devices.gpus, common, plain=devices.plain, shared=devices.shared)
-    if holds_fork_server(scratch):
-        _share_imports()
-    return LocalCluster(**common, processes=True)
 
 
-def _share_imports() -> None:
+def share_imports() -> None:
     """Fork all workers from one process that has imported what they need: a killed one is back at once.
 
     Not on GPUs, where each worker is to see its own before its process begins; nor where the folder

@@ -17,11 +17,13 @@ import socket
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
+import psutil
 from distributed import LocalCluster, Scheduler
 from distributed.core import Status
 from distributed.diagnostics.plugin import SchedulerPlugin
@@ -83,6 +85,16 @@ class ClusterFiles:
         """What the server and its workers printed."""
         return self.folder / "log.txt"
 
+    @property
+    def going_on(self) -> Path:
+        """The run with which the next cluster in this folder goes on, as JSON; not there if there is none."""
+        return self.folder / "going_on.json"
+
+    @property
+    def failure(self) -> Path:
+        """Why a cluster that others wait for did not come up, or ended before its time."""
+        return self.folder / "failure.txt"
+
     def security(self) -> Security:
         """TLS for every role; nothing unencrypted is spoken or accepted."""
         return security_of(self.key)
@@ -112,6 +124,8 @@ class ServerRecord:
     scratch: str
     """Where it and its workers keep temporary files, on a disk of that host; goes with them."""
     code: CodeFolders
+    end_command: str = ""
+    """What a person types to end it; empty: `rehearsal-kit stop` with the name of its folder."""
 
     @staticmethod
     def read(files: ClusterFiles) -> ServerRecord:
@@ -181,18 +195,29 @@ def serve(files: ClusterFiles, scratch: str) -> None:
     try:
         with start_local(order.devices, interface, security=files.security(), scratch=scratch) as cluster:
             cluster.scheduler.add_plugin(plugin)
-            _require_bound(interface)
+            require_bound(interface)
             cluster.loop.add_callback(_replace_closed, cluster)
             plugin.begin()
             _tell(cluster, order, files, scratch=scratch, code=code)
             _watch(cluster, plugin, interface, idle_timeout_s=order.idle_timeout_s)
-            coordinator = cluster.scheduler.plugins.get(COORDINATOR)
-            if isinstance(coordinator, Coordinator):  # some kernel has started a run here
-                cluster.sync(coordinator.wind_down, lambda: files.ending.touch(mode=0o600))
+            wind_down(cluster, files)
     except BaseException:
         files.key.unlink(missing_ok=True)  # what remains is the log, which says why
         raise
     shutil.rmtree(files.folder)
+
+
+def coordinator_of(cluster: LocalCluster) -> Coordinator | None:
+    """The coordinator in the scheduler of this cluster; None where no kernel has started a run there."""
+    scheduler: Any = cluster.scheduler
+    found = scheduler.plugins.get(COORDINATOR)
+    return found if isinstance(found, Coordinator) else None
+
+
+def wind_down(cluster: LocalCluster, files: ClusterFiles) -> None:
+    """Have all runs end with a checkpoint, and show whoever waits for the end that they get on with it."""
+    if coordinator := coordinator_of(cluster):
+        cluster.sync(coordinator.wind_down, lambda: files.ending.touch(mode=0o600))
 
 
 def _tell(
@@ -222,7 +247,7 @@ def _watch(
     scheduler: Any = cluster.scheduler
     while not plugin.stop and plugin.idle_s() <= idle_timeout_s and scheduler.status.name != "closed":
         if time.monotonic() - looked > LISTENERS_CHECK_S:
-            _require_bound(interface)  # workers open further ports when they train
+            require_bound(interface)  # workers open further ports when they train
             looked = time.monotonic()
         time.sleep(CHECK_S)
 
@@ -242,21 +267,31 @@ async def _replace_closed(cluster: LocalCluster) -> None:
         await asyncio.sleep(CHECK_S)
 
 
-def _require_bound(interface: Interface) -> None:
-    if beyond := strays(listeners(family()), interface):
+def require_bound(interface: Interface, processes: Iterable[psutil.Process] | None = None) -> None:
+    """ClusterError where one of these processes, by default all of this family, listens beyond it."""
+    if beyond := strays(listeners(family() if processes is None else processes), interface):
         raise ClusterError(
             f"listens beyond {interface.name} ({interface.address}): {', '.join(beyond)}; the cluster ends, "
             "because others could reach it there."
         )
 
 
-def main() -> None:
-    """The whole process; its one argument is the folder of the cluster."""
+def own_scratch() -> str:
+    """A folder for the temporary files of this process and those it starts, which goes with it.
+
+    Libraries leave things in the temporary folder; this becomes that, and the current one.
+    """
     os.umask(0o077)
-    # Libraries leave things in the temporary folder; in one of our own they go when we go. Not before the
-    # fork server's own folder in it, whose end would complain of what it misses, as the last word of the log.
     scratch = tempfile.mkdtemp(prefix="rehearsal-kit-")
+    # Not before the fork server's own folder in it, whose end would complain of what it misses, as the last
+    # word of the log.
     Finalize(None, shutil.rmtree, args=(scratch, True), exitpriority=LAST)
     os.environ["TMPDIR"] = tempfile.tempdir = scratch
     os.chdir(scratch)
+    return scratch
+
+
+def main() -> None:
+    """The whole process; its one argument is the folder of the cluster."""
+    scratch = own_scratch()
     serve(ClusterFiles(folder=Path(sys.argv[1])), scratch)

@@ -24,9 +24,9 @@ from rehearsal_kit.cluster.server import ClusterFiles, ServerRecord
 
 # Not -m: the classes of a module that runs as __main__ are not those that others import from it. Dask reads
 # the configuration of the site when it is imported; here it forgets that, before anything has used it.
-SERVER = (
-    "import dask.config; dask.config.refresh(paths=[], env={}); "
-    "from rehearsal_kit.cluster.server import main; main()"
+PROGRAM = (
+    "import dask.config; dask.config.refresh(paths=[], env={{}}); "
+    "from rehearsal_kit.{module} import main; main()"
 )
 START_TIMEOUT_S = 300.0
 """What eight workers may take that import torch from a cold parallel file system."""
@@ -107,11 +107,11 @@ class ServerProcess:
 
     def _wait_until_gone(self) -> None:
         patience = Patience(STOP_TIMEOUT_S)
-        while self.files.folder.exists():
+        while self.files.address.exists():
             if not patience.lasts(self._sign()):
                 raise ClusterError(
-                    f"the cluster on {self.record.host} was told to end, but its folder {self.files.folder} "
-                    "is still there; look on that machine."
+                    f"the cluster on {self.record.host} was told to end, but {self.files.address} is "
+                    "still there; look on that machine."
                 )
             time.sleep(0.1)
 
@@ -148,7 +148,7 @@ def _launch(files: ClusterFiles) -> subprocess.Popen[bytes]:
     descriptor = os.open(files.log, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         return subprocess.Popen(  # noqa: S603 - our own module
-            [sys.executable, "-c", SERVER, str(files.folder)],
+            [sys.executable, "-c", PROGRAM.format(module="cluster.server"), str(files.folder)],
             env=child_environment(os.environ),
             cwd=files.folder,
             stdin=subprocess.DEVNULL,

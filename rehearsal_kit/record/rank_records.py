@@ -69,6 +69,8 @@ class RunOver:
     error: str
     """The first error of the first rank that failed, or what to do after an interruption; else empty."""
     time: float
+    moves_to: str = ""
+    """Number of the job that goes on with it by itself, if one does."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -95,7 +95,8 @@ class Handle(Steering):
     def state(self) -> str:
         """created, starting, waiting, running, paused, recovering, finished, stopped, failed or left.
 
-        Or interrupted: the cluster ended, and `rk.resume` goes on from where the run was.
+        Or interrupted: the cluster ended, and `rk.resume` goes on from where the run was; moving, where
+        another job goes on with it by itself, and this session with it, once its turn has come.
         """
         return self._run_connection.state
 
@@ -195,11 +196,12 @@ class Handle(Steering):
     def close(self) -> None:
         """Stop the run if it goes on and this kernel steers it, wait for that, and let go of it.
 
-        Where another kernel steers, this is `leave`. Else `cluster` stays connected: its `close` ends it.
+        Where another kernel steers, and while the run moves to another job, this is `leave`. Else `cluster`
+        stays connected: its `close` ends it.
         """
         stop = None
         with contextlib.suppress(SessionError):  # it has ended this moment
-            if self.leads and self.state not in ("created", "left", *ENDED):
+            if self.leads and self.state not in ("created", "left", "moving", *ENDED):
                 stop = self._send(Stop())
         self._let_go(stop)
 

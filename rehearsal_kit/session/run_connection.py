@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import queue
 import secrets
 import threading
 import time
@@ -22,7 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rehearsal_kit.base.errors import SessionError, said
+from rehearsal_kit.base.errors import ClusterError, SessionError, said
 from rehearsal_kit.base.patience import Patience
 from rehearsal_kit.cluster.acceptance import named, refusal, too_late
 from rehearsal_kit.cluster.cluster import Cluster
@@ -38,8 +37,10 @@ from rehearsal_kit.record.preview_files import Preview, Wanted
 from rehearsal_kit.record.rank_records import GenerationBegan, GenerationEnded, LeaseTaken, RunOver, Stalled
 from rehearsal_kit.record.records import Applied, StateChanged, from_plain
 from rehearsal_kit.record.run_folder import RunFolder
-from rehearsal_kit.record.run_states import ENDED
+from rehearsal_kit.record.run_states import ENDED, INTERRUPTED
 from rehearsal_kit.record.tail import TimelineTail
+from rehearsal_kit.session.next_cluster import next_cluster
+from rehearsal_kit.session.outbox import Outbox
 from rehearsal_kit.session.unclaimed_tasks import remove_unclaimed
 
 LOG = logging.getLogger(__name__)
@@ -50,12 +51,11 @@ BROKEN_S = 8.0
 """A kernel that cannot reach the scheduler for so long says so; the run may go on without it."""
 SLOW_BYTES_S = 2**20
 """A kernel far away sends a network no slower than that; its way to the scheduler is not broken meanwhile."""
-CLOSE_TIMEOUT_S = 60.0
+CLOSE_TIMEOUT_S = SUBSCRIBE_TIMEOUT_S = 60.0
 OF_LATE = 100
 """Acknowledgements among which that of a stop is looked for."""
 LAST_WORDS_S = 12.0
 """What ranks and coordinator have to write how a run ended whose cluster ends."""
-SUBSCRIBE_TIMEOUT_S = 60.0
 OF_THE_COORDINATOR = (GenerationBegan, GenerationEnded, Stalled, LeaseTaken, RunOver)
 
 
@@ -77,26 +77,23 @@ class RunConnection:
         self._cluster = cluster
         self._run = run
         self._topic = ""
-        self._outbox: queue.SimpleQueue[Wish | None] = queue.SimpleQueue()
+        self._outbox = Outbox()
         self._unanswered: list[Wish] = []
         """Sent, and nobody has said yet whether they were accepted."""
         self._unaccepted: frozenset[int] = frozenset()
         """Numbers of the wishes that `refused` is about."""
         self._heard = threading.Event()
         self._closing = threading.Event()
-        self._last_taken = False
-        """Whether no wish will come any more."""
-        self._sending = threading.Lock()
-        self._sends = True
-        """Whether wishes in the outbox are still passed on."""
         self._first = 0
         """Record of the run from which on they tell of this start of it: others tell of earlier ones."""
+        self._moves_to = ""
+        """The job to which the run moves, whose cluster is not there yet; empty if it does not move."""
         self._state = "created"
         self._thread: threading.Thread | None = None
 
     @property
     def state(self) -> str:
-        """created, starting, waiting, running, paused, recovering, or one of those in ENDED."""
+        """created, starting, waiting, running, paused, recovering, moving, or one of those in ENDED."""
         if self._state != "live":
             return self._state
         newest = self._newest(StateChanged, GenerationBegan, GenerationEnded)
@@ -149,11 +146,8 @@ class RunConnection:
 
     def send(self, wish: Wish) -> None:
         """Pass a wish on to rank 0, as soon as there is one; after the end of the run it is refused."""
-        with self._sending:
-            if self._sends:
-                self._outbox.put(wish)
-                return
-        self._refuse_late([wish])
+        if not self._outbox.put(wish):
+            self._refuse_late([wish])
 
     def close(self, stop: Wish | None) -> None:
         """Let go of the run; `stop` has been sent if this kernel was to end it."""
@@ -161,18 +155,18 @@ class RunConnection:
             if stop is not None and not self._stopped(stop):
                 self._end("failed", f"the ranks did not stop in {CLOSE_TIMEOUT_S:.0f} s; close the cluster.")
             self._closing.set()
-            self._outbox.put(None)
+            self._outbox.close()
             self._thread.join(CLOSE_TIMEOUT_S)
             self._thread = None
         if self._state not in ENDED:
-            stopped = self._state == "created" or (stop is not None and not self._is_refused(stop))
+            stopped = self._state == "created" or (stop is not None and stop.number not in self._unaccepted)
             self._state = "stopped" if stopped else "left"
         self.over.set()
 
     def _stopped(self, stop: Wish) -> bool:
         """Whether the run has ended in time, or another kernel steers it, so that it does not end."""
         patience = Patience(CLOSE_TIMEOUT_S)
-        while not self.over.wait(0.05) and not self._is_refused(stop):
+        while not self.over.wait(0.05) and stop.number not in self._unaccepted:
             if not patience.lasts(time.monotonic() if self._is_obeyed(stop) else None):
                 return False
         return True
@@ -183,9 +177,6 @@ class RunConnection:
         stalled = isinstance(newest, Stalled) and newest.seconds > 0
         applied = [record for record in self.timeline.latest(Applied, OF_LATE) if not record.refused]
         return not stalled and any((r.number, r.holder) == (stop.number, self.holder) for r in applied)
-
-    def _is_refused(self, wish: Wish) -> bool:
-        return wish.number in self._unaccepted
 
     def preview(self, wanted: Wanted) -> Preview | None:
         """What rank 0 has of a task; None before there is one, and where there is no rank 0 that answers."""
@@ -200,13 +191,24 @@ class RunConnection:
         self._thread.start()
 
     def _drive(self, order: RunOrder | None) -> None:
-        """The session's one thread: begins the run, sends wishes, notices if the cluster is gone."""
+        """The session's one thread: begins the run, and goes with it to the next job where it moves."""
+        self._attend(order)
+        while self._moves_to and not self._closing.is_set():
+            if self._has_followed():
+                self._attend(None)
         client: Any = self._cluster.client
+        self._end_sending()
+        with contextlib.suppress(Exception):  # the cluster may be gone, or its client closed
+            client.unsubscribe_topic(self._topic)
+            self._within(BROKEN_S, client._run_on_scheduler, release_lease, self._topic, self.holder)
+
+    def _attend(self, order: RunOrder | None) -> None:
+        """Begin the run, if there is an order, send wishes, notice if the cluster is gone."""
         try:
             self._listen()
             if order is not None:
                 self._begin(order)
-            while not self.over.is_set() and self._send_wishes():
+            while not self.over.is_set() and not self._moves_to and self._send_wishes():
                 self._look()
         except OSError as error:
             self._lose(
@@ -215,11 +217,25 @@ class RunConnection:
             )
         except Exception as error:
             self._lose(said(error))
-        finally:
-            self._end_sending()
-            with contextlib.suppress(Exception):  # the cluster may be gone, or its client closed
-                client.unsubscribe_topic(self._topic)
-                self._within(BROKEN_S, client._run_on_scheduler, release_lease, self._topic, self.holder)
+
+    def _has_followed(self) -> bool:
+        """Wait for the job to which the run moves; whether this kernel is connected to the run there."""
+        self._state, self._first = "moving", len(self.timeline)
+        try:
+            found = next_cluster(
+                self._cluster, self._run, holder=self.holder, leads=self.leads, closing=self._closing
+            )
+            self.history.catch_up()
+        except (ClusterError, OSError) as error:
+            self._moves_to = ""
+            self._end(INTERRUPTED, str(error))
+            return False
+        if found is None:
+            return False
+        self._topic, self.leads = found
+        self._heard.clear()
+        self._moves_to, self._state = "", "live"
+        return True
 
     def _begin(self, order: RunOrder) -> None:
         client: Any = self._cluster.client
@@ -231,7 +247,7 @@ class RunConnection:
         ):
             self._within(ANSWER_S, register, plugin=plugin, name=plugin.name, idempotent=True)
         # Together with the run, so that what was asked before is accepted with it, or not at all.
-        first = self._taken_out(wait_s=0.0)
+        first = self._outbox.taken_out(wait_s=0.0)
         wishes = [wish.to_json() for wish in first]
         patience_s = BROKEN_S + len(order.spec) / SLOW_BYTES_S
         refused = self._ask(begin_run, asdict(order), wishes, holder=self.holder, patience_s=patience_s)
@@ -267,12 +283,19 @@ class RunConnection:
         if isinstance(told, LeaseTaken):
             self.leads = told.holder == self.holder
         if isinstance(told, RunOver):
-            self._end(told.outcome, told.error)
+            self._take_end(told)
 
     def _end_as(self, outcome: str) -> None:
         """The coordinator has said that the run is over; its files say why."""
         over = self._newest(RunOver)
-        self._end(outcome, "" if over is None else over.error)
+        self._take_end(RunOver(outcome=outcome, error="", time=0.0) if over is None else over)
+
+    def _take_end(self, over: RunOver) -> None:
+        """The run has ended here; where another job goes on with it, its session goes on, too."""
+        if over.moves_to and not self._closing.is_set():
+            self._moves_to = over.moves_to
+        else:
+            self._end(over.outcome, over.error)
 
     def _end(self, outcome: str, error: str) -> None:
         if not self.over.is_set():
@@ -283,7 +306,7 @@ class RunConnection:
     def _lose(self, words: str) -> None:
         """The cluster cannot be asked any more: perhaps its last words stand in the folder of the run."""
         deadline, gone = time.monotonic() + LAST_WORDS_S, False
-        while not self.over.is_set() and time.monotonic() < deadline and not gone:
+        while not (self.over.is_set() or self._moves_to or gone) and time.monotonic() < deadline:
             gone = self._cluster.has_ended  # looked at first: what it wrote until then is read below
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 self.history.catch_up()
@@ -291,8 +314,10 @@ class RunConnection:
             if newest is None:  # it never began
                 break
             if isinstance(newest, RunOver):
-                self._end(newest.outcome, newest.error)
+                self._take_end(newest)
             self.over.wait(0.1)
+        if self._moves_to:
+            return
         if gone:
             again = f"rk.resume({str(self._run.path)!r}, rk.start_cluster()) goes on with the run"
             words = f"the cluster has ended; {again}."
@@ -300,7 +325,7 @@ class RunConnection:
 
     def _send_wishes(self) -> bool:
         """Wait a moment for a wish, then send all there are in one message; False once there will be none."""
-        wishes = self._taken_out(wait_s=LOOK_S)
+        wishes = self._outbox.taken_out(wait_s=LOOK_S)
         if wishes:
             self._unanswered = wishes
             refused = self._ask(
@@ -309,13 +334,11 @@ class RunConnection:
             self._unanswered = []
             if refused:
                 self._refuse(wishes, refused)
-        return not self._last_taken
+        return not self._outbox.last_taken
 
     def _end_sending(self) -> None:
         """Say of the wishes that are left that they came too late: nobody takes them out any more."""
-        with self._sending:
-            self._sends = False
-        if left := self._taken_out(wait_s=0.0):
+        if left := self._outbox.shut():
             self._refuse_late(left)
         if self._unanswered:
             names = named([to_plain(wish) for wish in self._unanswered])
@@ -329,17 +352,6 @@ class RunConnection:
         remove_unclaimed(self._run, wishes)
         self._unaccepted = frozenset(wish.number for wish in wishes)
         self.refused = words
-
-    def _taken_out(self, *, wait_s: float) -> list[Wish]:
-        """All wishes of the outbox, in order."""
-        wishes: list[Wish] = []
-        with contextlib.suppress(queue.Empty):
-            wish = self._outbox.get(block=wait_s > 0, timeout=wait_s or None)
-            while wish is not None:
-                wishes.append(wish)
-                wish = self._outbox.get_nowait()
-            self._last_taken = True
-        return wishes
 
     def _ask(
         self, function: Callable[..., Any], *arguments: Any, patience_s: float = BROKEN_S, **named: Any
@@ -356,14 +368,13 @@ class RunConnection:
                 return self._within(patience_s, client._run_on_scheduler, function, *arguments, **named)
             except TimeoutError:
                 late = time.monotonic() > deadline or self._closing.is_set()
-                if late or client.status != "running" or self._has_gone():
+                if late or client.status != "running" or self._cluster.has_ended:
                     raise
 
     def _within(self, timeout_s: float, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        return within(self._cluster.client, timeout_s, call, *arguments, gone=self._has_gone, **named)
-
-    def _has_gone(self) -> bool:
-        return self._cluster.has_ended
+        return within(
+            self._cluster.client, timeout_s, call, *arguments, gone=lambda: self._cluster.has_ended, **named
+        )
 
     def _look(self) -> None:
         """Whether the coordinator still knows the run, and has told us all."""

@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 
 from rehearsal_kit.base.processes import family, is_alive
 from rehearsal_kit.base.settings import Recovery, Rehearsal, Training
+from rehearsal_kit.batch.launch import connect_job
 from rehearsal_kit.cluster.cluster import Cluster, reach, start_cluster
 from rehearsal_kit.data.tensor_tasks import split_instances
 from rehearsal_kit.learning.strategies.dark import DERpp
@@ -445,6 +446,17 @@ def train_on_own_cluster(run: str, idle_timeout_s: str) -> None:
     cluster = start_cluster("cpu", workers=2, idle_timeout_s=float(idle_timeout_s))
     print(json.dumps([process.pid for process in cluster.processes()[1:]]), flush=True)
     train_on(json.dumps(cluster.place), run)
+
+
+def train_on_job(number: str, run: str) -> None:
+    """Start on the cluster of a batch job, and pause."""
+    session = session_on(connect_job(number), Path(run), nap_s=5 * NAP_S)
+    session.start()
+    until(session, lambda timeline: timeline.last(Steps))
+    print("training", flush=True)
+    answered(session, session.pause())
+    print("paused", flush=True)
+    session.wait()
 
 
 def gaps(folder: RunFolder, since: float) -> list[float]:

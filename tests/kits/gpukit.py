@@ -29,7 +29,7 @@ from rehearsal_kit.cluster.gpu_probe import Probe
 from rehearsal_kit.cluster.key_files import write_key
 from rehearsal_kit.cluster.local_cluster import ClusterOrder, Devices
 from rehearsal_kit.cluster.server import ClusterFiles
-from rehearsal_kit.cluster.server_process import SERVER, clusters_folder, wait_until_up
+from rehearsal_kit.cluster.server_process import PROGRAM, clusters_folder, wait_until_up
 
 STAND_INS = Path(__file__).parent / "fake_gpus"
 PROBE = "from rehearsal_kit.cluster.gpu_probe import main; main()"
@@ -73,7 +73,7 @@ def served(devices: Devices, gpus: Sequence[Mapping[str, Any]], **others: str) -
     write_private(files.order, json.dumps(asdict(order)))
     with files.log.open("w") as log:
         child = subprocess.Popen(
-            [sys.executable, "-c", SERVER, str(files.folder)],
+            [sys.executable, "-c", PROGRAM.format(module="cluster.server"), str(files.folder)],
             env=variables(gpus, **others),
             cwd=files.folder,
             stdin=subprocess.DEVNULL,

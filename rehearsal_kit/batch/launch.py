@@ -1,0 +1,204 @@
+"""Asks a batch system for a cluster, waits for it in the queue, and connects to it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import shutil
+import time
+from dataclasses import asdict, replace
+
+from rehearsal_kit.base.errors import ClusterError, ClusterGoneError
+from rehearsal_kit.base.files import write_private
+from rehearsal_kit.base.limits import require_number
+from rehearsal_kit.base.network_interfaces import interfaces, is_loopback
+from rehearsal_kit.batch.job import Job
+from rehearsal_kit.batch.job_folder import (
+    KEPT,
+    JobFiles,
+    JobOrder,
+    JobRecord,
+    job_named,
+    jobs_folder,
+    known_jobs,
+)
+from rehearsal_kit.batch.script import write_script
+from rehearsal_kit.batch.system import ENDED, RUNNING, UNKNOWN, JobState
+from rehearsal_kit.batch.systems import SYSTEMS
+from rehearsal_kit.batch.waiting_line import WaitingLine
+from rehearsal_kit.cluster.cluster import Cluster, reach
+from rehearsal_kit.cluster.code_folders import offered
+from rehearsal_kit.cluster.key_files import write_key
+
+ASK_S = 2.0
+"""Seconds between two questions to a batch system, which others ask, too."""
+LOOK_S = 0.2
+SHARED_S = 60.0
+"""A job that has run for so long has written into its folder, if it can."""
+LAST_LINES = 12
+
+
+def launch(job: Job) -> Cluster:
+    """Ask the batch system of this machine for a cluster, wait until it is there, and connect to it.
+
+    While the job waits, a line says its state, its place in the queue and when it may start. A keyboard
+    interrupt ends the waiting only: the job stays in the queue, `connect_job` waits for it again, and
+    `rehearsal-kit launch --cancel` takes it out. `Cluster.close` ends the job.
+
+    job: what to ask for, such as `Job(site="slurm", nodes=2, time="2:00:00", account="physics")`.
+
+    Raises ClusterError where the batch system refuses, and where the job ends before its workers are there,
+    with the last lines of its log.
+    """
+    return connect_job(submit(job).folder.name)
+
+
+def connect_job(number: str = "", *, timeout_s: float = 86_400.0) -> Cluster:
+    """The cluster of a job that was launched, from any process of the same person; waits until it is there.
+
+    number: of the job, or the name of its folder; by default the newest. ClusterError where there is none,
+    and where it has ended.
+    """
+    timeout_s = require_number("timeout_s", timeout_s, low=0.1, high=1e9)
+    files = job_named(str(number))
+    wait_until_up(files, timeout_s=timeout_s)
+    return reach({"folder": str(files.folder)})
+
+
+def prepare(job: Job) -> JobFiles:
+    """The folder of a job: its key, what it is to start, and its script, which nobody has submitted yet."""
+    site, files = job.described, JobFiles(folder=jobs_folder() / secrets.token_hex(4))
+    order = JobOrder(
+        system=site.system,
+        kind=job.kind,
+        nodes=job.nodes,
+        workers=job.workers,
+        start=tuple(job.filled(word) for word in site.start),
+        numbered_gpus=site.numbered_gpus,
+        interface=job.interface or site.interface,
+        seen_from=tuple(each.address for each in interfaces() if not is_loopback(each.address)),
+        time_s=job.time_s,
+        margin_s=job.margin_s,
+        goes_on=job.goes_on,
+        idle_timeout_s=job.idle_timeout_s,
+        code=offered(None),
+    )
+    record = JobRecord(
+        system=site.system,
+        site=site.name,
+        nodes=job.nodes,
+        workers=job.nodes * job.workers,
+        made=time.time(),
+    )
+    with contextlib.ExitStack() as undone:
+        undone.callback(shutil.rmtree, files.folder, ignore_errors=True)
+        try:
+            files.folder.mkdir(mode=0o700)
+            write_key(files.key)
+            write_private(files.order, json.dumps(asdict(order)))
+            write_script(job, files)
+            files.write_job(record)
+        except OSError as error:
+            raise ClusterError(
+                f"the files of a job cannot be written to {files.folder}: {error}. Make room there, or have "
+                "REHEARSAL_KIT_HOME name another folder of yours, which all nodes see."
+            ) from error
+        undone.pop_all()
+    return files
+
+
+def submit(job: Job) -> JobFiles:
+    """Submit this job; ClusterError, and nothing is left, where the system does not take it."""
+    forget_old_jobs()
+    files = prepare(job)
+    try:
+        number = SYSTEMS[job.described.system].submit(files.script)
+    except BaseException:
+        shutil.rmtree(files.folder, ignore_errors=True)
+        raise
+    files.write_job(replace(files.read_job(), numbers=(number,)))
+    return files
+
+
+def cancel(files: JobFiles) -> str:
+    """End a job, or take it out of the queue; says in words what was done."""
+    record = files.read_job()
+    if not record.number:
+        shutil.rmtree(files.folder, ignore_errors=True)
+        return f"{files.folder.name}: it was never submitted by us; removed its folder."
+    system = SYSTEMS[record.system]
+    state = system.state(record.number)
+    if state.phase in (ENDED, UNKNOWN):
+        files.key.unlink(missing_ok=True)
+        return f"{record.number}: {state}; there is nothing to cancel."
+    system.cancel(record.number)
+    return (
+        f"{record.number}: cancelled; a run that was going takes a last checkpoint, and rk.resume() goes on "
+        f"with it. Log: {files.log}"
+    )
+
+
+def state_of(files: JobFiles) -> JobState:
+    """Where the newest job of this folder is."""
+    record = files.read_job()
+    if not record.number:
+        return JobState(phase="written", words=f"submit it by hand: {files.script}")
+    return SYSTEMS[record.system].state(record.number)
+
+
+def wait_until_up(
+    files: JobFiles, *, timeout_s: float, ask_s: float = ASK_S, shared_s: float = SHARED_S
+) -> None:
+    """Wait for the cluster of a job, and say meanwhile where the job is.
+
+    ClusterError, with the last lines of its log, where the job has ended, and where nothing of it is seen.
+    """
+    began = time.monotonic()
+    asked = running = -1e9
+    with WaitingLine() as line:
+        while not files.address.exists():
+            if files.failure.exists():
+                raise ClusterError(f"the cluster of the job did not come up: {_last_words(files)}")
+            now = time.monotonic()
+            if now - asked >= ask_s:
+                asked, state = now, state_of(files)
+                line.say(f"job {files.read_job().number}: {state}")
+                running = (running if running > 0 else now) if state.phase == RUNNING else -1e9
+                _require_coming(
+                    files, state, silent_s=now - running if running > 0 else 0.0, shared_s=shared_s
+                )
+            if now - began > timeout_s:
+                raise ClusterGoneError(
+                    f"the job is {state_of(files)} after {timeout_s:g} s; it stays there: wait for it again "
+                    f"by rk.connect_job({files.read_job().number!r})."
+                )
+            time.sleep(LOOK_S)
+
+
+def forget_old_jobs() -> None:
+    """Remove folders of jobs that have ended, but for the newest, whose logs somebody may want."""
+    ended = [files for files in known_jobs() if not files.key.exists()]
+    for files in ended[:-KEPT]:
+        shutil.rmtree(files.folder, ignore_errors=True)
+
+
+def _require_coming(files: JobFiles, state: JobState, *, silent_s: float, shared_s: float) -> None:
+    if state.phase in (ENDED, UNKNOWN) and not files.address.exists():
+        raise ClusterError(f"the job has ended before its workers came: {state}. {_last_words(files)}")
+    if silent_s > shared_s and not files.scheduler.exists():
+        raise ClusterError(
+            f"the job has been running for {silent_s:.0f} s, and nothing of it is seen in {files.folder}: "
+            "the nodes do not share this folder with the login node. Have REHEARSAL_KIT_HOME name a folder "
+            "that they share, cancel this job, and launch another."
+        )
+
+
+def _last_words(files: JobFiles) -> str:
+    with contextlib.suppress(OSError):
+        return files.failure.read_text().strip()
+    with contextlib.suppress(OSError):
+        lines = files.log.read_text(errors="replace").strip().splitlines()[-LAST_LINES:]
+        if lines:
+            return f"The last lines of {files.log}:\n" + "\n".join(lines)
+    return f"It has written no log to {files.log}."

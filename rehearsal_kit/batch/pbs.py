@@ -1,0 +1,87 @@
+"""PBS (OpenPBS, PBS Pro): its options, qsub, qstat and qdel."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+from rehearsal_kit.batch.job import Job, clock
+from rehearsal_kit.batch.system import ENDED, RUNNING, UNKNOWN, WAITING, JobState, called, refused
+
+LACKING = (
+    "there is no `qsub` here, so this is no login node of a PBS cluster: type this on one (load its module "
+    "first, if the site has one). On a machine of your own use rk.start_cluster()."
+)
+HINTS = (
+    ("account", "give --account, the project that pays"),
+    ("project", "give --account, the project that pays"),
+    ("queue", "the queues there are: `qstat -Q`; give --queue"),
+    ("walltime", "what a queue allows: `qstat -Qf QUEUE`; give --time"),
+    ("resource", "some sites ask for more, such as --option='-l filesystems=home'"),
+    ("connect", "the PBS server does not answer; try again later"),
+)
+"""What helps where PBS's refusal has such a word in it."""
+PHASES = {"Q": WAITING, "H": WAITING, "W": WAITING, "T": WAITING, "S": WAITING, "U": WAITING} | {
+    "R": RUNNING,
+    "E": RUNNING,
+    "B": RUNNING,
+    "F": ENDED,
+    "X": ENDED,
+}
+
+
+class Pbs:
+    """PBS's commands."""
+
+    prefix = "#PBS"
+
+    def directives(self, job: Job, *, log: Path) -> list[str]:
+        """The options of this job, one a line; nodes are asked for in those of the site."""
+        named = {"-A": job.account, "-q": job.queue}
+        return [
+            f"-N {job.name}",
+            f"-l walltime={clock(job.time_s)}",
+            "-j oe",
+            f"-o {log}",
+            # One of our own follows this job; PBS would begin this one again from its first line.
+            "-r n",
+            *[f"{option} {value}" for option, value in named.items() if value],
+        ]
+
+    def submit(self, script: Path, *, after: str = "") -> str:
+        """Submit a job script; the number of the job."""
+        follows = ["-W", f"depend=afterany:{after}"] if after else []
+        done = called(["qsub", *follows, str(script)], lacking=LACKING)
+        found = re.match(r"\s*(\d+[\w.\[\]-]*)", done.stdout)
+        if done.returncode or not found:
+            said = done.stderr.lower()
+            hint = next((hint for word, hint in HINTS if word in said), "")
+            raise refused("qsub", done, hint=f"{hint}." if hint else "")
+        return found[1]
+
+    def state(self, number: str) -> JobState:
+        """Where this job is."""
+        done = called(["qstat", "-x", "-f", "-F", "json", number], lacking=LACKING)
+        try:
+            jobs = json.loads(done.stdout)["Jobs"]
+            (job,) = jobs.values()
+            letter, comment = str(job["job_state"]), str(job.get("comment", ""))
+            start = str(job.get("estimated", {}).get("start_time", ""))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if "unknown job" in done.stderr.lower():
+                return JobState(phase=UNKNOWN, words="PBS has forgotten it: it ended a while ago")
+            raise refused("qstat", done) from error
+        words = [comment, f"expected to start {start}" if start and letter != "R" else ""]
+        return JobState(phase=PHASES.get(letter, UNKNOWN), words=", ".join(filter(None, words)) or letter)
+
+    def cancel(self, number: str) -> None:
+        """End this job, or take it out of the queue."""
+        done = called(["qdel", number], lacking=LACKING)
+        if done.returncode:
+            raise refused("qdel", done)
+
+    def here(self) -> str:
+        """The number of the job inside which this process runs; empty outside of one."""
+        return os.environ.get("PBS_JOBID", "")

@@ -1,0 +1,65 @@
+"""Where a run goes on whose job has ended: waiting for the next job's cluster, and going over to it."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rehearsal_kit.base.errors import ClusterError, ClusterGoneError, said
+from rehearsal_kit.cluster.cluster import Cluster
+from rehearsal_kit.cluster.cluster_calls import ask_scheduler
+from rehearsal_kit.cluster.scheduler_calls import ask_lease, look_for
+from rehearsal_kit.record.run_folder import RunFolder
+
+LOOK_S = 0.2
+BEGINS_S = 600.0
+"""What a run may take to be under way on a cluster that is up: its shards may be large."""
+ANSWER_S = 60.0
+
+
+def next_cluster(
+    cluster: Cluster, run: RunFolder, *, holder: str, leads: bool, closing: threading.Event
+) -> tuple[str, bool] | None:
+    """Connect `cluster` to the job that follows, once this run is under way there.
+
+    As long as that job waits in its queue, which may be for days. holder: the name of this kernel. leads:
+    whether it steered before, and so is to go on with that. closing: ends the waiting.
+
+    Returns the topic of the run there and whether this kernel steers it; None where the waiting has ended.
+    ClusterError, with the reason and what to do, where that cluster or that run does not come up.
+    """
+    cluster.disconnect()  # else Dask looks for the scheduler that has ended, and logs that it is not there
+    try:
+        while not cluster.has_moved():
+            if closing.wait(LOOK_S):
+                return None
+        cluster.reconnect()
+        found = _begun(cluster, run, closing)
+        if found is None:
+            return None
+        topic = str(found["topic"])
+        return topic, ask_scheduler(cluster.client, ask_lease, topic, holder, take=leads, timeout_s=ANSWER_S)
+    except (ClusterError, OSError) as error:
+        raise ClusterError(
+            f"{said(error)} rk.resume({str(run.path)!r}, cluster) goes on with the run."
+        ) from error
+
+
+def _begun(cluster: Cluster, run: RunFolder, closing: threading.Event) -> Mapping[str, Any] | None:
+    deadline = time.monotonic() + BEGINS_S
+    while not closing.wait(LOOK_S):
+        with contextlib.suppress(ClusterGoneError):  # it begins
+            found: Mapping[str, Any] | None = ask_scheduler(
+                cluster.client, look_for, str(run.path), timeout_s=ANSWER_S
+            )
+            if found is not None:
+                return found
+        if time.monotonic() > deadline:
+            raise ClusterError(
+                f"the next job is there, but {run.path} is not under way on it after {BEGINS_S:g} s; why not "
+                f"stands in {cluster.files.log}."
+            )
+    return None

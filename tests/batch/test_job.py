@@ -1,0 +1,235 @@
+"""What a person may ask a batch system for, what its script says, and what is told where that cannot be."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import pbskit
+import pytest
+from faultkit import wait_for
+
+from rehearsal_kit.base.errors import ClusterError, ClusterGoneError, SettingsError
+from rehearsal_kit.base.network_interfaces import interface_named, interface_towards
+from rehearsal_kit.batch import launch
+from rehearsal_kit.batch.job import Job, clock, seconds_of
+from rehearsal_kit.batch.job_folder import JobFiles, job_named, known_jobs
+from rehearsal_kit.batch.launch import (
+    cancel,
+    connect_job,
+    forget_old_jobs,
+    prepare,
+    state_of,
+    submit,
+    wait_until_up,
+)
+from rehearsal_kit.batch.node_workers import node_devices
+from rehearsal_kit.batch.script import job_script
+from rehearsal_kit.batch.site import SITES, known_sites, read_site
+from rehearsal_kit.cli.main import main
+
+
+@pytest.fixture
+def pbs(tmp_path, monkeypatch):
+    """A PBS that is stood in for, and a home folder without jobs."""
+    (tmp_path / "bin").mkdir()
+    variables = pbskit.install(tmp_path / "bin")
+    monkeypatch.setenv("PBS_STAND_IN", variables["PBS_STAND_IN"])
+    monkeypatch.setenv("PATH", f"{variables['PATH']}:{os.environ['PATH']}")
+    monkeypatch.setenv("REHEARSAL_KIT_HOME", str(tmp_path / "home"))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [("90", 5400), ("5:30", 330), ("1:30:00", 5400), ("2-12", 216_000), ("1-00:30", 88_200), ("0:45", 45)],
+)
+def test_times_as_batch_systems_write_them(time, seconds):
+    assert seconds_of(time) == seconds
+
+
+@pytest.mark.parametrize("time", ["", "0", "an hour", "1:2:3:4", "-5", "1.5", "00:00:00"])
+def test_what_is_no_time_is_refused(time):
+    with pytest.raises(SettingsError, match=r"it must be minutes, as 90, or"):
+        seconds_of(time)
+
+
+def test_time_is_asked_for_in_whole_minutes():
+    assert Job(time="0:02:10").time_s == 180
+    assert clock(90_061) == "25:01:01"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"nodes": 0}, "nodes is 0"),
+        ({"workers_per_node": 0}, "workers_per_node is 0"),
+        ({"site": "summit"}, "known are frontier, pbs, perlmutter, polaris, slurm, sophia"),
+        ({"site": "/nowhere/mine.toml"}, "cannot be read"),
+        ({"account": "a b"}, "account is 'a b'; it must be one word"),
+        ({"queue": "x\n#SBATCH --uid=0"}, "it must be one word"),
+        ({"options": ("rm -rf",)}, "it must begin with -"),
+        ({"options": ("--x\nrm",)}, "is none of a batch system"),
+        ({"name": ""}, "name is empty"),
+        ({"time": "2"}, "time is '2', 120 s, of which the last 120 s"),
+        ({"margin_s": 0.0}, "margin_s is 0"),
+    ],
+)
+def test_what_no_job_can_be_is_refused(settings, said):
+    with pytest.raises(SettingsError, match=said):
+        Job(**settings)
+
+
+def test_every_site_says_who_has_tried_it_and_makes_a_script(tmp_path):
+    for name in known_sites():
+        site = read_site(name)
+        assert site.note.endswith("not tried on the machine") == (name not in ("slurm", "pbs"))
+        files = JobFiles(folder=tmp_path / "jobs")
+        script = job_script(Job(site=name, nodes=3, account="me", queue="debug"), files)
+        assert "{" not in script
+        subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+        nodes = ("--nodes=3", "select=3")
+        assert any(words in script for words in nodes)
+        assert [line for line in script.splitlines() if line and not line.startswith("#")][-1].startswith(
+            "exec "
+        )
+
+
+def test_a_site_of_ones_own(tmp_path):
+    mine = tmp_path / "mine.toml"
+    text = (SITES / "slurm.toml").read_text()
+    mine.write_text(
+        text + 'directives = ["--constraint=fast"]\nsetup = ["module load python"]\ngpus_per_node = 2\n'
+    )
+    job = Job(site=mine, nodes=2, options=("--mem=64G",))
+    assert (job.kind, job.workers) == ("cuda", 2)
+    assert (replace(job, gpus=0).kind, replace(job, gpus=0).workers) == ("cpu", 1)
+    script = job_script(job, JobFiles(folder=tmp_path))
+    for line in (
+        "#SBATCH --constraint=fast",
+        "module load python",
+        "#SBATCH --gpus-per-node=2",
+        "#SBATCH --mem=64G",
+    ):
+        assert f"\n{line}\n" in script
+    for wrong, said in (
+        ("system = ", "is no TOML"),
+        (text.replace("slurm", "lsf", 2).replace('"lsf"', '"lsf"'), "must be one of 'slurm', 'pbs'"),
+        (text + "gpu = 4", "is not right"),
+        (text.replace('"srun"', "7", 1), "is not right"),
+    ):
+        mine.write_text(wrong)
+        with pytest.raises(SettingsError, match=said):
+            Job(site=mine)
+
+
+def test_gpus_by_number_for_those_that_nvml_does_not_know(pbs):
+    files = prepare(Job(site="frontier", nodes=2))
+    devices = node_devices(files.read_order())
+    assert devices.gpus == tuple("01234567")
+    assert devices.plain
+
+
+def test_a_folder_of_a_job_is_private_and_its_script_holds_no_secret(pbs, capsys):
+    assert main(["launch", "--site", "polaris", "--print", "--account", "X", "--queue", "debug"]) == 0
+    said = capsys.readouterr().out
+    (files,) = known_jobs()
+    assert files.folder.stat().st_mode & 0o777 == 0o700
+    assert all(not path.stat().st_mode & 0o077 for path in files.folder.iterdir())
+    assert files.key.read_text().splitlines()[1] not in said
+    for line in ("#PBS -l filesystems=home:eagle", "#PBS -A X", "#PBS -q debug", f"qsub {files.script}"):
+        assert line in said
+    assert f"rk.connect_job({files.folder.name!r})" in said
+    assert tomllib.loads((SITES / "polaris.toml").read_text())["note"] in said
+    assert main(["jobs"]) == 0
+    assert f"written (submit it by hand: {files.script})" in capsys.readouterr().out
+    assert main(["launch", "--cancel", files.folder.name]) == 0
+    assert not known_jobs()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["launch"], "which batch system? Give --slurm, --pbs, or --site"),
+        (["launch", "--cancel", "7"], "no job '7' of yours is known here; there are: none"),
+        (["launch", "--pbs", "--queue", "nowhere"], "Unknown queue; the queues there are: `qstat -Q`"),
+        (["launch", "--pbs", "--nodes", "0"], "nodes is 0"),
+    ],
+)
+def test_what_cannot_be_launched_is_told_in_one_line_and_leaves_nothing(pbs, capsys, words, said):
+    assert main(words) == 1
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not known_jobs()
+
+
+@pytest.mark.parametrize(("system", "command"), [("--slurm", "sbatch"), ("--pbs", "qsub")])
+def test_where_there_is_no_batch_system_it_is_said(tmp_path, monkeypatch, capsys, system, command):
+    monkeypatch.setenv("REHEARSAL_KIT_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["launch", system]) == 1
+    assert f"there is no `{command}` here, so this is no login node" in capsys.readouterr().err
+
+
+def test_a_job_in_the_queue_is_waited_for_with_its_state(pbs, capsys):
+    files = submit(Job(site="pbs", queue="busy"))
+    number = files.read_job().number
+    with pytest.raises(
+        ClusterGoneError, match=rf"the job is waiting .* after 0\.1 s; .*connect_job\('{number}'\)"
+    ):
+        connect_job(number, timeout_s=0.1)
+    assert (
+        f"job {number}: waiting (Not Running: Insufficient amount of resource: ncpus)"
+        in capsys.readouterr().err
+    )
+    assert "cancelled" in cancel(files)
+    with pytest.raises(ClusterError, match=r"has ended before its workers came: ended"):
+        connect_job(number, timeout_s=5)
+    assert "nothing to cancel" in cancel(files)
+
+
+def test_a_folder_that_the_nodes_do_not_share_is_told(pbs):
+    files = submit(Job(site="pbs", queue="busy"))
+    Path(f"{os.environ['PBS_STAND_IN']}/{files.read_job().number}.running").write_text("0")
+    with pytest.raises(ClusterError, match=r"has been running for .* the nodes do not share this folder"):
+        wait_until_up(files, timeout_s=5, ask_s=0.01, shared_s=0.05)
+
+
+def test_old_folders_are_forgotten(pbs, monkeypatch):
+    monkeypatch.setattr(launch, "KEPT", 2)
+    for number in range(4):
+        files = prepare(Job(site="pbs"))
+        files.write_job(replace(files.read_job(), numbers=(str(number),), made=float(number)))
+        if number < 3:
+            files.key.unlink()  # it has ended
+    forget_old_jobs()
+    assert [files.read_job().number for files in known_jobs()] == ["1", "2", "3"]
+    assert job_named("").read_job().number == "3"
+    assert job_named("2").folder == known_jobs()[1].folder
+
+
+def test_the_interface_that_leads_to_the_login_node():
+    assert interface_towards(["127.0.0.1"]) == interface_named(None)
+    with pytest.raises(
+        ClusterError, match=r"knows no way to 999\.1\.1\.1; its interfaces are: .*127\.0\.0\.1"
+    ):
+        interface_towards(["999.1.1.1"])
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(200)
+def test_a_job_of_pbs_ends_by_its_own_timer_before_the_system_would_end_it(pbs):
+    """PBS sends no signal: the job knows its wall time."""
+    cluster = launch.launch(Job(site="pbs", interface="lo", time="1", margin_s=30))
+    files = job_named("")
+    assert (cluster.address.workers, cluster.address.kind) == (1, "cpu")
+    assert f"rehearsal-kit launch --cancel {files.read_job().number}" in repr(cluster)
+    wait_for(lambda: not files.address.exists())
+    cluster.disconnect()
+    wait_for(lambda: state_of(files).phase == "ended")
+    assert not files.key.exists()
+    assert not files.failure.exists()
