@@ -114,6 +114,6 @@ def _share_imports() -> None:
     for temporary files has too long a name for a socket. There each worker imports by itself.
     """
     dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
-    # Else Dask imports pandas into this process: half a second and 20 MB, for a list that is replaced here.
+    # Else Dask imports pandas into this process, 20 MB of it, for a list that is replaced here.
     distributed.utils._forkserver_preload_set = True
     distributed.utils.get_mp_context().set_forkserver_preload(["rehearsal_kit.cluster.worker_imports"])

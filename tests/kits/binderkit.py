@@ -35,7 +35,7 @@ VISITOR = 1000
 """User and group in a container of Binder."""
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 0x1
-LOOK_S = 0.5
+LOOK_S = 1.0
 OF_FILE = re.compile(
     r"^[\da-f]+-[\da-f]+ \S+ \S+ \S+ \d+ +(/.*)\n"
     r"(?:[A-Z].*\n)*?Rss: +(\d+) kB\n(?:[A-Z].*\n)*?Anonymous: +(\d+) kB\n",
