@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import dask
+import distributed.utils
 from distributed import LocalCluster
 from distributed.security import Security
-from distributed.utils import get_mp_context
 
-from rehearsal_kit.base.child_processes import OF_OPTIMIZERS, holds_fork_server
+from rehearsal_kit.base.child_processes import holds_fork_server
 from rehearsal_kit.base.network_interfaces import Interface
 from rehearsal_kit.cluster.gpu_workers import gpu_cluster
 from rehearsal_kit.cluster.worker_variables import bind, worker_variables
@@ -137,4 +137,6 @@ def share_imports() -> None:
     for temporary files has too long a name for a socket. There each worker imports by itself.
     """
     dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
-    get_mp_context().set_forkserver_preload(["rehearsal_kit.cluster.rank_host", OF_OPTIMIZERS])
+    # Else Dask imports pandas into this process, 20 MB of it, for a list that is replaced here.
+    distributed.utils._forkserver_preload_set = True
+    distributed.utils.get_mp_context().set_forkserver_preload(["rehearsal_kit.cluster.worker_imports"])

@@ -6,8 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from rehearsal_kit.record.records import CheckpointKept, CheckpointTaken
 from rehearsal_kit.record.timeline import Timeline
+from rehearsal_kit.session.kept_checkpoints import kept_checkpoints
 from rehearsal_kit.session.left_out import left_open, unnumbered
 
 
@@ -63,19 +63,16 @@ def results_table(timeline: Timeline, branch: int | None = None) -> pd.DataFrame
 
 def checkpoints_table(timeline: Timeline) -> pd.DataFrame:
     """One row per checkpoint that is whole on disk. Index: its number."""
-    kept = {record.checkpoint: record for record in timeline.records(CheckpointKept)}
-    gone = {number for record in kept.values() for number in record.removed}
     rows = [
         {
             "checkpoint": taken.checkpoint,
             "branch": taken.branch,
             "step": taken.step,
-            "watched error": kept[taken.checkpoint].error,
-            "bytes": kept[taken.checkpoint].bytes,
+            "watched error": kept.error,
+            "bytes": kept.bytes,
             "taken": pd.Timestamp(taken.time, unit="s", tz="UTC"),
         }
-        for taken in timeline.records(CheckpointTaken)
-        if taken.checkpoint in kept and taken.checkpoint not in gone
+        for taken, kept in kept_checkpoints(timeline)
     ]
     columns = ["checkpoint", "branch", "step", "watched error", "bytes", "taken"]
     return pd.DataFrame(rows, columns=columns).set_index("checkpoint")

@@ -9,8 +9,9 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from rehearsal_kit.record.records import CheckpointKept, TaskArrived, TaskBegan, TaskEnded
+from rehearsal_kit.record.records import CheckpointKept, CheckpointTaken, TaskArrived, TaskBegan, TaskEnded
 from rehearsal_kit.record.timeline import Timeline
+from rehearsal_kit.session.kept_checkpoints import kept_checkpoints
 from rehearsal_kit.session.session import Session
 from rehearsal_kit.widgets.buttons import Confirmed, allow, offer, press, row
 from rehearsal_kit.widgets.requests import Requests
@@ -91,15 +92,13 @@ class RunControls:
 
     def _offer_checkpoints(self) -> None:
         kept = self._session.timeline.last(CheckpointKept)
-        if kept is self._kept:  # a table is not made twice a second for nothing
+        if kept is self._kept:  # a menu is not made twice a second for nothing
             return
         self._kept = kept
-        table = self._session.checkpoints()
         branched = len(self._session.timeline.branches) > 1
-        options = [
-            (_label(int(number), each, branched=branched), int(number))
-            for number, each in table[::-1].iterrows()
-        ]
+        # Not of session.checkpoints(), whose pandas would cost every kernel half a second and 20 MB.
+        on_disk = kept_checkpoints(self._session.timeline)[::-1]
+        options = [(_label(taken, kept, branched=branched), taken.checkpoint) for taken, kept in on_disk]
         offer(self.checkpoints, options or [("none yet", NONE)])
 
     def _listen(self) -> None:
@@ -139,11 +138,10 @@ def _under_way(timeline: Timeline) -> bool:
     return isinstance(timeline.newest((TaskBegan, TaskEnded)), TaskBegan)
 
 
-def _label(number: int, kept: Any, *, branched: bool) -> str:
-    branch = f"branch {kept['branch']} " if branched else ""
-    error = kept["watched error"]
-    known = error is not None and not math.isnan(error)
-    return f"#{number} {branch}step {kept['step']}" + (f", error {error:.2g}" if known else "")
+def _label(taken: CheckpointTaken, kept: CheckpointKept, *, branched: bool) -> str:
+    branch = f"branch {taken.branch} " if branched else ""
+    known = kept.error is not None and not math.isnan(kept.error)
+    return f"#{taken.checkpoint} {branch}step {taken.step}" + (f", error {kept.error:.2g}" if known else "")
 
 
 def _menu(description: str, nothing: str, *, width: str) -> Any:

@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import tomllib
-import zipfile
 from importlib.metadata import version
 from pathlib import Path
 
@@ -185,27 +184,3 @@ def docstrings(node: ast.AST) -> list[str]:
         and isinstance(each.value, ast.Constant)
         and isinstance(each.value.value, str)
     ]
-
-
-def test_the_wheel_carries_notebooks_types_and_licence(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--no-deps",
-        "--wheel-dir",
-        str(tmp_path),
-        str(ROOT),
-    ]
-    subprocess.run(command, check=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        names = archive.namelist()
-    assert "rehearsal_kit/notebooks/01_quickstart.ipynb" in names
-    # A folder whose name .gitignore knows would be left out of it.
-    assert {str(path.relative_to(ROOT)) for path in (ROOT / "rehearsal_kit").rglob("*.py")} <= set(names)
-    assert "rehearsal_kit/py.typed" in names
-    assert any(name.endswith("licenses/LICENSE") for name in names)
-    assert not [name for name in names if name.startswith("tests/")]

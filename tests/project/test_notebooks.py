@@ -5,18 +5,21 @@ from __future__ import annotations
 import ast
 import asyncio
 import json
-import os
 import re
+import shutil
+import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from binderkit import ROOT, Memory, build, members, network_of, require_no_network
 from IPython.core.inputtransformer2 import TransformerManager
 
 if TYPE_CHECKING:
     import nbformat
 
-NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 def code_of(path: Path) -> list[str]:
@@ -93,32 +96,80 @@ def test_what_is_shortened_is_there(path):
     assert [cell.source for cell in shortened(document).cells] != before
 
 
+A_VISITOR = 2.0e9
+"""Bytes of memory; with more, Binder kills the kernel."""
+MOST = {"01_quickstart": 1.0e9}
+"""What the notebook may take that Binder opens; the others come after it, in the same kernel."""
+
+
 @pytest.fixture(scope="module")
-def kernel(tmp_path_factory):
-    """One for all notebooks, which has imported plotly once: seconds each."""
+def home():
+    """Where a visitor of Binder would begin, all in one folder of a short name; see binderkit."""
+    folder = Path(tempfile.mkdtemp(prefix="binder-"))
+    yield build(folder)
+    shutil.rmtree(folder)
+
+
+def test_what_is_installed_carries_notebooks_types_and_licence(home):
+    installed = {str(path.relative_to(home.packages)) for path in home.packages.rglob("*")}
+    assert "rehearsal_kit/notebooks/01_quickstart.ipynb" in installed
+    # A folder whose name .gitignore knows would be left out.
+    assert {str(path.relative_to(ROOT)) for path in (ROOT / "rehearsal_kit").rglob("*.py")} <= installed
+    assert "rehearsal_kit/py.typed" in installed
+    assert any(name.endswith("licenses/LICENSE") for name in installed)
+    assert not [name for name in installed if name.startswith("tests")]
+
+
+@pytest.fixture(scope="module")
+def kernel(home):
+    """One for all notebooks, which has imported plotly once: seconds each. It is reached by files alone."""
+    from jupyter_client.kernelspec import KernelSpecManager
     from jupyter_client.manager import AsyncKernelManager
 
-    home = tmp_path_factory.mktemp("kernel")
-    own = {"TMPDIR": str(home), "REHEARSAL_KIT_HOME": str(home / "clusters")}
-    manager = AsyncKernelManager(kernel_name="python3", transport="ipc")
-    asyncio.run(manager.start_kernel(env={**os.environ, **own}))
-    yield manager, home / "clusters" / "clusters"
+    require_no_network()
+    words = home.command(home.python, "-m", "ipykernel_launcher", "-f", "{connection_file}")
+    spec = home.folder / "kernels" / "binder" / "kernel.json"
+    spec.parent.mkdir(parents=True)
+    spec.write_text(json.dumps({"argv": words, "display_name": "Python 3", "language": "python"}))
+    specs = KernelSpecManager(kernel_dirs=[str(spec.parents[1])])
+    manager = AsyncKernelManager(kernel_name="binder", transport="ipc", kernel_spec_manager=specs)
+    manager.connection_file = str(home.folder / "kernel.json")
+    started = manager.start_kernel(env=home.environment(), cwd=str(home.checkout / "notebooks"))
+    asyncio.run(started)
+    deadline = time.monotonic() + 60
+    while network_of(manager.provisioner.pid) in ("", network_of("self")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    yield manager
     asyncio.run(manager.shutdown_kernel(now=True))
 
 
 @pytest.mark.cluster
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_runs_from_top_to_bottom(path, kernel):
+def test_runs_from_top_to_bottom_as_on_binder(path, home, kernel):
+    """On one processor, without a network, with no files but those of the checkout and of the environment.
+
+    Check 3 of what can be said of Binder without building an image, and check 4, its memory.
+    """
     import nbclient
     import nbformat
 
-    manager, clusters = kernel
     document = shortened(nbformat.read(path, as_version=4))
     document.cells.insert(0, nbformat.v4.new_code_cell("%reset -f"))  # it finds no name of the one before
-    client = nbclient.NotebookClient(document, km=manager, timeout=600, store_widget_state=False)
+    client = nbclient.NotebookClient(document, km=kernel, timeout=600, store_widget_state=False)
+    network = network_of(kernel.provisioner.pid)
+    memory = Memory(network)
     try:
         client.execute()
     finally:
+        memory.close()
         client.kc.stop_channels()
-    assert not list(clusters.iterdir())
+    print(memory.table())
+    assert memory.peak < MOST.get(path.stem, A_VISITOR), memory.table()
+    # What is shown came through the kernel's own sockets, which are files: no port of ours is needed for it.
+    outputs = [output.get("data", {}) for cell in document.cells for output in cell.get("outputs", ())]
+    shown = any("application/vnd.jupyter.widget-view+json" in data for data in outputs)
+    assert shown == ("rk.dashboard(" in path.read_text())
+    assert [*members(network)] == [kernel.provisioner.pid]
+    assert not list((home.checkout / ".rehearsal-kit" / "clusters").iterdir())

@@ -87,7 +87,7 @@ def test_the_command_of_the_tests_is_the_one_that_ci_runs():
 
 
 def test_the_set_up_of_the_demo_is_that_of_the_tests_with_the_package_as_it_is():
-    """Its wheel is built, and looked into, in test_house.py; a smaller demo is run in test_cli.py."""
+    """What it installs is looked at in test_notebooks.py; a smaller demo is run in test_cli.py."""
     *set_up, demo = block("demo command").split(" && ")
     of_tests = block("test command").replace(".venv-test", ".venv").split(" && ")[:3]
     assert set_up == [*of_tests[:2], of_tests[2].replace("-e '.[test]'", ".")]

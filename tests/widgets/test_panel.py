@@ -10,7 +10,6 @@ from html import escape
 from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import pytest
 from runkit import arrived
 
@@ -47,7 +46,7 @@ from rehearsal_kit.reports.figures import (
     loss_curves,
     watched_curves,
 )
-from rehearsal_kit.session.tables import checkpoints_table, results_table
+from rehearsal_kit.session.tables import results_table
 from rehearsal_kit.widgets.asked_preview import AskedPreview
 from rehearsal_kit.widgets.controls import Controls
 from rehearsal_kit.widgets.live_widgets import Pacer
@@ -113,9 +112,6 @@ class StandIn:
 
     def note(self, text: str) -> int:
         return self._wish(("note", text))
-
-    def checkpoints(self) -> pd.DataFrame:
-        return checkpoints_table(self.timeline)
 
     def preview(self, task: int | None, *, trained: bool = False) -> Preview | None:
         return self.shown
