@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import tomllib
 from dataclasses import replace
@@ -173,6 +174,25 @@ def test_where_there_is_no_batch_system_it_is_said(tmp_path, monkeypatch, capsys
     monkeypatch.setenv("PATH", str(tmp_path))
     assert main(["launch", system]) == 1
     assert f"there is no `{command}` here, so this is no login node" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("said", "helps"),
+    [
+        ("Invalid account or account/partition combination specified", "give --account"),
+        ("Requested time limit is invalid (missing or exceeds some limit)", "give --time"),
+        ("Unable to contact slurm controller (connect failure)", "try again later"),
+        ("Something nobody has heard of", "was refused: sbatch: error: Something nobody has heard of."),
+    ],
+)
+def test_what_a_site_refuses_is_told_with_what_helps(tmp_path, monkeypatch, said, helps):
+    monkeypatch.setenv("REHEARSAL_KIT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "sbatch").write_text(f"#!/bin/sh\necho 'sbatch: error: {said}' >&2\nexit 1\n")
+    (tmp_path / "sbatch").chmod(0o700)
+    with pytest.raises(ClusterError, match=re.escape(helps)):
+        submit(Job(site="slurm"))
+    assert not known_jobs()
 
 
 def test_a_job_in_the_queue_is_waited_for_with_its_state(pbs, capsys):

@@ -5,8 +5,11 @@ In order: each test goes on with what the one before has left, as a job takes lo
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
+import sys
 import time
 
 import pytest
@@ -183,6 +186,20 @@ def of_images(cluster, run, **recovery):
     session.finish_stream()
     session.start()
     return session
+
+
+def test_the_doctor_looks_at_the_nodes_of_a_job(there):
+    doctor = [sys.executable, "-m", "rehearsal_kit.cli", "doctor", "--job", "--interface", "eth0", "--json"]
+    said = there.run("salloc", "--nodes=2", *doctor, timeout=DEADLINE_S)
+    found = json.loads(said[said.index("{") :])
+    assert found["well"], said
+    told = {finding["what"]: finding["found"] for finding in found["findings"]}
+    assert told["nodes"] == "2 of 2 have told: n1, n2"
+    assert f"eth0 {there.net}.12" in told["n2: interfaces"]
+    assert told["n1: GPUs"].startswith("none: ")
+    assert re.fullmatch(r"all 2 have met; gloo sums \d+ MiB/s", told["ranks"])
+    assert told["clocks"] < "1"
+    assert told["shared folder"].startswith("locks hold, a write is on disk in ")
 
 
 def test_what_slurm_refuses_is_told_with_what_helps(there):
