@@ -85,7 +85,8 @@ _STATE_CSS = """
 .rk-state { display: flex; align-items: center; gap: 14px; min-height: 30px; white-space: nowrap; }
 .rk-word { font-weight: 700; padding: 2px 12px; border-radius: 11px; color: #fff; background: #6b7280; }
 .rk-state[data-state=running] .rk-word { background: #00805d; }
-.rk-state[data-state=paused] .rk-word, .rk-state[data-state=recovering] .rk-word { background: #a85a00; }
+.rk-state[data-state=paused] .rk-word, .rk-state[data-state=recovering] .rk-word,
+.rk-state[data-state=moving] .rk-word { background: #a85a00; }
 .rk-state[data-state=failed] .rk-word { background: #c0262d; }
 .rk-state[data-state=starting] .rk-word, .rk-state[data-state=waiting] .rk-word { background: #1f6feb; }
 .rk-facts { display: flex; flex-wrap: wrap; gap: 2px 18px; }

@@ -96,10 +96,12 @@ def banner(timeline: Timeline, *, state: str, take_over: str = "") -> str:
 
 def _alarms(timeline: Timeline, state: str) -> list[str]:
     alarms = []
-    ended, stalled = timeline.last(GenerationEnded), timeline.last(Stalled)
+    ended, stalled, over = timeline.last(GenerationEnded), timeline.last(Stalled), timeline.last(RunOver)
     if state == INTERRUPTED:
-        over = timeline.last(RunOver)
         alarms.append("interrupted: " + (over.error if over else "the cluster ended; rk.resume(...) goes on"))
+    if state == "moving":
+        job = f"job {over.moves_to}" if over else "the next job"
+        alarms.append(f"moving to {job}, whose turn has not come: `rehearsal-kit jobs` shows where it waits")
     if state == "recovering":
         alarms.append(f"recovering: {ended.reason if ended else 'the ranks are being started again'}")
     newest = timeline.newest((Stalled, GenerationBegan, GenerationEnded, StateChanged))

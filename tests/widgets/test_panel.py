@@ -19,7 +19,7 @@ from rehearsal_kit.bench.run.long_runs import LongRun
 from rehearsal_kit.learning.strategies.dark import DERpp
 from rehearsal_kit.learning.strategies.replay import ER
 from rehearsal_kit.record.preview_files import Preview
-from rehearsal_kit.record.rank_records import GenerationBegan, GenerationEnded, Stalled
+from rehearsal_kit.record.rank_records import GenerationBegan, GenerationEnded, RunOver, Stalled
 from rehearsal_kit.record.records import (
     Applied,
     BranchBegan,
@@ -377,6 +377,11 @@ def test_what_cannot_be_kept_is_said_until_it_can_be():
     assert "previews cannot be kept, the run goes on: No &lt;space&gt;" in banner(timeline, state="running")
     timeline.append(NotKept(what="previews", reason="", time=1.0))
     assert banner(timeline, state="running") == ""
+
+
+def test_a_run_that_moves_to_another_job_says_so():
+    over = RunOver(outcome="interrupted", error="", time=0.0, moves_to="18")
+    assert "moving to job 18, whose turn has not come" in banner(Timeline([over]), state="moving")
 
 
 def test_live_figure_has_a_trace_for_every_curve():
