@@ -24,12 +24,14 @@ import pytest
 import torch
 from ranks import on_ranks
 from samples import (
+    PLACES,
     WatchedRun,
     alone_in_its_store,
     assert_whole,
     batch_of,
     identity_of,
     new_buffer,
+    placed,
     rank_of,
     samples,
     step_of,
@@ -39,6 +41,7 @@ from scipy.stats import chisquare
 from rehearsal_kit.base.errors import RankError, SettingsError
 from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.buffer.row_layout import RowLayout
+from rehearsal_kit.buffer.row_placement import NO_ROOM, ON_DEVICE
 from rehearsal_kit.buffer.states import Pending, Round
 
 STEPS = 30
@@ -47,11 +50,12 @@ SIZES = [8, 3, 0, 5]
 
 def train(
     groups, *, sizes=(8, 8, 8, 8), steps=STEPS, delay_s=0.0, outputs=torch.float32, device="cpu", copy=True,
-    **settings
+    place="host", **settings
 ):  # fmt: skip
     """A loop as a rank runs it; rank r hands over sizes[r] samples at every step."""
     exchange = WatchedRun(groups, delay_s=delay_s)
-    buffer = new_buffer(groups, exchange=exchange, outputs=outputs, device=device, **settings)
+    lies = placed(groups.rank, place, name=device)
+    buffer = new_buffer(groups, exchange=exchange, outputs=outputs, device=lies, **settings)
     random, seen = np.random.default_rng(groups.rank), []
     for step in range(steps):
         drawn = buffer.advance()
@@ -73,6 +77,10 @@ def train(
             )
     buffer.close()
     assert exchange.exchanges <= steps  # check 9: one exchange of rows a step
+    if place != "host":
+        there = [ON_DEVICE if place == "device" or rank % 2 else NO_ROOM for rank in range(groups.ranks)]
+        assert buffer.placed == tuple(there)
+        assert exchange.begun == (exchange.exchanges if groups.ranks > 1 else 0)
     return seen
 
 
@@ -102,6 +110,22 @@ def test_on_a_gpu_the_mini_batches_are_those_of_the_cpu(pool, policy):
 def test_what_is_lent_is_stored_as_what_is_copied(pool, policy):
     settings = {"policy": policy, "distillation": 3, "sizes": SIZES, "delay_s": 0.002}
     assert pool(_train_with, settings | {"copy": False}) == pool(_train_with, settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"policy": "quotas", "draw": "groups", "half": ("outputs",)},
+        {"policy": "reservoir", "delay_s": 0.002, "outputs": torch.bfloat16, "capacity": 20},
+        {"policy": "fifo", "draw": "earlier", "copy": False},
+    ],
+    ids=lambda settings: "-".join(map(str, settings.values())),
+)
+def test_wherever_rows_lie_the_mini_batches_are_the_same(pool, settings):
+    """With room on the device they are exchanged there, among the sums of the thread that trains."""
+    settings = {"sizes": SIZES, "distillation": 3, **settings}
+    here, *elsewhere = (pool(_train_with, settings | {"place": place}) for place in PLACES)
+    assert elsewhere == [here, here]
 
 
 def _train_with(groups, settings):
