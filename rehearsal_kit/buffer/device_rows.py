@@ -42,12 +42,13 @@ class DeviceRows:
 
     def take(self, rows: Rows, out: Words | None = None) -> Words:
         """As `RowMemory` has it; waits for the device."""
-        with self._beside.entered():
-            arrived = fetched(self._rows.index_select(0, self._sent(rows)))
-        came = arrived().numpy()
-        if out is None:
-            return came
-        out[:] = came
+        out = np.empty((len(rows), self._layout.words), np.int64) if out is None else out
+        each = per_block(self._layout.row_bytes)  # what is gathered at once lies there twice
+        for begin in range(0, len(rows), each):
+            with self._beside.entered():
+                gathered = self._rows.index_select(0, self._sent(rows[begin : begin + each]))
+                arrived = fetched(gathered)
+            out[begin : begin + each] = arrived().numpy()
         return out
 
     def take_there(self, rows: Rows) -> tuple[torch.Tensor, Words]:
@@ -81,7 +82,7 @@ class DeviceRows:
 
     def move(self, targets: Rows, origins: Rows) -> None:
         """As `RowMemory` has it."""
-        each = per_block(self._layout.row_bytes)  # what is copied at once lies there twice
+        each = per_block(self._layout.row_bytes)
         for begin in range(0, len(targets), each):
             into, of = targets[begin : begin + each], origins[begin : begin + each]
             rows, numbers = self.take_there(of)
@@ -140,12 +141,15 @@ class RowsThere:
 class RowsOnTheirWay(HostRows):
     """Rows in host memory that are copied to a device block by block, while the store goes on with them."""
 
-    def __init__(self, here: HostRows, there: DeviceRows, layout: RowLayout) -> None:
+    def __init__(self, here: HostRows, there: DeviceRows, layout: RowLayout, *, count: int) -> None:
+        """count: rows that are taken."""
         self._layout = layout
         self.words = here.words
         self._there = there
-        self._moved = self._seen = 0
-        """Rows below are there as they are here; rows that there were when it was looked last."""
+        self._moved = 0
+        """Rows below are there as they are here."""
+        self._seen = count
+        """Rows that were taken when some were copied last."""
 
     def write(self, accepted: Accepted | Packed | PackedThere, slots: Rows, which: Rows | None) -> None:
         """As `RowMemory` has it."""

@@ -77,7 +77,8 @@ class RowPlacement:
             begun = self._there(capacity)
             if begun is not None:
                 self.decided = UNDECIDED
-                return self.go_on(RowsOnTheirWay(now, begun, self._layout), count=count, capacity=capacity)
+                now = RowsOnTheirWay(now, begun, self._layout, count=count)
+                return self.go_on(now, count=count, capacity=capacity)
         return now
 
     def _there(self, capacity: int) -> DeviceRows | None:
