@@ -205,7 +205,7 @@ def test_without_such_a_piece_of_memory_after_all_rows_stay_in_host_memory():
 
 
 def test_what_was_promised_is_not_free_for_the_next_until_steps_show_it():
-    """Ten are free, of what torch keeps two are not needed: both ask in the same step, and then steps go on."""
+    """Ten are free, and of what torch keeps two are not needed: both ask in the same step."""
     reading = [Reading(free=10, kept=8, peak=6)]
     memory = DeviceMemory(lambda: reading[0], lambda: None)
     shards = ShardRoom(memory.free, lambda: 0, counted=memory)
