@@ -32,7 +32,7 @@ class DeviceRoom(Protocol):
     def is_known(self) -> bool:
         """Whether it has shown that for the task under way."""
 
-    def takes_on_device(self, wanted: int) -> bool:
+    def takes_buffer(self, wanted: int) -> bool:
         """Whether so many bytes may lie there; whoever is told so takes them."""
 
     def rows_per_block(self, row_bytes: int) -> int:
@@ -85,7 +85,7 @@ class RowPlacement:
         """On the device, or None, and why not in `decided`."""
         assert self._room is not None  # noqa: S101 - for the type checker; nobody asks without one
         self.decided = NO_ROOM
-        if not self._room.takes_on_device(capacity * self._layout.row_bytes):
+        if not self._room.takes_buffer(capacity * self._layout.row_bytes):
             return None
         try:
             there = DeviceRows(self._layout, capacity, beside=self._beside)

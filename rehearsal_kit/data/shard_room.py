@@ -41,6 +41,8 @@ class ShardRoom:
     """The smallest rows that are pinned one by one."""
     counted: DeviceMemory | None = None
     """The device that `on_device` tells of, where that counts what it was asked for."""
+    buffers: bool = True
+    """Whether a buffer may lie on the device, too."""
 
     def begin(self) -> None:
         """There is a shard of which no mini-batch was taken yet."""
@@ -57,6 +59,10 @@ class ShardRoom:
         if takes and self.counted is not None:
             self.counted.promise(wanted)
         return takes
+
+    def takes_buffer(self, wanted: int) -> bool:
+        """Whether so many bytes of a buffer may lie on the device; whoever is told so takes them."""
+        return self.buffers and self.takes_on_device(wanted)
 
     def rows_per_block(self, row_bytes: int) -> int:
         """How many rows of this size are packed and moved with one mini-batch."""
