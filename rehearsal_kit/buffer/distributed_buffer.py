@@ -77,7 +77,9 @@ class DistributedBuffer:
         self.worked = 0.0
         """Seconds that finished background jobs took: what was not waited for was hidden behind training."""
         self.placed: tuple[int, ...] = ()
-        """Where the rows of each rank lay when its last job began, as `row_placement` numbers it."""
+        """Where the rows of each rank lay after its last job, as `row_placement` numbers it."""
+        self.share_bytes = 0
+        """That the rows of this rank might take then."""
         self.layout = layout
         self._seed = seed = plain_value(seed)
         self._rehearsal = rehearsal
@@ -344,7 +346,7 @@ class DistributedBuffer:
         self.worked += staged.seconds
         # No job is under way: what is known here depends on no timing.
         self._intake, self._lies_there = self._store.intake, self._store.there is not None
-        self.placed = staged.placed
+        self.placed, self.share_bytes = staged.placed, self._store.capacity * self.layout.row_bytes
         return staged
 
     def _begin_exchange(self) -> None:

@@ -100,9 +100,7 @@ class RehearsalStep:
 
     def _tell_places(self, buffer: DistributedBuffer) -> None:
         """Say where the rows of all ranks lie, once they have decided it and whenever that changes."""
-        its = self._with
-        capacity = its.run_state.live_settings.rehearsal.samples(buffer.layout.row_bytes)
-        words = said_of_places(buffer.placed, -(-capacity // its.groups.ranks) * buffer.layout.row_bytes)
+        its, words = self._with, said_of_places(buffer.placed, buffer.share_bytes)
         if words and words != self._said:
             self._said = words
             its.reporter.tell(Noted(step=its.run_state.step, text=words, time=time.time()))
