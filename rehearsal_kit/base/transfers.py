@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
@@ -91,11 +91,13 @@ class BackgroundStream:
         event.record(torch.cuda.current_stream(self.device))
         return event
 
-    def after(self, event: torch.cuda.Event | None, made: torch.Tensor) -> None:
-        """Go on after that event, with what another stream has made by then."""
+    def after(self, event: torch.cuda.Event | None, made: Iterable[torch.Tensor]) -> None:
+        """Go on after that event, with what another stream has made by then, as far as it lies there."""
         if self.stream is not None and event is not None:
             self.stream.wait_event(event)
-            made.record_stream(self.stream)
+            for tensor in made:
+                if tensor.is_cuda:
+                    tensor.record_stream(self.stream)
 
 
 @functools.cache

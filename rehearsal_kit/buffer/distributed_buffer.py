@@ -177,10 +177,7 @@ class DistributedBuffer:
             )
         rehearsal = steered(self._rehearsal, work)
         staged = self._finished_job()
-        drawn = None
-        if staged is not None:
-            with lost_connections(self._exchange.rank, self._step):
-                drawn = staged.take()
+        drawn = staged.take() if staged is not None else None
         self._step = work.step
         self._taken = self._identities_of(drawn)
         pending, self._pending = self._pending, None
@@ -196,13 +193,13 @@ class DistributedBuffer:
         """Hand over the mini-batch of this step; what may be stored of it is copied before this returns.
 
         copy: False where nobody will write to these tensors any more: the background thread then copies what
-        it stores of them, and finds what is not finite, as for samples on CUDA. Of these the group, and the
-        `sample_id` that some policies read, are best left in host memory: else this waits. losses: of the
-        representatives that the last `advance` gave, (drawn,), for loss-aware removal, which alone asks for
-        them; None where this step had none. SettingsError, with nothing handed over, if names, shapes or
-        dtypes are wrong or a value is not finite; what is found later, the next `advance` raises. Where rows
-        are exchanged between devices, that begins here, on all ranks, and errors of the background thread
-        come here.
+        it stores of them, and finds what is not finite, as for samples on CUDA in any case. Of these the
+        group, and the `sample_id` that some policies read, are best left in host memory: else this waits.
+        losses: of the representatives that the last `advance` gave, (drawn,), for loss-aware removal, which
+        alone asks for them; None where this step had none. SettingsError, with nothing handed over, if names,
+        shapes or dtypes are wrong or a value is not finite; what is found later, the next `advance` raises.
+        Where rows are exchanged between devices, that begins here, on all ranks, and errors of the background
+        thread come here.
         """
         self._begin_exchange()
         self._hand_over(samples, group, losses, copy=copy)
@@ -218,12 +215,8 @@ class DistributedBuffer:
         )
         groups, newest = _groups_of(group, count, chosen)
         learned = self._learned(losses)
-        there, staging = self._lies_there, self._staging
-        rows = (
-            staging.hand_over_there(samples, chosen)
-            if there
-            else staging.hand_over(samples, chosen, copy=copy)
-        )
+        hand_over = self._staging.hand_over_there if self._lies_there else self._staging.hand_over
+        rows = hand_over(samples, chosen, copy=copy)
         self._pending = Pending(rows, groups, newest, learned)
 
     def require_possible(self, rehearsal: Rehearsal) -> None:
@@ -305,7 +298,8 @@ class DistributedBuffer:
             if self._in_flight is not None:
                 on_its_way = self._in_flight.result().on_its_way
                 if isinstance(on_its_way, UnderWay):
-                    on_its_way.settle()
+                    with lost_connections(self._exchange.rank, self._step):
+                        on_its_way.settle()
         finally:
             self._thread.join()
 
@@ -341,8 +335,10 @@ class DistributedBuffer:
     def _finished_job(self) -> Staged | None:
         if self._in_flight is None:
             return None
-        self._begin_exchange()
         staged = self._waited_for(self._in_flight)
+        if self._transport.with_gradients:
+            with lost_connections(self._exchange.rank, self._step):
+                staged.on_its_way.arrived()
         self.worked += staged.seconds
         # No job is under way: what is known here depends on no timing.
         self._intake, self._lies_there = self._store.intake, self._store.there is not None

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from rehearsal_kit.base.transfers import BackgroundStream, fetched, sent
 from rehearsal_kit.buffer.fields import Rows
-from rehearsal_kit.buffer.row_layout import Packed, RowLayout, Words
+from rehearsal_kit.buffer.row_layout import Packed, RowLayout, Samples, Words
 
 
 @dataclass(frozen=True)
@@ -53,21 +53,31 @@ class PackedThere:
 
 
 class OfferedThere:
-    """Some samples of a mini-batch, packed on the device; never asked by two threads at once.
+    """Some samples of a mini-batch, to be stored on the device; never asked by two threads at once.
 
-    rows: int64 (sample, word), on the device, made in the current stream of the thread that offers them.
-    chosen: which samples of the mini-batch they are.
+    samples: lent, each where it lies, made by what the current stream of the thread that offers them was
+    given; `pack` makes it free of them. chosen: which of them are offered.
     """
 
     def __init__(
-        self, layout: RowLayout, rows: torch.Tensor, *, chosen: Rows, beside: BackgroundStream
+        self, layout: RowLayout, samples: Samples, *, chosen: Rows, beside: BackgroundStream
     ) -> None:
         self._layout = layout
-        self._rows = rows
+        self._samples = {name: tensor.detach() for name, tensor in samples.items()}
         self._chosen = chosen
         self._beside = beside
-        self._packed = beside.reached()
+        self._made = beside.reached()
+        self._rows: torch.Tensor | None = None
         self._accepted: PackedThere | None = None
+
+    def pack(self) -> torch.Tensor:
+        """Copy them on the device in the order of the current stream: int64 (sample, word)."""
+        if self._rows is None:
+            self._rows = packed_there(
+                self._layout, self._samples, chosen=self._chosen, device=self._beside.device
+            )
+            self._samples, self._made = {}, self._beside.reached()
+        return self._rows
 
     def accepted(self) -> PackedThere:
         """Them, to be copied into the rows of a store; waits for the step that offered them.
@@ -75,9 +85,10 @@ class OfferedThere:
         SettingsError if a value is not finite, as `RowLayout.accept`.
         """
         if self._accepted is None:
-            layout, rows = self._layout, self._rows
+            layout, made = self._layout, self._made
             with self._beside.entered():
-                self._beside.after(self._packed, rows)
+                self._beside.after(made, self._samples.values() if self._rows is None else [self._rows])
+                rows = self.pack()
                 sound = layout.sound_there(rows).long()[:, None]
                 arrived = fetched(torch.cat([layout.number_table_there(rows), sound], dim=1))
             table = arrived().numpy()
@@ -90,3 +101,9 @@ class OfferedThere:
     def __call__(self) -> Words:
         """(sample, word): a copy of them in host memory; SettingsError as above."""
         return self.accepted().in_host().rows
+
+
+def packed_there(layout: RowLayout, samples: Samples, *, chosen: Rows, device: torch.device) -> torch.Tensor:
+    """int64 (sample, word): rows of the chosen ones on the device, wherever each of their fields lies."""
+    there = {name: sent(tensor.detach(), device) for name, tensor in samples.items()}
+    return layout.pack_there(there).index_select(0, sent(torch.from_numpy(chosen), device))

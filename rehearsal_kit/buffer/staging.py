@@ -12,7 +12,7 @@ import torch
 from rehearsal_kit.base.transfers import BackgroundStream, fetched, host_memory, sent
 from rehearsal_kit.buffer.fields import Rows
 from rehearsal_kit.buffer.offered import Offered
-from rehearsal_kit.buffer.offered_there import OfferedThere
+from rehearsal_kit.buffer.offered_there import OfferedThere, packed_there
 from rehearsal_kit.buffer.row_layout import RowLayout, Samples, Words
 
 Begin = Callable[[], Callable[[], object]]
@@ -95,15 +95,17 @@ class Staging:
         """Rows as `empty` makes them, where there is a CUDA device; None where any memory will do."""
         return self.empty(count).numpy() if self._stream is not None else None
 
-    def hand_over_there(self, samples: Samples, chosen: Rows) -> OfferedThere:
-        """Copy the chosen samples on the device, where they are to be stored; nobody waits for them here.
+    def hand_over_there(self, samples: Samples, chosen: Rows, *, copy: bool) -> OfferedThere:
+        """The chosen samples, to be stored on the device.
 
-        The caller may overwrite its tensors at once. SettingsError if they do not fit the layout; values that
-        are not finite are found when they are asked for.
+        copy: as for `hand_over`; where it is made here, nobody waits for it. SettingsError if they do not fit
+        the layout; values that are not finite are found when they are asked for.
         """
-        return OfferedThere(
-            self._layout, self._packed_there(samples, chosen, self._device), chosen=chosen, beside=self.beside
-        )
+        self._layout.check(samples)
+        offered = OfferedThere(self._layout, samples, chosen=chosen, beside=self.beside)
+        if copy:
+            offered.pack()
+        return offered
 
     def hand_over(self, samples: Samples, chosen: Rows, *, copy: bool) -> Callable[[], Words]:
         """Copy the chosen samples; the caller may overwrite its tensors at once. Gives rows, (sample, word).
@@ -119,13 +121,9 @@ class Staging:
                 offered()
             return offered
         device = next(tensor.device for tensor in samples.values() if not tensor.is_cpu)
-        rows = self.fetched(self._packed_there(samples, chosen, device))
-        return functools.cache(lambda: self._layout.checked(rows().numpy(), chosen=chosen).rows)
-
-    def _packed_there(self, samples: Samples, chosen: Rows, device: torch.device) -> torch.Tensor:
         self._layout.check(samples)
-        there = {name: sent(tensor.detach(), device) for name, tensor in samples.items()}
-        return self._layout.pack_there(there).index_select(0, sent(torch.from_numpy(chosen), device))
+        rows = self.fetched(packed_there(self._layout, samples, chosen=chosen, device=device))
+        return functools.cache(lambda: self._layout.checked(rows().numpy(), chosen=chosen).rows)
 
     def deliver(self, rows: torch.Tensor) -> Delivered:
         """Send packed rows, int64 (row, word), to the device; they must not be written any more."""

@@ -54,7 +54,7 @@ class Both:
         batch, groups = samples(identities), random.integers(3, size=len(identities)).tolist()
         every = np.arange(len(identities))
         packed_there = random.random() < 0.5  # as what was offered while it lay there already
-        there = self.staging.hand_over_there(batch, every).accepted()
+        there = self.staging.hand_over_there(batch, every, copy=step % 2 == 0).accepted()
         if packed_there and len(every) > 2:  # as a full store takes exactly c of them
             every, groups, there = every[1:-1], groups[1:-1], there.some(every[1:-1])
         self.here.offer(batch, groups, random=np.random.default_rng(step), chosen=every)
@@ -228,11 +228,12 @@ def test_what_is_not_finite_is_refused_in_the_words_of_host_memory():
     batch["image"][5, 1, 1] = float("nan")
     staging, chosen = Staging(LAYOUT, "cpu"), np.array([2, 5, 7])
     said = []
-    for offered in (staging.hand_over(batch, chosen, copy=False), staging.hand_over_there(batch, chosen)):
+    for hand_over in (staging.hand_over, staging.hand_over_there):
+        offered = hand_over(batch, chosen, copy=False)
         with pytest.raises(SettingsError) as refused:
             offered()
         said.append(str(refused.value))
     assert said[0] == said[1]
     assert "field image, sample 5 of the batch" in said[0]
-    sound = staging.hand_over_there(batch, chosen[[0, 2]])
+    sound = staging.hand_over_there(batch, chosen[[0, 2]], copy=False)
     assert np.array_equal(sound(), LAYOUT.pack(batch, chosen[[0, 2]]))

@@ -142,11 +142,13 @@ def test_no_step_waits_for_the_device_from_the_shard_to_the_buffer_and_back(wher
     assert len(drawn.samples["label"]) == 3
 
 
-def test_what_is_offered_to_rows_on_the_device_is_packed_there_and_not_fetched():
+@pytest.mark.parametrize("copy", [True, False], ids=["copied", "lent"])
+def test_what_is_offered_to_rows_on_the_device_is_not_fetched(copy):
+    """Whoever offers it packs it there at most, and where it is lent not even that."""
     shard = TrainingShard(fields(24), device="meta", group="label", room=ROOMS[ON_DEVICE])
     samples, here = shard.batch(torch.arange(24), slice(0, 8))
     staging = Staging(RowLayout.of(shard.none), "meta")
     with Moved() as moved:
-        staging.hand_over_there({**samples, "sample_id": here["sample_id"]}, np.array([1, 5]))
-    assert (moved.to_host, moved.gathers) == (0, 1)
-    assert set(moved.to_device) == {"base/transfers.py"}
+        staging.hand_over_there({**samples, "sample_id": here["sample_id"]}, np.array([1, 5]), copy=copy)
+    assert (moved.to_host, moved.gathers) == (0, int(copy))
+    assert set(moved.to_device) == ({"base/transfers.py"} if copy else set())
