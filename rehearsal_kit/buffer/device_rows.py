@@ -32,16 +32,16 @@ class DeviceRows:
         """`RowLayout.number_table` of the rows."""
 
     def first(self, count: int) -> RowsThere:
-        """As `RowMemory` has it."""
+        """The rows below this one as they are now, (row, word), as the protocol says."""
         return RowsThere(self, (count, self._layout.words))
 
     def identities(self, count: int) -> NDArray[np.int64] | None:
-        """As `RowMemory` has it."""
+        """`sample_id` of each row below this one, (row,), or None."""
         place = self._layout.identity_number
         return None if place is None else self.numbers[:count, place]
 
     def take(self, rows: Rows, out: Words | None = None) -> Words:
-        """As `RowMemory` has it; waits for the device."""
+        """Copies of these rows in host memory, (row, word); this waits for the device."""
         out = np.empty((len(rows), self._layout.words), np.int64) if out is None else out
         each = per_block(self._layout.row_bytes)  # what is gathered at once lies there twice
         for begin in range(0, len(rows), each):
@@ -63,7 +63,7 @@ class DeviceRows:
         return arrived().numpy()
 
     def write(self, accepted: Accepted | Packed | PackedThere, slots: Rows, which: Rows | None) -> None:
-        """As `RowMemory` has it."""
+        """Set rows[slots] to these samples[which], as the protocol says."""
         if not isinstance(accepted, PackedThere):
             here = accepted.packed()
             self.put(here.rows if which is None else here.rows[which], slots)
@@ -81,7 +81,7 @@ class DeviceRows:
         self.numbers[slots] = self._layout.number_table(words)
 
     def move(self, targets: Rows, origins: Rows) -> None:
-        """As `RowMemory` has it."""
+        """Set rows[targets] to rows[origins], as the protocol says."""
         each = per_block(self._layout.row_bytes)
         for begin in range(0, len(targets), each):
             into, of = targets[begin : begin + each], origins[begin : begin + each]
@@ -91,14 +91,14 @@ class DeviceRows:
             self.numbers[into] = numbers
 
     def load(self, rows: Words | RowSource) -> None:
-        """As `RowMemory` has it."""
+        """Have these as the first rows, block by block."""
         count, each = rows.shape[0], per_block(self._layout.row_bytes)
         for begin in range(0, count, each):
             end = min(begin + each, count)
             self.put(rows[begin:end], np.arange(begin, end))
 
     def adopt(self, other: RowMemory, rows: Rows, *, begin: int) -> None:
-        """As `RowMemory` has it."""
+        """Have these rows of another memory from `begin` on, on the device where they lie there."""
         slots = np.arange(begin, begin + len(rows))
         if not isinstance(other, DeviceRows):
             self.put(other.take(rows), slots)
@@ -152,12 +152,12 @@ class RowsOnTheirWay(HostRows):
         """Rows that were taken when some were copied last."""
 
     def write(self, accepted: Accepted | Packed | PackedThere, slots: Rows, which: Rows | None) -> None:
-        """As `RowMemory` has it."""
+        """Write here, and once more there."""
         super().write(accepted, slots, which)
         self._once_more(slots)
 
     def move(self, targets: Rows, origins: Rows) -> None:
-        """As `RowMemory` has it."""
+        """Move here, and once more there."""
         super().move(targets, origins)
         self._once_more(targets)
 

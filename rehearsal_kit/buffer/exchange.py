@@ -114,7 +114,7 @@ class GroupExchange:
         return incoming
 
     def carries(self, device: torch.device) -> bool:
-        """As the process groups say."""
+        """Whether they do so with the gradients; the same on all ranks."""
         return self._groups.carries(device)
 
     def begin_rows(

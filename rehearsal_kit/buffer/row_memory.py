@@ -38,7 +38,7 @@ class CurrentRows(RowSource, Protocol):
 
 
 class RowMemory(Protocol):
-    """As many rows as a store may hold, by their numbers there; one thread changes them."""
+    """Memory for as many rows as a store may hold, by their numbers there; one thread changes them."""
 
     def first(self, count: int) -> Words | CurrentRows:
         """The rows below this one as they are now, (row, word); no copy."""
@@ -70,32 +70,32 @@ class HostRows:
         self.words: Words = np.zeros((capacity, layout.words), dtype=np.int64)
 
     def first(self, count: int) -> Words:
-        """As `RowMemory` has it."""
+        """The rows below this one as they are now, (row, word), as the protocol says."""
         return self.words[:count]
 
     def identities(self, count: int) -> NDArray[np.int64] | None:
-        """As `RowMemory` has it."""
+        """`sample_id` of each row below this one, (row,), or None."""
         return self._layout.packed_identities(self.words[:count])
 
     def take(self, rows: Rows, out: Words | None = None) -> Words:
-        """As `RowMemory` has it."""
+        """Copies of these rows in host memory, (row, word); into `out` if given."""
         if out is None:
             return self.words.take(rows, axis=0)
         # "clip" only spares numpy a buffer: the rows exist.
         return np.take(self.words, rows, axis=0, out=out, mode="clip")
 
     def write(self, accepted: Accepted | Packed | PackedThere, slots: Rows, which: Rows | None) -> None:
-        """As `RowMemory` has it."""
+        """Set rows[slots] to these samples[which], as the protocol says."""
         here = accepted.in_host() if isinstance(accepted, PackedThere) else accepted
         here.copy_into(self.words, slots, which)
 
     def move(self, targets: Rows, origins: Rows) -> None:
-        """As `RowMemory` has it."""
+        """Set rows[targets] to rows[origins], as the protocol says."""
         for target, origin in zip(targets.tolist(), origins.tolist(), strict=True):
             self.words[target] = self.words[origin]
 
     def load(self, rows: Words | RowSource) -> None:
-        """As `RowMemory` has it."""
+        """Have these as the first rows."""
         out = self.words[: rows.shape[0]]
         if isinstance(rows, np.ndarray):
             out[:] = rows
@@ -103,5 +103,5 @@ class HostRows:
             rows.copy_into(out)
 
     def adopt(self, other: RowMemory, rows: Rows, *, begin: int) -> None:
-        """As `RowMemory` has it."""
+        """Have these rows of another memory from `begin` on."""
         other.take(rows, out=self.words[begin : begin + len(rows)])

@@ -82,7 +82,7 @@ class RowPlacement:
         return now
 
     def _there(self, capacity: int) -> DeviceRows | None:
-        """On the device, or None, and why not in `decided`."""
+        """Memory on the device; or None, and in `decided` why."""
         assert self._room is not None  # noqa: S101 - for the type checker; nobody asks without one
         self.decided = NO_ROOM
         if not self._room.takes_buffer(capacity * self._layout.row_bytes):

@@ -90,16 +90,13 @@ def alone_in_its_store(groups: ProcessGroups) -> GroupExchange:
     return GroupExchange(ProcessGroups(rank=0, ranks=1))
 
 
-PLACES = ("host", "device", "either")
-
-
-def placed(rank, place, *, name="cpu", row_bytes=1, **room):
-    """Where the rows of a rank lie: in host memory; on the device; or by turns, as its ranks have room."""
+def placed(rank, place, *, name="cpu", **room):
+    """Where the rows of a rank lie: in "host" memory, on the "device", or on "either", by turns of ranks."""
     if place == "host":
         return BufferDevice(name)
     free = 10**12 if place == "device" or rank % 2 else 0
     # A block of one row at a time, so that rows change while they are on their way.
-    values = {"known_after": 3, "block_bytes": row_bytes, **room}
+    values = {"known_after": 3, "block_bytes": 1, **room}
     return BufferDevice(name, ShardRoom(lambda: free, lambda: 0, **values))
 
 
