@@ -230,7 +230,8 @@ class DistributedBuffer:
     def state(self) -> BufferState:
         """Everything that decides what later steps draw, for a snapshot; valid until the next `advance`.
 
-        Waits for the job in flight. If that failed because another rank did, what it drew is left out.
+        Waits for the job in flight, and for what it has drawn: where rows are exchanged between devices, all
+        ranks call it at the same point. If that failed because another rank did, what it drew is left out.
         """
         drawn = None
         with contextlib.suppress(RankError):

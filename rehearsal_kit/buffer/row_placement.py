@@ -32,8 +32,11 @@ class DeviceRoom(Protocol):
     def is_known(self) -> bool:
         """Whether it has shown that for the task under way."""
 
-    def takes_buffer(self, wanted: int) -> bool:
-        """Whether so many bytes may lie there; whoever is told so takes them."""
+    def takes_buffer(self, wanted: int, *, given_back: int = 0) -> bool:
+        """Whether so many bytes may lie there; whoever is told so takes them.
+
+        given_back: bytes that lie there still, and will not once these do.
+        """
 
     def rows_per_block(self, row_bytes: int) -> int:
         """How many rows of this size are copied at once."""
@@ -52,10 +55,10 @@ class RowPlacement:
         self._room = room
         self._steps = 0
 
-    def again(self, capacity: int) -> RowMemory:
-        """Memory for rows that lie here so far and are to be copied, as the store takes another capacity."""
+    def again(self, capacity: int, *, before: int) -> RowMemory:
+        """Memory for rows that are to be copied there, as the store takes another capacity than before."""
         if self.decided == ON_DEVICE:
-            there = self._there(capacity)
+            there = self._there(capacity, given_back=before * self._layout.row_bytes)
             return HostRows(self._layout, capacity) if there is None else there
         self.decided = UNDECIDED
         return HostRows(self._layout, capacity)
@@ -81,11 +84,11 @@ class RowPlacement:
                 return self.go_on(now, count=count, capacity=capacity)
         return now
 
-    def _there(self, capacity: int) -> DeviceRows | None:
+    def _there(self, capacity: int, *, given_back: int = 0) -> DeviceRows | None:
         """Memory on the device; or None, and in `decided` why."""
         assert self._room is not None  # noqa: S101 - for the type checker; nobody asks without one
         self.decided = NO_ROOM
-        if not self._room.takes_buffer(capacity * self._layout.row_bytes):
+        if not self._room.takes_buffer(capacity * self._layout.row_bytes, given_back=given_back):
             return None
         try:
             there = DeviceRows(self._layout, capacity, beside=self._beside)

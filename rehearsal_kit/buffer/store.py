@@ -183,7 +183,7 @@ class LocalStore:
         groups = [self.index.group(row) for row in kept]
         rows: RowMemory = HostRows(self.layout, capacity)
         if self._placement is not None:
-            rows = self._placement.again(capacity)
+            rows = self._placement.again(capacity, before=self.capacity)
         each = per_block(self.layout.row_bytes)
         for begin in range(0, len(kept), each):
             rows.adopt(self._rows, np.array(kept[begin : begin + each], dtype=np.int64), begin=begin)

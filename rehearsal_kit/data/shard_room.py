@@ -53,16 +53,19 @@ class ShardRoom:
         """Whether the device has shown what steps take with the shard that there is."""
         return self.counted is None or self.counted.known
 
-    def takes_on_device(self, wanted: int) -> bool:
-        """Whether so many bytes may lie on the device; whoever is told so takes them."""
-        takes = wanted < DEVICE_SHARE * self.on_device()
+    def takes_on_device(self, wanted: int, *, given_back: int = 0) -> bool:
+        """Whether so many bytes may lie on the device; whoever is told so takes them.
+
+        given_back: bytes that lie there still, and will not once these do.
+        """
+        takes = wanted < DEVICE_SHARE * (self.on_device() + given_back)
         if takes and self.counted is not None:
             self.counted.promise(wanted)
         return takes
 
-    def takes_buffer(self, wanted: int) -> bool:
-        """Whether so many bytes of a buffer may lie on the device; whoever is told so takes them."""
-        return self.buffers and self.takes_on_device(wanted)
+    def takes_buffer(self, wanted: int, *, given_back: int = 0) -> bool:
+        """Whether so many bytes of a buffer may lie on the device; as `takes_on_device`."""
+        return self.buffers and self.takes_on_device(wanted, given_back=given_back)
 
     def rows_per_block(self, row_bytes: int) -> int:
         """How many rows of this size are packed and moved with one mini-batch."""

@@ -170,13 +170,21 @@ def test_where_there_is_no_room_rows_stay_and_are_asked_about_again_with_another
     room = ShardRoom(lambda: free[0], lambda: 0, known_after=0, block_bytes=10**6)
     store = store_of(room=room)
     told = []
-    for capacity in (CAPACITY, CAPACITY - 1, CAPACITY - 2, CAPACITY):
+
+    def resize(capacity):
         store.resize(capacity, random=np.random.default_rng(0))
         told.append(store.placed)
         store.place()
         told.append(store.placed)
-    # A smaller one fits; what lies there moves at once, and back where there is no room for both.
-    assert told == [UNDECIDED, NO_ROOM, UNDECIDED, ON_DEVICE, ON_DEVICE, ON_DEVICE, NO_ROOM, NO_ROOM]
+
+    resize(CAPACITY)
+    resize(CAPACITY - 1)
+    assert told == [UNDECIDED, NO_ROOM, UNDECIDED, ON_DEVICE]  # a smaller one fits
+    resize(CAPACITY)
+    assert told[4:] == [ON_DEVICE] * 2  # what lies there moves at once, as the smaller one is given back
+    free[0] = 0
+    resize(2 * CAPACITY)
+    assert told[6:] == [NO_ROOM] * 2
     assert store.there is None
 
 
