@@ -82,11 +82,12 @@ class Exchange(Protocol):
         """Whether rows on this device can be exchanged among the sums of gradients; the same on all ranks."""
 
     def begin_rows(
-        self, outgoing: torch.Tensor, incoming: torch.Tensor, plan: DrawPlan
+        self, outgoing: torch.Tensor, incoming: torch.Tensor, *, sent: list[int], received: list[int]
     ) -> Callable[[], object]:
         """Begin there what `rows` does, into memory that there is; what is returned waits.
 
-        Called by the thread that trains, at the same place among the sums of all ranks.
+        Called by the thread that trains, at the same place among the sums of all ranks. sent, received: by
+        the plan, for and from each rank.
         """
 
 
@@ -118,12 +119,10 @@ class GroupExchange:
         return self._groups.carries(device)
 
     def begin_rows(
-        self, outgoing: torch.Tensor, incoming: torch.Tensor, plan: DrawPlan
+        self, outgoing: torch.Tensor, incoming: torch.Tensor, *, sent: list[int], received: list[int]
     ) -> Callable[[], object]:
         """The same all-to-all; a rank with no row to send or get takes part, too."""
-        _, sends = plan.sent_by(self.rank)
-        received = plan.received_by(self.rank)
-        return self._groups.begin_exchange(outgoing, incoming, sent=sends, received=received)
+        return self._groups.begin_exchange(outgoing, incoming, sent=sent, received=received)
 
 
 def require_agreement(values: object, exchange: Exchange) -> None:

@@ -229,6 +229,11 @@ class RowLayout:
         """The word of a row in which each field lies that is one int64 a sample."""
         return [self.offsets[name] // WORD for name in self._whole]
 
+    @cached_property
+    def converts(self) -> bool:
+        """Whether fields are given back in another dtype than stored, so that they are copies of rows."""
+        return any(field.half for field in self.fields)
+
     @property
     def identity_number(self) -> int | None:
         """Which column of a `number_table` is `sample_id`; None: none."""

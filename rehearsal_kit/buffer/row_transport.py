@@ -57,11 +57,12 @@ class RowTransport:
             numbers = self._layout.number_table(store.gather(wanted, out=here.numpy()))
             outgoing = staging.sent(here)
         incoming = staging.empty_there(plan.drawn_by(exchange.rank))
+        sent, received = plan.sent_by(exchange.rank)[1], plan.received_by(exchange.rank)
         return staging.exchanged_there(
             outgoing,
             incoming,
             self._of_all(plan, numbers),
-            begin=lambda: exchange.begin_rows(outgoing, incoming, plan),
+            begin=lambda: exchange.begin_rows(outgoing, incoming, sent=sent, received=received),
         )
 
     def _of_all(self, plan: DrawPlan, numbers: Words) -> Words:

@@ -155,6 +155,9 @@ class Staging:
         numbers: `number_table` of those that come. begin: begins the exchange after what the current stream
         has been given, and gives what has the current stream wait for it.
         """
+        layout, stream, named = self._layout, self._stream, self._layout.named_numbers(numbers)
+        # Views are made by the thread that is not waited for; what is converted has to have come.
+        views = None if layout.converts else layout.unpack_there(incoming)
 
         def begun() -> Callable[[], Delivered]:
             with self.beside.entered():
@@ -162,13 +165,13 @@ class Staging:
 
             def delivered() -> Delivered:
                 wait()
-                if self._stream is not None:
+                if stream is not None:
                     current = torch.cuda.current_stream(self._device)
                     # Neither is written anew before the exchange is over, for which that stream waits.
                     outgoing.record_stream(current)
                     incoming.record_stream(current)
-                named = self._layout.named_numbers(numbers)
-                return Delivered(incoming, self._layout.unpack_there(incoming), named, self._nothing)
+                samples = layout.unpack_there(incoming) if views is None else views
+                return Delivered(incoming, samples, named, self._nothing)
 
             return delivered
 

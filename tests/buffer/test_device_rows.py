@@ -7,13 +7,15 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from samples import placed, samples
+from samples import batch_of, new_buffer, placed, samples
+from threads import World
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rehearsal_kit.base.device_memory import DeviceMemory, Reading
 from rehearsal_kit.base.errors import SettingsError
 from rehearsal_kit.base.settings import LOSS_AWARE
 from rehearsal_kit.base.transfers import BackgroundStream
+from rehearsal_kit.buffer.exchange import GroupExchange
 from rehearsal_kit.buffer.policies import POLICIES, new_policy
 from rehearsal_kit.buffer.row_layout import RowLayout
 from rehearsal_kit.buffer.row_losses import Replayed
@@ -245,3 +247,24 @@ def test_what_is_not_finite_is_refused_in_the_words_of_host_memory():
     assert "field image, sample 5 of the batch" in said[0]
     sound = staging.hand_over_there(batch, chosen[[0, 2]], copy=False)
     assert np.array_equal(sound(), LAYOUT.pack(batch, chosen[[0, 2]]))
+
+
+class OverGloo(GroupExchange):
+    """The ranks share a GPU: what goes with the gradients passes their hosts."""
+
+    def carries(self, device):
+        return False
+
+
+def share_a_gpu(groups):
+    buffer = new_buffer(groups, exchange=OverGloo(groups), device=placed(groups.rank, "device"))
+    for step in range(8):
+        drawn = buffer.advance()
+        buffer.offer(batch_of(groups.rank, step, 4), group=0)
+    buffer.close()
+    return buffer.placed, len(drawn.owners)
+
+
+def test_where_ranks_share_a_gpu_rows_stay_in_host_memory_and_go_between_hosts():
+    world = World(2, dies=(0, 0))  # at the first collective of a thread that trains, of which there is none
+    assert world.run(share_a_gpu) == [((UNDECIDED, UNDECIDED), 6)] * 2

@@ -80,9 +80,9 @@ class WatchedRun:
     def carries(self, device: torch.device) -> bool:
         return self._real.carries(device)
 
-    def begin_rows(self, outgoing: torch.Tensor, incoming: torch.Tensor, plan: DrawPlan):
+    def begin_rows(self, outgoing: torch.Tensor, incoming: torch.Tensor, **counts):
         self.begun += 1
-        return self._real.begin_rows(outgoing, incoming.fill_(SENTINEL), plan)
+        return self._real.begin_rows(outgoing, incoming.fill_(SENTINEL), **counts)
 
 
 def alone_in_its_store(groups: ProcessGroups) -> GroupExchange:
