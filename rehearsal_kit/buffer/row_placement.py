@@ -57,7 +57,7 @@ class RowPlacement:
 
     def again(self, capacity: int, *, before: int) -> RowMemory:
         """Memory for rows that are to be copied there, as the store takes another capacity than before."""
-        if self.decided == ON_DEVICE:
+        if self.decided == ON_DEVICE and self._room is not None and self._room.is_known():
             there = self._there(capacity, given_back=before * self._layout.row_bytes)
             return HostRows(self._layout, capacity) if there is None else there
         self.decided = UNDECIDED

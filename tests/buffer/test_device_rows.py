@@ -190,6 +190,25 @@ def test_where_there_is_no_room_rows_stay_and_are_asked_about_again_with_another
     assert store.there is None
 
 
+def test_nobody_asks_before_a_shard_has_asked_as_only_then_it_is_known_what_steps_take():
+    memory = DeviceMemory(lambda: Reading(free=10**9, kept=0, peak=0), lambda: None)
+    room = ShardRoom(memory.free, lambda: 0, known_after=0, block_bytes=10**6, counted=memory)
+    store = store_of(room=room)
+    room.begin()
+    store.place()
+    assert store.placed == UNDECIDED
+    room.takes_on_device(10)
+    store.place()
+    assert store.placed == ON_DEVICE
+    room.begin()  # another task, while the buffer takes another capacity
+    store.resize(CAPACITY - 1, random=np.random.default_rng(0))
+    store.place()
+    assert (store.placed, store.there) == (UNDECIDED, None)
+    room.takes_on_device(10)
+    store.place()
+    assert store.placed == ON_DEVICE
+
+
 class FullDevice(TorchDispatchMode):
     """Has no memory for what is larger than so many bytes."""
 
