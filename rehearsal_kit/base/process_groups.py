@@ -30,8 +30,8 @@ class ProcessGroups:
     Three groups because three threads of control use them: gradients and control belong to the training
     thread, the exchange to the background thread (gloo allows that; two NCCL groups would not). Tensors of
     the host are summed over gloo, also where those of the device go over NCCL. All that ranks ask of each
-    other is made of `sum`, `broadcast`, `gather`, `gather_numbers` and `exchange_rows`, so ranks that are
-    threads of one process can stand in for processes by overriding these.
+    other is made of `sum`, `broadcast`, `gather`, `gather_numbers`, `exchange_rows` and `begin_exchange`, so
+    ranks that are threads of one process can stand in for processes by overriding these.
     """
 
     rank: int
@@ -128,6 +128,34 @@ class ProcessGroups:
         dist.all_to_all_single(
             incoming, outgoing, output_split_sizes=received, input_split_sizes=sent, group=self.exchange
         )
+
+    def carries(self, device: torch.device) -> bool:
+        """Whether tensors of this device go to other ranks with the gradients without passing their hosts.
+
+        The same on all ranks. They do not where ranks share a GPU, whose gradients go over gloo.
+        """
+        if device.type != "cuda" or self.gradients is None:
+            return True
+        return "nccl" in dist.get_backend_config(self.gradients)
+
+    def begin_exchange(
+        self, outgoing: torch.Tensor, incoming: torch.Tensor, *, sent: list[int], received: list[int]
+    ) -> Callable[[], object]:
+        """Begin what `exchange_rows` does, among the sums of the thread that trains; what is returned waits.
+
+        All ranks must begin it at the same place among their sums. Over NCCL it comes after what the current
+        stream has been given, and only the stream that is current waits for it.
+        """
+        work = dist.all_to_all_single(
+            incoming,
+            outgoing,
+            output_split_sizes=received,
+            input_split_sizes=sent,
+            group=self.gradients,
+            async_op=True,
+        )
+        waits: Callable[[], object] = work.wait
+        return waits
 
 
 def _bytes(text: str) -> bytes:

@@ -6,8 +6,9 @@ whatever it was told of not blocking.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
@@ -71,7 +72,41 @@ class SideStream:
         return there
 
 
+class BackgroundStream:
+    """A stream of a GPU for what is done beside training, in its order; elsewhere all is done at once."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = _background_stream(device) if device.type == "cuda" else None
+
+    def entered(self) -> contextlib.AbstractContextManager[object]:
+        """While it is entered, this is the current stream of the calling thread."""
+        return contextlib.nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
+
+    def reached(self) -> torch.cuda.Event | None:
+        """What the current stream of this thread was given up to here; None where nothing has to wait."""
+        if self.stream is None:
+            return None
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+    def after(self, event: torch.cuda.Event | None, made: Iterable[torch.Tensor]) -> None:
+        """Go on after that event, with what another stream has made by then, as far as it lies there."""
+        if self.stream is not None and event is not None:
+            self.stream.wait_event(event)
+            for tensor in made:
+                if tensor.is_cuda:
+                    tensor.record_stream(self.stream)
+
+
 @functools.cache
 def _stream_beside(device: torch.device) -> torch.cuda.Stream:
     """The one of this device: memory that torch keeps for a stream that nobody uses any more lies idle."""
+    return torch.cuda.Stream(device)
+
+
+@functools.cache
+def _background_stream(device: torch.device) -> torch.cuda.Stream:
+    """Another one: training waits for all of the one beside it, at every mini-batch."""
     return torch.cuda.Stream(device)

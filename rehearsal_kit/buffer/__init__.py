@@ -4,5 +4,5 @@
     (training thread)     (background thread: all of this while the step trains)           (next step)
 
 Begin at distributed_buffer.py, then background_job.py, which holds that order, and draw_plan.py, which says
-why the draw has no bias. Imports base alone.
+why the draw has no bias. Where rows lie on a GPU: row_placement.py, row_transport.py. Imports base alone.
 """

@@ -13,14 +13,16 @@ that do not agree end there, before rows are exchanged. Every rank makes the sam
 uneven parts carries the rows. Losses of what step t - 1 replayed, for loss-aware removal, are told to all
 ranks between header and plan; they count from the next job on. An error while storing travels in the header,
 so that no rank waits for one that has failed.
+
+Where rows are exchanged between devices, the thread that trains begins that exchange, in `offer` of step t,
+once the job has gathered what goes (`row_transport.py`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Sequence
-
-import torch
+from collections.abc import Iterator, Sequence
 
 from rehearsal_kit.base.errors import OtherRankError, RankError
 from rehearsal_kit.base.failure_kinds import raise_of_device
@@ -39,8 +41,8 @@ from rehearsal_kit.buffer.memory_limit import share_of
 from rehearsal_kit.buffer.plans_ahead import PlansAhead
 from rehearsal_kit.buffer.policies import new_policy
 from rehearsal_kit.buffer.row_losses import NOTHING, Replayed
-from rehearsal_kit.buffer.staging import Staging
-from rehearsal_kit.buffer.states import Drawn, Pending, Round, Staged, steered
+from rehearsal_kit.buffer.row_transport import RowTransport
+from rehearsal_kit.buffer.states import Origin, Pending, Round, Staged, steered
 from rehearsal_kit.buffer.store import LocalStore
 
 
@@ -57,7 +59,7 @@ class BackgroundJob:
         *,
         seed: int,
         exchange: Exchange,
-        staging: Staging,
+        transport: RowTransport,
     ) -> None:
         self.capacity = rehearsal.samples(store.layout.row_bytes)
         """Samples that the stores of all ranks may hold."""
@@ -65,7 +67,7 @@ class BackgroundJob:
         self._store = store
         self._settings = rehearsal
         self._exchange = exchange
-        self._staging = staging
+        self._transport = transport
         self._random, self._drawing = Rekeyed(seed, "store"), Rekeyed(seed, "draw")
         self._plans_ahead = PlansAhead(self._drawing)
 
@@ -79,32 +81,22 @@ class BackgroundJob:
     def work(self, work: Round, pending: Pending | None) -> Staged:
         """Store what is pending, then draw for the next step; RankError if ranks cannot go on together."""
         began = time.perf_counter()
-        try:
+        exchange = self._exchange
+        with lost_connections(exchange.rank, work.step):
             headers = self._stored_everywhere(work, pending)
-            for replayed in gather_losses(_replayed(pending), headers, self._exchange):
+            for replayed in gather_losses(_replayed(pending), headers, exchange):
                 self._store.learn(replayed)
             plan = self._plan(work, headers, [] if pending is None else pending.newest)
-            exchange = self._exchange
-            if not plan.drawn:
-                rows = self._staging.empty(0)
-            else:
-                places = plan.sent_by(exchange.rank)[0]
-                wanted = self._store.index.rows_of(places) if self._by_group else places
-                outgoing = self._store.gather(wanted, out=self._staging.pinned(len(wanted)))
-                rows = exchange.rows(torch.from_numpy(outgoing), plan, self._staging.empty)
-        except RuntimeError as error:  # what torch.distributed raises
-            raise_of_device(error)
-            raise OtherRankError(
-                f"rank {self._exchange.rank} could not exchange samples at step {work.step}: {error}. "
-                "Another rank has died, has failed, or takes longer than the time-out."
-            ) from error
-        drawn = Drawn(
-            rows=rows,
+            places = plan.sent_by(exchange.rank)[0]
+            wanted = self._store.index.rows_of(places) if self._by_group else places
+            on_its_way = self._transport.drawn(plan, wanted, self._store)
+        drawn = Origin(
             owners=plan.owners(exchange.rank),
             second=plan.second_of(exchange.rank),
             stored=sum(header.stored for header in headers),
         )
-        return Staged(drawn, self._staging.deliver(rows), seconds=time.perf_counter() - began)
+        placed = tuple(header.placed for header in headers)
+        return Staged(drawn, on_its_way, seconds=time.perf_counter() - began, placed=placed)
 
     def _stored_everywhere(self, work: Round, pending: Pending | None) -> list[Header]:
         trouble = None
@@ -132,6 +124,7 @@ class BackgroundJob:
         self._settings = steered(self._settings, work)
         if work.capacity is not None:
             self.resize(work.capacity, step=work.step)
+        self._store.place()
         if pending is None:
             return
         random = self._random.at(self._exchange.rank, work.step)
@@ -159,6 +152,7 @@ class BackgroundJob:
             groups=len(self._store.index.members),
             threshold=self._store.policy.threshold,
             replayed=len(_replayed(pending)),
+            placed=self._store.placed,
             error=error,
         )
 
@@ -179,6 +173,19 @@ class BackgroundJob:
             left_out = gather_newest(newest, self._exchange)
             return plan_earlier_draw(sizes, counts, newest=left_out, random=random, fewer=work.fewer)
         return plan_draw([header.stored for header in headers], counts, random, fewer=work.fewer)
+
+
+@contextlib.contextmanager
+def lost_connections(rank: int, step: int) -> Iterator[None]:
+    """Turns what torch.distributed raises within into OtherRankError, but for errors of the device."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise_of_device(error)
+        raise OtherRankError(
+            f"rank {rank} could not exchange samples at step {step}: {error}. "
+            "Another rank has died, has failed, or takes longer than the time-out."
+        ) from error
 
 
 def _replayed(pending: Pending | None) -> Replayed:

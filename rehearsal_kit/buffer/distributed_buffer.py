@@ -11,7 +11,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,21 +22,33 @@ from rehearsal_kit.base.plain_values import plain_value
 from rehearsal_kit.base.process_groups import groups_of_world
 from rehearsal_kit.base.randomness import Rekeyed
 from rehearsal_kit.base.settings import Rehearsal
-from rehearsal_kit.buffer.background_job import BackgroundJob
+from rehearsal_kit.buffer.background_job import BackgroundJob, lost_connections
 from rehearsal_kit.buffer.exchange import Exchange, GroupExchange, require_agreement
 from rehearsal_kit.buffer.fields import Rows
 from rehearsal_kit.buffer.job_thread import Job, JobThread
 from rehearsal_kit.buffer.memory_limit import available_bytes, require_fitting, require_room, share_of
 from rehearsal_kit.buffer.policies import new_policy
-from rehearsal_kit.buffer.row_layout import RowLayout, Samples
+from rehearsal_kit.buffer.row_layout import IDENTITY, RowLayout, Samples
 from rehearsal_kit.buffer.row_losses import NOTHING, Replayed
+from rehearsal_kit.buffer.row_placement import DeviceRoom, RowPlacement
+from rehearsal_kit.buffer.row_transport import RowTransport
 from rehearsal_kit.buffer.snapshots import read_shards, write_shard
-from rehearsal_kit.buffer.staging import Staging
-from rehearsal_kit.buffer.states import BufferState, Pending, Representatives, Round, Staged, steered
+from rehearsal_kit.buffer.staging import Staging, UnderWay
+from rehearsal_kit.buffer.states import BufferState, Drawn, Pending, Representatives, Round, Staged, steered
 from rehearsal_kit.buffer.store import LocalStore, require_identity
 
 Group = int | Sequence[int] | torch.Tensor
 """One group for all samples of a mini-batch, or one for each: (sample,)."""
+
+
+@dataclass(frozen=True)
+class BufferDevice:
+    """The device that trains, and what room it has for the rows of a buffer."""
+
+    name: str
+    room: DeviceRoom | None = None
+    """None: rows lie in host memory, and are exchanged between hosts. None on all ranks or on none of them;
+    what room there is, each finds for itself."""
 
 
 class DistributedBuffer:
@@ -47,8 +59,8 @@ class DistributedBuffer:
     The draw depends on the seed, the step and what was offered, never on timing.
 
     layout: of the samples, the same on all ranks. exchange: how the ranks meet. device: where
-    representatives are wanted. All ranks construct it at the same point; SettingsError on all of them if
-    they disagree about layout, settings or seed, or if the buffers do not fit into memory.
+    representatives are wanted, and rows may lie. All ranks construct it at the same point; SettingsError on
+    all of them if they disagree about layout, settings or seed, or if the buffers do not fit into memory.
     """
 
     def __init__(
@@ -58,12 +70,16 @@ class DistributedBuffer:
         *,
         seed: int,
         exchange: Exchange,
-        device: str = "cpu",
+        device: str | BufferDevice = "cpu",
     ) -> None:
         self.waited = 0.0
-        """Seconds that `advance` has waited for the background thread, since the beginning."""
+        """Seconds that this thread has waited for the background thread, since the beginning."""
         self.worked = 0.0
         """Seconds that finished background jobs took: what was not waited for was hidden behind training."""
+        self.placed: tuple[int, ...] = ()
+        """Where the rows of each rank lay after its last job, as `row_placement` numbers it."""
+        self.share_bytes = 0
+        """That the rows of this rank might take then."""
         self.layout = layout
         self._seed = seed = plain_value(seed)
         self._rehearsal = rehearsal
@@ -73,18 +89,28 @@ class DistributedBuffer:
                 f"the settings store {list(rehearsal.half)} as float16, but the layout is "
                 f"{', '.join(map(str, layout.fields))}; make it by RowLayout.of(samples, half=settings.half)."
             )
-        require_agreement((layout, rehearsal, seed), exchange)
+        device = BufferDevice(device) if isinstance(device, str) else device
+        self._staging = Staging(layout, device.name)
+        # Between ranks that share a GPU rows would pass the hosts anyhow.
+        room = device.room if exchange.ranks == 1 or exchange.carries(torch.device(device.name)) else None
+        require_agreement((layout, rehearsal, seed, *[True] * (room is not None)), exchange)
         capacity = rehearsal.samples(layout.row_bytes)
         share = share_of(capacity, exchange.rank, exchange.ranks)
         self._ranks_here = require_room(share * layout.row_bytes, exchange)
         self._store = LocalStore(
-            layout, share, policy=new_policy(rehearsal.policy, seed), removal=rehearsal.removal
+            layout,
+            share,
+            policy=new_policy(rehearsal.policy, seed),
+            removal=rehearsal.removal,
+            placement=RowPlacement(layout, beside=self._staging.beside, room=room),
         )
         self._policy = new_policy(rehearsal.policy, seed)
         """Chooses candidates here while that of the store is with the background thread."""
-        self._staging = Staging(layout, device)
+        self._transport = RowTransport(
+            layout, exchange, staging=self._staging, with_gradients=room is not None
+        )
         self._background_job = BackgroundJob(
-            self._store, rehearsal, seed=seed, exchange=exchange, staging=self._staging
+            self._store, rehearsal, seed=seed, exchange=exchange, transport=self._transport
         )
         self._candidates = Rekeyed(seed, "candidates")
         self._thread = JobThread(f"rehearsal-r{exchange.rank}")
@@ -93,6 +119,7 @@ class DistributedBuffer:
         self._taken: Rows | None = None
         """`sample_id` of each representative of this step, where their losses are asked for."""
         self._intake = self._store.intake
+        self._lies_there = False
         self._step = -1
 
     @staticmethod
@@ -129,7 +156,7 @@ class DistributedBuffer:
                 "train, then offer(samples, group=..., losses=...), or take removal='random'."
             )
         drawn = self.advance()
-        self.offer(samples, group=group)
+        self._hand_over(samples, group, None, copy=True)
         if drawn is None:
             return {name: tensor.clone() for name, tensor in samples.items()}
         return {name: torch.cat([t, drawn.samples[name].to(t.device)]) for name, t in samples.items()}
@@ -150,14 +177,15 @@ class DistributedBuffer:
             )
         rehearsal = steered(self._rehearsal, work)
         staged = self._finished_job()
+        drawn = staged.take() if staged is not None else None
         self._step = work.step
-        self._taken = self._identities_of(staged)
+        self._taken = self._identities_of(drawn)
         pending, self._pending = self._pending, None
         if work.policy is not None and work.policy != self._rehearsal.policy:
             self._policy = new_policy(work.policy, self._seed)
         self._rehearsal = rehearsal
         self._in_flight = self._thread.submit(self._background_job.work, work, pending)
-        return staged.take() if staged is not None else None
+        return drawn
 
     def offer(
         self, samples: Samples, *, group: Group, losses: torch.Tensor | None = None, copy: bool = True
@@ -165,12 +193,18 @@ class DistributedBuffer:
         """Hand over the mini-batch of this step; what may be stored of it is copied before this returns.
 
         copy: False where nobody will write to these tensors any more: the background thread then copies what
-        it stores of them, and finds what is not finite, as for samples on CUDA. Of these the group, and the
-        `sample_id` that some policies read, are best left in host memory: else this waits. losses: of the
-        representatives that the last `advance` gave, (drawn,), for loss-aware removal, which alone asks for
-        them; None where this step had none. SettingsError, with nothing handed over, if names, shapes or
-        dtypes are wrong or a value is not finite; what is found later, the next `advance` raises.
+        it stores of them, and finds what is not finite, as for samples on CUDA in any case. Of these the
+        group, and the `sample_id` that some policies read, are best left in host memory: else this waits.
+        losses: of the representatives that the last `advance` gave, (drawn,), for loss-aware removal, which
+        alone asks for them; None where this step had none. SettingsError, with nothing handed over, if names,
+        shapes or dtypes are wrong or a value is not finite; what is found later, the next `advance` raises.
+        Where rows are exchanged between devices, that begins here, on all ranks, and errors of the background
+        thread come here.
         """
+        self._begin_exchange()
+        self._hand_over(samples, group, losses, copy=copy)
+
+    def _hand_over(self, samples: Samples, group: Group, losses: torch.Tensor | None, *, copy: bool) -> None:
         count = self.layout.check(samples)
         identities = self.layout.identities(samples) if self._policy.needs_identity else None
         chosen = self._policy.candidates(
@@ -181,7 +215,9 @@ class DistributedBuffer:
         )
         groups, newest = _groups_of(group, count, chosen)
         learned = self._learned(losses)
-        self._pending = Pending(self._staging.hand_over(samples, chosen, copy=copy), groups, newest, learned)
+        hand_over = self._staging.hand_over_there if self._lies_there else self._staging.hand_over
+        rows = hand_over(samples, chosen, copy=copy)
+        self._pending = Pending(rows, groups, newest, learned)
 
     def require_possible(self, rehearsal: Rehearsal) -> None:
         """SettingsError if the buffers could not take the policy and the capacity of these settings now."""
@@ -194,11 +230,13 @@ class DistributedBuffer:
     def state(self) -> BufferState:
         """Everything that decides what later steps draw, for a snapshot; valid until the next `advance`.
 
-        Waits for the job in flight. If that failed because another rank did, what it drew is left out.
+        Waits for the job in flight, and for what it has drawn: where rows are exchanged between devices, all
+        ranks call it at the same point. If that failed because another rank did, what it drew is left out.
         """
-        staged = None
+        drawn = None
         with contextlib.suppress(RankError):
-            staged = self._in_flight.result() if self._in_flight is not None else None
+            if self._in_flight is not None:
+                drawn = self._in_host(self._in_flight.result())
         return BufferState(
             layout=self.layout,
             policy=self._rehearsal.policy,
@@ -208,7 +246,7 @@ class DistributedBuffer:
             policy_state=self._store.policy.state(),
             step=self._step,
             pending=self._pending,
-            drawn=staged.drawn if staged is not None else None,
+            drawn=drawn,
         )
 
     def frozen(self) -> BufferState:
@@ -236,8 +274,8 @@ class DistributedBuffer:
         self._store.fill(state.contents, state=state.policy_state)
         self._step, self._intake, self._pending = state.step, self._store.intake, state.pending
         if state.drawn is not None:
-            drawn = replace(state.drawn, rows=state.drawn.rows.clone())
-            self._in_flight = Job.done(Staged(drawn, self._staging.deliver(drawn.rows)))
+            rows = state.drawn.rows.clone()
+            self._in_flight = Job.done(Staged(state.drawn, self._staging.deliver(rows)))
 
     def save(self, folder: str | Path) -> None:
         """Write this rank's part, and what is on its way, into a folder that all ranks share.
@@ -259,7 +297,10 @@ class DistributedBuffer:
         """Wait for the job in flight, which every other rank has begun too, and end the thread."""
         try:
             if self._in_flight is not None:
-                self._in_flight.result()
+                on_its_way = self._in_flight.result().on_its_way
+                if isinstance(on_its_way, UnderWay):
+                    with lost_connections(self._exchange.rank, self._step):
+                        on_its_way.settle()
         finally:
             self._thread.join()
 
@@ -267,11 +308,10 @@ class DistributedBuffer:
         """End the thread without asking what became of its job: for a rank that has failed already."""
         self._thread.end()
 
-    def _identities_of(self, staged: Staged | None) -> Rows | None:
-        if staged is None or self._rehearsal.removal != "loss":
+    def _identities_of(self, drawn: Representatives | None) -> Rows | None:
+        if drawn is None or self._rehearsal.removal != "loss" or not self.layout.has_identity:
             return None
-        identities = self.layout.packed_identities(staged.drawn.rows.numpy())
-        return None if identities is None else identities[~staged.drawn.second]
+        return drawn.numbers[0][IDENTITY].numpy()
 
     def _learned(self, losses: torch.Tensor | None) -> Callable[[], Replayed]:
         if losses is not None and not isinstance(losses, torch.Tensor):
@@ -296,12 +336,34 @@ class DistributedBuffer:
     def _finished_job(self) -> Staged | None:
         if self._in_flight is None:
             return None
-        began = time.perf_counter()
-        staged = self._in_flight.result()
-        self.waited += time.perf_counter() - began
+        staged = self._waited_for(self._in_flight)
+        if self._transport.with_gradients:
+            with lost_connections(self._exchange.rank, self._step):
+                staged.on_its_way.arrived()
         self.worked += staged.seconds
-        self._intake = self._store.intake  # no job is under way: what is known here depends on no timing
+        # No job is under way: what is known here depends on no timing.
+        self._intake, self._lies_there = self._store.intake, self._store.there is not None
+        self.placed, self.share_bytes = staged.placed, self._store.capacity * self.layout.row_bytes
         return staged
+
+    def _begin_exchange(self) -> None:
+        """Begin the exchange between devices of what this step has drawn, unless that was done."""
+        if self._in_flight is not None and self._transport.with_gradients:
+            staged = self._waited_for(self._in_flight)
+            with lost_connections(self._exchange.rank, self._step):
+                staged.on_its_way.begin()
+
+    def _waited_for(self, job: Job[Staged]) -> Staged:
+        began = time.perf_counter()
+        staged = job.result()
+        self.waited += time.perf_counter() - began
+        return staged
+
+    def _in_host(self, staged: Staged) -> Drawn:
+        """What a job has drawn, in host memory."""
+        with lost_connections(self._exchange.rank, self._step):
+            rows = self._staging.in_host(staged.on_its_way.arrived())
+        return Drawn(staged.drawn.owners, staged.drawn.second, staged.drawn.stored, rows)
 
 
 def _groups_of(group: Group, count: int, chosen: Rows) -> tuple[list[int], list[int]]:

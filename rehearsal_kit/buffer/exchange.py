@@ -17,7 +17,7 @@ from rehearsal_kit.buffer.draw_plan import DrawPlan
 from rehearsal_kit.buffer.row_losses import Replayed
 
 Empty = Callable[[int], torch.Tensor]
-LOCAL = ("stored", "groups", "threshold", "replayed", "error")
+LOCAL = ("stored", "groups", "threshold", "replayed", "placed", "error")
 
 
 class Header(NamedTuple):
@@ -46,6 +46,8 @@ class Header(NamedTuple):
     """The same of the second draw."""
     replayed: int = 0
     """Losses of samples that this rank has to tell (loss-aware removal)."""
+    placed: int = 0
+    """Where the rows of this rank lie, as `row_placement` numbers it."""
     error: int = 0
     """1 where this rank cannot go on: then nobody does, and nobody waits for it."""
 
@@ -76,6 +78,18 @@ class Exchange(Protocol):
         int64 (row, word) both; `empty` makes the memory for so many rows.
         """
 
+    def carries(self, device: torch.device) -> bool:
+        """Whether rows on this device can be exchanged among the sums of gradients; the same on all ranks."""
+
+    def begin_rows(
+        self, outgoing: torch.Tensor, incoming: torch.Tensor, *, sent: list[int], received: list[int]
+    ) -> Callable[[], object]:
+        """Begin there what `rows` does, into memory that there is; what is returned waits.
+
+        Called by the thread that trains, at the same place among the sums of all ranks. sent, received: by
+        the plan, for and from each rank.
+        """
+
 
 class GroupExchange:
     """The exchange over the groups of a generation; of a rank that is alone, one with itself."""
@@ -99,6 +113,16 @@ class GroupExchange:
         incoming, (_, sends) = empty(plan.drawn_by(self.rank)), plan.sent_by(self.rank)
         self._groups.exchange_rows(outgoing, incoming, sent=sends, received=plan.received_by(self.rank))
         return incoming
+
+    def carries(self, device: torch.device) -> bool:
+        """Whether they do so with the gradients; the same on all ranks."""
+        return self._groups.carries(device)
+
+    def begin_rows(
+        self, outgoing: torch.Tensor, incoming: torch.Tensor, *, sent: list[int], received: list[int]
+    ) -> Callable[[], object]:
+        """The same all-to-all; a rank with no row to send or get takes part, too."""
+        return self._groups.begin_exchange(outgoing, incoming, sent=sent, received=received)
 
 
 def require_agreement(values: object, exchange: Exchange) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rehearsal_kit.base.errors import SnapshotError
+from rehearsal_kit.buffer.row_memory import CurrentRows
 
 STUCK_S = 60.0
 """Without a single row being read for so long, the store waits no longer for room."""
@@ -21,9 +22,9 @@ class FrozenRows:
     spare: the most rows that are copied; where more would be, the store waits until some were read.
     """
 
-    def __init__(self, rows: NDArray[np.int64], *, spare: int) -> None:
+    def __init__(self, rows: NDArray[np.int64] | CurrentRows, *, spare: int) -> None:
         self.shape: tuple[int, int] = (rows.shape[0], rows.shape[1])
-        self._rows: NDArray[np.int64] | None = rows
+        self._rows: NDArray[np.int64] | CurrentRows | None = rows
         self._spare = max(1, spare)
         self._read = 0
         """Rows below were read."""
@@ -65,7 +66,9 @@ class FrozenRows:
             while (late := self._unread(changing)) and self._rows is not None:
                 room = self._spare - len(self._kept)
                 if room > 0:  # what is read last is copied first
-                    self._kept |= {row: self._rows[row].copy() for row in late[-room:]}
+                    kept = late[-room:]
+                    copies = _taken(self._rows, kept)
+                    self._kept |= dict(zip(kept, copies, strict=True))
                 elif not self._turn.wait(STUCK_S):
                     self._give_up(
                         f"{self._read} of {self.shape[0]} rows were written, then none in {STUCK_S:.0f} s, "
@@ -77,7 +80,7 @@ class FrozenRows:
         with self._turn:
             self._give_up("")
 
-    def _going(self) -> NDArray[np.int64]:
+    def _going(self) -> NDArray[np.int64] | CurrentRows:
         if (rows := self._rows) is None:
             raise SnapshotError(self._given_up or "these rows were let go of before all were read.")
         return rows
@@ -90,6 +93,13 @@ class FrozenRows:
         if self._rows is not None:
             self._given_up, self._rows, self._kept = why, None, {}
         self._turn.notify_all()
+
+
+def _taken(rows: NDArray[np.int64] | CurrentRows, wanted: list[int]) -> list[NDArray[np.int64]]:
+    """A copy of each of these rows, which lives as long as it is held."""
+    if isinstance(rows, np.ndarray):
+        return [rows[row].copy() for row in wanted]
+    return [row.copy() for row in rows.take(np.array(wanted, dtype=np.int64))]
 
 
 def release(rows: Any) -> None:

@@ -160,10 +160,7 @@ class RowLayout:
 
     def pack(self, samples: Samples, chosen: Rows | None = None) -> Words:
         """int64 (sample, word): a copy of these samples, or of the chosen ones; errors as `accept`."""
-        accepted = self.accept(samples, chosen)
-        rows = np.zeros((len(accepted), self.words), dtype=np.int64)
-        accepted.copy_into(rows)
-        return rows
+        return self.accept(samples, chosen).packed().rows
 
     def pack_there(self, samples: Samples) -> torch.Tensor:
         """int64 (sample, word): rows as `pack` makes them, of samples on any one device, not looked at there.
@@ -205,6 +202,42 @@ class RowLayout:
         """The fields of packed rows that are one int64 a sample, as views: (sample,)."""
         records = rows.view(self.record)[:, 0]
         return {name: torch.from_numpy(records[name]) for name in self._whole}
+
+    def number_table(self, rows: Words) -> Words:
+        """The same in one table, a copy of its own: (sample, number)."""
+        return rows.take(self.number_words, axis=1)
+
+    def number_table_there(self, rows: torch.Tensor) -> torch.Tensor:
+        """`number_table` of packed rows on any device."""
+        columns = [rows[:, word : word + 1] for word in self.number_words]
+        return torch.cat([rows[:, :0], *columns], dim=1)
+
+    def named_numbers(self, table: Words) -> dict[str, torch.Tensor]:
+        """`numbers` of a `number_table`."""
+        return {name: torch.from_numpy(table[:, place]) for place, name in enumerate(self._whole)}
+
+    def sound_there(self, rows: torch.Tensor) -> torch.Tensor:
+        """Which of packed rows on any device have only values that `accept` takes: bool (sample,)."""
+        sound = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+        for field, begin in self._places:
+            if field.checked:
+                sound &= part_of(rows, field, begin).isfinite().reshape(len(rows), field.values).all(dim=1)
+        return sound
+
+    @cached_property
+    def number_words(self) -> list[int]:
+        """The word of a row in which each field lies that is one int64 a sample."""
+        return [self.offsets[name] // WORD for name in self._whole]
+
+    @cached_property
+    def converts(self) -> bool:
+        """Whether fields are given back in another dtype than stored, so that they are copies of rows."""
+        return any(field.half for field in self.fields)
+
+    @property
+    def identity_number(self) -> int | None:
+        """Which column of a `number_table` is `sample_id`; None: none."""
+        return self._whole.index(IDENTITY) if self.has_identity else None
 
     def _expected(self, count: int) -> _Tensors:
         """Shape and dtype of each field of so many samples."""
@@ -298,6 +331,12 @@ class Accepted:
         parts = ((name, n, chosen if picked is None else picked[chosen]) for name, n, picked in self.columns)
         return Accepted(self.layout, tuple(parts))
 
+    def packed(self) -> Packed:
+        """The same as rows of their own."""
+        rows = np.zeros((len(self), self.layout.words), dtype=np.int64)
+        self.copy_into(rows)
+        return Packed(self.layout, rows)
+
     def copy_into(self, rows: Words, slots: Rows | None = None, which: Rows | None = None) -> None:
         """rows[slots] = these samples[which], None: all in order. rows: int64 (row, word).
 
@@ -330,6 +369,10 @@ class Packed:
     def some(self, chosen: Rows) -> Packed:
         """The chosen ones among them."""
         return Packed(self.layout, self.rows.take(chosen, axis=0))
+
+    def packed(self) -> Packed:
+        """Itself."""
+        return self
 
     def copy_into(self, rows: Words, slots: Rows, which: Rows | None = None) -> None:
         """rows[slots] = these samples[which], None: all in order; of equal slots the last wins."""

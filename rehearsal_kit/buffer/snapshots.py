@@ -115,7 +115,7 @@ def _whole(shard: Shard) -> BufferState:
     if f"{DRAWN}/{ROWS}" in shard:
         rows = torch.from_numpy(shard.read(f"{DRAWN}/{ROWS}"))
         owners, second = shard.read(f"{DRAWN}/owners"), shard.read(f"{DRAWN}/second")
-        drawn = Drawn(rows, owners, second, int(shard.about["stored"]))
+        drawn = Drawn(owners, second, int(shard.about["stored"]), rows)
     count, words = shard.shape(f"{STORE}/{ROWS}")
     every = np.arange(count)
     contents = Contents(

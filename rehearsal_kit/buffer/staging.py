@@ -1,17 +1,21 @@
-"""Transfer of samples between the device that trains and the host memory in which they are stored."""
+"""Transfer of samples between the device that trains and the memory in which they are stored."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from rehearsal_kit.base.transfers import fetched, host_memory, sent
+from rehearsal_kit.base.transfers import BackgroundStream, fetched, host_memory, sent
 from rehearsal_kit.buffer.fields import Rows
 from rehearsal_kit.buffer.offered import Offered
+from rehearsal_kit.buffer.offered_there import OfferedThere, packed_there
 from rehearsal_kit.buffer.row_layout import RowLayout, Samples, Words
+
+Begin = Callable[[], Callable[[], object]]
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,38 @@ class Delivered:
                 tensor.record_stream(current)
         return self.samples
 
+    def begin(self) -> None:
+        """Nothing is left to be done for them."""
+
+    def arrived(self) -> Delivered:
+        """Themselves."""
+        return self
+
+
+class UnderWay:
+    """Samples that ranks exchange between their devices, by the thread that trains and among its sums."""
+
+    def __init__(self, begin: Callable[[], Callable[[], Delivered]]) -> None:
+        """begin: begins it, and gives what waits for it."""
+        self._begin = begin
+        self._wait: Callable[[], Delivered] | None = None
+
+    def begin(self) -> None:
+        """Begin it, unless that was done: at the same place among the sums of all ranks."""
+        if self._wait is None:
+            self._wait = functools.cache(self._begin())
+
+    def arrived(self) -> Delivered:
+        """Them, for the current stream, which waits for them; begins it where nobody has."""
+        self.begin()
+        assert self._wait is not None  # noqa: S101 - for the type checker; it was begun
+        return self._wait()
+
+    def settle(self) -> None:
+        """Wait for it if it was begun."""
+        if self._wait is not None:
+            self._wait()
+
 
 class Staging:
     """Copies mini-batches off the device and representatives onto it, beside the training stream.
@@ -46,7 +82,8 @@ class Staging:
     def __init__(self, layout: RowLayout, device: str) -> None:
         self._layout = layout
         self._device = torch.device(device)
-        self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+        self.beside = BackgroundStream(self._device)
+        self._stream = self.beside.stream
         none = torch.empty((0, layout.words), dtype=torch.int64)
         self._nothing = layout.unpack_there(none.to(device)), layout.numbers(none.numpy())
 
@@ -57,6 +94,18 @@ class Staging:
     def pinned(self, count: int) -> Words | None:
         """Rows as `empty` makes them, where there is a CUDA device; None where any memory will do."""
         return self.empty(count).numpy() if self._stream is not None else None
+
+    def hand_over_there(self, samples: Samples, chosen: Rows, *, copy: bool) -> OfferedThere:
+        """The chosen samples, to be stored on the device.
+
+        copy: as for `hand_over`; where it is made here, nobody waits for it. SettingsError if they do not fit
+        the layout; values that are not finite are found when they are asked for.
+        """
+        self._layout.check(samples)
+        offered = OfferedThere(self._layout, samples, chosen=chosen, beside=self.beside)
+        if copy:
+            offered.pack()
+        return offered
 
     def hand_over(self, samples: Samples, chosen: Rows, *, copy: bool) -> Callable[[], Words]:
         """Copy the chosen samples; the caller may overwrite its tensors at once. Gives rows, (sample, word).
@@ -71,11 +120,9 @@ class Staging:
             if copy:
                 offered()
             return offered
-        self._layout.check(samples)
         device = next(tensor.device for tensor in samples.values() if not tensor.is_cpu)
-        there = {name: sent(tensor.detach(), device) for name, tensor in samples.items()}
-        packed = self._layout.pack_there(there)
-        rows = self.fetched(packed.index_select(0, sent(torch.from_numpy(chosen), device)))
+        self._layout.check(samples)
+        rows = self.fetched(packed_there(self._layout, samples, chosen=chosen, device=device))
         return functools.cache(lambda: self._layout.checked(rows().numpy(), chosen=chosen).rows)
 
     def deliver(self, rows: torch.Tensor) -> Delivered:
@@ -93,6 +140,59 @@ class Staging:
             event = torch.cuda.Event()
             event.record(self._stream)
         return Delivered(there, samples, numbers, self._nothing, event)
+
+    def delivered_there(self, rows: torch.Tensor, numbers: Words) -> Delivered:
+        """Packed rows that lie on the device, made in the order of `beside`, and their `number_table`."""
+        with self.beside.entered():
+            samples, event = self._layout.unpack_there(rows), self.beside.reached()
+        return Delivered(rows, samples, self._layout.named_numbers(numbers), self._nothing, event)
+
+    def exchanged_there(
+        self, outgoing: torch.Tensor, incoming: torch.Tensor, numbers: Words, *, begin: Begin
+    ) -> UnderWay:
+        """Packed rows of the device that are sent, and memory for those that come, both made in `beside`.
+
+        numbers: `number_table` of those that come. begin: begins the exchange after what the current stream
+        has been given, and gives what has the current stream wait for it.
+        """
+        layout, stream, named = self._layout, self._stream, self._layout.named_numbers(numbers)
+        # Views are made by the thread that is not waited for; what is converted has to have come.
+        views = None if layout.converts else layout.unpack_there(incoming)
+
+        def begun() -> Callable[[], Delivered]:
+            with self.beside.entered():
+                wait = begin()
+
+            def delivered() -> Delivered:
+                wait()
+                if stream is not None:
+                    current = torch.cuda.current_stream(self._device)
+                    # Neither is written anew before the exchange is over, for which that stream waits.
+                    outgoing.record_stream(current)
+                    incoming.record_stream(current)
+                samples = layout.unpack_there(incoming) if views is None else views
+                return Delivered(incoming, samples, named, self._nothing)
+
+            return delivered
+
+        return UnderWay(begun)
+
+    def in_host(self, delivered: Delivered) -> torch.Tensor:
+        """The packed rows in host memory, int64 (row, word); waits for the device."""
+        if delivered.rows.is_cpu:
+            return delivered.rows
+        with self.beside.entered() if delivered.event is not None else contextlib.nullcontext():
+            return fetched(delivered.rows)()
+
+    def empty_there(self, count: int) -> torch.Tensor:
+        """int64 (row, word): uninitialised rows on the device, in the order of `beside`."""
+        with self.beside.entered():
+            return torch.empty((count, self._layout.words), dtype=torch.int64, device=self._device)
+
+    def sent(self, rows: torch.Tensor) -> torch.Tensor:
+        """Packed rows that `empty` has made on their way to the device, in the order of `beside`."""
+        with self.beside.entered():
+            return rows.to(self._device, non_blocking=True)
 
     def fetched(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
         """A copy of this tensor in host memory, made beside the training stream; what is returned waits."""

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from rehearsal_kit.base.settings import Rehearsal
 from rehearsal_kit.buffer.frozen_rows import release
 from rehearsal_kit.buffer.offered import Offered
+from rehearsal_kit.buffer.offered_there import OfferedThere, PackedThere
 from rehearsal_kit.buffer.policies import PolicyState
 from rehearsal_kit.buffer.row_layout import Accepted, Packed, RowLayout, Samples, Words
 from rehearsal_kit.buffer.row_losses import NOTHING, Replayed
-from rehearsal_kit.buffer.staging import Delivered, rows_of
+from rehearsal_kit.buffer.staging import Delivered, UnderWay, rows_of
 from rehearsal_kit.buffer.store import Contents
 
 
@@ -87,17 +88,17 @@ class Pending:
         """What the same step has shown of the representatives; nothing without loss-aware removal."""
         return self.learned()
 
-    def accepted(self, layout: RowLayout) -> Accepted | Packed:
+    def accepted(self, layout: RowLayout) -> Accepted | Packed | PackedThere:
         """The samples, to be copied into the rows of a store of this layout; SettingsError as for `rows`."""
-        return self.rows.accepted() if isinstance(self.rows, Offered) else Packed(layout, self.rows())
+        if isinstance(self.rows, (Offered, OfferedThere)):
+            return self.rows.accepted()
+        return Packed(layout, self.rows())
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """What came to this rank in one exchange, in the order of the ranks that had stored it."""
+class Origin:
+    """Whence the samples of one exchange came, in the order of the ranks that had stored them."""
 
-    rows: torch.Tensor
-    """int64 (drawn, word), in host memory."""
     owners: NDArray[np.int64]
     """(drawn,)."""
     second: NDArray[np.bool_]
@@ -107,18 +108,28 @@ class Drawn:
 
 
 @dataclass(frozen=True)
+class Drawn(Origin):
+    """What came to this rank in one exchange."""
+
+    rows: torch.Tensor
+    """int64 (drawn, word), in host memory."""
+
+
+@dataclass(frozen=True)
 class Staged:
     """What a background job leaves for the next step."""
 
-    drawn: Drawn
-    delivered: Delivered
-    """The same samples on their way to the device."""
+    drawn: Origin
+    on_its_way: Delivered | UnderWay
+    """The samples, on their way to the device."""
     seconds: float = 0.0
     """That the job took."""
+    placed: tuple[int, ...] = ()
+    """Where the rows of each rank lie, as `row_placement` numbers it."""
 
     def take(self) -> Representatives:
         """The two draws apart, ready for the current stream."""
-        drawn, delivered = self.drawn, self.delivered
+        drawn, delivered = self.drawn, self.on_its_way.arrived()
         samples, numbers = delivered.take(), delivered.numbers
         if not drawn.second.any():
             none, no_numbers = delivered.nothing

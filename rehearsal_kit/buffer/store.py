@@ -4,45 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rehearsal_kit.base.byte_units import MIB
 from rehearsal_kit.base.errors import SettingsError
+from rehearsal_kit.base.tensor_files import per_block
+from rehearsal_kit.buffer.device_rows import DeviceRows, RowsOnTheirWay
 from rehearsal_kit.buffer.fields import Rows
 from rehearsal_kit.buffer.frozen_rows import FrozenRows
 from rehearsal_kit.buffer.group_index import GroupIndex
+from rehearsal_kit.buffer.offered_there import PackedThere
 from rehearsal_kit.buffer.policies import AbstractPolicy, Intake, PolicyState
 from rehearsal_kit.buffer.removal import LossAwareRemoval
 from rehearsal_kit.buffer.row_layout import Accepted, Packed, RowLayout, Samples, Words
 from rehearsal_kit.buffer.row_losses import Replayed, RowLosses
+from rehearsal_kit.buffer.row_memory import HostRows, RowMemory, RowSource
+from rehearsal_kit.buffer.row_placement import UNDECIDED, RowPlacement
 
-CHUNK = 4096
 SPARE = 8
 """While a checkpoint is written, one row in so many may be held twice: those that change meanwhile. What
 `room` leaves free is counted with it."""
 LEAST_SPARE_BYTES = 16 * MIB
 """And so much in any case: small stores change as a whole while a disk answers."""
-
-
-class RowSource(Protocol):
-    """Rows that are not in memory as a whole: asked for in blocks, in order, and never held twice."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and words."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of memory that it takes."""
-
-    def __getitem__(self, block: slice, /) -> Words:
-        """Some of the rows, (row, word)."""
-
-    def copy_into(self, out: Words) -> None:
-        """All of them, (row, word)."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +54,18 @@ class LocalStore:
 
     Memory: capacity x `RowLayout.row_bytes`, and up to about 200 bytes of bookkeeping per sample held.
 
-    removal: of `Rehearsal`. With "loss" it is told losses by `learn`.
+    removal: of `Rehearsal`. With "loss" it is told losses by `learn`. placement: where its rows lie; None: in
+    host memory.
     """
 
     def __init__(
-        self, layout: RowLayout, capacity: int, *, policy: AbstractPolicy, removal: str = "random"
+        self,
+        layout: RowLayout,
+        capacity: int,
+        *,
+        policy: AbstractPolicy,
+        removal: str = "random",
+        placement: RowPlacement | None = None,
     ) -> None:
         require_identity(policy, layout, removal=removal)
         self.layout = layout
@@ -81,7 +73,8 @@ class LocalStore:
         self.policy = policy
         self.index = GroupIndex()
         self._row_of: dict[int | None, int] = {}
-        self._rows = np.zeros((capacity, layout.words), dtype=np.int64)
+        self._placement = placement
+        self._rows: RowMemory = HostRows(layout, capacity)
         self._identity = np.zeros(capacity, dtype=np.int64)
         self._beside = RowLosses(capacity) if removal == "loss" else None
         self._frozen: list[FrozenRows] = []
@@ -98,7 +91,7 @@ class LocalStore:
     @property
     def contents(self) -> Contents:
         """Everything held; the rows are those of the store, not a copy."""
-        rows, beside = self._rows[: len(self)], self._beside
+        rows, beside = self._rows.first(len(self)), self._beside
         groups, places = self.index.groups_of_rows(), self.index.places_of_rows()
         if beside is None:
             return Contents(rows, groups, places)
@@ -108,9 +101,25 @@ class LocalStore:
     def freeze(self) -> Contents:
         """Everything held now, to be read by another thread while this store goes on; `release` it then."""
         held = self.contents
-        rows = FrozenRows(self._rows[: len(self)], spare=spare_rows(self.capacity, self.layout.row_bytes))
+        rows = FrozenRows(self._rows.first(len(self)), spare=spare_rows(self.capacity, self.layout.row_bytes))
         self._frozen.append(rows)
         return replace(held, rows=rows)
+
+    @property
+    def there(self) -> DeviceRows | None:
+        """Its rows where they lie on the device; None in host memory."""
+        return self._rows if isinstance(self._rows, DeviceRows) else None
+
+    @property
+    def placed(self) -> int:
+        """Where its rows lie, as `row_placement` numbers it."""
+        return UNDECIDED if self._placement is None else self._placement.decided
+
+    def place(self) -> None:
+        """Go on with having the rows lie where there is room for them; called once a step."""
+        if self._placement is not None:
+            rows = self._placement.go_on(self._rows, count=len(self), capacity=self.capacity)
+            self._lie_in(rows)
 
     def group_sizes(self) -> dict[int, int]:
         """Samples held of each group, by number of the group."""
@@ -135,18 +144,15 @@ class LocalStore:
         self.offer_accepted(self.layout.accept(samples, chosen), groups, random=random)
 
     def offer_accepted(
-        self, accepted: Accepted | Packed, groups: Sequence[int], *, random: np.random.Generator
+        self, accepted: Accepted | Packed | PackedThere, groups: Sequence[int], *, random: np.random.Generator
     ) -> None:
         """Store all of these samples of this layout, as `offer` does."""
         if self.capacity and len(accepted):
             self._store(accepted, groups, random)
 
     def gather(self, rows: Rows, out: Words | None = None) -> Words:
-        """(row, word): copies of these rows, all of them below len(self); into `out` if given."""
-        if out is None:
-            return self._rows.take(rows, axis=0)
-        # "clip" only spares numpy a buffer: the rows exist.
-        return np.take(self._rows, rows, axis=0, out=out, mode="clip")
+        """(row, word): copies of these rows in host memory, all below len(self); into `out` if given."""
+        return self._rows.take(rows, out)
 
     def learn(self, replayed: Replayed) -> None:
         """Losses of samples, which count where they are still held, for loss-aware removal."""
@@ -175,10 +181,12 @@ class LocalStore:
         if beside is not None and len(kept) < len(self):
             kept = LossAwareRemoval(beside.losses, random).kept_instead(kept, self.index)
         groups = [self.index.group(row) for row in kept]
-        rows = np.zeros((capacity, self.layout.words), dtype=np.int64)
-        for begin in range(0, len(kept), CHUNK):
-            part = np.array(kept[begin : begin + CHUNK], dtype=np.int64)
-            self.gather(part, out=rows[begin : begin + len(part)])
+        rows: RowMemory = HostRows(self.layout, capacity)
+        if self._placement is not None:
+            rows = self._placement.again(capacity, before=self.capacity)
+        each = per_block(self.layout.row_bytes)
+        for begin in range(0, len(kept), each):
+            rows.adopt(self._rows, np.array(kept[begin : begin + each], dtype=np.int64), begin=begin)
         self.capacity = capacity
         self._adopt(rows, len(kept), GroupIndex.of(groups))
         if beside is not None:
@@ -211,10 +219,7 @@ class LocalStore:
                 f"of at most {self.capacity} rows of {self.layout.words} words; it must be empty, large "
                 "enough, and of the same layout."
             )
-        if isinstance(contents.rows, np.ndarray):
-            self._rows[:count] = contents.rows
-        else:
-            contents.rows.copy_into(self._rows[:count])
+        self._rows.load(contents.rows)
         self._adopt(self._rows, count, GroupIndex.of(contents.groups.tolist(), contents.places.tolist()))
         if self._beside is not None:
             self._beside.fill(self._identity[:count], contents.losses, contents.seats)
@@ -225,7 +230,9 @@ class LocalStore:
 
     # Placing --------------------------------------------------------------------------------------------
 
-    def _store(self, accepted: Accepted | Packed, groups: Sequence[int], random: np.random.Generator) -> None:
+    def _store(
+        self, accepted: Accepted | Packed | PackedThere, groups: Sequence[int], random: np.random.Generator
+    ) -> None:
         identities, count = accepted.identities, len(accepted)
         which: Sequence[int] = range(count)
         if self.policy.needs_identity:
@@ -241,7 +248,7 @@ class LocalStore:
             self._before(rows)
         # Where each has a row of its own, all come in the order in which they are.
         sources = None if len(rows) == count else np.array(list(source_of.values()), dtype=np.int64)
-        accepted.copy_into(self._rows, rows, sources)
+        self._rows.write(accepted, rows, sources)
 
     def _before(self, changing: Rows) -> None:
         """Tell those who read what the store was some moments ago what is about to change."""
@@ -310,26 +317,34 @@ class LocalStore:
         if self._beside is not None and random is not None and len(gone):
             self._beside.trade(gone, len(self), random)
             gone = np.flatnonzero(~self.policy.may_stay(self._seats))
-        words = self._rows
         if self._frozen:
             self._before(gone)
+        origin_of: dict[int, int] = {}
         for row in gone[::-1].tolist():
             del self._row_of[int(self._identity[row])]
             last = self.index.replace(row)
             if self._beside is not None:
                 self._beside.leave(row, last)
             if last != row:  # rows stay dense: the last one moves into the gap
-                words[row] = words[last]
+                origin_of[row] = origin_of.pop(last, last)
                 self._identity[row] = self._identity[last]
                 self._row_of[int(self._identity[row])] = row
 
-    def _adopt(self, rows: Words, count: int, index: GroupIndex) -> None:
-        if rows is not self._rows:  # nobody changes the old ones any more
-            self._frozen = []
-        self._rows, self.index = rows, index
+        targets, origins = (np.array([*rows], dtype=np.int64) for rows in (origin_of, origin_of.values()))
+        self._rows.move(targets, origins)
+
+    def _lie_in(self, rows: RowMemory) -> None:
+        if rows is not self._rows:
+            if not isinstance(rows, RowsOnTheirWay):  # nobody changes the old ones any more
+                self._frozen = []
+            self._rows = rows
+
+    def _adopt(self, rows: RowMemory, count: int, index: GroupIndex) -> None:
+        self._lie_in(rows)
+        self.index = index
         self._identity = np.zeros(self.capacity, dtype=np.int64)
         self._row_of = {}
-        identities = self.layout.packed_identities(rows[:count])
+        identities = rows.identities(count)
         if identities is not None:
             self._identity[:count] = identities
             self._row_of = {identity: row for row, identity in enumerate(identities.tolist())}

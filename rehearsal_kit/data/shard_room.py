@@ -1,4 +1,4 @@
-"""How much memory is free for a rank's shard of a task, on its device and in pinned host memory."""
+"""How much memory is free for a rank's shard of a task and its buffer, on its device and pinned."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import torch
 
 from rehearsal_kit.base.byte_units import MIB
+from rehearsal_kit.base.device_memory import DeviceMemory, device_memory
 from rehearsal_kit.buffer.memory_limit import available_bytes
 
 DEVICE_SHARE = 0.25
-"""Part of a device's free memory that a shard may take. Steps may become larger, and whoever else has the
-device may, too: what is only there to be quick must not be what they lack."""
+"""Part of a device's free memory that a shard may take, and a buffer of what is left then. Steps may become
+larger, and so may what others have there: what is only there to be quick must not be what they lack."""
 HOST_SHARE = 0.5
 """Part of the available host memory in which shards may lie a second time while they are pinned."""
 KNOWN_AFTER = 4
@@ -25,7 +26,10 @@ PINNED_ROW_BYTES = 12 * 2**10
 
 @dataclass(frozen=True)
 class ShardRoom:
-    """Bytes that are free for one shard, as they are when they are asked for; on each rank by itself."""
+    """Bytes that are free for one shard, as they are when they are asked for; on each rank by itself.
+
+    The rows of a buffer ask, too, of the device alone: what either of both takes, the other lacks.
+    """
 
     on_device: Callable[[], int]
     in_host: Callable[[], int]
@@ -35,10 +39,33 @@ class ShardRoom:
     """Rows that are packed and moved with one mini-batch; at least one."""
     pinned_row_bytes: int = PINNED_ROW_BYTES
     """The smallest rows that are pinned one by one."""
+    counted: DeviceMemory | None = None
+    """The device that `on_device` tells of, where that counts what it was asked for."""
+    buffers: bool = True
+    """Whether a buffer may lie on the device, too."""
 
-    def takes_on_device(self, wanted: int) -> bool:
-        """Whether so many bytes may lie on the device."""
-        return wanted < DEVICE_SHARE * self.on_device()
+    def begin(self) -> None:
+        """There is a shard of which no mini-batch was taken yet."""
+        if self.counted is not None:
+            self.counted.begin()
+
+    def is_known(self) -> bool:
+        """Whether the device has shown what steps take with the shard that there is."""
+        return self.counted is None or self.counted.known
+
+    def takes_on_device(self, wanted: int, *, given_back: int = 0) -> bool:
+        """Whether so many bytes may lie on the device; whoever is told so takes them.
+
+        given_back: bytes that lie there still, and will not once these do.
+        """
+        takes = wanted < DEVICE_SHARE * (self.on_device() + given_back)
+        if takes and self.counted is not None:
+            self.counted.promise(wanted)
+        return takes
+
+    def takes_buffer(self, wanted: int, *, given_back: int = 0) -> bool:
+        """Whether so many bytes of a buffer may lie on the device; as `takes_on_device`."""
+        return self.buffers and self.takes_on_device(wanted, given_back=given_back)
 
     def rows_per_block(self, row_bytes: int) -> int:
         """How many rows of this size are packed and moved with one mini-batch."""
@@ -53,28 +80,16 @@ class ShardRoom:
 
     @staticmethod
     def of(device: str, *, ranks: int) -> ShardRoom | None:
-        """That of a GPU, for a shard of which no mini-batch was taken yet; None for the CPU.
-
-        ranks: of the run; they may all be on this machine.
-        """
+        """That of a GPU; None for the CPU. ranks: of the run; they may all be on this machine."""
         if not device.startswith("cuda"):
             return None
-        torch.cuda.reset_peak_memory_stats(device)
-        return ShardRoom(lambda: _free_on(device), lambda: _free_to_pin(ranks))
+        counted = device_memory(device)
+        return ShardRoom(counted.free, lambda: _free_to_pin(ranks), counted=counted)
 
 
 def _pinned_bytes(wanted: int) -> int:
     """What torch takes of the host for so many pinned bytes: the next power of two."""
     return 1 << (wanted - 1).bit_length() if wanted else 0
-
-
-def _free_on(device: str) -> int:
-    """What nobody has, and what torch keeps though nothing since that reset has needed it.
-
-    So the shard of the task before, which torch keeps, is room for the next one.
-    """
-    kept = torch.cuda.memory_reserved(device) - torch.cuda.max_memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + kept
 
 
 def _free_to_pin(ranks: int) -> int:

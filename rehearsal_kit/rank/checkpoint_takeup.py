@@ -178,7 +178,7 @@ class CheckpointTakeup:
             settings,
             seed=its.spec.seed,
             exchange=GroupExchange(its.groups),
-            device=its.spec.device,
+            device=its.buffer_device,
         )
         buffer.restore(state)
         return buffer

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rehearsal_kit.base.process_groups import ProcessGroups
+from rehearsal_kit.buffer.distributed_buffer import BufferDevice
+from rehearsal_kit.data.shard_room import ShardRoom
 from rehearsal_kit.data.task_stream import TaskStream
 from rehearsal_kit.learning.learner import Learner
 from rehearsal_kit.rank.checkpoint_loader import went_back_to
@@ -46,6 +48,13 @@ class RankContext:
     previewer: Previewer
     """Previews; only rank 0 makes any."""
     checkpoint_writer: CheckpointWriter
+    room: ShardRoom | None
+    """Memory for shards and the buffer beside the ordinary one of the host; None: there is none."""
+
+    @property
+    def buffer_device(self) -> BufferDevice:
+        """Where the buffer brings representatives, and may lie."""
+        return BufferDevice(self.spec.device, self.room)
 
     @staticmethod
     def of(
@@ -82,4 +91,5 @@ class RankContext:
             evaluation=evaluation,
             previewer=Previewer(learner, stream, spec.run.previews),
             checkpoint_writer=writer,
+            room=ShardRoom.of(spec.device, ranks=groups.ranks) if spec.room is None else spec.room,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 from rehearsal_kit.base.digests import number_of
@@ -14,8 +15,10 @@ from rehearsal_kit.data.task_loader import TaskLoader
 from rehearsal_kit.learning.mini_batch import MiniBatch
 from rehearsal_kit.learning.stored_outputs import ages, disowning, for_layout
 from rehearsal_kit.learning.summed_step import SummedStep
+from rehearsal_kit.rank.buffer_places import said_of_places
 from rehearsal_kit.rank.checkpoint_takeup import Learning
 from rehearsal_kit.rank.context import RankContext
+from rehearsal_kit.record.records import Noted
 
 
 class RehearsalStep:
@@ -24,6 +27,10 @@ class RehearsalStep:
     def __init__(self, context: RankContext, learning: Learning) -> None:
         self._with = context
         self._now = learning
+        self._said = ""
+        """Where the rows of the buffer lie, as it was told last."""
+        self._waited = 0.0
+        """That the step under way has waited for the buffer, beside what it waited for representatives."""
 
     def is_ready(self, loader: TaskLoader) -> bool:
         """Whether a step can be taken: the buffer is made where the settings in force need one.
@@ -54,8 +61,10 @@ class RehearsalStep:
         if buffer is None:
             return
         stored = for_layout(new, stepped.outputs, layout=buffer.layout, version=self._with.run_state.step)
+        waited = buffer.waited
         # Nobody writes to the mini-batch of a step that was taken.
         buffer.offer(stored, group=loader.groups, losses=stepped.replayed, copy=False)
+        self._waited = buffer.waited - waited
 
     def _take_representatives(self) -> Representatives | None:
         buffer, run_state = self._now.buffer, self._with.run_state
@@ -63,7 +72,8 @@ class RehearsalStep:
             return None
         live_settings = run_state.live_settings
         sizes = live_settings.sizes(self._with.groups.ranks)
-        waited, worked = buffer.waited, buffer.worked
+        waited, worked = buffer.waited - self._waited, buffer.worked
+        self._waited = 0.0
         drawn = buffer.advance(
             Round(
                 step=run_state.step,
@@ -81,11 +91,19 @@ class RehearsalStep:
         )
         reporter = self._with.reporter
         reporter.buffer_worked(buffer.worked - worked, waited=buffer.waited - waited)
+        self._tell_places(buffer)
         if drawn is not None:
             reporter.held(drawn.stored)
             if live_settings.strategy.replays:
                 reporter.replayed(drawn)
         return drawn
+
+    def _tell_places(self, buffer: DistributedBuffer) -> None:
+        """Say where the rows of all ranks lie, once they have decided it and whenever that changes."""
+        its, words = self._with, said_of_places(buffer.placed, buffer.share_bytes)
+        if words and words != self._said:
+            self._said = words
+            its.reporter.tell(Noted(step=its.run_state.step, text=words, time=time.time()))
 
     def _is_made(self, loader: TaskLoader) -> bool:
         its, run_state, buffer, trouble = self._with, self._with.run_state, None, ""
@@ -99,7 +117,7 @@ class RehearsalStep:
                 rehearsal,
                 seed=its.spec.seed,
                 exchange=GroupExchange(its.groups),
-                device=its.spec.device,
+                device=its.buffer_device,
             )
         except (SettingsError, MemoryError) as error:
             trouble = said_before(error, rank=its.groups.rank, step=run_state.step)

@@ -69,7 +69,8 @@ class RunSpec(RunSettings):
     lag: int | None = None
     """Steps after which ranks look at what a step came to, as `Learner` has it; None: by the device."""
     room: ShardRoom | None = None
-    """Memory in which shards may lie; None: that of the device, and on a CPU they stay as they were read."""
+    """Memory in which shards and the buffer may lie; None: that of the device, and on a CPU they stay in
+    ordinary host memory, as they were read."""
 
 
 def packed_spec(settings: RunSettings) -> bytes:

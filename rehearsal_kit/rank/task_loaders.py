@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from rehearsal_kit.buffer.row_layout import IDENTITY, Samples, joined
-from rehearsal_kit.data.shard_room import ShardRoom
 from rehearsal_kit.data.task_loader import Dealing, TaskLoader, dealt_out, first_left
 from rehearsal_kit.data.task_stream import TaskStream
 from rehearsal_kit.data.training_shard import TrainingShard
@@ -62,9 +61,9 @@ def new_loader(
 
 
 def _ready(context: RankContext, samples: Samples, group: str | None) -> TrainingShard:
-    spec = context.spec
-    room = ShardRoom.of(spec.device, ranks=context.groups.ranks) if spec.room is None else spec.room
-    return TrainingShard(samples, device=spec.device, group=group, room=room)
+    if context.room is not None:
+        context.room.begin()
+    return TrainingShard(samples, device=context.spec.device, group=group, room=context.room)
 
 
 def unfinished_task(

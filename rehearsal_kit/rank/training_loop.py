@@ -132,6 +132,11 @@ class Rank:
         """Grows whenever this rank gets on with something; another thread watches it."""
         return self._decisions.decided + self._learner.calls + self._with.checkpoint_writer.beats
 
+    @property
+    def buffer_places(self) -> tuple[int, ...]:
+        """Where the rows of the buffer lie on each rank, as `row_placement` numbers it; else empty."""
+        return () if self._now.buffer is None else self._now.buffer.placed
+
     def give_up(self) -> None:
         """Fail at the next step boundary, without a vote; another thread may call."""
         self._decisions.given_up = True

@@ -76,6 +76,7 @@ def test_on_a_cpu_all_is_measured_but_what_only_a_gpu_has(tmp_path, capsys):
 
 def only_on_a_gpu(name: str) -> bool:
     words = ("CUDA graph", "fastest algorithms", "synchronisations", "activations", "device memory")
+    words += ("rehearsal, buffer in host memory",)
     return any(word in name for word in words)
 
 
@@ -129,7 +130,12 @@ def test_mini_batches_of_both_kinds_are_whole_and_intervals_are_known():
 def found_on_a_gpu(**changes) -> CaseFindings:
     card = Attainable([0.0060] * 6, [0.0050] * 6, parameters=10, weight_bytes=2**20, activation_bytes=2**21)
     values = {
-        "blocks": {"with": [0.0054] * 6, "without": [0.00535] * 6, "fastest": [0.0050] * 6},
+        "blocks": {
+            "with": [0.0054] * 6,
+            "without": [0.00535] * 6,
+            "fastest": [0.0050] * 6,
+            "from host memory": [0.0056] * 6,
+        },
         "waited_s": 0.00001,
         "rows": CASE.rows,
         "repeatable": card,
@@ -139,6 +145,7 @@ def found_on_a_gpu(**changes) -> CaseFindings:
             "AGEM": Counted(steps=5, here={"joint_step.py:1": 10}, elsewhere={}),
         },
         "memory": Memory(peak=6 * 2**20, before=2**20),
+        "buffer_there": True,
         "checkpoints": [0.02, 0.03, 0.04, 0.04, 0.045, 0.06],
         "checkpoint_bytes": 3 * 2**20,
         "written": [0.5],
@@ -158,6 +165,7 @@ def test_every_limit_is_judged_on_a_gpu():
         "step without, of as many samples (8)": "",
         "with / without": "within",  # 1.009 of 1.02
         "waited for the background job": "within",  # 0.185 % of 0.2
+        "step with rehearsal, buffer in host memory": "",
         "with the same bits / by the fastest algorithms": "within",
         "attainable, kernel by kernel (same bits)": "",
         "attainable, as CUDA graph (same bits)": "",
@@ -169,7 +177,7 @@ def test_every_limit_is_judged_on_a_gpu():
         "synchronisations in a step of AGEM": "above",
         "weights": "",
         "activations of such a step": "",
-        "buffer of a rank, in host memory": "",
+        "buffer of a rank, on the device": "",
         "shard of a rank, on the device": "",
         "peak of device memory": "within",  # 6 MiB of 1.1 * (4 * 1 + 2), and a little for the shard
         "device memory between two steps": "",
@@ -184,6 +192,7 @@ def test_every_limit_is_judged_on_a_gpu():
     [
         ({"waited_s": 0.00002}, "waited for the background job", "above"),
         ({"memory": Memory(peak=7 * 2**20, before=0)}, "peak of device memory", "above"),
+        ({"buffer_there": False}, "buffer of a rank, in host memory", ""),
         ({"checkpoints": [0.051] * 6}, "a checkpoint of 3 MiB holds training up", "above"),
         ({"evaluations": [EVALUATION_S]}, "evaluation of 6 samples", "within"),
     ],
@@ -193,10 +202,14 @@ def test_a_figure_beyond_its_limit_is_told(changes, name, verdict):
 
 
 def test_the_slowest_rank_counts_and_lines_that_wait_are_told():
-    slow = {"with": [0.0075] * 6, "without": [0.005] * 6, "fastest": [0.005] * 6}
+    slow = {**found_on_a_gpu().blocks, "with": [0.0075] * 6, "without": [0.005] * 6, "fastest": [0.005] * 6}
     ranks = [
         RankFindings(
-            cases=(found_on_a_gpu(blocks=blocks, sums=[0.001] * 6, exchange=EXCHANGED),),
+            cases=(
+                found_on_a_gpu(
+                    blocks=blocks, sums=[0.001] * 6, exchange=EXCHANGED, exchange_there=[0.0004] * 6
+                ),
+            ),
             copies={"host to device, pinned": [2.5e10] * 6},
             versions={"device": "cuda", "GPU": "a card", "driver": "580.1", "CUDA": "13.0"},
         )
@@ -210,7 +223,8 @@ def test_the_slowest_rank_counts_and_lines_that_wait_are_told():
     assert "staging.py:5 ER another thread 1" in said
     assert "GPU a card driver 580.1 CUDA 13.0" in said
     assert "sum of the gradients over the ranks, alone, ms 1" in said
-    assert "background job with its exchange, alone, ms 2" in said
+    assert "background job with an exchange between hosts, alone, ms 2" in said
+    assert "exchange between devices, alone, ms 0.4" in said
     assert "host to device, pinned 25.0" in said
     assert "left out" not in said
     with pytest.raises(RehearsalKitError, match="instead of 8"):

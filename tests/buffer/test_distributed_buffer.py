@@ -30,6 +30,7 @@ from samples import (
     batch_of,
     identity_of,
     new_buffer,
+    placed,
     rank_of,
     samples,
     step_of,
@@ -39,6 +40,7 @@ from scipy.stats import chisquare
 from rehearsal_kit.base.errors import RankError, SettingsError
 from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.buffer.row_layout import RowLayout
+from rehearsal_kit.buffer.row_placement import NO_ROOM, ON_DEVICE
 from rehearsal_kit.buffer.states import Pending, Round
 
 STEPS = 30
@@ -47,11 +49,12 @@ SIZES = [8, 3, 0, 5]
 
 def train(
     groups, *, sizes=(8, 8, 8, 8), steps=STEPS, delay_s=0.0, outputs=torch.float32, device="cpu", copy=True,
-    **settings
+    place="host", **settings
 ):  # fmt: skip
     """A loop as a rank runs it; rank r hands over sizes[r] samples at every step."""
     exchange = WatchedRun(groups, delay_s=delay_s)
-    buffer = new_buffer(groups, exchange=exchange, outputs=outputs, device=device, **settings)
+    lies = placed(groups.rank, place, name=device)
+    buffer = new_buffer(groups, exchange=exchange, outputs=outputs, device=lies, **settings)
     random, seen = np.random.default_rng(groups.rank), []
     for step in range(steps):
         drawn = buffer.advance()
@@ -73,6 +76,10 @@ def train(
             )
     buffer.close()
     assert exchange.exchanges <= steps  # check 9: one exchange of rows a step
+    if place != "host":
+        there = [ON_DEVICE if place == "device" or rank % 2 else NO_ROOM for rank in range(groups.ranks)]
+        assert buffer.placed == tuple(there)
+        assert exchange.begun == (exchange.exchanges if groups.ranks > 1 else 0)
     return seen
 
 
@@ -102,6 +109,21 @@ def test_on_a_gpu_the_mini_batches_are_those_of_the_cpu(pool, policy):
 def test_what_is_lent_is_stored_as_what_is_copied(pool, policy):
     settings = {"policy": policy, "distillation": 3, "sizes": SIZES, "delay_s": 0.002}
     assert pool(_train_with, settings | {"copy": False}) == pool(_train_with, settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"place": "device", "draw": "groups", "half": ("outputs",), "distillation": 3},
+        {"place": "either", "policy": "reservoir", "delay_s": 0.002, "outputs": torch.bfloat16},
+        {"place": "device", "policy": "fifo", "draw": "earlier", "copy": False, "distillation": 3},
+    ],
+    ids=lambda settings: "-".join(map(str, settings.values())),
+)
+def test_wherever_rows_lie_the_mini_batches_are_the_same(pool, settings):
+    """With room on the device they are exchanged there, among the sums of the thread that trains."""
+    settings = {"sizes": SIZES, "capacity": 30, **settings}
+    assert pool(_train_with, settings) == pool(_train_with, settings | {"place": "host"})
 
 
 def _train_with(groups, settings):
@@ -434,6 +456,46 @@ def test_ranks_with_other_settings_say_so(pool):
         assert "other settings than rank 0" in said
 
 
+def disagree_about_room(groups):
+    with pytest.raises(SettingsError) as raised:
+        new_buffer(groups, device=placed(0, "device" if groups.rank else "host"))
+    return str(raised.value)
+
+
+def test_ranks_of_which_some_would_exchange_rows_elsewhere_say_so(pool):
+    if pool.ranks == 1:
+        pytest.skip("a rank that is alone agrees with itself")
+    for said in pool(disagree_about_room):
+        assert "other settings than rank 0" in said
+
+
+def augment_alone(groups, place):
+    """What comes back where nothing tells when the sums of a step are over, and what each exchange met."""
+    exchange = WatchedRun(groups)
+    buffer = new_buffer(groups, exchange=exchange, device=placed(groups.rank, place))
+    seen = [buffer.augment(batch_of(groups.rank, step, 5))["sample_id"].tolist() for step in range(12)]
+    before = exchange.begun
+    state = buffer.state()  # as for a checkpoint, before the next step
+    begun = exchange.begun - before
+    drawn = state.layout.unpack(state.drawn.rows.numpy())["sample_id"].tolist()
+    buffer.close()
+    return seen, drawn, begun
+
+
+def test_an_exchange_that_no_offer_has_begun_begins_with_the_next_step_or_what_asks_for_it(pool):
+    here, there = (pool(augment_alone, place) for place in ("host", "device"))
+    assert [each[:2] for each in there] == [each[:2] for each in here]
+    assert [each[2] for each in there] == [int(pool.ranks > 1)] * pool.ranks
+
+
+def reached(groups):
+    return [groups.carries(torch.device(name)) for name in ("cpu", "cuda")]
+
+
+def test_over_gloo_rows_of_a_gpu_pass_the_hosts(pool):
+    assert pool(reached) == [[True, pool.ranks == 1]] * pool.ranks
+
+
 def too_large(groups):
     with pytest.raises(SettingsError) as raised:
         new_buffer(groups, capacity="100 TiB")
@@ -480,30 +542,31 @@ def step_until_lost(groups, buffer, number):
     for step in range(40):
         try:
             buffer.advance()
+            if (groups.rank, step) == (1, 12):
+                os.kill(os.getpid(), number)
+            buffer.offer(batch_of(groups.rank, step, 8), group=0)
         except RankError as error:
             return str(error), step
-        if (groups.rank, step) == (1, 12):
-            os.kill(os.getpid(), number)
-        buffer.offer(batch_of(groups.rank, step, 8), group=0)
     return "", 40
 
 
-def get_stuck(groups):
-    buffer = new_buffer(groups)
+def get_stuck(groups, place):
+    buffer = new_buffer(groups, device=placed(groups.rank, place))
     found = step_until_lost(groups, buffer, signal.SIGSTOP)
     buffer.abandon()
     return found
 
 
-def test_a_rank_that_hangs_ends_the_others_by_the_time_out(tmp_path):
-    ((said, step),) = on_ranks(2, tmp_path, get_stuck, dying=1, timeout_s=3.0)
+@pytest.mark.parametrize("place", ["host", "device"])
+def test_a_rank_that_hangs_ends_the_others_by_the_time_out(tmp_path, place):
+    ((said, step),) = on_ranks(2, tmp_path, get_stuck, place, dying=1, timeout_s=3.0)
     assert "rank 0 could not exchange" in said
     assert "longer than the time-out" in said
     assert 12 <= step <= 14
 
 
-def lose_a_rank(groups):
-    buffer = new_buffer(groups)
+def lose_a_rank(groups, place):
+    buffer = new_buffer(groups, device=placed(groups.rank, place))
     said, lost_at = step_until_lost(groups, buffer, signal.SIGKILL)
     state = buffer.state()
     buffer.abandon()
@@ -518,8 +581,9 @@ def lose_a_rank(groups):
         return said, lost_at, set(drawn.owners.tolist()), drawn.stored
 
 
-def test_check_13_when_a_rank_is_killed_the_other_learns_it_and_goes_on_with_what_it_holds(tmp_path):
-    ((said, lost_at, owners, stored),) = on_ranks(2, tmp_path, lose_a_rank, dying=1)
+@pytest.mark.parametrize("place", ["host", "device"])
+def test_check_13_when_a_rank_is_killed_the_other_learns_it_and_goes_on_with_what_it_holds(tmp_path, place):
+    ((said, lost_at, owners, stored),) = on_ranks(2, tmp_path, lose_a_rank, place, dying=1)
     assert "rank 0 could not exchange" in said
     assert "died" in said
     assert 12 <= lost_at <= 14

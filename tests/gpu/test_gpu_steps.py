@@ -5,9 +5,21 @@ from __future__ import annotations
 import statistics
 
 import pytest
-from devicekit import DEVICE, KIND, evaluations, generations, mini_batches, synchronisations
+import torch
+from devicekit import (
+    BUFFERS,
+    DEVICE,
+    KIND,
+    evaluations,
+    generations,
+    mini_batches,
+    representatives,
+    synchronisations,
+)
 
 from rehearsal_kit.bench.children import on_ranks
+from rehearsal_kit.buffer.row_placement import NO_ROOM
+from rehearsal_kit.buffer.row_placement import ON_DEVICE as LIES_THERE
 from rehearsal_kit.data.training_shard import AS_READ, ON_DEVICE, PINNED
 from rehearsal_kit.record.records import UNTRAINED
 
@@ -34,6 +46,19 @@ def test_mini_batches_are_the_same_wherever_a_shard_lies_and_nobody_waits_for_on
     usual = ON_DEVICE if KIND == "cuda" else AS_READ
     lies = {ON_DEVICE: ON_DEVICE, PINNED: PINNED, AS_READ: AS_READ, "what there is": usual}
     assert found == {name: (where, True, {}) for name, where in lies.items()}
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_representatives_and_checkpoints_are_the_same_wherever_the_rows_of_a_buffer_lie(tmp_path, ranks):
+    """On several GPUs rows are exchanged by NCCL; the thread that trains waits for no device."""
+    if KIND == "cuda" and torch.cuda.device_count() < ranks:
+        pytest.skip(f"needs {ranks} NVIDIA GPUs")
+    devices = [f"cuda:{rank}" if KIND == "cuda" else "cpu" for rank in range(ranks)]
+    places = dict(zip(BUFFERS, ((0,) * ranks, (LIES_THERE,) * ranks, (NO_ROOM,) * ranks), strict=True))
+    for found in on_ranks(devices, representatives, devices, tmp_path):
+        drawn, stored = found["as on a CPU"][1:3]
+        assert len(drawn) == 4 * 23
+        assert found == {name: (places[name], drawn, stored, {}) for name in BUFFERS}
 
 
 @pytest.mark.parametrize("subject", ["ConvNet", "PtychoNN"])

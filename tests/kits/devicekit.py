@@ -6,9 +6,10 @@ proves all of them but what only CUDA can execute.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,14 @@ from rehearsal_kit.base.nccl_variables import NCCL_VARIABLES
 from rehearsal_kit.base.network_interfaces import bound_to, interface_named, strays
 from rehearsal_kit.base.process_groups import Meeting, ProcessGroups, _join, leave
 from rehearsal_kit.base.processes import listeners
-from rehearsal_kit.base.settings import Training
+from rehearsal_kit.base.settings import Rehearsal, Training
 from rehearsal_kit.bench.gpu.case_measurement import CaseMeasurement, lay_out
 from rehearsal_kit.bench.gpu.cases import ALL, QUICK, QUICK_CASES
 from rehearsal_kit.bench.gpu.findings import Counted
 from rehearsal_kit.bench.gpu.synchronisations import heard
+from rehearsal_kit.buffer.distributed_buffer import BufferDevice, DistributedBuffer
+from rehearsal_kit.buffer.exchange import GroupExchange
+from rehearsal_kit.buffer.row_layout import RowLayout
 from rehearsal_kit.cluster.devices import identity_of
 from rehearsal_kit.data.shard_room import ShardRoom
 from rehearsal_kit.data.task_loader import TaskLoader
@@ -145,6 +149,71 @@ def mini_batches(_: ProcessGroups, folder: Path) -> dict[str, tuple[str, bool, d
         )
         found[name] = (there.shard.where, same and there.done, dict(waited.here))
     return found
+
+
+BUFFERS = {
+    "as on a CPU": None,
+    "on the device": ShardRoom(lambda: 10**12, lambda: 0, known_after=3, block_bytes=20_000),
+    "in host memory": ShardRoom(lambda: 0, lambda: 0, known_after=3),
+}
+"""What room there is said to be for the rows of a buffer."""
+
+
+def representatives(
+    groups: ProcessGroups, devices: Sequence[str], folder: Path
+) -> dict[str, tuple[tuple[int, ...], list[str], str, dict[str, int]]]:
+    """For ranks of their own: what they draw from buffers, by the memory that is said to be there for them.
+
+    Of each where the rows of all ranks lie in the end, a digest of the representatives of every step, one of
+    the file of a checkpoint, and how often the thread that trains has waited for the device, by line.
+    """
+    device = devices[groups.rank]
+    settings = Rehearsal(representatives=6, distillation=2, candidates=3, capacity=24 * groups.ranks)
+    found = {}
+    for name, room in BUFFERS.items():
+        drawn = []
+        with DistributedBuffer(
+            RowLayout.of(_offered(groups.rank, 0, "cpu", 0)),
+            settings,
+            seed=3,
+            exchange=GroupExchange(groups),
+            device=BufferDevice(device, room),
+        ) as buffer:
+            offered = [_offered(groups.rank, step, device, 8 - groups.rank) for step in range(24)]
+            with heard(device) as waited:
+                for step, samples in enumerate(offered):
+                    drawn.append(buffer.advance())
+                    buffer.offer(samples, group=step // 6, copy=False)
+            if groups.rank == 0:
+                (folder / name).mkdir()
+            groups.barrier()
+            buffer.save(folder / name)
+        (shard,) = (folder / name).glob(f"buffer-{groups.rank:05d}-*")
+        parts = [part for each in drawn[1:] for part in (each.samples, each.distillation)]
+        numbers = [part for each in drawn[1:] for part in each.numbers]
+        digests = [_digest(part, ["image", "label", "outputs", "sample_id"]) for part in parts]
+        digests += [_digest(part, ["label", "sample_id"]) for part in numbers]
+        told = hashlib.sha256(shard.read_bytes()).hexdigest()
+        found[name] = (buffer.placed, digests, told, dict(waited.here))
+    return found
+
+
+def _offered(rank: int, step: int, device: str, count: int) -> dict[str, torch.Tensor]:
+    random = torch.Generator().manual_seed(97 * step + rank)
+    there = {
+        "image": torch.rand(count, 1, SIDE, SIDE, generator=random),
+        "label": torch.arange(count) % CLASSES,
+        "outputs": torch.rand(count, CLASSES, generator=random).half(),
+    }
+    identity = {"sample_id": 1000 * rank + 10 * step + torch.arange(count)}
+    return {**{name: tensor.to(device) for name, tensor in there.items()}, **identity}
+
+
+def _digest(samples: Mapping[str, torch.Tensor], names: Sequence[str]) -> str:
+    found = hashlib.sha256()
+    for name in names:
+        found.update(samples[name].cpu().numpy().tobytes())
+    return found.hexdigest()
 
 
 def evaluations(

@@ -9,10 +9,11 @@ import torch
 
 from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.base.settings import Rehearsal
-from rehearsal_kit.buffer.distributed_buffer import DistributedBuffer
+from rehearsal_kit.buffer.distributed_buffer import BufferDevice, DistributedBuffer
 from rehearsal_kit.buffer.draw_plan import DrawPlan
 from rehearsal_kit.buffer.exchange import Empty, GroupExchange
 from rehearsal_kit.buffer.row_layout import RowLayout
+from rehearsal_kit.data.shard_room import ShardRoom
 
 SENTINEL = -(2**40) - 7
 
@@ -64,7 +65,7 @@ class WatchedRun:
         self._random = np.random.default_rng(groups.rank)
         self._delay_s = delay_s
         self.rank, self.ranks = groups.rank, groups.ranks
-        self.gathers = self.exchanges = 0
+        self.gathers = self.exchanges = self.begun = 0
 
     def gather(self, numbers):
         self.gathers += 1
@@ -76,10 +77,27 @@ class WatchedRun:
         time.sleep(self._random.uniform(0, self._delay_s))
         return self._real.rows(outgoing, plan, lambda count: empty(count).fill_(SENTINEL))
 
+    def carries(self, device: torch.device) -> bool:
+        return self._real.carries(device)
+
+    def begin_rows(self, outgoing: torch.Tensor, incoming: torch.Tensor, **counts):
+        self.begun += 1
+        return self._real.begin_rows(outgoing, incoming.fill_(SENTINEL), **counts)
+
 
 def alone_in_its_store(groups: ProcessGroups) -> GroupExchange:
     """What a local draw is: a rank that knows of no other."""
     return GroupExchange(ProcessGroups(rank=0, ranks=1))
+
+
+def placed(rank, place, *, name="cpu", **room):
+    """Where the rows of a rank lie: in "host" memory, on the "device", or on "either", by turns of ranks."""
+    if place == "host":
+        return BufferDevice(name)
+    free = 10**12 if place == "device" or rank % 2 else 0
+    # A block of one row at a time, so that rows change while they are on their way.
+    values = {"known_after": 3, "block_bytes": 1, **room}
+    return BufferDevice(name, ShardRoom(lambda: free, lambda: 0, **values))
 
 
 def new_buffer(groups, *, exchange=None, seed=9, outputs=torch.float32, device="cpu", **settings):

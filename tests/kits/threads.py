@@ -160,11 +160,16 @@ class ThreadGroups(ProcessGroups):
     def exchange_rows(
         self, outgoing: torch.Tensor, incoming: torch.Tensor, *, sent: list[int], received: list[int]
     ) -> None:
-        ends = list(itertools.accumulate(sent, initial=0))
-        parts = [outgoing[a:b].clone() for a, b in itertools.pairwise(ends)]
-        mine = [row[self.rank] for row in self._world.background.meet(self.rank, parts)]
-        assert [len(part) for part in mine] == received
-        torch.cat(mine, out=incoming)
+        everyone = self._world.background.meet(self.rank, _parts(outgoing, sent))
+        _receive(everyone, self.rank, incoming, received)
+
+    def begin_exchange(
+        self, outgoing: torch.Tensor, incoming: torch.Tensor, *, sent: list[int], received: list[int]
+    ) -> Callable[[], object]:
+        everyone = self._training(("an exchange", _parts(outgoing, sent)))
+        assert {kind for kind, _ in everyone} == {"an exchange"}  # nothing else is under way on any rank
+        incoming.fill_(-1)  # what comes is there when it was waited for, not before
+        return lambda: _receive([parts for _, parts in everyone], self.rank, incoming, received)
 
     @property
     def _world(self) -> World:
@@ -174,3 +179,16 @@ class ThreadGroups(ProcessGroups):
     def _training(self, value: Any) -> list[Any]:
         self._world.count(self.rank)
         return self._world.training.meet(self.rank, value)
+
+
+def _parts(outgoing: torch.Tensor, sent: list[int]) -> list[torch.Tensor]:
+    ends = list(itertools.accumulate(sent, initial=0))
+    return [outgoing[a:b].clone() for a, b in itertools.pairwise(ends)]
+
+
+def _receive(
+    everyone: Sequence[list[torch.Tensor]], rank: int, incoming: torch.Tensor, received: list[int]
+) -> None:
+    mine = [parts[rank] for parts in everyone]
+    assert [len(part) for part in mine] == received
+    torch.cat(mine, out=incoming)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from waiting import NoWaiting, place
@@ -17,6 +18,7 @@ from rehearsal_kit.base.settings import Rehearsal, Training
 from rehearsal_kit.buffer.distributed_buffer import DistributedBuffer
 from rehearsal_kit.buffer.exchange import GroupExchange
 from rehearsal_kit.buffer.row_layout import RowLayout
+from rehearsal_kit.buffer.staging import Staging
 from rehearsal_kit.data.shard_room import ShardRoom
 from rehearsal_kit.data.task_loader import TaskLoader
 from rehearsal_kit.data.training_shard import AS_READ, ON_DEVICE, PINNED, TrainingShard
@@ -138,3 +140,15 @@ def test_no_step_waits_for_the_device_from_the_shard_to_the_buffer_and_back(wher
             assert moved.to_host == 1 + (summed.replayed is not None and case == "losses")
     assert shard.where == where
     assert len(drawn.samples["label"]) == 3
+
+
+@pytest.mark.parametrize("copy", [True, False], ids=["copied", "lent"])
+def test_what_is_offered_to_rows_on_the_device_is_not_fetched(copy):
+    """Whoever offers it packs it there at most, and where it is lent not even that."""
+    shard = TrainingShard(fields(24), device="meta", group="label", room=ROOMS[ON_DEVICE])
+    samples, here = shard.batch(torch.arange(24), slice(0, 8))
+    staging = Staging(RowLayout.of(shard.none), "meta")
+    with Moved() as moved:
+        staging.hand_over_there({**samples, "sample_id": here["sample_id"]}, np.array([1, 5]), copy=copy)
+    assert (moved.to_host, moved.gathers) == (0, int(copy))
+    assert set(moved.to_device) == ({"base/transfers.py"} if copy else set())

@@ -25,6 +25,7 @@ from runkit import (
     until,
     weights_of,
 )
+from walks import ON_DEVICE
 
 from rehearsal_kit.base.errors import RunFolderError
 from rehearsal_kit.learning.strategies.references import FromScratch, Incremental
@@ -298,7 +299,12 @@ def on(groups, folder, plan, cut, generation, replays=None):
     if groups.rank == 0 and not folder.exists():
         job_in(folder)
     groups.gather("")
-    spec = replace(job_in_existing(folder), replays=None if replays is None else job_in_existing(replays).run)
+    spec = job_in_existing(folder, training=replace(TRAINING, bucket_mib=1e-4))
+    # Rows are exchanged on the device, among many sums of gradients; in a replay as on a CPU.
+    if replays is None:
+        spec = replace(spec, room=ON_DEVICE)
+    else:
+        spec = replace(spec, replays=job_in_existing(replays).run)
     try:
         network = Dying(spec.run, cut=cut, checkpoints=generation)
         return carry_out(groups, spec, plan, generation=generation, network=network)[0]
@@ -307,7 +313,10 @@ def on(groups, folder, plan, cut, generation, replays=None):
 
 
 def test_other_ranks_decide_again_what_was_decided_and_a_replay_has_the_ranks_of_each_part(tmp_path, tasks):
-    """Two ranks, then one, then two: tasks end, and somebody steers, after the last checkpoint of each."""
+    """Two ranks, then one, then two: tasks end, and somebody steers, after the last checkpoint of each.
+
+    Shards and buffers lie on the device, but not in the replay.
+    """
     plan = [*[(0, task) for task in tasks[:3]], (0, FinishStream()), (3, TakeCheckpoint())]
     plan += [(6, Steer(learning_rate=0.015)), (10, Skip(task=2)), (12, tasks[3]), (13, Note(text="seen"))]
     for name in ("first", "last", "replay 1", "replay 2"):
@@ -331,6 +340,7 @@ def test_other_ranks_decide_again_what_was_decided_and_a_replay_has_the_ranks_of
     assert not [entry for entry in effects if "refused" in entry]
     lineage = Timeline.load(run.timeline).lineage()
     assert sorted(record.task for record in lineage.records(TaskEnded)) == [0, 1, 3]
+    assert any("lie on the device" in record.text for record in lineage.records(Noted))
     steps = lineage.losses()[0]
     assert steps == list(range(len(steps)))
 

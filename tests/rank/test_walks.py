@@ -63,7 +63,7 @@ from rehearsal_kit.record.commands import (
     Watch,
 )
 from rehearsal_kit.record.ledger import read_ledger
-from rehearsal_kit.record.records import Steps, TaskEnded
+from rehearsal_kit.record.records import Noted, Steps, TaskEnded
 from rehearsal_kit.record.run_folder import RunFolder
 from rehearsal_kit.record.seen import SeenRecords
 from rehearsal_kit.record.timeline import Timeline
@@ -309,12 +309,34 @@ def test_both_averages_go_on_after_a_kill_a_roll_back_and_on_other_ranks(tasks, 
 
 
 @pytest.mark.parametrize("room", [ON_DEVICE, PINNED, AS_READ], ids=["on the device", "pinned", "as read"])
-def test_wherever_shards_lie_a_run_comes_to_what_it_comes_to_on_a_cpu(tasks, room):
+def test_wherever_shards_and_buffers_lie_a_run_comes_to_what_it_comes_to_on_a_cpu(tasks, room, tmp_path):
+    """Killed, rolled back, steered, on another number of ranks: with the mini-batches that a CPU has."""
     started = ((0, ARRIVAL), (0, ARRIVAL), (0, Steer(strategy="DERpp")), (2, TakeCheckpoint()))
     back = ((3, Steer(batch=2)), (2, RollBack(checkpoint=1)), (2, Steer(batch=3)), (1, Note(text="seen")))
     killed = Generation(commands=(*started, *back), ends="killed", victim=(0, 10**6))
     parts = (killed, Generation(((1, Note(text="seen")),), ends="interrupted", ranks=1), Generation())
-    assert broken_by(Walk(2, "ER", "quotas", parts, room=room), tasks) == []
+    walk = with_tasks(Walk(2, "ER", "quotas", parts, room=room), tasks[1])
+    walked = carry_out(walk, tmp_path / "run", tasks[0])
+    assert broken_promises(walked, tmp_path / "again") == []
+    notes = {record.text for record in Timeline.load(walked.spec.run.timeline).records(Noted)}
+    said = {text.partition(" lie ")[2][:11] for text in notes if text.startswith("the rows of the rehearsal")}
+    # Where it is asked after more steps than these ranks take, nothing is said.
+    assert said == {ON_DEVICE: {"on the devi"}, PINNED: {"in host mem"}, AS_READ: set()}[room]
+
+
+def test_checkpoints_are_the_same_wherever_the_rows_of_the_buffer_lie(tasks, tmp_path):
+    asked = ((0, ARRIVAL), (0, Steer(strategy="DERpp")), (4, TakeCheckpoint()), (3, Steer(capacity=15)))
+    asked += ((2, TakeCheckpoint()), (2, Steer(capacity=30)), (2, Steer(policy="reservoir")))
+    asked += ((3, TakeCheckpoint()), (1, Note(text="seen")))
+    found = []
+    for place, room in {"here": None, "there": ON_DEVICE, "sent there": PINNED}.items():
+        walk = Walk(2, "ER", "quotas", (Generation(asked),), removal="loss", room=room)
+        walk = with_tasks(walk, tasks[1])
+        run = carry_out(walk, tmp_path / place, tasks[0]).spec.run
+        shards = sorted(run.checkpoints.rglob("buffer-*.safetensors"))
+        found.append([(path.relative_to(run.checkpoints), path.read_bytes()) for path in shards])
+    assert len(found[0]) >= 6
+    assert found[1] == found[2] == found[0]
 
 
 def test_a_roll_back_to_a_task_whose_file_is_gone_since(tasks):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from rehearsal_kit.base.process_groups import ProcessGroups
@@ -15,10 +16,13 @@ from rehearsal_kit.bench.clock import is_cuda, now, seconds_of
 from rehearsal_kit.bench.gpu.attainable import Attainable, attainable
 from rehearsal_kit.bench.gpu.cases import Case, Effort
 from rehearsal_kit.bench.gpu.driven_rank import DrivenRank
-from rehearsal_kit.bench.gpu.findings import FASTEST, WITH, WITHOUT, CaseFindings, Counted, Memory
+from rehearsal_kit.bench.gpu.findings import FASTEST, FROM_HOST, WITH, WITHOUT, CaseFindings, Counted, Memory
 from rehearsal_kit.bench.gpu.synchronisations import heard
 from rehearsal_kit.bench.ranks.exchange_ranks import Rows, measure_exchange
+from rehearsal_kit.buffer.draw_plan import plan_draw
+from rehearsal_kit.buffer.row_layout import WORD
 from rehearsal_kit.data.preparation import Preparation
+from rehearsal_kit.data.shard_room import ShardRoom
 from rehearsal_kit.data.tensor_tasks import write_task
 from rehearsal_kit.learning.gpu_arithmetic import gpu_arithmetic
 from rehearsal_kit.learning.strategies.references import Incremental
@@ -49,12 +53,14 @@ class CaseMeasurement:
         case, ranks = self.case, self.groups.ranks
         repeatable, fastest = (self._attainable(deterministic=each) for each in (True, False))
         with gpu_arithmetic(self.device, deterministic=True):
-            rehearsed, plain = self.session(ER()), self.session(Incremental())
-        since, blocks = rehearsed.taken, self._in_turns(rehearsed, plain)
+            rehearsed, plain, hosted = self.session(ER()), self.session(Incremental()), self._hosted()
+        since, blocks = rehearsed.taken, self._in_turns(rehearsed, plain, hosted)
         with gpu_arithmetic(self.device, deterministic=True):
-            plain.end()
-            del plain
-            memory = self._memory(rehearsed)
+            for each in (plain, hosted):
+                if each is not None:
+                    each.end()
+            del plain, hosted, each
+            memory, buffer_there = self._memory(rehearsed), rehearsed.is_buffer_there
             counted = {ER().name: self._counted(rehearsed)}
             stalls = [self._stall(rehearsed, TakeCheckpoint()) for _ in range(self.effort.checkpoints)]
             evaluations = self._evaluations(rehearsed)
@@ -73,6 +79,7 @@ class CaseMeasurement:
             fastest=fastest,
             counted=counted,
             memory=memory,
+            buffer_there=buffer_there,
             checkpoints=stalls,
             checkpoint_bytes=max((each.bytes for each in kept), default=0),
             written=[each.seconds for each in kept],
@@ -93,10 +100,15 @@ class CaseMeasurement:
 
     # Sessions -------------------------------------------------------------------------------------------
 
-    def session(self, strategy: Strategy) -> DrivenRank:
+    def _hosted(self) -> DrivenRank | None:
+        """One with its buffer in host memory, whatever room there is on the device; None on a CPU."""
+        room = ShardRoom.of(self.device, ranks=self.groups.ranks)
+        return None if room is None else self.session(ER(), replace(room, buffers=False))
+
+    def session(self, strategy: Strategy, room: ShardRoom | None = None) -> DrivenRank:
         """One with a full buffer, whose network has been trained for some steps, which are told apart."""
         case, groups = self.case, self.groups
-        run = RunFolder(self.folder / strategy.name)
+        run = RunFolder(self.folder / f"{strategy.name}{' hosted' if room is not None else ''}")
         if groups.rank == 0:
             run.create()
         groups.barrier()
@@ -110,15 +122,20 @@ class CaseMeasurement:
             rehearsal=case.rehearsal(strategy, groups.ranks),
             recovery=Recovery(checkpoint_s=1e9, keep_last=1, keep_best=0),
             device=self.device,
+            room=room,
         )
         session = DrivenRank(spec, groups, task=self.task)
         session.step(-(-case.capacity // case.batch) + WARM_UP)
         session.apart()
         return session
 
-    def _in_turns(self, rehearsed: DrivenRank, plain: DrivenRank) -> dict[str, list[float]]:
+    def _in_turns(
+        self, rehearsed: DrivenRank, plain: DrivenRank, hosted: DrivenRank | None
+    ) -> dict[str, list[float]]:
         """Seconds of a step, by kind of block; who begins changes from round to round."""
         kinds = {WITH: (rehearsed, True), WITHOUT: (plain, True), FASTEST: (rehearsed, False)}
+        if hosted is not None:
+            kinds[FROM_HOST] = (hosted, True)
         blocks: dict[str, list[float]] = {name: [] for name in kinds}
         names = [*kinds]
         for number in range(-1, self.effort.rounds):  # the first one tries the algorithms of each kind
@@ -188,7 +205,26 @@ class CaseMeasurement:
             representatives=self.case.representatives,
             capacity=self.case.capacity,
         )
-        return {"sums": sums, "exchange": measure_exchange(self.groups, rows, calls)}
+        there = self._exchanges_there(rows) if is_cuda(self.device) else []
+        return {"sums": sums, "exchange": measure_exchange(self.groups, rows, calls), "exchange_there": there}
+
+    def _exchanges_there(self, rows: Rows) -> list[float]:
+        """Seconds of an exchange between devices; none where several ranks share one."""
+        groups, words = self.groups, rows.row_bytes // WORD
+        if not groups.carries(torch.device(self.device)):
+            return []
+        plan = plan_draw([rows.capacity] * groups.ranks, [rows.representatives], np.random.default_rng(0))
+        sent, received = plan.sent_by(groups.rank)[1], plan.received_by(groups.rank)
+        outgoing, incoming = (
+            torch.zeros((size, words), dtype=torch.int64, device=self.device)
+            for size in (sum(sent), sum(received))
+        )
+
+        def exchange() -> None:
+            groups.begin_exchange(outgoing, incoming, sent=sent, received=received)()
+
+        exchange()
+        return [seconds_of(exchange, self.device, calls=self.effort.calls) for _ in range(self.effort.rounds)]
 
 
 def lay_out(case: Case, folder: Path, *, ranks: int) -> None:

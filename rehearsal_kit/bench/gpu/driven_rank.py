@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rehearsal_kit.base.errors import RehearsalKitError
 from rehearsal_kit.base.process_groups import ProcessGroups
+from rehearsal_kit.buffer.row_placement import ON_DEVICE
 from rehearsal_kit.rank.run_spec import RunSpec
 from rehearsal_kit.rank.training_loop import Rank
 from rehearsal_kit.record.commands import Arrived, Command, FinishStream, Steer, Stop, TakeCheckpoint, Wish
@@ -53,6 +54,12 @@ class DrivenRank:
     def taken(self) -> int:
         """Steps so far."""
         return self._rank.step
+
+    @property
+    def is_buffer_there(self) -> bool:
+        """Whether the rows of the buffer of this rank lie on the device."""
+        places = self._rank.buffer_places
+        return bool(places) and places[self._groups.rank] == ON_DEVICE
 
     def ask(self, command: Command) -> None:
         """Have this take effect before the next step."""

@@ -10,7 +10,7 @@ from typing import Any
 from rehearsal_kit.base.byte_units import MIB
 from rehearsal_kit.bench.gpu.attainable import Attainable
 from rehearsal_kit.bench.gpu.cases import Case
-from rehearsal_kit.bench.gpu.findings import FASTEST, WITH, WITHOUT, CaseFindings
+from rehearsal_kit.bench.gpu.findings import FASTEST, FROM_HOST, WITH, WITHOUT, CaseFindings
 from rehearsal_kit.bench.spread import MedianInterval
 from rehearsal_kit.buffer.row_layout import RowLayout
 
@@ -98,6 +98,12 @@ def _steps(case: Case, ranks: Sequence[CaseFindings], *, cuda: bool) -> Iterator
         value=MedianInterval.exactly(waited),
         limit=WAITED,
     )
+    hosted = slowest(ranks, FROM_HOST) if cuda else None
+    yield Figure(
+        name="step with rehearsal, buffer in host memory",
+        unit="ms",
+        value=None if hosted is None else _ms(hosted),
+    )
     # On a CPU there is nothing to choose between.
     price = _ratios(rehearsed, fastest) if cuda else None
     yield Figure(name="with the same bits / by the fastest algorithms", value=price, limit=SAME_BITS)
@@ -137,10 +143,11 @@ def _memory(case: Case, found: CaseFindings, *, ranks: int) -> Iterator[Figure]:
     row = RowLayout.of(case.subject.samples(0)).row_bytes
     yield Figure(name="weights", unit="MiB", value=_mib(weights))
     yield Figure(name="activations of such a step", unit="MiB", value=_mib(activations))
-    yield Figure(name="buffer of a rank, in host memory", unit="MiB", value=_mib(case.capacity * row))
+    buffer, lies = case.capacity * row, "on the device" if found.buffer_there else "in host memory"
+    yield Figure(name=f"buffer of a rank, {lies}", unit="MiB", value=_mib(buffer))
     yield Figure(name="shard of a rank, on the device", unit="MiB", value=_mib(case.shard * row))
     copies, beyond = MEMORY
-    held = case.shard * row + copies * weights
+    held = case.shard * row + copies * weights + found.buffer_there * buffer
     most = None if activations is None else beyond * (held + activations) / MIB
     yield Figure(
         name="peak of device memory",
@@ -178,7 +185,10 @@ def _between_ranks(ranks: Sequence[CaseFindings]) -> Iterator[Figure]:
     sums = [max(each) for each in zip(*(rank.sums for rank in ranks), strict=True)]
     yield Figure(name="sum of the gradients over the ranks, alone", unit="ms", value=_ms(sums))
     jobs = [second for rank in ranks if rank.exchange is not None for second in rank.exchange.job_s]
-    yield Figure(name="background job with its exchange, alone", unit="ms", value=_ms(jobs))
+    yield Figure(name="background job with an exchange between hosts, alone", unit="ms", value=_ms(jobs))
+    there = [max(each) for each in zip(*(rank.exchange_there for rank in ranks), strict=True)]
+    if there:
+        yield Figure(name="exchange between devices, alone", unit="ms", value=_ms(there))
 
 
 def _ratios(above: Sequence[float], below: Sequence[float]) -> MedianInterval:

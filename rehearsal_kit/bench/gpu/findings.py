@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from rehearsal_kit.bench.gpu.attainable import Attainable
 from rehearsal_kit.bench.ranks.exchange_ranks import RankTimes
 
-WITH, WITHOUT, FASTEST = "with", "without", "fastest"
-"""Blocks: with rehearsal, with as many new samples instead, and with rehearsal by the fastest algorithms."""
+WITH, WITHOUT, FASTEST, FROM_HOST = "with", "without", "fastest", "from host memory"
+"""Blocks: with rehearsal, with as many new samples instead, with rehearsal by the fastest algorithms, and, on
+GPUs, with the buffer in host memory in any case."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,8 @@ class CaseFindings:
     """Those in steps of each strategy, by its name."""
     memory: Memory | None
     """None on a CPU."""
+    buffer_there: bool
+    """Whether the buffer lay on the device."""
     checkpoints: list[float]
     """What a step takes longer that begins with a checkpoint."""
     checkpoint_bytes: int
@@ -60,7 +63,9 @@ class CaseFindings:
     sums: list[float] = field(default_factory=list)
     """The sum of the gradients over all ranks, alone; empty on a single rank."""
     exchange: RankTimes | None = None
-    """The background work of a step, alone; None on a single rank."""
+    """The background work of a step between hosts, alone; None on a single rank."""
+    exchange_there: list[float] = field(default_factory=list)
+    """The exchange of a step between devices, alone; empty where there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
