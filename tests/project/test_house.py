@@ -150,7 +150,7 @@ def test_texts_are_short_and_point_only_to_what_is_there():
         for link in re.findall(r"\]\(([^)#][^)]*)\)", text.read_text()):
             assert link.startswith("https://") or (text.parent / link).exists(), (text, link)
         for path in re.findall(
-            r"`((?:tests|rehearsal_kit|notebooks|\.ci|\.github)/[\w/.]+)`", text.read_text()
+            r"`((?:binder|tests|rehearsal_kit|notebooks|\.ci|\.github)/[\w/.]+)`", text.read_text()
         ):
             assert (ROOT / path).exists(), (text, path)
 

@@ -157,6 +157,7 @@ def test_runs_from_top_to_bottom_as_on_binder(path, home, kernel):
 
     document = shortened(nbformat.read(path, as_version=4))
     document.cells.insert(0, nbformat.v4.new_code_cell("%reset -f"))  # it finds no name of the one before
+    document.cells.append(nbformat.v4.new_code_cell("import sys; print('pandas' in sys.modules)"))
     client = nbclient.NotebookClient(document, km=kernel, timeout=600, store_widget_state=False)
     network = network_of(kernel.provisioner.pid)
     memory = Memory(network)
@@ -171,5 +172,7 @@ def test_runs_from_top_to_bottom_as_on_binder(path, home, kernel):
     outputs = [output.get("data", {}) for cell in document.cells for output in cell.get("outputs", ())]
     shown = any("application/vnd.jupyter.widget-view+json" in data for data in outputs)
     assert shown == ("rk.dashboard(" in path.read_text())
+    if path == NOTEBOOKS[0]:  # 20 MB of every kernel, for a menu of checkpoints
+        assert document.cells[-1].outputs[0].text == "False\n"
     assert [*members(network)] == [kernel.provisioner.pid]
     assert not list((home.checkout / ".rehearsal-kit" / "clusters").iterdir())
