@@ -134,8 +134,7 @@ def kernel(home):
     specs = KernelSpecManager(kernel_dirs=[str(spec.parents[1])])
     manager = AsyncKernelManager(kernel_name="binder", transport="ipc", kernel_spec_manager=specs)
     manager.connection_file = str(home.folder / "kernel.json")
-    started = manager.start_kernel(env=home.environment(), cwd=str(home.checkout / "notebooks"))
-    asyncio.run(started)
+    asyncio.run(manager.start_kernel(env=home.environment(), cwd=str(home.checkout / "notebooks")))
     deadline = time.monotonic() + 60
     while network_of(manager.provisioner.pid) in ("", network_of("self")):
         assert time.monotonic() < deadline
