@@ -29,6 +29,7 @@ OF_LIBRARIES = (
 OF_MULTIPROCESSING = ("resource_tracker", "forkserver")
 """Kept, too, one of each; what a fork server has started is a child of it, and counts."""
 LONG = (
+    "test_slurm.py",
     "test_connect.py",
     "test_cli.py",
     "test_gpu_cluster.py",
@@ -40,6 +41,7 @@ LONG = (
     "test_session.py",
     "test_walks.py",
     "test_cluster.py",
+    "test_pbs.py",
     "test_bench.py",
     "test_results.py",
     "test_distributed_buffer.py",

@@ -9,9 +9,7 @@ import tomllib
 from dataclasses import replace
 from pathlib import Path
 
-import pbskit
 import pytest
-from faultkit import wait_for
 
 from rehearsal_kit.base.errors import ClusterError, ClusterGoneError, SettingsError
 from rehearsal_kit.base.network_interfaces import interface_named, interface_towards
@@ -23,7 +21,6 @@ from rehearsal_kit.batch.launch import (
     connect_job,
     forget_old_jobs,
     prepare,
-    state_of,
     submit,
     wait_until_up,
 )
@@ -31,17 +28,6 @@ from rehearsal_kit.batch.node_workers import node_devices
 from rehearsal_kit.batch.script import job_script
 from rehearsal_kit.batch.site import SITES, known_sites, read_site
 from rehearsal_kit.cli.main import main
-
-
-@pytest.fixture
-def pbs(tmp_path, monkeypatch):
-    """A PBS that is stood in for, and a home folder without jobs."""
-    (tmp_path / "bin").mkdir()
-    variables = pbskit.install(tmp_path / "bin")
-    monkeypatch.setenv("PBS_STAND_IN", variables["PBS_STAND_IN"])
-    monkeypatch.setenv("PATH", f"{variables['PATH']}:{os.environ['PATH']}")
-    monkeypatch.setenv("REHEARSAL_KIT_HOME", str(tmp_path / "home"))
-    return tmp_path
 
 
 @pytest.mark.parametrize(
@@ -238,18 +224,3 @@ def test_the_interface_that_leads_to_the_login_node():
         ClusterError, match=r"knows no way to 999\.1\.1\.1; its interfaces are: .*127\.0\.0\.1"
     ):
         interface_towards(["999.1.1.1"])
-
-
-@pytest.mark.cluster
-@pytest.mark.timeout(200)
-def test_a_job_of_pbs_ends_by_its_own_timer_before_the_system_would_end_it(pbs):
-    """PBS sends no signal: the job knows its wall time."""
-    cluster = launch.launch(Job(site="pbs", interface="lo", time="1", margin_s=30))
-    files = job_named("")
-    assert (cluster.address.workers, cluster.address.kind) == (1, "cpu")
-    assert f"rehearsal-kit launch --cancel {files.read_job().number}" in repr(cluster)
-    wait_for(lambda: not files.address.exists())
-    cluster.disconnect()
-    wait_for(lambda: state_of(files).phase == "ended")
-    assert not files.key.exists()
-    assert not files.failure.exists()
