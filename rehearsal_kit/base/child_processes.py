@@ -53,8 +53,6 @@ KEPT = frozenset({
 reaches us nor what is computed."""
 LONGEST_FOLDER = 107 - len("/pymp-12345678/listener-12345678")
 """Bytes of the name of a folder in which a fork server can have its socket (`man 7 unix`)."""
-OF_OPTIMIZERS = "torch._dynamo"
-"""What torch imports when a process makes its first optimizer, for a second: a fork server does it once."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 

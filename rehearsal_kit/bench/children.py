@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from rehearsal_kit.base.child_processes import OF_OPTIMIZERS, holds_fork_server, imports_not_from_here
+from rehearsal_kit.base.child_processes import holds_fork_server, imports_not_from_here
 from rehearsal_kit.base.errors import RehearsalKitError
 from rehearsal_kit.base.process_groups import Meeting, meet
 from rehearsal_kit.cluster.devices import identity_of
@@ -94,7 +94,7 @@ def _context(*, forked: bool) -> ForkServerContext | SpawnContext:
     if not forked or not holds_fork_server(tempfile.gettempdir()):
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["rehearsal_kit.rank.training_loop", __name__, OF_OPTIMIZERS])
+    context.set_forkserver_preload(["rehearsal_kit.rank.rank_imports", __name__])
     return context
 
 

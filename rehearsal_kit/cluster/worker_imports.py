@@ -1,19 +1,14 @@
 """What the process has imported from which all workers on CPUs are forked; see `local_cluster.py`.
 
-A worker that writes into a page that it inherits has a copy of it from then on, and Python's search for
-garbage writes into every object that it looks at. It passes over those that are frozen, so that their pages
-stay shared. Nobody imports this module but the fork server, which can be told nothing else.
+Nobody imports this module but the fork server, which can be told nothing else.
 """
 
 # ruff: noqa: E402, F401
 import gc
 
-gc.disable()  # a fifth of the time that these imports take would be spent looking for garbage
-
-import torch._dynamo  # torch fetches it when a process makes its first optimizer, for a second
-import torchmetrics.functional.image  # by which the similarity of images is measured; another second
+gc.disable()  # as in `rank_imports`, until that enables it again
 
 import rehearsal_kit.cluster.rank_host
+import rehearsal_kit.rank.rank_imports
 
 gc.freeze()
-gc.enable()

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from rehearsal_kit.base.child_processes import OF_OPTIMIZERS
 from rehearsal_kit.base.process_groups import Meeting, ProcessGroups, meet
 from rehearsal_kit.base.settings import Rehearsal, Training
 from rehearsal_kit.data.preparation import Preparation
@@ -30,13 +29,7 @@ CODE = tuple(
 PROCESSES = multiprocessing.get_context("forkserver")
 """Its server imports torch once, and every rank begins as a copy of it: not seconds after the others."""
 PROCESSES.set_forkserver_preload(
-    [
-        "rehearsal_kit.rank.training_loop",
-        "rehearsal_kit.buffer.snapshots",
-        OF_OPTIMIZERS,
-        "pytest",
-        "scipy.stats",
-    ]
+    ["rehearsal_kit.buffer.snapshots", "pytest", "scipy.stats", "rehearsal_kit.rank.rank_imports"]
 )
 
 
