@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from rehearsal_kit.base.settings import Rehearsal as Rehearsal
     from rehearsal_kit.base.settings import Training as Training
     from rehearsal_kit.batch.job import Job as Job
-    from rehearsal_kit.batch.launch import connect_job as connect_job
-    from rehearsal_kit.batch.launch import launch as launch
     from rehearsal_kit.buffer.distributed_buffer import DistributedBuffer as DistributedBuffer
     from rehearsal_kit.cluster.cluster import Cluster as Cluster
     from rehearsal_kit.cluster.cluster import connect as connect
@@ -32,6 +30,8 @@ if TYPE_CHECKING:
     from rehearsal_kit.data.tensor_tasks import TensorTask as TensorTask
     from rehearsal_kit.data.tensor_tasks import split_classes as split_classes
     from rehearsal_kit.data.tensor_tasks import split_instances as split_instances
+    from rehearsal_kit.jobs.launch import connect_job as connect_job
+    from rehearsal_kit.jobs.launch import launch as launch
     from rehearsal_kit.learning.networks.registry import *  # noqa: F403 - all of them
     from rehearsal_kit.learning.strategies.registry import *  # noqa: F403 - all of them
     from rehearsal_kit.learning.strategies.strategy import AugmentedBatch as AugmentedBatch
@@ -99,8 +99,8 @@ _HOMES = {
     "attach": "session.attach",
     "Job": "batch.job",
     "connect": "cluster.cluster",
-    "connect_job": "batch.launch",
-    "launch": "batch.launch",
+    "connect_job": "jobs.launch",
+    "launch": "jobs.launch",
     "dashboard": "widgets.panel",
     "open_scan": "data.scans.opening",
     "regions": "data.scan_tasks",

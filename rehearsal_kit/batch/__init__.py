@@ -1,9 +1,4 @@
-"""Batch jobs: clusters inside the allocation of a batch system, asked for from the login node.
+"""Batch systems: what a person asks of them, what is particular to a site, and their commands.
 
-    launch --script--> batch system --> job_server (first node: scheduler) --> node_workers (every node)
-       |                                        |
-       +------ the job's private folder --------+   key, order, log, and where the cluster is
-
-Begin at launch.py for what a person calls, at job_server.py for what runs inside. Imports session and all
-below it.
+Begin at job.py for what is asked for, at system.py for what a batch system can do. Imports base alone.
 """

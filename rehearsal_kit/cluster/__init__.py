@@ -1,4 +1,4 @@
-"""Processes: starting, reaching, hosting and watching them. Dask is known here, in session and in batch.
+"""Processes: starting, reaching, hosting and watching them. Dask is known here, in session and in jobs.
 
     kernel --scheduler_calls--> coordinator (in the scheduler) --protocol--> rank_host (in a worker)
 

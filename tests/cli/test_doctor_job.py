@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from rehearsal_kit.base.errors import ClusterError
-from rehearsal_kit.batch.job_examination import allocation
-from rehearsal_kit.batch.node_report import NodeReport, report
 from rehearsal_kit.cli.doctor.finding import well
 from rehearsal_kit.cli.doctor.job import findings_of
+from rehearsal_kit.jobs.job_examination import allocation
+from rehearsal_kit.jobs.node_report import NodeReport, report
 
 ONE = NodeReport(
     host="n1",

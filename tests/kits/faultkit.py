@@ -24,9 +24,9 @@ from safetensors.torch import load_file
 
 from rehearsal_kit.base.processes import family, is_alive
 from rehearsal_kit.base.settings import Recovery, Rehearsal, Training
-from rehearsal_kit.batch.launch import connect_job
 from rehearsal_kit.cluster.cluster import Cluster, reach, start_cluster
 from rehearsal_kit.data.tensor_tasks import split_instances
+from rehearsal_kit.jobs.launch import connect_job
 from rehearsal_kit.learning.strategies.dark import DERpp
 from rehearsal_kit.record.branches import decided_at
 from rehearsal_kit.record.ledger import read_ledger

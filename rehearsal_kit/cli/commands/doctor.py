@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 
-from rehearsal_kit.batch.job_examination import allocation, examine_job
 from rehearsal_kit.cli.doctor.examination import examine
 from rehearsal_kit.cli.doctor.finding import Finding, report, report_json, well
 from rehearsal_kit.cli.doctor.job import findings_of
+from rehearsal_kit.jobs.job_examination import allocation, examine_job
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

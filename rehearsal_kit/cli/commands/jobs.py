@@ -6,8 +6,8 @@ import argparse
 import time
 
 from rehearsal_kit.base.errors import ClusterError
-from rehearsal_kit.batch.job_folder import known_jobs
-from rehearsal_kit.batch.launch import state_of
+from rehearsal_kit.cluster.job_folder import known_jobs
+from rehearsal_kit.jobs.launch import state_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

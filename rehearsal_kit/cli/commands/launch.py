@@ -10,9 +10,9 @@ from typing import Any
 
 from rehearsal_kit.base.errors import SettingsError
 from rehearsal_kit.batch.job import Job
-from rehearsal_kit.batch.job_folder import JobFiles, job_named
-from rehearsal_kit.batch.launch import cancel, prepare, submit, wait_until_up
 from rehearsal_kit.batch.site import known_sites
+from rehearsal_kit.cluster.job_folder import JobFiles, job_named
+from rehearsal_kit.jobs.launch import cancel, prepare, submit, wait_until_up
 
 OPTIONS = (
     ("nodes", int, "N", "nodes (1)"),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rehearsal_kit.batch.node_report import NodeReport
 from rehearsal_kit.cli.doctor.finding import Finding
+from rehearsal_kit.jobs.node_report import NodeReport
 
 CLOCKS_S = 2.0
 """Clocks that differ by more confuse whoever reads the times of a run."""

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from rehearsal_kit.batch.job import Job
-from rehearsal_kit.batch.job_folder import JobFiles
 from rehearsal_kit.batch.systems import SYSTEMS
+from rehearsal_kit.cluster.job_folder import JobFiles
 
 
 def job_script(job: Job, files: JobFiles) -> str:
@@ -26,7 +26,7 @@ def job_script(job: Job, files: JobFiles) -> str:
         *[f"# {line}" for line in filter(None, [site.note])],
         *site.setup,
         "# This process becomes ours, so that it hears when the time of the job is nearly over.",
-        f"exec {shlex.quote(sys.executable)} -P -m rehearsal_kit.batch {shlex.quote(str(files.folder))}",
+        f"exec {shlex.quote(sys.executable)} -P -m rehearsal_kit.jobs {shlex.quote(str(files.folder))}",
     ]
     return "\n".join(lines) + "\n"
 

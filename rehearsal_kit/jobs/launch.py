@@ -14,7 +14,11 @@ from rehearsal_kit.base.files import write_private
 from rehearsal_kit.base.limits import require_number
 from rehearsal_kit.base.network_interfaces import interfaces, is_loopback
 from rehearsal_kit.batch.job import Job
-from rehearsal_kit.batch.job_folder import (
+from rehearsal_kit.batch.system import ENDED, RUNNING, UNKNOWN, JobState
+from rehearsal_kit.batch.systems import SYSTEMS
+from rehearsal_kit.cluster.cluster import Cluster, reach
+from rehearsal_kit.cluster.code_folders import offered
+from rehearsal_kit.cluster.job_folder import (
     KEPT,
     JobFiles,
     JobOrder,
@@ -23,13 +27,9 @@ from rehearsal_kit.batch.job_folder import (
     jobs_folder,
     known_jobs,
 )
-from rehearsal_kit.batch.script import write_script
-from rehearsal_kit.batch.system import ENDED, RUNNING, UNKNOWN, JobState
-from rehearsal_kit.batch.systems import SYSTEMS
-from rehearsal_kit.batch.waiting_line import WaitingLine
-from rehearsal_kit.cluster.cluster import Cluster, reach
-from rehearsal_kit.cluster.code_folders import offered
 from rehearsal_kit.cluster.key_files import write_key
+from rehearsal_kit.jobs.script import write_script
+from rehearsal_kit.jobs.waiting_line import WaitingLine
 
 ASK_S = 2.0
 """Seconds between two questions to a batch system, which others ask, too."""

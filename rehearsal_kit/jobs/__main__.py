@@ -19,7 +19,7 @@ def main() -> None:
             f"rehearsal-kit: {socket.gethostname()} does not see {folder}; have REHEARSAL_KIT_HOME name a "
             "folder that the nodes share with the login node, and launch again."
         )
-    server = [sys.executable, "-c", PROGRAM.format(module="batch.job_server"), str(folder)]
+    server = [sys.executable, "-c", PROGRAM.format(module="jobs.job_server"), str(folder)]
     os.execve(sys.executable, server, child_environment(os.environ))  # noqa: S606 - our own module
 
 

@@ -25,11 +25,10 @@ from distributed import LocalCluster
 from rehearsal_kit.base.errors import ClusterError, said
 from rehearsal_kit.base.files import write_private
 from rehearsal_kit.base.network_interfaces import Interface, interface_named, interface_towards
-from rehearsal_kit.batch.job_folder import JobFiles, JobOrder
-from rehearsal_kit.batch.node_processes import NodeProcesses
 from rehearsal_kit.batch.system import RUNNING
 from rehearsal_kit.batch.systems import SYSTEMS
 from rehearsal_kit.cluster.code_folders import CodeFolders, take_up
+from rehearsal_kit.cluster.job_folder import JobFiles, JobOrder
 from rehearsal_kit.cluster.local_cluster import scheduler_alone
 from rehearsal_kit.cluster.server import (
     ClusterAddress,
@@ -40,6 +39,7 @@ from rehearsal_kit.cluster.server import (
     require_bound,
     wind_down,
 )
+from rehearsal_kit.jobs.node_processes import NodeProcesses
 
 LOG = logging.getLogger(__name__)
 WORKERS_S = 300.0

@@ -33,11 +33,11 @@ from intruder import break_in, disguises, web_ports
 from rehearsal_kit.base.errors import ClusterError, RankError
 from rehearsal_kit.base.settings import Recovery, Rehearsal, Training
 from rehearsal_kit.batch.job import Job
-from rehearsal_kit.batch.job_folder import job_named
-from rehearsal_kit.batch.launch import cancel, connect_job, launch, state_of, submit
 from rehearsal_kit.cli.main import main
 from rehearsal_kit.cluster.cluster import start_cluster
+from rehearsal_kit.cluster.job_folder import job_named
 from rehearsal_kit.data.tensor_tasks import split_classes
+from rehearsal_kit.jobs.launch import cancel, connect_job, launch, state_of, submit
 from rehearsal_kit.learning.networks.convnet import ConvNet
 from rehearsal_kit.learning.strategies.replay import ER
 from rehearsal_kit.record.rank_records import GenerationBegan, RunOver

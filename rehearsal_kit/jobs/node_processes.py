@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rehearsal_kit.batch.job_folder import JobOrder
+from rehearsal_kit.cluster.job_folder import JobOrder
 from rehearsal_kit.cluster.server_process import PROGRAM
 
 END_S = 20.0
@@ -60,7 +60,7 @@ class NodeProcesses:
                         process.wait(END_S)
 
     def _program(self, module: str) -> list[str]:
-        return [sys.executable, "-c", PROGRAM.format(module=f"batch.{module}"), str(self._folder)]
+        return [sys.executable, "-c", PROGRAM.format(module=f"jobs.{module}"), str(self._folder)]
 
     def _started(self, words: list[str]) -> subprocess.Popen[bytes]:
         return subprocess.Popen(  # noqa: S603 - the command of the site, and our own modules

@@ -20,15 +20,15 @@ from rehearsal_kit.base.child_processes import holds_fork_server
 from rehearsal_kit.base.errors import ClusterError, said
 from rehearsal_kit.base.files import write_private
 from rehearsal_kit.base.network_interfaces import Interface, interface_named, interface_towards
-from rehearsal_kit.batch.job_folder import JobFiles, JobOrder
-from rehearsal_kit.batch.node_processes import FAILURE
 from rehearsal_kit.cluster.code_folders import take_up
 from rehearsal_kit.cluster.devices import choose_devices
 from rehearsal_kit.cluster.gpu_workers import visible_devices
+from rehearsal_kit.cluster.job_folder import JobFiles, JobOrder
 from rehearsal_kit.cluster.local_cluster import Devices, settle_dask, share_imports
 from rehearsal_kit.cluster.scheduler_connection import scheduler_in
 from rehearsal_kit.cluster.server import own_scratch, require_bound
 from rehearsal_kit.cluster.worker_variables import bind, worker_variables
+from rehearsal_kit.jobs.node_processes import FAILURE
 
 LOG = logging.getLogger(__name__)
 APPEARS_S = 60.0

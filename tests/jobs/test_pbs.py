@@ -6,8 +6,8 @@ import pytest
 from faultkit import wait_for
 
 from rehearsal_kit.batch.job import Job
-from rehearsal_kit.batch.job_folder import job_named
-from rehearsal_kit.batch.launch import launch, state_of
+from rehearsal_kit.cluster.job_folder import job_named
+from rehearsal_kit.jobs.launch import launch, state_of
 
 
 @pytest.mark.cluster

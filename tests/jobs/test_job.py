@@ -13,10 +13,12 @@ import pytest
 
 from rehearsal_kit.base.errors import ClusterError, ClusterGoneError, SettingsError
 from rehearsal_kit.base.network_interfaces import interface_named, interface_towards
-from rehearsal_kit.batch import launch
 from rehearsal_kit.batch.job import Job, clock, seconds_of
-from rehearsal_kit.batch.job_folder import JobFiles, job_named, known_jobs
-from rehearsal_kit.batch.launch import (
+from rehearsal_kit.batch.site import SITES, known_sites, read_site
+from rehearsal_kit.cli.main import main
+from rehearsal_kit.cluster.job_folder import JobFiles, job_named, known_jobs
+from rehearsal_kit.jobs import launch
+from rehearsal_kit.jobs.launch import (
     cancel,
     connect_job,
     forget_old_jobs,
@@ -24,10 +26,8 @@ from rehearsal_kit.batch.launch import (
     submit,
     wait_until_up,
 )
-from rehearsal_kit.batch.node_workers import node_devices
-from rehearsal_kit.batch.script import job_script
-from rehearsal_kit.batch.site import SITES, known_sites, read_site
-from rehearsal_kit.cli.main import main
+from rehearsal_kit.jobs.node_workers import node_devices
+from rehearsal_kit.jobs.script import job_script
 
 
 @pytest.mark.parametrize(
