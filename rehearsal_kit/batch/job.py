@@ -72,7 +72,7 @@ class Job:
                 )
         require_switch("goes_on", self.goes_on)
         require_number("idle_timeout_s", self.idle_timeout_s, low=1.0, high=1e9)
-        require_number("margin_s", self.margin_s, low=1.0, high=86_400.0)
+        require_number("margin_s", self.margin_s, low=1.0, high=65_000.0)  # Slurm takes no more
         if self.time_s <= self.margin_s:
             raise SettingsError(
                 f"time is {self.time!r}, {self.time_s:g} s, of which the last {self.margin_s:g} s are for "

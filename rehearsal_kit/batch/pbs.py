@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from rehearsal_kit.batch.job import Job, clock
-from rehearsal_kit.batch.system import ENDED, RUNNING, UNKNOWN, WAITING, JobState, called, refused
+from rehearsal_kit.batch.system import ANSWER_S, ENDED, RUNNING, UNKNOWN, WAITING, JobState, called, refused
 
 LACKING = (
     "there is no `qsub` here, so this is no login node of a PBS cluster: type this on one (load its module "
@@ -23,7 +23,15 @@ HINTS = (
     ("connect", "the PBS server does not answer; try again later"),
 )
 """What helps where PBS's refusal has such a word in it."""
-PHASES = {"Q": WAITING, "H": WAITING, "W": WAITING, "T": WAITING, "S": WAITING, "U": WAITING} | {
+PHASES = {
+    "Q": WAITING,
+    "H": WAITING,
+    "W": WAITING,
+    "T": WAITING,
+    "S": WAITING,
+    "U": WAITING,
+    "M": WAITING,
+} | {
     "R": RUNNING,
     "E": RUNNING,
     "B": RUNNING,
@@ -50,16 +58,17 @@ class Pbs:
             *[f"{option} {value}" for option, value in named.items() if value],
         ]
 
-    def submit(self, script: Path, *, after: str = "") -> str:
+    def submit(self, script: Path, *, after: str = "", answer_s: float = ANSWER_S) -> str:
         """Submit a job script; the number of the job."""
         follows = ["-W", f"depend=afterany:{after}"] if after else []
-        done = called(["qsub", *follows, str(script)], lacking=LACKING)
-        found = re.match(r"\s*(\d+[\w.\[\]-]*)", done.stdout)
+        done = called(["qsub", *follows, str(script)], lacking=LACKING, answer_s=answer_s)
+        # Some sites say a line of their own before it.
+        found = re.findall(r"^\d+[\w.\[\]-]*$", done.stdout, re.MULTILINE)
         if done.returncode or not found:
             said = done.stderr.lower()
             hint = next((hint for word, hint in HINTS if word in said), "")
             raise refused("qsub", done, hint=f"{hint}." if hint else "")
-        return found[1]
+        return str(found[-1])
 
     def state(self, number: str) -> JobState:
         """Where this job is."""

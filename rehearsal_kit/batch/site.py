@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from rehearsal_kit.base.limits import require_integer, require_one_of
 
 SITES = Path(__file__).parent / "sites"
 SYSTEMS = ("slurm", "pbs")
+FILLED_IN = ("nodes", "cpus", "gpus")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +48,14 @@ class Site:
     def __post_init__(self) -> None:
         require_one_of("system", self.system, SYSTEMS)
         require_integer("gpus_per_node", self.gpus_per_node, low=0, high=1024)
+        texts = [*self.start, *self.directives, *self.cpu_directives, *self.gpu_directives, *self.setup]
+        for text in [*texts, self.note, self.name]:
+            if not isinstance(text, str) or not text.isprintable():
+                raise SettingsError(f"{text!r} is no text of one line; give a text for each line.")
+        # Not of `setup`: these are lines of shell, in which braces are its own.
+        filled_in = " ".join([*self.start, *self.directives, *self.cpu_directives, *self.gpu_directives])
+        if unknown := set(re.findall(r"\{(\w+)\}", filled_in)) - set(FILLED_IN):
+            raise SettingsError(f"{{{min(unknown)}}} is not known; {{nodes}}, {{cpus}} and {{gpus}} are.")
         if not self.start:
             raise SettingsError("start is empty; give the command that starts one process on every node.")
 
@@ -59,7 +70,11 @@ def read_site(name: str | Path) -> Site:
 
     SettingsError for a name that is not known, and for a file that is missing or no description of a site.
     """
-    path = Path(name).expanduser()
+    if not isinstance(name, (str, Path)):
+        raise SettingsError(
+            f"site is {name!r}; it must be the name of a machine, or the path of a TOML file."
+        )
+    path = Path(os.path.expanduser(name))  # Path.expanduser fails for a person who is not known
     if str(name) in known_sites():
         path = SITES / f"{name}.toml"
     elif path.suffix != ".toml":

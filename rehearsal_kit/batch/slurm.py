@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rehearsal_kit.base.errors import ClusterError
 from rehearsal_kit.batch.job import Job, clock
-from rehearsal_kit.batch.system import ENDED, RUNNING, UNKNOWN, WAITING, JobState, called, refused
+from rehearsal_kit.batch.system import ANSWER_S, ENDED, RUNNING, UNKNOWN, WAITING, JobState, called, refused
 
 LACKING = (
     "there is no `sbatch` here, so this is no login node of a Slurm cluster: type this on one (load its "
@@ -25,8 +25,8 @@ HINTS = (
     ("contact", "Slurm's controller does not answer; try again later"),
 )
 """What helps where Slurm's refusal has such a word in it."""
-WAITS = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "SUSPENDED")
-RUNS = ("RUNNING", "CONFIGURING", "COMPLETING", "STAGE_OUT", "SIGNALING", "STOPPED", "RESIZING")
+WAITS = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "SUSPENDED")
+RUNS = ("RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "STOPPED", "RESIZING")
 
 
 class Slurm:
@@ -55,10 +55,10 @@ class Slurm:
             *[f"--{option}={value}" for option, value in named.items() if value],
         ]
 
-    def submit(self, script: Path, *, after: str = "") -> str:
+    def submit(self, script: Path, *, after: str = "", answer_s: float = ANSWER_S) -> str:
         """Submit a job script; the number of the job."""
         follows = [f"--dependency=afterany:{after}"] if after else []
-        done = called(["sbatch", "--parsable", *follows, str(script)], lacking=LACKING)
+        done = called(["sbatch", "--parsable", *follows, str(script)], lacking=LACKING, answer_s=answer_s)
         found = re.match(r"(\d+)(?:;|\s|$)", done.stdout)
         if done.returncode or not found:
             said = done.stderr.lower()

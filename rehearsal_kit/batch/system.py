@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +15,8 @@ from rehearsal_kit.batch.job import Job
 
 ANSWER_S = 60.0
 """What a command of a batch system may take: a controller that is busy answers late."""
+SCRATCH = "rehearsal-kit-"
+"""Beginning of the names of folders for temporary files that our servers make."""
 WAITING, RUNNING, ENDED, UNKNOWN = "waiting", "running", "ended", "unknown"
 
 
@@ -40,8 +42,10 @@ class BatchSystem(Protocol):
     def directives(self, job: Job, *, log: Path) -> list[str]:
         """The options of this job, one a line; log: where all that the job says is to go."""
 
-    def submit(self, script: Path, *, after: str = "") -> str:
+    def submit(self, script: Path, *, after: str = "", answer_s: float = ANSWER_S) -> str:
         """Submit a job script; the number of the job. after: the job whose end it waits for.
+
+        answer_s: what the system may take.
 
         ClusterError, with what the system says, where it does not take it.
         """
@@ -56,7 +60,9 @@ class BatchSystem(Protocol):
         """The number of the job inside which this process runs; empty outside of one."""
 
 
-def called(command: Sequence[str], *, lacking: str) -> subprocess.CompletedProcess[str]:
+def called(
+    command: Sequence[str], *, lacking: str, answer_s: float = ANSWER_S
+) -> subprocess.CompletedProcess[str]:
     """A command of a batch system that has ended, well or not.
 
     lacking: what to say where it is not installed. ClusterError then, and where it does not answer in time.
@@ -69,18 +75,24 @@ def called(command: Sequence[str], *, lacking: str) -> subprocess.CompletedProce
             [program, *command[1:]],
             capture_output=True,
             text=True,
-            timeout=ANSWER_S,
+            timeout=answer_s,
             check=False,
             stdin=subprocess.DEVNULL,
-            env={**os.environ, "LC_ALL": "C"},
+            env=variables_of_a_job(os.environ) | {"LC_ALL": "C"},
         )
     except subprocess.TimeoutExpired as error:
         raise ClusterError(
-            f"`{' '.join(command)}` has not answered in {ANSWER_S:g} s: the batch system is busy or down; "
+            f"`{' '.join(command)}` has not answered in {answer_s:g} s: the batch system is busy or down; "
             "try again later."
         ) from error
     except OSError as error:
         raise ClusterError(f"`{command[0]}` cannot be run: {error}.") from error
+
+
+def variables_of_a_job(environ: Mapping[str, str]) -> dict[str, str]:
+    """These variables, as a job may have them: a temporary folder of ours goes with the process it is of."""
+    ours = os.path.basename(environ.get("TMPDIR", "")).startswith(SCRATCH)
+    return {name: value for name, value in environ.items() if not (ours and name == "TMPDIR")}
 
 
 def refused(command: str, done: subprocess.CompletedProcess[str], *, hint: str = "") -> ClusterError:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import secrets
-import shutil
 import socket
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 
@@ -18,14 +15,13 @@ import psutil
 from distributed import Client
 
 from rehearsal_kit.base.errors import ClusterError, ClusterGoneError
-from rehearsal_kit.base.files import write_private
 from rehearsal_kit.base.limits import require_integer, require_number, require_switch
 from rehearsal_kit.base.network_interfaces import interface_named
-from rehearsal_kit.base.process_identity import ProcessIdentity
 from rehearsal_kit.cluster.cluster_calls import ask_identity, ask_scheduler, ask_workers
 from rehearsal_kit.cluster.code_folders import offered
 from rehearsal_kit.cluster.devices import choose_devices
-from rehearsal_kit.cluster.key_files import require_private_folder, write_key
+from rehearsal_kit.cluster.job_folder import JobFiles, files_of
+from rehearsal_kit.cluster.key_files import require_private_folder
 from rehearsal_kit.cluster.local_cluster import ClusterOrder
 from rehearsal_kit.cluster.other_clusters import started_here, words_of_another, words_of_same_gpus
 from rehearsal_kit.cluster.scheduler_connection import (
@@ -35,7 +31,7 @@ from rehearsal_kit.cluster.scheduler_connection import (
     scheduler_in,
 )
 from rehearsal_kit.cluster.server import ClusterAddress, ClusterFiles, ServerRecord, tell_to_stop
-from rehearsal_kit.cluster.server_process import ServerProcess, clusters_folder, start_server
+from rehearsal_kit.cluster.server_process import ServerProcess, clusters_folder, lay_out, start_server
 from rehearsal_kit.cluster.worker_devices import common_kind, tell_device
 
 CONNECT_TIMEOUT_S = 30.0
@@ -62,6 +58,7 @@ class Cluster:
         """How another process reaches it again, in values for JSON: see reach()."""
         self._server = server
         """None where somebody else started the cluster."""
+        self._closed = False
 
     def __repr__(self) -> str:
         device = "GPU" if self.address.kind == "cuda" else "CPU process"
@@ -70,8 +67,7 @@ class Cluster:
             return f"Cluster: {what}; cluster.close() disconnects and leaves it running"
         name, code = self.files.folder.name, str(self._server.record.code)
         what += f"; {code}" if code else ""
-        end = self._server.record.end_command or f"rehearsal-kit stop {name}"
-        return f"Cluster {name}: {what}; to end it: cluster.close() or {end}"
+        return f"Cluster {name}: {what}; to end it: cluster.close() or {self.files.end_command}"
 
     def __enter__(self) -> Cluster:
         return self
@@ -112,19 +108,19 @@ class Cluster:
     def has_moved(self) -> bool:
         """Whether another server has taken the place of the one that this process is connected to.
 
-        ClusterError, with the reason, where that did not come up.
+        ClusterError, with the reason, where that did not come up, and where this cluster was closed here.
         """
-        if self._server is None:
-            return False
-        files, known = self.files, self._server.record
-        if files.failure.exists():
-            raise ClusterError(f"the next job did not come up: {files.failure.read_text().strip()}")
-        return files.address.exists() and ServerRecord.read(files) != known
+        if self._server is None or self._closed:
+            raise ClusterError("this cluster was closed here, and nobody goes over to another one.")
+        if self.files.failure.exists():
+            raise ClusterError(f"the next job did not come up: {self.files.failure.read_text().strip()}")
+        with contextlib.suppress(ClusterError):  # there is none, or it goes this moment
+            return ServerRecord.read(self.files) != self._server.record
+        return False
 
     def reconnect(self) -> None:
         """Go over to the server that has taken the place of the one that has ended, in the same folder."""
         found = _reach_own(self.files)
-        self.disconnect()
         self.client, self.address, self.reason = found.client, found.address, found.reason
         self._server = found._server
 
@@ -135,7 +131,11 @@ class Cluster:
 
     def close(self) -> None:
         """End a cluster of ours with everything that runs on it; from another one only disconnect."""
-        if self._server is not None and not self._server.is_here:
+        self._closed = True
+        files = None if self._server is None else self.files
+        if isinstance(files, JobFiles) and not files.address.exists():
+            files.cancel()  # the job that follows has not come up yet
+        elif self._server is not None and not self._server.is_here:
             with contextlib.suppress(OSError, RuntimeError, ClusterGoneError):  # it may go while we ask
                 ask_scheduler(self.client, tell_to_stop)
         self.disconnect()
@@ -190,7 +190,7 @@ def start_cluster(
         code=offered(code),
     )
     files = ClusterFiles(folder=clusters_folder() / secrets.token_hex(4))
-    _lay_out(files, order)
+    lay_out(files, order)
     server = start_server(files)
     try:
         return _connect_to(server, timeout_s=CONNECT_TIMEOUT_S)
@@ -286,7 +286,7 @@ def reach(place: Mapping[str, str]) -> Cluster:
     """
     try:
         if "folder" in place:
-            return _reach_own(ClusterFiles(folder=Path(place["folder"])))
+            return _reach_own(files_of(Path(place["folder"])))
         file = Path(place["scheduler_file"])
         if not file.exists():
             raise ClusterGoneError(f"its scheduler file {file} is not there any more")
@@ -300,9 +300,10 @@ def reach(place: Mapping[str, str]) -> Cluster:
     except KeyError as error:
         raise ClusterError(f"{dict(place)} is no place of a cluster: {error} is missing.") from error
     except ClusterGoneError as error:
+        another = files_of(Path(place["folder"])).another if "folder" in place else "rk.start_cluster()"
         raise ClusterGoneError(
             f"the cluster of {place.get('folder') or place['scheduler_file']} is gone: {error}. "
-            "rk.resume(run, rk.start_cluster()) continues the run."
+            f"rk.resume(run, {another}) continues the run."
         ) from error
 
 
@@ -334,25 +335,9 @@ def tell_process() -> tuple[str, int]:
     return socket.gethostname(), os.getpid()
 
 
-def _lay_out(files: ClusterFiles, order: ClusterOrder) -> None:
-    """Write what the server of a new cluster reads."""
-    with contextlib.ExitStack() as undone:
-        # No key of a cluster that never was stays behind.
-        undone.callback(shutil.rmtree, files.folder, ignore_errors=True)
-        try:
-            files.folder.mkdir(mode=0o700)
-            write_key(files.key)
-            write_private(files.order, json.dumps(asdict(order)))
-            write_private(files.starter, json.dumps(asdict(ProcessIdentity.of_this())))
-        except OSError as error:
-            raise ClusterError(
-                f"the files of a cluster cannot be written to {files.folder}: {error}. Make room there, or "
-                "have REHEARSAL_KIT_HOME name another folder of yours."
-            ) from error
-        undone.pop_all()
-
-
 def _reach_own(files: ClusterFiles) -> Cluster:
+    if words := files.ended():
+        raise ClusterGoneError(words)
     if files.going_on.exists() and not files.address.exists():
         raise ClusterGoneError(
             "its job has ended and the next one, which goes on with the run, still waits: rk.connect_job() "

@@ -96,6 +96,11 @@ def _within(
     gone: Callable[[], bool] = never,
     **named: Any,
 ) -> Any:
+    if client.status in ("closing", "closed"):
+        raise ClusterGoneError(
+            "the connection to this cluster was closed, or its scheduler has ended; connect anew, by "
+            "rk.attach(run), rk.connect_job() or rk.connect(), or start another one."
+        )
     try:
         return within(client, timeout_s, call, *arguments, gone=gone, **named)
     except TimeoutError as error:

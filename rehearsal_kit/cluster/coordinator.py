@@ -54,6 +54,8 @@ class Coordinator(SchedulerPlugin):
     idempotent = True
     followed_by = ""
     """The job that goes on with the run when this cluster ends; empty if none does."""
+    not_followed = ""
+    """Why none does, where that was asked for."""
 
     async def start(self, scheduler: Scheduler) -> None:
         """Called by Dask when the plugin arrives at the scheduler."""
@@ -255,6 +257,8 @@ class Coordinator(SchedulerPlugin):
             if not run.ending:
                 raise GenerationError("a worker closed by itself; the ranks have kept all they had learned.")
             words = f"the cluster ended; rk.resume({run.order.run!r}, rk.start_cluster()) goes on."
+            if self.not_followed:
+                words = f"no job follows: {self.not_followed}; rk.resume(run, rk.launch(...)) goes on."
             if self.followed_by:
                 words = (
                     f"the time of its job is over; job {self.followed_by} goes on with the run by itself; "

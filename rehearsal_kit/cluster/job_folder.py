@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -11,11 +13,15 @@ from typing import TypeVar
 from rehearsal_kit.base.checked_values import record_of
 from rehearsal_kit.base.errors import ClusterError
 from rehearsal_kit.base.files import write_private
+from rehearsal_kit.batch.system import ENDED, UNKNOWN, JobState
+from rehearsal_kit.batch.systems import SYSTEMS
 from rehearsal_kit.cluster.key_files import require_private_folder
 from rehearsal_kit.cluster.server import ClusterFiles
 from rehearsal_kit.cluster.server_process import home_folder
 
 T = TypeVar("T")
+WRITTEN = "written"
+OVER = (ENDED, UNKNOWN)
 KEPT = 20
 """Folders of ended jobs that are kept, for their logs."""
 
@@ -73,6 +79,75 @@ class JobFiles(ClusterFiles):
     """The folder of a cluster that a job holds: one of the person's own, which all nodes see."""
 
     @property
+    def end_command(self) -> str:
+        """What a person types to end it."""
+        return f"rehearsal-kit launch --cancel {self.read_job().number or self.folder.name}"
+
+    @property
+    def another(self) -> str:
+        """What a person types to get another one of the kind."""
+        return "rk.launch(rk.Job(...))"
+
+    def state(self) -> JobState:
+        """Where the newest job is; ClusterError where the batch system does not answer.
+
+        Of one that has ended nothing is left but its log and its record.
+        """
+        record = self.read_job()
+        if not record.number:
+            return JobState(phase=WRITTEN, words=f"submit it by hand: {shlex.quote(str(self.script))}")
+        found = SYSTEMS[record.system].state(record.number)
+        if found.phase in OVER:
+            self.clear()
+        return found
+
+    def ended(self) -> str:
+        """That its newest job has ended, in words; empty if it has not, or the batch system does not say."""
+        with contextlib.suppress(ClusterError):
+            state = self.state()
+            if state.phase in OVER:
+                return f"job {self.read_job().number} has {state}"
+        return ""
+
+    def clear(self) -> None:
+        """Remove the key of an ended job, and all that says where its cluster was."""
+        for path in (self.key, self.address, self.scheduler, self.going_on, self.taken):
+            path.unlink(missing_ok=True)
+
+    def newest_holds(self) -> bool:
+        """Whether the cluster whose address is here is that of the newest job."""
+        with contextlib.suppress(OSError):
+            return self.taken.read_text() == self.read_job().number
+        return False
+
+    def cancel(self) -> str:
+        """End its newest job, or take it out of the queue; says in words what was done."""
+        record, was_up = self.read_job(), self.address.exists()
+        if not record.number:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            return (
+                f"{self.folder.name}: it was never submitted by us; removed its folder, so that it cannot "
+                "start any more."
+            )
+        state = self.state()
+        if state.phase in OVER:
+            return f"{record.number}: {state}; there is nothing to cancel."
+        SYSTEMS[record.system].cancel(record.number)
+        self.going_on.unlink(missing_ok=True)
+        write_private(self.failure, f"job {record.number} was cancelled.\n")
+        if not was_up:
+            return f"{record.number}: cancelled before its cluster was there. Log: {self.log}"
+        return (
+            f"{record.number}: cancelled; a run that was going takes a last checkpoint, and rk.resume() goes "
+            f"on with it. Log: {self.log}"
+        )
+
+    @property
+    def taken(self) -> Path:
+        """The number of the job that holds a cluster here, or is about to."""
+        return self.folder / "taken"
+
+    @property
     def script(self) -> Path:
         """The job script."""
         return self.folder / "job.sh"
@@ -125,8 +200,14 @@ def known_jobs() -> list[JobFiles]:
     return [files for _, _, files in sorted(found, key=lambda each: each[:2])]
 
 
+def files_of(folder: Path) -> ClusterFiles:
+    """The files of the cluster whose private folder this is."""
+    files = JobFiles(folder=folder)
+    return files if files.job.exists() else ClusterFiles(folder=folder)
+
+
 def job_named(name: str) -> JobFiles:
-    """The job with this number, or whose folder has this name; empty: the newest. ClusterError if none is."""
+    """The job with this number, or whose folder has this name; "" for the newest. ClusterError."""
     jobs = known_jobs()
     for files in reversed(jobs):
         if name in ("", files.folder.name, str(files.folder), *files.read_job().numbers):

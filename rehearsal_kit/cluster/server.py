@@ -34,6 +34,7 @@ from rehearsal_kit.base.errors import ClusterError
 from rehearsal_kit.base.files import write_private
 from rehearsal_kit.base.network_interfaces import Interface, interface_named, strays
 from rehearsal_kit.base.processes import family, listeners
+from rehearsal_kit.batch.system import SCRATCH
 from rehearsal_kit.cluster.code_folders import CodeFolders, take_up
 from rehearsal_kit.cluster.coordinator import PLUGIN as COORDINATOR
 from rehearsal_kit.cluster.coordinator import Coordinator
@@ -95,6 +96,24 @@ class ClusterFiles:
         """Why a cluster that others wait for did not come up, or ended before its time."""
         return self.folder / "failure.txt"
 
+    @property
+    def end_command(self) -> str:
+        """What a person types to end it."""
+        return f"rehearsal-kit stop {self.folder.name}"
+
+    @property
+    def another(self) -> str:
+        """What a person types to get another one of the kind."""
+        return "rk.start_cluster()"
+
+    def ended(self) -> str:
+        """That it has ended, in words, where somebody else knows that of it; empty if nobody says so."""
+        return ""
+
+    def clear(self) -> None:
+        """Remove what an ended one leaves behind."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
     def security(self) -> Security:
         """TLS for every role; nothing unencrypted is spoken or accepted."""
         return security_of(self.key)
@@ -124,8 +143,6 @@ class ServerRecord:
     scratch: str
     """Where it and its workers keep temporary files, on a disk of that host; goes with them."""
     code: CodeFolders
-    end_command: str = ""
-    """What a person types to end it; empty: `rehearsal-kit stop` with the name of its folder."""
 
     @staticmethod
     def read(files: ClusterFiles) -> ServerRecord:
@@ -146,6 +163,7 @@ class ServerPlugin(SchedulerPlugin):
         self.stop = False
         """Whether the cluster is to end. No Event: a signal handler that sets one may wait for itself."""
         self._used = time.monotonic()
+        self._stepped = False
         self._clients: set[str] = set()
 
     def add_client(self, scheduler: Scheduler, client: str) -> None:
@@ -161,6 +179,13 @@ class ServerPlugin(SchedulerPlugin):
         """Called by Dask for every event; records of ranks mean that somebody's training goes on."""
         if topic.startswith(TOPIC_PREFIX):
             self._used = time.monotonic()
+            told = msg.get("told") if isinstance(msg, dict) else None
+            self._stepped |= isinstance(told, dict) and told.get("record") == "Steps"
+
+    @property
+    def worked(self) -> bool:
+        """Whether ranks have trained here, or a kernel is connected."""
+        return self._stepped or bool(self._clients)
 
     def begin(self) -> None:
         """The cluster is up: what it took to start does not count as idle."""
@@ -282,7 +307,7 @@ def own_scratch() -> str:
     Libraries leave things in the temporary folder; this becomes that, and the current one.
     """
     os.umask(0o077)
-    scratch = tempfile.mkdtemp(prefix="rehearsal-kit-")
+    scratch = tempfile.mkdtemp(prefix=SCRATCH)
     # Not before the fork server's own folder in it, whose end would complain of what it misses, as the last
     # word of the log.
     Finalize(None, shutil.rmtree, args=(scratch, True), exitpriority=LAST)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -11,15 +12,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
 
 from rehearsal_kit.base.child_processes import child_environment
 from rehearsal_kit.base.errors import ClusterError, ClusterGoneError
+from rehearsal_kit.base.files import write_private
 from rehearsal_kit.base.patience import Patience
+from rehearsal_kit.base.process_identity import ProcessIdentity
 from rehearsal_kit.base.processes import family, is_alive, words
-from rehearsal_kit.cluster.key_files import require_private_folder
+from rehearsal_kit.cluster.key_files import require_private_folder, write_key
+from rehearsal_kit.cluster.local_cluster import ClusterOrder
 from rehearsal_kit.cluster.server import ClusterFiles, ServerRecord
 
 # Not -m: the classes of a module that runs as __main__ are not those that others import from it. Dask reads
@@ -87,7 +92,7 @@ class ServerProcess:
         # A dead process stays listed until its parent has asked for it: a kernel that started this cluster
         # may never do so, the system soon does.
         _left(members, psutil.Process.is_running, within_s=VANISH_TIMEOUT_S)
-        shutil.rmtree(self.files.folder, ignore_errors=True)
+        self.files.clear()
         shutil.rmtree(self.record.scratch, ignore_errors=True)
 
     def _left_at_the_end(self, members: list[psutil.Process]) -> list[psutil.Process]:
@@ -114,6 +119,24 @@ class ServerProcess:
                     "still there; look on that machine."
                 )
             time.sleep(0.1)
+
+
+def lay_out(files: ClusterFiles, order: ClusterOrder) -> None:
+    """Write what the server of a new cluster reads."""
+    with contextlib.ExitStack() as undone:
+        # No key of a cluster that never was stays behind.
+        undone.callback(shutil.rmtree, files.folder, ignore_errors=True)
+        try:
+            files.folder.mkdir(mode=0o700)
+            write_key(files.key)
+            write_private(files.order, json.dumps(asdict(order)))
+            write_private(files.starter, json.dumps(asdict(ProcessIdentity.of_this())))
+        except OSError as error:
+            raise ClusterError(
+                f"the files of a cluster cannot be written to {files.folder}: {error}. Make room there, or "
+                "have REHEARSAL_KIT_HOME name another folder of yours."
+            ) from error
+        undone.pop_all()
 
 
 def start_server(files: ClusterFiles) -> ServerProcess:

@@ -70,7 +70,7 @@ def examine_job(site: str | Path | None, *, interface: str) -> list[NodeReport]:
 def allocation(environ: Mapping[str, str]) -> tuple[str, int]:
     """The batch system of the job inside which this process runs, and how many nodes it has; ClusterError."""
     if "SLURM_JOB_ID" in environ:
-        return "slurm", int(environ.get("SLURM_JOB_NUM_NODES", "1"))
+        return "slurm", int(re.sub(r"\D", "", environ.get("SLURM_JOB_NUM_NODES", "")) or "1")
     if "PBS_JOBID" in environ:
         hosts: Sequence[str] = ("",)
         with contextlib.suppress(OSError):

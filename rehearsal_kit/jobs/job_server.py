@@ -25,7 +25,7 @@ from distributed import LocalCluster
 from rehearsal_kit.base.errors import ClusterError, said
 from rehearsal_kit.base.files import write_private
 from rehearsal_kit.base.network_interfaces import Interface, interface_named, interface_towards
-from rehearsal_kit.batch.system import RUNNING
+from rehearsal_kit.batch.system import RUNNING, WAITING
 from rehearsal_kit.batch.systems import SYSTEMS
 from rehearsal_kit.cluster.code_folders import CodeFolders, take_up
 from rehearsal_kit.cluster.job_folder import JobFiles, JobOrder
@@ -44,12 +44,12 @@ from rehearsal_kit.jobs.node_processes import NodeProcesses
 LOG = logging.getLogger(__name__)
 WORKERS_S = 300.0
 """What workers may take that import torch on all nodes at once from a cold parallel file system."""
+TAKE_S = 5.0
+"""What another job that ends may take to give the folder back."""
+FAILED_IDLE_S = 300.0
+"""A job whose run was not resumed waits so long for somebody to come."""
 LOOK_S = 0.2
 LISTENERS_LOOK_S = 3.0
-
-
-class AlreadyUpError(ClusterError):
-    """The folder of this job is another one's, which goes on."""
 
 
 class JobServer:
@@ -79,8 +79,10 @@ class JobServer:
 
     def serve(self) -> None:
         """Start what is ordered and stay until the end. What remains is the log, or why it failed."""
+        follows = taken = False
         try:
             self._take_over()
+            taken = True
             with contextlib.ExitStack() as stack:
                 interface, code = _interface(self._order), take_up(self._order.code)
                 cluster: LocalCluster = stack.enter_context(
@@ -90,32 +92,50 @@ class JobServer:
                 stack.callback(self._files.scheduler.unlink, missing_ok=True)
                 stack.callback(self._files.address.unlink, missing_ok=True)
                 self._bring_up(cluster, interface, code)
-                self._stay(cluster, interface)
+                print(f"this cluster ends: {self._stay(cluster, interface)}", flush=True)
                 follows = self._followed(cluster)
                 wind_down(cluster, self._files)
-        except AlreadyUpError:
-            raise
         except BaseException as error:
-            write_private(self._files.failure, f"{said(error)}\n")
-            self._files.key.unlink(missing_ok=True)
+            if taken and not follows:
+                write_private(self._files.failure, f"{said(error)}\n")
             raise
+        finally:
+            if taken:
+                self._leave(follows)
+
+    def _leave(self, follows: bool) -> None:
+        """Leave to the job that follows what it needs; else nothing but log, record and reason."""
+        self._files.taken.unlink(missing_ok=True)
         if not follows:
-            self._files.key.unlink(missing_ok=True)
+            if self._files.going_on.exists() and not self._files.failure.exists():
+                write_private(self._files.failure, "it ended before the run was under way in it.\n")
+            self._files.clear()
 
     def _take_over(self) -> None:
-        """Enter this job as the newest of its folder; ClusterError where another one still runs there."""
-        system, record = SYSTEMS[self._order.system], self._files.read_job()
-        number = system.here()
-        if self._files.address.exists() and record.number not in ("", number):
-            if system.state(record.number).phase == RUNNING:
-                raise AlreadyUpError(
-                    f"job {record.number} holds a cluster in {self._files.folder} already, so that this one "
-                    "ends; for a second one, launch again."
+        """Have the folder for this job alone; ClusterError where another one is at work in it."""
+        files, system = self._files, SYSTEMS[self._order.system]
+        number, deadline = system.here(), time.monotonic() + TAKE_S
+        while True:
+            with contextlib.suppress(FileExistsError):
+                with files.taken.open("x") as taken:
+                    taken.write(number)
+                break
+            holder = ""
+            with contextlib.suppress(OSError):
+                holder = files.taken.read_text()
+            if holder == number or (holder and system.state(holder).phase not in (RUNNING, WAITING)):
+                files.taken.unlink(missing_ok=True)  # it was killed before it could
+            elif time.monotonic() > deadline:
+                raise ClusterError(
+                    f"job {holder} holds a cluster in {files.folder} already, so that this one ends; for a "
+                    "second one, launch again."
                 )
-            self._files.address.unlink()  # it was killed before it could
+            time.sleep(LOOK_S)
+        for left in (files.address, files.scheduler, files.failure):
+            left.unlink(missing_ok=True)
+        record = files.read_job()
         if number not in record.numbers:  # somebody has submitted the script by hand
-            self._files.write_job(replace(record, numbers=(*record.numbers, number)))
-        self._files.failure.unlink(missing_ok=True)
+            files.write_job(replace(record, numbers=(*record.numbers, number)))
 
     def _bring_up(self, cluster: Any, interface: Interface, code: CodeFolders) -> None:
         order, files = self._order, self._files
@@ -135,13 +155,16 @@ class JobServer:
             process=os.getpid(),
             scratch=self._scratch,
             code=code,
-            end_command=f"rehearsal-kit launch --cancel {number}",
         )
         write_private(files.address, json.dumps(asdict(record)))
-        if files.going_on.exists():
-            run = str(json.loads(files.going_on.read_text())["run"])
-            files.going_on.unlink()
+        if run := self._waiting_run():
             self._nodes.resume(run)
+
+    def _waiting_run(self) -> str:
+        """The run with which this job is to go on; empty where there is none, or it is under way."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return str(json.loads(self._files.going_on.read_text())["run"])
+        return ""
 
     def _await_workers(self, cluster: Any) -> None:
         wanted, deadline = self._order.nodes * self._order.workers, time.monotonic() + WORKERS_S
@@ -154,15 +177,19 @@ class JobServer:
                 )
             time.sleep(LOOK_S)
 
-    def _stay(self, cluster: Any, interface: Interface) -> None:
-        """Return when the cluster is to end; ClusterError when it has to."""
+    def _stay(self, cluster: Any, interface: Interface) -> str:
+        """Return when the cluster is to end, and why; ClusterError when it has to."""
         looked = time.monotonic()
-        while not self._plugin.stop and time.monotonic() < self._ends:
-            if (
-                self._plugin.idle_s() > self._order.idle_timeout_s
-                or cluster.scheduler.status.name == "closed"
-            ):
-                return
+        while time.monotonic() < self._ends:
+            limit = self._order.idle_timeout_s
+            if self._nodes.resumer_failed:
+                limit = min(limit, FAILED_IDLE_S)
+            if self._plugin.stop:
+                return "it was told to"
+            if self._plugin.idle_s() > limit:
+                return f"nobody was connected and no rank told anything for {limit:g} s"
+            if cluster.scheduler.status.name == "closed":
+                return "its scheduler was closed"
             if not self._nodes.going:
                 raise ClusterError(f"the processes on all nodes have ended.{self._nodes.last_words()}")
             if time.monotonic() - looked > LISTENERS_LOOK_S:
@@ -170,25 +197,40 @@ class JobServer:
                 require_bound(interface, [psutil.Process()])
                 looked = time.monotonic()
             time.sleep(LOOK_S)
+        return "its time is nearly over"
 
     def _followed(self, cluster: LocalCluster) -> bool:
         """Have another job follow if that was asked for and a run goes on; whether one does."""
         order, files, coordinator = self._order, self._files, coordinator_of(cluster)
         going = coordinator.going() if coordinator else []
-        if not (order.goes_on and going and time.monotonic() >= self._ends):
+        run = going[0] if going else self._waiting_run()
+        if not (order.goes_on and run and time.monotonic() >= self._ends):
             return False
-        system = SYSTEMS[order.system]
+        why = "" if self._plugin.worked or not going else "nobody is connected, and no step was taken in it"
+        number = ""
+        if not why:
+            try:
+                write_private(files.going_on, json.dumps({"run": run}))
+                number = self._submitted()
+            except (ClusterError, OSError) as error:
+                why = str(error)
+                files.going_on.unlink(missing_ok=True)
+        if why:
+            LOG.error("no job follows this one, so that its run has to be resumed by hand: %s", why)
+        if coordinator is not None:
+            coordinator.followed_by, coordinator.not_followed = number, why
+        return bool(number)
+
+    def _submitted(self) -> str:
+        """The number of the job that follows; the last checkpoint waits for it, but not for long."""
+        system, files = SYSTEMS[self._order.system], self._files
+        number = system.submit(files.script, after=system.here(), answer_s=self._order.margin_s / 4)
         try:
-            write_private(files.going_on, json.dumps({"run": going[0]}))
-            number = system.submit(files.script, after=system.here())
             files.write_job(replace(files.read_job(), numbers=(*files.read_job().numbers, number)))
-        except (ClusterError, OSError) as error:
-            LOG.error("no job follows this one, so that its run has to be resumed by hand: %s", error)
-            files.going_on.unlink(missing_ok=True)
-            return False
-        assert coordinator is not None  # noqa: S101 - else nothing was going
-        coordinator.followed_by = number
-        return True
+        except (ClusterError, OSError):
+            system.cancel(number)  # nobody would know of it
+            raise
+        return number
 
 
 def _interface(order: JobOrder) -> Interface:

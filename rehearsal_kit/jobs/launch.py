@@ -14,12 +14,13 @@ from rehearsal_kit.base.files import write_private
 from rehearsal_kit.base.limits import require_number
 from rehearsal_kit.base.network_interfaces import interfaces, is_loopback
 from rehearsal_kit.batch.job import Job
-from rehearsal_kit.batch.system import ENDED, RUNNING, UNKNOWN, JobState
+from rehearsal_kit.batch.system import RUNNING, JobState
 from rehearsal_kit.batch.systems import SYSTEMS
 from rehearsal_kit.cluster.cluster import Cluster, reach
 from rehearsal_kit.cluster.code_folders import offered
 from rehearsal_kit.cluster.job_folder import (
     KEPT,
+    OVER,
     JobFiles,
     JobOrder,
     JobRecord,
@@ -36,7 +37,9 @@ ASK_S = 2.0
 LOOK_S = 0.2
 SHARED_S = 60.0
 """A job that has run for so long has written into its folder, if it can."""
-LAST_LINES = 12
+SILENT_S = 300.0
+"""A batch system that has not answered for so long is down."""
+LAST_LINES, LAST_BYTES = 12, 2**16
 
 
 def launch(job: Job) -> Cluster:
@@ -121,32 +124,6 @@ def submit(job: Job) -> JobFiles:
     return files
 
 
-def cancel(files: JobFiles) -> str:
-    """End a job, or take it out of the queue; says in words what was done."""
-    record = files.read_job()
-    if not record.number:
-        shutil.rmtree(files.folder, ignore_errors=True)
-        return f"{files.folder.name}: it was never submitted by us; removed its folder."
-    system = SYSTEMS[record.system]
-    state = system.state(record.number)
-    if state.phase in (ENDED, UNKNOWN):
-        files.key.unlink(missing_ok=True)
-        return f"{record.number}: {state}; there is nothing to cancel."
-    system.cancel(record.number)
-    return (
-        f"{record.number}: cancelled; a run that was going takes a last checkpoint, and rk.resume() goes on "
-        f"with it. Log: {files.log}"
-    )
-
-
-def state_of(files: JobFiles) -> JobState:
-    """Where the newest job of this folder is."""
-    record = files.read_job()
-    if not record.number:
-        return JobState(phase="written", words=f"submit it by hand: {files.script}")
-    return SYSTEMS[record.system].state(record.number)
-
-
 def wait_until_up(
     files: JobFiles, *, timeout_s: float, ask_s: float = ASK_S, shared_s: float = SHARED_S
 ) -> None:
@@ -155,25 +132,40 @@ def wait_until_up(
     ClusterError, with the last lines of its log, where the job has ended, and where nothing of it is seen.
     """
     began = time.monotonic()
-    asked = running = -1e9
+    asked = running = answered = None
     with WaitingLine() as line:
-        while not files.address.exists():
+        while not _is_up(files):
             if files.failure.exists():
                 raise ClusterError(f"the cluster of the job did not come up: {_last_words(files)}")
             now = time.monotonic()
-            if now - asked >= ask_s:
-                asked, state = now, state_of(files)
-                line.say(f"job {files.read_job().number}: {state}")
-                running = (running if running > 0 else now) if state.phase == RUNNING else -1e9
-                _require_coming(
-                    files, state, silent_s=now - running if running > 0 else 0.0, shared_s=shared_s
-                )
+            if asked is None or now - asked >= ask_s:
+                asked = now
+                try:
+                    state = files.state()
+                except ClusterError as error:  # a controller that is busy; the job waits all the same
+                    line.say(f"job {files.read_job().number}: the batch system does not answer")
+                    if now - (answered or began) > SILENT_S:
+                        raise ClusterError(f"{error} {_again(files)}") from error
+                else:
+                    answered = now
+                    line.say(f"job {files.read_job().number}: {state}")
+                    running = (running or now) if state.phase == RUNNING else None
+                    _require_coming(files, state, silent_s=now - (running or now), shared_s=shared_s)
             if now - began > timeout_s:
                 raise ClusterGoneError(
-                    f"the job is {state_of(files)} after {timeout_s:g} s; it stays there: wait for it again "
-                    f"by rk.connect_job({files.read_job().number!r})."
+                    f"the job is not there after {timeout_s:g} s: {files.state()}. {_again(files)}"
                 )
             time.sleep(LOOK_S)
+
+
+def _is_up(files: JobFiles) -> bool:
+    """Whether the cluster is there of the newest job; what was left by one that was killed is none."""
+    return files.address.exists() and files.newest_holds()
+
+
+def _again(files: JobFiles) -> str:
+    number = files.read_job().number or files.folder.name
+    return f"The job stays where it is; wait for it again by rk.connect_job({number!r})."
 
 
 def forget_old_jobs() -> None:
@@ -184,8 +176,8 @@ def forget_old_jobs() -> None:
 
 
 def _require_coming(files: JobFiles, state: JobState, *, silent_s: float, shared_s: float) -> None:
-    if state.phase in (ENDED, UNKNOWN) and not files.address.exists():
-        raise ClusterError(f"the job has ended before its workers came: {state}. {_last_words(files)}")
+    if state.phase in OVER:
+        raise ClusterError(f"there is no cluster of this job: {state}. {_last_words(files)}")
     if silent_s > shared_s and not files.scheduler.exists():
         raise ClusterError(
             f"the job has been running for {silent_s:.0f} s, and nothing of it is seen in {files.folder}: "
@@ -198,7 +190,9 @@ def _last_words(files: JobFiles) -> str:
     with contextlib.suppress(OSError):
         return files.failure.read_text().strip()
     with contextlib.suppress(OSError):
-        lines = files.log.read_text(errors="replace").strip().splitlines()[-LAST_LINES:]
+        with files.log.open("rb") as log:  # which may be huge
+            log.seek(max(0, files.log.stat().st_size - LAST_BYTES))
+            lines = log.read().decode(errors="replace").strip().splitlines()[-LAST_LINES:]
         if lines:
             return f"The last lines of {files.log}:\n" + "\n".join(lines)
     return f"It has written no log to {files.log}."

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from rehearsal_kit.batch.system import variables_of_a_job
 from rehearsal_kit.cluster.job_folder import JobOrder
 from rehearsal_kit.cluster.server_process import PROGRAM
 
@@ -40,6 +41,11 @@ class NodeProcesses:
         """Have the run in this folder go on, by a process of its own: a session needs torch."""
         self._resumer = self._started([*self._program("resumer"), run])
 
+    @property
+    def resumer_failed(self) -> bool:
+        """Whether the run that was to be resumed was not."""
+        return self._resumer is not None and self._resumer.poll() not in (None, 0)
+
     def last_words(self) -> str:
         """Why nodes have ended, as they say it; empty if they do not."""
         said = []
@@ -64,5 +70,5 @@ class NodeProcesses:
 
     def _started(self, words: list[str]) -> subprocess.Popen[bytes]:
         return subprocess.Popen(  # noqa: S603 - the command of the site, and our own modules
-            words, cwd=self._folder, env=dict(os.environ), stdin=subprocess.DEVNULL
+            words, cwd=self._folder, env=variables_of_a_job(os.environ), stdin=subprocess.DEVNULL
         )

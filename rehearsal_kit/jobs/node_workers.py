@@ -33,7 +33,7 @@ from rehearsal_kit.jobs.node_processes import FAILURE
 LOG = logging.getLogger(__name__)
 APPEARS_S = 60.0
 """What a file may take to be seen on another node."""
-LOOK_S = 0.2
+LOOK_S = 0.5
 LISTENERS_LOOK_S = 3.0
 
 

@@ -77,10 +77,12 @@ class Holder:
             return f"{run.path} is being written to by {where}; end that first, or choose another folder."
         attach = f"rk.attach({str(run.path)!r})"
         if "folder" in self.place:
-            name = Path(self.place["folder"]).name
+            folder = Path(self.place["folder"])
+            name = folder.name
+            end = "launch --cancel" if folder.parent.name == "jobs" else "stop"
             return (
                 f"run {run.path} is under way on cluster {name} ({where}), and no other may write to its "
-                f"folder meanwhile. To join it, type{there}: {attach}; to end it: rehearsal-kit stop {name}"
+                f"folder meanwhile. To join it, type{there}: {attach}; to end it: rehearsal-kit {end} {name}"
             )
         return (
             f"run {run.path} is under way on the cluster of {self.place.get('scheduler_file')} ({where}), "

@@ -108,7 +108,7 @@ class Handle(Steering):
     @property
     def holder(self) -> str:
         """The name of this kernel among those that steer the run; records of its wishes carry it."""
-        return self._run_connection.holder
+        return self._run_connection.holders[-1]
 
     @property
     def refused(self) -> str:
@@ -133,7 +133,8 @@ class Handle(Steering):
     def acknowledged(self, number: int) -> list[Applied]:
         """What the ranks said of this kernel's wish of this number, in order of rank; one each in the end."""
         applied = self.timeline.records(Applied)
-        said = {r.rank: r for r in applied if (r.number, r.holder) == (number, self.holder)}
+        own = self._run_connection.holders
+        said = {r.rank: r for r in applied if r.number == number and r.holder in own}
         return [said[rank] for rank in sorted(said)]
 
     # Waiting and letting go -----------------------------------------------------------------------------
@@ -204,6 +205,12 @@ class Handle(Steering):
             if self.leads and self.state not in ("created", "left", "moving", *ENDED):
                 stop = self._send(Stop())
         self._let_go(stop)
+        if job := self._run_connection.moves_to:
+            warnings.warn(
+                f"the run goes on in job {job}: `rehearsal-kit launch --cancel {job}` ends that, and "
+                f"rk.attach({str(self.run.path)!r}) joins the run there.",
+                stacklevel=2,
+            )
 
     def leave(self) -> None:
         """Let go of a run that goes on; any kernel may steer it then, by `rk.attach`.

@@ -72,8 +72,8 @@ class RunConnection:
         """Whether this kernel may steer, as the coordinator has said last."""
         self.refused = ""
         """Which wishes were not accepted last, and why; empty if all were."""
-        self.holder = f"{cluster.client.id}/{secrets.token_hex(4)}"
-        """The name of this kernel among those that steer the run."""
+        self.holders = [f"{cluster.client.id}/{secrets.token_hex(4)}"]
+        """Names of this kernel among those that steer the run, one for each connection, the newest last."""
         self._cluster = cluster
         self._run = run
         self._topic = ""
@@ -86,7 +86,7 @@ class RunConnection:
         self._closing = threading.Event()
         self._first = 0
         """Record of the run from which on they tell of this start of it: others tell of earlier ones."""
-        self._moves_to = ""
+        self.moves_to = ""
         """The job to which the run moves, whose cluster is not there yet; empty if it does not move."""
         self._state = "created"
         self._thread: threading.Thread | None = None
@@ -137,11 +137,13 @@ class RunConnection:
             )
         self._topic = found["topic"]
         self.history.catch_up()
-        self.leads = ask_scheduler(client, ask_lease, self._topic, self.holder, take=take, timeout_s=ANSWER_S)
+        self.leads = ask_scheduler(
+            client, ask_lease, self._topic, self.holders[-1], take=take, timeout_s=ANSWER_S
+        )
         self._state = "live"
         if found["outcome"]:  # known at once: nobody is told that another kernel steers what is over
             self._end_as(found["outcome"])
-        else:
+        if not self.over.is_set():  # it goes on here, or moves to the next job
             self._launch(None)
 
     def send(self, wish: Wish) -> None:
@@ -176,7 +178,7 @@ class RunConnection:
         newest = self._newest(GenerationBegan, Stalled)
         stalled = isinstance(newest, Stalled) and newest.seconds > 0
         applied = [record for record in self.timeline.latest(Applied, OF_LATE) if not record.refused]
-        return not stalled and any((r.number, r.holder) == (stop.number, self.holder) for r in applied)
+        return not stalled and any((r.number, r.holder) == (stop.number, self.holders[-1]) for r in applied)
 
     def preview(self, wanted: Wanted) -> Preview | None:
         """What rank 0 has of a task; None before there is one, and where there is no rank 0 that answers."""
@@ -192,15 +194,16 @@ class RunConnection:
 
     def _drive(self, order: RunOrder | None) -> None:
         """The session's one thread: begins the run, and goes with it to the next job where it moves."""
-        self._attend(order)
-        while self._moves_to and not self._closing.is_set():
+        if not self.moves_to:
+            self._attend(order)
+        while self.moves_to and not self._closing.is_set():
             if self._has_followed():
                 self._attend(None)
         client: Any = self._cluster.client
         self._end_sending()
         with contextlib.suppress(Exception):  # the cluster may be gone, or its client closed
             client.unsubscribe_topic(self._topic)
-            self._within(BROKEN_S, client._run_on_scheduler, release_lease, self._topic, self.holder)
+            self._within(BROKEN_S, client._run_on_scheduler, release_lease, self._topic, self.holders[-1])
 
     def _attend(self, order: RunOrder | None) -> None:
         """Begin the run, if there is an order, send wishes, notice if the cluster is gone."""
@@ -208,7 +211,7 @@ class RunConnection:
             self._listen()
             if order is not None:
                 self._begin(order)
-            while not self.over.is_set() and not self._moves_to and self._send_wishes():
+            while not self.over.is_set() and not self.moves_to and self._send_wishes():
                 self._look()
         except OSError as error:
             self._lose(
@@ -222,19 +225,18 @@ class RunConnection:
         """Wait for the job to which the run moves; whether this kernel is connected to the run there."""
         self._state, self._first = "moving", len(self.timeline)
         try:
-            found = next_cluster(
-                self._cluster, self._run, holder=self.holder, leads=self.leads, closing=self._closing
-            )
+            found = next_cluster(self._cluster, self._run, leads=self.leads, closing=self._closing)
             self.history.catch_up()
         except (ClusterError, OSError) as error:
-            self._moves_to = ""
+            self.moves_to = ""
             self._end(INTERRUPTED, str(error))
             return False
         if found is None:
             return False
-        self._topic, self.leads = found
+        self._topic, holder, self.leads = found
+        self.holders.append(holder)
         self._heard.clear()
-        self._moves_to, self._state = "", "live"
+        self.moves_to, self._state = "", "live"
         return True
 
     def _begin(self, order: RunOrder) -> None:
@@ -250,7 +252,7 @@ class RunConnection:
         first = self._outbox.taken_out(wait_s=0.0)
         wishes = [wish.to_json() for wish in first]
         patience_s = BROKEN_S + len(order.spec) / SLOW_BYTES_S
-        refused = self._ask(begin_run, asdict(order), wishes, holder=self.holder, patience_s=patience_s)
+        refused = self._ask(begin_run, asdict(order), wishes, holder=self.holders[-1], patience_s=patience_s)
         if refused:  # nothing was begun, so there are no last words of it to look for
             remove_unclaimed(self._run, first)
             again = f"rk.resume({str(self._run.path)!r}, cluster) starts it; then submit and watch again"
@@ -281,7 +283,7 @@ class RunConnection:
             self._end("failed", f"a worker told something unknown, is its version another? {error}")
             return
         if isinstance(told, LeaseTaken):
-            self.leads = told.holder == self.holder
+            self.leads = told.holder == self.holders[-1]
         if isinstance(told, RunOver):
             self._take_end(told)
 
@@ -293,7 +295,7 @@ class RunConnection:
     def _take_end(self, over: RunOver) -> None:
         """The run has ended here; where another job goes on with it, its session goes on, too."""
         if over.moves_to and not self._closing.is_set():
-            self._moves_to = over.moves_to
+            self.moves_to = over.moves_to
         else:
             self._end(over.outcome, over.error)
 
@@ -306,7 +308,7 @@ class RunConnection:
     def _lose(self, words: str) -> None:
         """The cluster cannot be asked any more: perhaps its last words stand in the folder of the run."""
         deadline, gone = time.monotonic() + LAST_WORDS_S, False
-        while not (self.over.is_set() or self._moves_to or gone) and time.monotonic() < deadline:
+        while not (self.over.is_set() or self.moves_to or gone) and time.monotonic() < deadline:
             gone = self._cluster.has_ended  # looked at first: what it wrote until then is read below
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 self.history.catch_up()
@@ -316,7 +318,7 @@ class RunConnection:
             if isinstance(newest, RunOver):
                 self._take_end(newest)
             self.over.wait(0.1)
-        if self._moves_to:
+        if self.moves_to:
             return
         if gone:
             again = f"rk.resume({str(self._run.path)!r}, rk.start_cluster()) goes on with the run"
@@ -328,9 +330,8 @@ class RunConnection:
         wishes = self._outbox.taken_out(wait_s=LOOK_S)
         if wishes:
             self._unanswered = wishes
-            refused = self._ask(
-                post_wishes, self._topic, [wish.to_json() for wish in wishes], holder=self.holder
-            )
+            texts = [wish.to_json() for wish in wishes]
+            refused = self._ask(post_wishes, self._topic, texts, holder=self.holders[-1])
             self._unanswered = []
             if refused:
                 self._refuse(wishes, refused)
@@ -372,13 +373,12 @@ class RunConnection:
                     raise
 
     def _within(self, timeout_s: float, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        return within(
-            self._cluster.client, timeout_s, call, *arguments, gone=lambda: self._cluster.has_ended, **named
-        )
+        client, gone = self._cluster.client, lambda: self._cluster.has_ended
+        return within(client, timeout_s, call, *arguments, gone=gone, **named)
 
     def _look(self) -> None:
         """Whether the coordinator still knows the run, and has told us all."""
-        found = self._ask(look_for, str(self._run.path), holder=self.holder)
+        found = self._ask(look_for, str(self._run.path), holder=self.holders[-1])
         try:
             self.history.catch_up()
         except OSError as error:  # a network file system may be away for a while: what is told is heard
@@ -390,7 +390,7 @@ class RunConnection:
                 "where it goes on, or says what to do.",
             )
             return
-        self.leads = found["holder"] == self.holder
+        self.leads = found["holder"] == self.holders[-1]
         if found["outcome"]:
             self._end_as(found["outcome"])
 

@@ -98,7 +98,10 @@ def _alarms(timeline: Timeline, state: str) -> list[str]:
     alarms = []
     ended, stalled, over = timeline.last(GenerationEnded), timeline.last(Stalled), timeline.last(RunOver)
     if state == INTERRUPTED:
-        alarms.append("interrupted: " + (over.error if over else "the cluster ended; rk.resume(...) goes on"))
+        words = over.error if over else "the cluster ended; rk.resume(...) goes on"
+        if over and over.moves_to:
+            words = f"job {over.moves_to}, which was to go on with the run, did not: session.error says why"
+        alarms.append(f"interrupted: {words}")
     if state == "moving":
         job = f"job {over.moves_to}" if over else "the next job"
         alarms.append(f"moving to {job}, whose turn has not come: `rehearsal-kit jobs` shows where it waits")

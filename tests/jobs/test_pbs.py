@@ -7,7 +7,7 @@ from faultkit import wait_for
 
 from rehearsal_kit.batch.job import Job
 from rehearsal_kit.cluster.job_folder import job_named
-from rehearsal_kit.jobs.launch import launch, state_of
+from rehearsal_kit.jobs.launch import launch
 
 
 @pytest.mark.cluster
@@ -20,6 +20,6 @@ def test_a_job_of_pbs_ends_by_its_own_timer_before_the_system_would_end_it(pbs):
     assert f"rehearsal-kit launch --cancel {files.read_job().number}" in repr(cluster)
     wait_for(lambda: not files.address.exists())
     cluster.disconnect()
-    wait_for(lambda: state_of(files).phase == "ended")
+    wait_for(lambda: files.state().phase == "ended")
     assert not files.key.exists()
     assert not files.failure.exists()

@@ -37,7 +37,7 @@ from rehearsal_kit.cli.main import main
 from rehearsal_kit.cluster.cluster import start_cluster
 from rehearsal_kit.cluster.job_folder import job_named
 from rehearsal_kit.data.tensor_tasks import split_classes
-from rehearsal_kit.jobs.launch import cancel, connect_job, launch, state_of, submit
+from rehearsal_kit.jobs.launch import connect_job, launch, submit
 from rehearsal_kit.learning.networks.convnet import ConvNet
 from rehearsal_kit.learning.strategies.replay import ER
 from rehearsal_kit.record.rank_records import GenerationBegan, RunOver
@@ -128,7 +128,7 @@ def test_a_cancelled_job_leaves_a_checkpoint_for_another_one(there, expected, tm
     assert session.wait(DEADLINE_S) == "interrupted"
     assert "rk.resume(" in session.error
     session.close()
-    wait_for(lambda: state_of(job_named("")).phase == "ended")
+    wait_for(lambda: job_named("").state().phase == "ended")
     assert not job_named("").key.exists()
     # Nobody tells the system which cluster it was: the file of its log is found by the command.
     assert main(["jobs"]) == 0
@@ -215,8 +215,8 @@ def test_a_job_that_ends_before_its_workers_come_is_told_with_its_last_words(the
     with pytest.raises(ClusterError, match=r"did not come up: interface 'ib7' is not there .* has: "):
         launch(Job(nodes=1, interface="ib7"))
     files = submit(Job(nodes=2))
-    cancel(files)
-    with pytest.raises(ClusterError, match=r"has ended before its workers came: ended .cancelled"):
+    files.cancel()
+    with pytest.raises(ClusterError, match=r"did not come up: job \d+ was cancelled"):
         connect_job(files.read_job().number)
 
 

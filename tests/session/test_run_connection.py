@@ -164,7 +164,7 @@ def test_a_last_checkpoint_may_take_longer_than_ranks_that_do_not_stop(driver_on
         until(lambda run_connection=run_connection: run_connection._state == "live")
         run_connection.send(stop)
         if obeyed:
-            line.tell({"told": to_plain(applied(stop, run_connection.holder)), "line": None})
+            line.tell({"told": to_plain(applied(stop, run_connection.holders[-1])), "line": None})
         over = {"told": to_plain(STOPPED), "line": None}
         threading.Timer(1.5, line.tell, [over]).start()
         run_connection.close(stop)

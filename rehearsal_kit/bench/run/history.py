@@ -126,7 +126,7 @@ class _Reader(RunConnection):
 
     def __init__(self, timeline: Timeline) -> None:
         self.timeline, self.error, self.leads, self._state = timeline, "", True, "live"
-        self.refused, self.holder, self._first = "", "kernel", 0
+        self.refused, self.holders, self._first = "", ["kernel"], 0
 
 
 class Reading(Session):

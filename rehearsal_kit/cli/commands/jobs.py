@@ -7,7 +7,6 @@ import time
 
 from rehearsal_kit.base.errors import ClusterError
 from rehearsal_kit.cluster.job_folder import known_jobs
-from rehearsal_kit.jobs.launch import state_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +19,7 @@ def _jobs(chosen: argparse.Namespace) -> int:
     for files in jobs:
         record = files.read_job()
         try:
-            state = str(state_of(files))
+            state = str(files.state())
         except ClusterError as error:  # the others are told all the same
             state, unanswered = f"not known: {error}", 1
         there = ", its cluster is there" if files.address.exists() else ""

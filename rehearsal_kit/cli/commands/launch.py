@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import getpass
+import shlex
 import socket
+import sys
 from dataclasses import fields
 from typing import Any
 
@@ -12,8 +14,9 @@ from rehearsal_kit.base.errors import SettingsError
 from rehearsal_kit.batch.job import Job
 from rehearsal_kit.batch.site import known_sites
 from rehearsal_kit.cluster.job_folder import JobFiles, job_named
-from rehearsal_kit.jobs.launch import cancel, prepare, submit, wait_until_up
+from rehearsal_kit.jobs.launch import prepare, submit, wait_until_up
 
+INTERRUPTED = 130
 OPTIONS = (
     ("nodes", int, "N", "nodes (1)"),
     ("workers_per_node", int, "K", "workers of each node (one per GPU; one on CPUs)"),
@@ -63,7 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _launch(chosen: argparse.Namespace) -> int:
     if chosen.cancel is not None:
-        print(cancel(job_named(chosen.cancel)))
+        if not chosen.cancel:
+            raise SettingsError("which job? `rehearsal-kit jobs` lists their numbers.")
+        print(job_named(chosen.cancel).cancel())
         return 0
     if chosen.site is None:
         raise SettingsError("which batch system? Give --slurm, --pbs, or --site with the name of a machine.")
@@ -73,14 +78,18 @@ def _launch(chosen: argparse.Namespace) -> int:
     if chosen.print:
         files = prepare(job)
         print(files.script.read_text(), end="")
-        print(f"# Submit it by: {submit_words(job)} {files.script}")
+        print(f"# Submit it by: {submit_words(job)} {shlex.quote(str(files.script))}")
         print(f"# and then, in a notebook: cluster = rk.connect_job({files.folder.name!r})")
         return 0
     files = submit(job)
     for line in told(job, files):
         print(line, flush=True)
     if chosen.wait:
-        wait_until_up(files, timeout_s=job.time_s + 30 * 86_400)
+        try:
+            wait_until_up(files, timeout_s=job.time_s + 30 * 86_400)
+        except KeyboardInterrupt:
+            print(f"not waited for any longer; the job stays: {files.end_command} ends it.", file=sys.stderr)
+            return INTERRUPTED
         print("the cluster is there.")
     return 0
 
