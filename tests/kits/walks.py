@@ -61,6 +61,8 @@ UNBEARABLE = "a number that this network cannot bear"
 SKIPPED = "skipped by a person"
 LOOKS = 200
 """Step boundaries of one generation after which something must have come to its end."""
+STUCK = 3
+"""Step boundaries without a step in between: ranks that are to end after a task are paused in it."""
 
 
 ON_DEVICE = ShardRoom(lambda: 10**12, lambda: 0, known_after=1)
@@ -166,7 +168,7 @@ class Person:
         """Asked for in earlier generations, and not given yet."""
         self._commands = deque(plan.commands)
         self._unheard = deque(plan.unheard)
-        self._looks = self._since = 0
+        self._looks = self._since = self._still = 0
         self._seen = -1
         self._ended = False
 
@@ -190,7 +192,8 @@ class Person:
             self.rank.regroup(True)
             while self._unheard:
                 self.send(self._unheard.popleft())
-            if still:  # paused in the middle of a task: between two of them they have ended before
+            self._still = self._still + 1 if still else 0
+            if self._still == STUCK:
                 self.rank.interrupt()
             return True
         return self._ended or self._plan.ends == "told to stop"

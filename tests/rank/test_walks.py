@@ -327,6 +327,25 @@ def test_more_ranks_take_over_at_the_end_of_a_task_with_what_was_asked_meanwhile
     assert broken_promises(walked, tmp_path / "again") == []
 
 
+def test_ranks_that_repeat_what_is_recorded_keep_it_before_more_take_over(tasks, tmp_path):
+    """Else all that was trained since the checkpoint before the kill would be trained once more."""
+    asked = ((0, TakeCheckpoint()), (0, ARRIVAL), (0, ARRIVAL), (0, ARRIVAL), (4, Note(text="seen")))
+    killed = Generation(commands=asked, ends="killed", victim=(0, 10**6))
+    walk = Walk(2, "ER", "quotas", (killed, Generation(ends="regrouped", ranks=3), Generation()))
+    walked = carry_out(with_tasks(walk, tasks[1]), tmp_path / "run", tasks[0])
+    (began,) = Timeline.load(walked.spec.run.timeline).records(BranchBegan)
+    assert began.checkpoint == 2
+    assert broken_promises(walked, tmp_path / "again") == []
+
+
+def test_nobody_takes_over_where_nothing_is_left_to_train(tasks, tmp_path):
+    first = Generation(((0, FinishStream()),), ends="regrouped", ranks=3)
+    walk = Walk(2, "ER", "quotas", (first, Generation()))
+    walked = carry_out(with_tasks(walk, tasks[1]), tmp_path / "run", tasks[0])
+    assert [result[0] for result in walked.results[0]] == ["finished"] * 2
+    assert broken_promises(walked, tmp_path / "again") == []
+
+
 @pytest.mark.parametrize("room", [ON_DEVICE, PINNED, AS_READ], ids=["on the device", "pinned", "as read"])
 def test_wherever_shards_lie_a_run_comes_to_what_it_comes_to_on_a_cpu(tasks, room):
     started = ((0, ARRIVAL), (0, ARRIVAL), (0, Steer(strategy="DERpp")), (2, TakeCheckpoint()))
