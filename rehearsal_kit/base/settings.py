@@ -308,6 +308,11 @@ class Recovery:
     reading a task takes."""
     wait_s: float = 120.0
     """Seconds that are waited for a lost worker to come back, and for ranks to meet."""
+    fewest: int | None = None
+    """Workers that are enough to go on where others have not come back within `wait_s`, as another branch, as
+    `rk.resume` does on another number of them. Those that come back, or others in their place, are taken at
+    the next end of a task, up to as many as the run was started with. None: it fails with the reason, and
+    waits to be resumed."""
 
     def __post_init__(self) -> None:
         make_plain(self)
@@ -317,6 +322,12 @@ class Recovery:
         require_integer("restarts", self.restarts, low=0)
         require_number("stall_s", self.stall_s, low=1.0, high=1e9)
         require_number("wait_s", self.wait_s, low=1.0, high=1e9)
+        require_or(Whole(1), "fewest", self.fewest, other=None)
+        if self.fewest is not None and not self.restarts:
+            raise SettingsError(
+                f"fewest is {self.fewest} and restarts 0, but whoever goes on without a worker is started "
+                "again; allow a restart, or leave fewest out."
+            )
 
 
 def _require_steerable(settings: object, owner: str, *, but: str = "") -> None:

@@ -4,7 +4,7 @@
                                                                         |
     _drive:  workers assembled --> orders sent --> watched --> ended well: over
                   ^                                   |
-                  +--- pause <--- failed, not too often
+                  +--- pause <--- failed, not too often, or more workers are there
 
 So a run outlives the kernel that started it. Ranks are never mended inside a generation: whatever happens to
 one of them ends it, and the next one begins at a checkpoint (after torchelastic: fail all rather than one).
@@ -28,7 +28,8 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 
 from rehearsal_kit.base.errors import LeaseError, said
 from rehearsal_kit.cluster.acceptance import refusal, too_late
-from rehearsal_kit.cluster.protocol import CLOSING_TOPIC, Order, RunOrder
+from rehearsal_kit.cluster.making_room import make_room
+from rehearsal_kit.cluster.protocol import CLOSING_TOPIC, RunOrder
 from rehearsal_kit.cluster.watchdog import LOOK_S, GenerationError, Watchdog
 from rehearsal_kit.cluster.watched_run import WatchedRun
 from rehearsal_kit.cluster.winding_down import while_they_get_on
@@ -37,7 +38,7 @@ from rehearsal_kit.record.lease import BEAT_S
 from rehearsal_kit.record.rank_records import GenerationBegan, GenerationEnded, LeaseTaken, RunOver, Stalled
 from rehearsal_kit.record.records import Record, from_plain, to_plain
 from rehearsal_kit.record.run_folder import RunFolder
-from rehearsal_kit.record.run_states import INTERRUPTED
+from rehearsal_kit.record.run_states import INTERRUPTED, REGROUPED
 
 LOG = logging.getLogger(__name__)
 PLUGIN = "rehearsal-kit-coordinator"
@@ -180,7 +181,6 @@ class Coordinator(SchedulerPlugin):
                 run.acceptance.returned(holder)
                 return {
                     "topic": run.order.topic,
-                    "ranks": run.order.ranks,
                     "holder": run.acceptance.holder,
                     "outcome": run.outcome,
                     "workers": list(run.workers),
@@ -228,9 +228,7 @@ class Coordinator(SchedulerPlugin):
                     self._end(run, await self._generation(run))
                 except GenerationError as failure:
                     reason = run.failed(failure)
-                    self._tell(
-                        run, GenerationEnded(generation=run.generation, reason=reason, time=time.time())
-                    )
+                    self._tell_end(run, reason)
                     await self._worker_pool.settle(run.workers, run.order.topic)
                     # Once more: a rank that came late, when the others were given up, has made it anew.
                     run.folder.remove_rendezvous(run.generation)
@@ -251,8 +249,16 @@ class Coordinator(SchedulerPlugin):
             self._scheduler._broker._topics.pop(topic, None)
 
     def _end(self, run: WatchedRun, outcome: str) -> None:
-        """The ranks have ended well; GenerationError where others are to take their place."""
+        """The ranks have ended well; GenerationError where others are to take their place.
+
+        Where more of them are to, the run goes on, and nothing has failed.
+        """
         words = ""
+        if outcome == REGROUPED:
+            if not run.ending:
+                self._tell_end(run, run.regrouped())
+                return
+            outcome = INTERRUPTED
         if outcome == INTERRUPTED:
             if not run.ending:
                 raise GenerationError("a worker closed by itself; the ranks have kept all they had learned.")
@@ -286,11 +292,13 @@ class Coordinator(SchedulerPlugin):
     async def _generation(self, run: WatchedRun) -> str:
         run.ended.clear()
         run.folder.clear_leftovers()
-        run.workers = await self._worker_pool.assembled(run.order, known=run.names)
-        run.names |= {self._worker_pool.name(address) for address in run.workers}
+        workers = await self._worker_pool.assembled(run.order, ranks=run.ranks, known=run.names)
+        run.assembled(workers, {self._worker_pool.name(address) for address in workers})
         self._tell(
             run,
-            GenerationBegan(generation=run.generation, workers=tuple(run.workers), time=time.time()),
+            GenerationBegan(
+                generation=run.generation, workers=tuple(workers), time=time.time(), of=run.order.ranks
+            ),
         )
         rendezvous = run.folder.rendezvous(run.generation)
         try:
@@ -301,31 +309,17 @@ class Coordinator(SchedulerPlugin):
             run.folder.remove_rendezvous(run.generation)
 
     async def _start(self, run: WatchedRun, rendezvous: Path) -> None:
-        nonce = secrets.token_hex(16)
-        for rank, address in enumerate(run.workers):
-            order = Order(
-                topic=run.order.topic,
-                spec=run.order.spec,
-                run=run.order.run,
-                generation=run.generation,
-                rank=rank,
-                ranks=run.order.ranks,
-                rendezvous=str(rendezvous),
-                nonce=nonce,
-                lease=run.lease.token,
-                timeout_s=run.order.recovery.stall_s + 60.0,  # the progress watch comes first
-                device=run.order.device,
-                shared_gpus=run.order.shared_gpus,
-            )
+        orders = run.orders(rendezvous, secrets.token_hex(16))
+        for address, order in zip(run.workers, orders, strict=True):
             refused = await self._worker_pool.send(address, order)
             if refused is None or refused:
                 raise GenerationError(
-                    refused or f"the worker of rank {rank} does not answer, or was lost while it began."
+                    refused or f"the worker of rank {order.rank} does not answer, or was lost while it began."
                 )
 
     async def _watch(self, run: WatchedRun) -> str:
         progress = Watchdog(
-            run.generation, ranks=run.order.ranks, recovery=run.order.recovery, now=time.monotonic()
+            run.generation, ranks=len(run.workers), recovery=run.order.recovery, now=time.monotonic()
         )
         while True:
             run.wake.clear()
@@ -338,6 +332,8 @@ class Coordinator(SchedulerPlugin):
                 return outcome
             if news := progress.news(statuses, now):
                 self._tell(run, Stalled(rank=news[0], seconds=news[1], time=time.time()))
+            if run.reduced:
+                await make_room(run, self._worker_pool)
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(run.wake.wait(), LOOK_SOON_S if progress.searching else LOOK_S)
 
@@ -378,6 +374,9 @@ class Coordinator(SchedulerPlugin):
             )
             if refused == "":
                 del waiting[: len(wishes)]
+
+    def _tell_end(self, run: WatchedRun, reason: str) -> None:
+        self._tell(run, GenerationEnded(generation=run.generation, reason=reason, time=time.time()))
 
     def _tell(self, run: WatchedRun, record: Record) -> None:
         self._publish(run, record, self._write(run, record))

@@ -85,7 +85,7 @@ class HostStatus:
     """Grows whenever the rank gets on."""
     step: int = 0
     outcome: str = ""
-    """finished, stopped, interrupted or failed, once it has ended."""
+    """finished, stopped, interrupted, regrouped or failed, once it has ended."""
     error: str = ""
     fatal: bool = False
     """Whether it would fail in the same way however often it is started: a setting or a ledger is wrong."""

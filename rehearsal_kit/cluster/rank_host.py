@@ -66,6 +66,8 @@ class _Hosted:
     """Whether another generation takes its place."""
     interrupted: bool = False
     """Whether its process, or that of another rank, is about to end."""
+    regrouping: bool = False
+    """Whether more ranks are to go on at the next end of a task."""
     _left: tuple[int, int] | None = None
     """Beats and step of a rank that was let go."""
 
@@ -114,6 +116,7 @@ class RankHost(WorkerPlugin):
             "rehearsal_kit_status": self.status,
             "rehearsal_kit_give_up": self.give_up,
             "rehearsal_kit_interrupt": self.interrupt,
+            "rehearsal_kit_regroup": self.regroup,
         })  # fmt: skip
 
     def device(self, kind: str) -> HostedDevice:
@@ -199,6 +202,16 @@ class RankHost(WorkerPlugin):
                 rank.interrupt()
         return ""
 
+    async def regroup(self, topic: str, wanted: bool) -> str:
+        """Whether all ranks of this run are to end at the next end of a task; heard by rank 0."""
+        hosted = self._hosted_of(topic)
+        if hosted is not None:
+            hosted.regrouping = wanted
+            rank = hosted.rank
+            if rank is not None:
+                rank.regroup(wanted)
+        return ""
+
     async def status(self, topic: str) -> dict[str, Any]:
         """How the rank of this run is: a `HostStatus`."""
         hosted = self._hosted_of(topic)
@@ -279,6 +292,7 @@ class RankHost(WorkerPlugin):
                 rank.give_up()
             if hosted.interrupted:
                 rank.interrupt()
+            rank.regroup(hosted.regrouping)
             return rank.run(lambda failure: self._failed(hosted, failure)), rank.fingerprint()
 
     def _meeting(self, order: Order, device: str) -> Meeting:

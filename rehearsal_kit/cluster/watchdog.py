@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from rehearsal_kit.base.settings import Recovery
 from rehearsal_kit.cluster.protocol import HostStatus
-from rehearsal_kit.record.run_states import INTERRUPTED
+from rehearsal_kit.record.run_states import INTERRUPTED, REGROUPED
 
 QUIET_S = 10.0
 """Without progress for so long, people are told."""
@@ -47,7 +47,7 @@ class Watchdog:
         self._quiet = False
 
     def outcome(self, statuses: Statuses, present: Sequence[bool], now: float) -> str:
-        """finished, stopped or interrupted, once all ranks have; GenerationError if the generation failed.
+        """finished, stopped, interrupted or regrouped, once all ranks have; GenerationError if it failed.
 
         present: whether the scheduler knows the worker still.
         """
@@ -55,8 +55,9 @@ class Watchdog:
         outcomes = {status.outcome if status is not None else "" for status in statuses}
         if "" in outcomes:
             return ""
-        if INTERRUPTED in outcomes:
-            return INTERRUPTED
+        for early in (INTERRUPTED, REGROUPED):
+            if early in outcomes:
+                return early
         return "finished" if outcomes == {"finished"} else "stopped"
 
     def news(self, statuses: Statuses, now: float) -> tuple[int, float] | None:

@@ -7,10 +7,12 @@ import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from rehearsal_kit.base.files import write_private
 from rehearsal_kit.cluster.acceptance import Acceptance
-from rehearsal_kit.cluster.protocol import HostStatus, RunOrder
+from rehearsal_kit.cluster.protocol import HostStatus, Order, RunOrder
+from rehearsal_kit.cluster.returned_workers import ReturnedWorkers
 from rehearsal_kit.cluster.watchdog import GenerationError
 from rehearsal_kit.record.lease import RunLease
 from rehearsal_kit.record.ledger import Ledger
@@ -29,6 +31,12 @@ class WatchedRun:
     acceptance: Acceptance
     ledger: Ledger
     generation: int
+    ranks: int
+    """How many the next generation is to have: as many as were started, or as the last one had, and those
+    that have come back."""
+    returned: ReturnedWorkers
+    more: int = 0
+    """Workers for which rank 0 was asked to end at the next end of a task."""
     known: set[str] = field(default_factory=set)
     """Kernels of which is written down that they have steered."""
     lost: str = ""
@@ -36,7 +44,7 @@ class WatchedRun:
     workers: list[str] = field(default_factory=list)
     """Addresses in order of rank, of the generation under way."""
     names: set[str] = field(default_factory=set)
-    """Names of the workers that it had so far."""
+    """Names of the workers that it had last."""
     ended: dict[int, Ended] = field(default_factory=dict)
     """What ranks of the generation under way have told of their ends: their processes may be gone since."""
     suspect: str = ""
@@ -74,9 +82,52 @@ class WatchedRun:
                 acceptance=acceptance,
                 ledger=Ledger(folder.generations, durable=True),
                 generation=lease.generation - 1,
+                ranks=order.ranks,
+                returned=ReturnedWorkers(order.recovery.wait_s),
             )
             undone.pop_all()
         return run
+
+    @property
+    def reduced(self) -> bool:
+        """Whether the generation under way has fewer ranks than the run was started with."""
+        return len(self.workers) < self.order.ranks
+
+    def assembled(self, workers: list[str], names: set[str]) -> None:
+        """These become the ranks of the next generation."""
+        if len(workers) < self.ranks:
+            self.returned.lose()
+        self.workers, self.names, self.ranks, self.more = workers, names, len(workers), 0
+
+    def regrouped(self) -> str:
+        """The ranks have ended after a task, so that more go on; what is said of it."""
+        self.ranks = min(self.order.ranks, len(self.workers) + self.more)
+        if not self.more:
+            return "a worker that had come back is gone again; the ranks go on after the task that has ended."
+        return (
+            f"a worker has come back: from the task that has ended the run goes on with {self.ranks} of "
+            f"{self.order.ranks} workers."
+        )
+
+    def orders(self, rendezvous: Path, nonce: str) -> list[Order]:
+        """What the hosts of the next generation are told, in order of rank."""
+        return [
+            Order(
+                topic=self.order.topic,
+                spec=self.order.spec,
+                run=self.order.run,
+                generation=self.generation,
+                rank=rank,
+                ranks=len(self.workers),
+                rendezvous=str(rendezvous),
+                nonce=nonce,
+                lease=self.lease.token,
+                timeout_s=self.order.recovery.stall_s + 60.0,  # the progress watch comes first
+                device=self.order.device,
+                shared_gpus=self.order.shared_gpus,
+            )
+            for rank in range(len(self.workers))
+        ]
 
     def hear(self, record: Record) -> None:
         """A rank has told of its end."""

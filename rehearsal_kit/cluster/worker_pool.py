@@ -41,29 +41,38 @@ class WorkerPool:
         """Which of these the scheduler knows."""
         return [address in self._scheduler.workers for address in addresses]
 
-    async def assembled(self, order: RunOrder, *, known: Set[str]) -> list[str]:
+    async def assembled(self, order: RunOrder, *, ranks: int, known: Set[str]) -> list[str]:
         """Workers in order of rank: those with a known name first, else others; none that is still busy.
 
-        GenerationError if there are not enough in time.
+        Fewer than `ranks` if no more are there in time, and the run may go on with so few; else
+        GenerationError.
         """
-        deadline = time.monotonic() + order.recovery.wait_s
+        recovery = order.recovery
+        deadline = time.monotonic() + recovery.wait_s
         while True:
-            ordered = sorted(self._scheduler.workers, key=self._place)
-            ordered.sort(key=lambda address: self.name(address) not in known)
-            statuses = await self.statuses(ordered, order.topic)
-            free = [
-                address
-                for address, status in zip(ordered, statuses, strict=True)
-                if status is not None and not status.alive and address in self._scheduler.workers
-            ]
-            if len(free) >= order.ranks:
-                return sorted(free[: order.ranks], key=self._place)
+            free = await self.free(order.topic)
+            free.sort(key=lambda address: self.name(address) not in known)
+            if len(free) >= ranks:
+                return sorted(free[:ranks], key=self._place)
             if time.monotonic() > deadline:
+                if recovery.fewest is not None and len(free) >= recovery.fewest:
+                    return free
+                few = "" if recovery.fewest is None else f", and {recovery.fewest} is the fewest it may have"
                 raise GenerationError(
-                    f"{len(free)} of {order.ranks} workers are there after {order.recovery.wait_s:.0f} s; "
+                    f"{len(free)} of {order.ranks} workers are there after {recovery.wait_s:.0f} s{few}; "
                     "start more, or go on with fewer by rk.resume(run, cluster)."
                 )
             await asyncio.sleep(0.1)
+
+    async def free(self, topic: str) -> list[str]:
+        """Workers, in their order, that answer and have no rank of any run."""
+        ordered = sorted(self._scheduler.workers, key=self._place)
+        statuses = await self.statuses(ordered, topic)
+        return [
+            address
+            for address, status in zip(ordered, statuses, strict=True)
+            if status is not None and not status.alive and address in self._scheduler.workers
+        ]
 
     async def settle(self, workers: Sequence[str], topic: str) -> None:
         """Wait until no rank of the ended generation runs any more: those that do not end are restarted."""

@@ -74,10 +74,11 @@ class Decisions:
         """Step boundaries that were passed, waiting included."""
         self.given_up = False
         """Whether another generation of ranks takes the place of this one; set by another thread."""
-        self.closing = False
-        """Whether the process of rank 0 is about to end; set by another thread."""
-        self.interrupted = False
-        """Whether all ranks end here, because a process of theirs is about to end; the same on every rank."""
+        self.closing = ""
+        """How rank 0 is to have all ranks end before the next step, while the run goes on; empty if it is
+        not to. INTERRUPTED is set by another thread, REGROUPED by the loop."""
+        self.interrupted = ""
+        """How all ranks end here, as `closing` said; the same on every rank."""
         self.follows = False
         """Whether recorded effects are still to come, as of the last decision; the same on every rank."""
         self.repeating = False
@@ -125,7 +126,7 @@ class Decisions:
         if self.given_up:  # after the broadcast: what a revived rank 0 has just decided must not pass
             raise OtherRankError("this generation of ranks was given up; another one takes its place.")
         found = json.loads(text) if text else {}
-        self.interrupted, self.follows = found.get("interrupted", False), found.get("follows", False)
+        self.interrupted, self.follows = found.get("interrupted", ""), found.get("follows", False)
         decided = found.get("decided", [])
         if decided or self.interrupted:
             settle()
@@ -205,6 +206,11 @@ class Decisions:
         """Whether no recorded effect is left to come; the same on every rank."""
         return not self._groups.broadcast("more" if self._replay_queue else "")
 
+    @property
+    def repeats(self) -> bool:
+        """Whether recorded effects are still to come, as rank 0 knows at any time."""
+        return bool(self._replay_queue)
+
     def agree(self, trouble: str) -> str:
         """The first trouble of any rank, told to all; empty when none has any."""
         return self._groups.first_trouble(trouble)
@@ -220,7 +226,7 @@ class Decisions:
     def _collect(self, position: Position, *, due: bool, idle: bool, paused: bool) -> dict[str, Any]:
         self._wish_queue.receive()
         if self.closing:  # whatever waits stands in the ledger of wishes
-            return {"interrupted": True, "follows": bool(self._replay_queue)}
+            return {"interrupted": self.closing, "follows": bool(self._replay_queue)}
         if self._replay_queue:
             try:
                 again = [

@@ -39,7 +39,7 @@ from rehearsal_kit.record.commands import TakeCheckpoint, Wish
 from rehearsal_kit.record.lease import LeaseWatch
 from rehearsal_kit.record.rank_records import Joined
 from rehearsal_kit.record.records import Applied, Noted
-from rehearsal_kit.record.run_states import INTERRUPTED
+from rehearsal_kit.record.run_states import INTERRUPTED, REGROUPED
 
 IDLE_S = 0.02
 
@@ -87,17 +87,18 @@ class Rank:
         self._steering = CommandHandlers(context, self._task_lifecycle, takeup)
         self._resumption = Resumption(context, takeup, self._steering.prepare)
         self._preview_upkeep = PreviewUpkeep(self.previewer, self._reporter, rank=groups.rank)
+        self._regroup_wanted = False
 
     def run(self, hear: Callable[[BaseException], None] = _nobody) -> str:
         """Train until the stream is finished, someone says stop, or a process of these ranks is about to end.
 
-        Returns "finished", "stopped" or "interrupted". hear: is told of the error that ends it before threads
-        of this rank are waited for, which may never end.
+        Returns "finished", "stopped", "interrupted" or "regrouped". hear: is told of the error that ends it
+        before threads of this rank are waited for, which may never end.
         """
         for _ in self.rounds(hear):
             pass
         # Interrupted first: a run that had ended may have been about to be reopened.
-        return INTERRUPTED if self._decisions.interrupted else self._run_state.outcome or "stopped"
+        return self._decisions.interrupted or self._run_state.outcome or "stopped"
 
     def rounds(self, hear: Callable[[BaseException], None] = _nobody) -> Iterator[None]:
         """The loop of `run`, for whoever has several ranks of one process train in turns, to measure them.
@@ -143,7 +144,14 @@ class Rank:
 
     def interrupt(self) -> None:
         """Have all ranks end at their next step, with a checkpoint; for rank 0, any thread may call."""
-        self._decisions.closing = True
+        self._decisions.closing = INTERRUPTED
+
+    def regroup(self, wanted: bool) -> None:
+        """Whether all ranks are to end at the next end of a task, with a checkpoint, so that more go on.
+
+        For rank 0, any thread may call.
+        """
+        self._regroup_wanted = wanted
 
     def in_force(self) -> dict[str, Any]:
         """The `training` settings now, and how many `representatives` a step has."""
@@ -261,6 +269,8 @@ class Rank:
         nothing_left = self._now.loader is None and self._stream.next_from(run_state.begun) == len(
             self._stream
         )
+        if self._regroup_wanted and not self._decisions.closing and self._may_regroup(nothing_left):
+            self._decisions.closing = REGROUPED
         for decision in self._decisions.decide(
             run_state.position,
             self._steering.prepare,
@@ -273,6 +283,11 @@ class Rank:
             decided += 1
         self._tell_of_checkpoints()
         return decided
+
+    def _may_regroup(self, nothing_left: bool) -> bool:
+        """Whether it lies between two tasks, with more to come, and all that it is would be kept."""
+        ends = bool(self._run_state.outcome) or (self._run_state.finishing and nothing_left)
+        return self._now.loader is None and not ends and not self._decisions.repeats
 
     def _apply(self, wish: Wish) -> None:
         """Carry out what all ranks have decided by themselves."""
@@ -293,6 +308,7 @@ class Rank:
                 refused=refused,
                 remark=self._steering.take_remark(),
                 holder=wish.holder,
+                ranks=self._groups.ranks,
             )
         )
         if refused and decision.again:

@@ -31,11 +31,17 @@ class GenerationBegan:
     workers: tuple[str, ...]
     """Their addresses, in order of rank."""
     time: float
+    of: int = 0
+    """How many the run was started with: it may go on with fewer. 0 where an earlier version wrote it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationEnded:
-    """A rank died, failed or was stuck: all of them begin again, unless that has been tried too often."""
+    """Why a set of ranks has ended before the run has.
+
+    A rank died, failed or was stuck: all of them begin again, unless that has been tried too often. Or more
+    of them go on, after the end of a task.
+    """
 
     generation: int
     reason: str
@@ -75,7 +81,7 @@ class RunOver:
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
-    """A rank has ended: finished, stopped, interrupted or failed."""
+    """A rank has ended: finished, stopped, interrupted, regrouped or failed."""
 
     rank: int
     step: int

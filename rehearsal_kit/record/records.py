@@ -66,6 +66,8 @@ class Applied(InABranch):
     """What it leaves as it is, and what can be done about that; empty where nothing is to be said."""
     holder: str = ""
     """The kernel whose wish it was; empty for a decision of rank 0."""
+    ranks: int = 0
+    """How many ranks say so, this one among them; 0 where an earlier version wrote it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,8 @@ OUTCOMES = ("finished", "stopped")
 INTERRUPTED = "interrupted"
 """How a set of ranks may end besides: its processes were closed. No state of the run: it is in no checkpoint
 and no ledger, and the run goes on wherever it is started again."""
+REGROUPED = "regrouped"
+"""How it may end as well: between two tasks, so that more ranks go on. No state of the run either."""
 ENDED = (*OUTCOMES, INTERRUPTED, "failed")
 """States after which a session has nothing to wait for."""
 

@@ -21,8 +21,10 @@ from rehearsal_kit.base.errors import RankError, SessionError, SettingsError, Ta
 from rehearsal_kit.cluster.cluster import Cluster
 from rehearsal_kit.rank.run_check import CHECKED
 from rehearsal_kit.rank.run_spec import RunSettings
+from rehearsal_kit.record.answers import answers
 from rehearsal_kit.record.commands import Arrived, Command, Resume, Steer, Stop, Watch, Wish
 from rehearsal_kit.record.ledger import read_ledger
+from rehearsal_kit.record.rank_records import GenerationBegan
 from rehearsal_kit.record.records import Applied, TaskEnded
 from rehearsal_kit.record.run_states import ENDED
 from rehearsal_kit.session.left_out import left_out
@@ -57,8 +59,8 @@ class Handle(Steering):
         self.run = settings.run
         self.strategy, self.training = settings.strategy, settings.training
         self.rehearsal = settings.rehearsal
-        self.ranks = origin.ranks
-        """How many ranks train: one per worker of the cluster."""
+        self._ranks = origin.ranks
+        """How many it is started with: one per worker of the cluster."""
         self._settings = settings
         self._network = origin.network
         self._is_new = origin.is_new
@@ -101,6 +103,12 @@ class Handle(Steering):
         return self._run_connection.state
 
     @property
+    def ranks(self) -> int:
+        """How many ranks train: one per worker of the cluster, or fewer, as `Recovery(fewest=...)` allows."""
+        began = None if self.state == "created" else self._run_connection.newest(GenerationBegan)
+        return self._ranks if began is None else len(began.workers)
+
+    @property
     def leads(self) -> bool:
         """Whether this kernel may steer the run; if not, another one does, and this one watches."""
         return self._run_connection.leads
@@ -131,11 +139,11 @@ class Handle(Steering):
         return self._run_connection.over.is_set()
 
     def acknowledged(self, number: int) -> list[Applied]:
-        """What the ranks said of this kernel's wish of this number, in order of rank; one each in the end."""
-        applied = self.timeline.records(Applied)
-        own = self._run_connection.holders
-        said = {r.rank: r for r in applied if r.number == number and r.holder in own}
-        return [said[rank] for rank in sorted(said)]
+        """What the ranks said of this kernel's wish of this number, in order of rank; one each in the end.
+
+        Each says how many `ranks` they are: another number of them may train by now.
+        """
+        return answers(self.timeline.records(Applied), number, self._run_connection.holders)
 
     # Waiting and letting go -----------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 from rehearsal_kit.base.errors import RankError
 from rehearsal_kit.base.terminal_bar import TerminalBar
-from rehearsal_kit.record.rank_records import GenerationEnded
+from rehearsal_kit.record.rank_records import GenerationBegan, GenerationEnded
 from rehearsal_kit.record.records import (
     BranchBegan,
     CheckpointFailed,
@@ -51,7 +51,7 @@ def follow(session: Session, title: str, *, expected: int, finish: bool) -> None
             records = session.timeline.records(since=before, until=seen)
             progress.take(records)
             if any(isinstance(record, BranchBegan) for record in records):
-                progress.rolled_back(Timeline(session.timeline.records(until=seen)).lineage())
+                progress.branch_off(Timeline(session.timeline.records(until=seen)).lineage())
             progress.say(session.timeline)
             if session.trouble:
                 raise RankError(session.trouble)
@@ -131,16 +131,18 @@ class Progress:
                     bar.write(f"set aside {name}: {reason}")
                 case GenerationEnded(reason=reason):
                     bar.write(f"recovering: {reason}")
+                case GenerationBegan(workers=workers, of=of) if len(workers) < of:
+                    bar.write(f"goes on with {len(workers)} of {of} workers")
                 case CheckpointFailed(checkpoint=number, reason=reason):
                     bar.write(f"checkpoint {number} could not be written or used: {reason}")
                 case NotKept(what=what, reason=reason) if reason:
                     bar.write(f"{what} cannot be kept, the run goes on: {reason}")
 
-    def rolled_back(self, lineage: Timeline) -> None:
+    def branch_off(self, lineage: Timeline) -> None:
         """Begin again with what led to the branch that is new."""
         self._bar.reset()
         self._known = 0
-        self._bar.write(f"rolled back: branch {lineage.branches[-1]}")
+        self._bar.write(f"goes on from a checkpoint as branch {lineage.branches[-1]}")
         self.take([r for r in lineage.records() if isinstance(r, (TaskBegan, Steps, TaskEnded))])
 
     def say(self, timeline: Timeline) -> None:

@@ -96,20 +96,20 @@ class RunConnection:
         """created, starting, waiting, running, paused, recovering, moving, or one of those in ENDED."""
         if self._state != "live":
             return self._state
-        newest = self._newest(StateChanged, GenerationBegan, GenerationEnded)
+        newest = self.newest(StateChanged, GenerationBegan, GenerationEnded)
         if isinstance(newest, StateChanged):
             return newest.state
         began = self.timeline.records(GenerationBegan, since=self._first)
         return "starting" if len(began) <= 1 and not isinstance(newest, GenerationEnded) else "recovering"
 
-    def _newest(self, *kinds: type[Any]) -> Any:
+    def newest(self, *kinds: type[Any]) -> Any:
         """The newest record of these kinds since the run was started; None before there is one."""
         return self.timeline.newest(kinds, since=self._first)
 
     @property
     def trouble(self) -> str:
         """Why the ranks have paused on their own; empty if they have not."""
-        changed = self._newest(StateChanged)
+        changed = self.newest(StateChanged)
         return changed.reason if changed is not None and self.state == "paused" else ""
 
     def start(self, order: RunOrder) -> None:
@@ -175,14 +175,14 @@ class RunConnection:
 
     def _is_obeyed(self, stop: Wish) -> bool:
         """Whether the ranks end by this wish and get on with that: a last checkpoint may be of any size."""
-        newest = self._newest(GenerationBegan, Stalled)
+        newest = self.newest(GenerationBegan, Stalled)
         stalled = isinstance(newest, Stalled) and newest.seconds > 0
         applied = [record for record in self.timeline.latest(Applied, OF_LATE) if not record.refused]
         return not stalled and any((r.number, r.holder) == (stop.number, self.holders[-1]) for r in applied)
 
     def preview(self, wanted: Wanted) -> Preview | None:
         """What rank 0 has of a task; None before there is one, and where there is no rank 0 that answers."""
-        began, newest = self._newest(GenerationBegan), self._newest(GenerationBegan, Stalled)
+        began, newest = self.newest(GenerationBegan), self.newest(GenerationBegan, Stalled)
         if self._state != "live" or began is None or (isinstance(newest, Stalled) and newest.seconds > 0):
             return None
         client, worker = self._cluster.client, began.workers[0]
@@ -289,7 +289,7 @@ class RunConnection:
 
     def _end_as(self, outcome: str) -> None:
         """The coordinator has said that the run is over; its files say why."""
-        over = self._newest(RunOver)
+        over = self.newest(RunOver)
         self._take_end(RunOver(outcome=outcome, error="", time=0.0) if over is None else over)
 
     def _take_end(self, over: RunOver) -> None:
@@ -312,7 +312,7 @@ class RunConnection:
             gone = self._cluster.has_ended  # looked at first: what it wrote until then is read below
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 self.history.catch_up()
-            newest = self._newest(GenerationBegan, RunOver)
+            newest = self.newest(GenerationBegan, RunOver)
             if newest is None:  # it never began
                 break
             if isinstance(newest, RunOver):

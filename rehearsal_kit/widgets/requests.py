@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 from rehearsal_kit.base.errors import RehearsalKitError
+from rehearsal_kit.record.answers import answers
 from rehearsal_kit.record.records import Applied
 from rehearsal_kit.session.session import Session
 
@@ -47,27 +48,28 @@ class Requests:
     def answers(self, applied: Sequence[Applied]) -> list[str]:
         """A line of HTML per wish, the newest first."""
         ranks, asked = self._session.ranks, self._asked
-        applied = [record for record in applied if record.holder == self._session.holder]
-        answered = {record.number for record in applied}
+        holder = self._session.holder
+        answered = {record.number for record in applied if record.holder == holder}
         return [
-            f"asked (no. {number}): <b>{escape(words)}</b> &rarr; {answer(applied, number, ranks)}"
+            f"asked (no. {number}): <b>{escape(words)}</b> &rarr; "
+            f"{answer(answers(applied, number, [holder]), ranks)}"
             for place, (number, words) in reversed([*enumerate(asked, SHOWN - len(asked))])
             if place >= 0 or number not in answered
         ]
 
 
-def answer(applied: Sequence[Applied], number: int, ranks: int) -> str:
-    """What the ranks said to a wish, as HTML."""
-    answers = {record.rank: record for record in applied if record.number == number}
-    if not answers:
+def answer(said: Sequence[Applied], ranks: int) -> str:
+    """What the ranks said to a wish, as HTML. ranks: how many they are, where they do not say it."""
+    if not said:
         return "not yet in force"
-    refusals = [record.refused for record in answers.values() if record.refused]
+    refusals = [record.refused for record in said if record.refused]
     if refusals:
         return refused(f"refused by all ranks: {refusals[0]}")
-    first = next(iter(answers.values()))
-    steps = " / ".join(str(step) for step in sorted({record.step for record in answers.values()}))
+    first = said[0]
+    ranks = first.ranks or ranks
+    steps = " / ".join(str(step) for step in sorted({record.step for record in said}))
     where = f"step {steps}" + (f" of branch {first.branch}" if first.branch else "")
-    who = f"all {ranks} ranks" if len(answers) == ranks else f"{len(answers)} of {ranks} ranks"
+    who = f"all {ranks} ranks" if len(said) == ranks else f"{len(said)} of {ranks} ranks"
     return f"{'in force from' if first.kind == 'Steer' else 'done at'} {where} on {who}"
 
 

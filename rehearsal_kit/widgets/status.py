@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
+import time
 from bisect import bisect_right
 from html import escape
 
@@ -27,6 +29,7 @@ from rehearsal_kit.session.left_out import left_open
 RECENT = 12
 """Records of steps over which speed and waiting are averaged."""
 OVER = (*ENDED, "left")
+UNDER_WAY = ("running", "waiting", "paused")
 REASON_LENGTH = 700
 SLOW = 2.5
 """So many times as long as the others: then a rank is called slow."""
@@ -105,6 +108,8 @@ def _alarms(timeline: Timeline, state: str) -> list[str]:
     if state == "moving":
         job = f"job {over.moves_to}" if over else "the next job"
         alarms.append(f"moving to {job}, whose turn has not come: `rehearsal-kit jobs` shows where it waits")
+    if state in UNDER_WAY and (fewer := _fewer(timeline)):
+        alarms.append(fewer)
     if state == "recovering":
         alarms.append(f"recovering: {ended.reason if ended else 'the ranks are being started again'}")
     newest = timeline.newest((Stalled, GenerationBegan, GenerationEnded, StateChanged))
@@ -118,6 +123,17 @@ def _alarms(timeline: Timeline, state: str) -> list[str]:
     now = {record.what: record.reason for record in timeline.records(NotKept)}
     alarms += [f"{what} cannot be kept, the run goes on: {why}" for what, why in now.items() if why]
     return alarms
+
+
+def _fewer(timeline: Timeline) -> str:
+    """What is said while a run goes on with fewer workers than it was started with; else empty."""
+    generations = reversed(timeline.records(GenerationBegan))
+    fewer = [*itertools.takewhile(lambda began: len(began.workers) < began.of, generations)]
+    if not fewer:
+        return ""
+    since = time.strftime("%H:%M", time.localtime(fewer[-1].time))
+    there = f"goes on with {len(fewer[0].workers)} of {fewer[0].of} workers since {since}"
+    return f"{there}; what comes back is taken at the next end of a task"
 
 
 def straggler(timeline: Timeline) -> tuple[int, float] | None:

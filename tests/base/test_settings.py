@@ -62,6 +62,8 @@ def test_a_command_survives_json(command):
         (Training, {"bucket_mib": 0}),
         (Training, {"bucket_mib": math.inf}),
         (Rehearsal, {"capacity": 0}),
+        (Recovery, {"fewest": 0}),
+        (Recovery, {"fewest": 1.5}),
         (Rehearsal, {"representatives": -1}),
         (Rehearsal, {"candidates": "8"}),
         (Steer, {}),
@@ -97,6 +99,14 @@ def test_where_none_is_allowed_that_is_said_and_it_is(make, name, wrong):
     with pytest.raises(SettingsError, match=rf"{name} is {wrong!r}; it must be a number from .*, or None\."):
         make(**{name: wrong})
     assert getattr(make(**{name: None}), name) is None
+
+
+def test_a_run_that_is_never_started_again_cannot_go_on_with_fewer():
+    with pytest.raises(
+        SettingsError, match=r"fewest is 1 and restarts 0, .*allow a restart, or leave fewest"
+    ):
+        Recovery(fewest=1, restarts=0)
+    assert Recovery(fewest=1, restarts=1).fewest == 1
 
 
 @pytest.mark.parametrize("make", [Rehearsal, Steer])

@@ -22,19 +22,23 @@ from pathlib import Path
 import gpukit
 import psutil
 import pytest
+from faultkit import answered, process_of, require_ledgers, session_on, tasks, until
 from intruder import NOBODY, listening
 from ranks import CODE, Tiny
 
 from rehearsal_kit.base.errors import ClusterError, ClusterGoneError
 from rehearsal_kit.base.network_interfaces import interface_named, interfaces, is_loopback
-from rehearsal_kit.base.settings import Rehearsal, Training
+from rehearsal_kit.base.settings import Recovery, Rehearsal, Training
 from rehearsal_kit.cluster.cluster import connect, reach
 from rehearsal_kit.cluster.key_files import untimely, write_key
 from rehearsal_kit.cluster.scheduler_connection import closed_quietly, open_connection, scheduler_in
 from rehearsal_kit.data.preparation import Preparation
 from rehearsal_kit.data.simulated_beamline import Beamline
 from rehearsal_kit.learning.strategies.replay import ER
-from rehearsal_kit.record.records import Steps, TaskEnded
+from rehearsal_kit.record.rank_records import GenerationBegan, GenerationEnded
+from rehearsal_kit.record.records import BranchBegan, Steps, TaskBegan, TaskEnded
+from rehearsal_kit.session.attach import attach
+from rehearsal_kit.session.replay import recorded_ranks
 from rehearsal_kit.session.session import Session
 
 DEADLINE_S = 60
@@ -134,6 +138,58 @@ def test_a_run_on_a_cluster_that_was_started_by_hand(theirs, tmp_path):
         with pytest.raises(ClusterError, match="started by somebody else"):
             _ = cluster.files
     assert all(worker.is_running() for worker in workers)
+
+
+@pytest.mark.cluster
+def test_a_run_goes_on_without_a_worker_and_takes_it_back_after_a_task(theirs, tmp_path):
+    """The machine of a worker hangs when it has died, so that nobody brings it back; then that goes on."""
+    recovery = Recovery(checkpoint_s=1000, wait_s=1.0, fewest=1)
+    with connected(theirs[0]) as cluster:
+        session = session_on(cluster, tmp_path / "run", recovery=recovery, sizes=(80,), open_end=True)
+        session.start()
+        until(session, lambda timeline: timeline.last(Steps))
+        assert session.ranks == 2
+        lost = psutil.Process(process_of(session, 1))
+        nanny = lost.parent()
+        nanny.suspend()
+        try:
+            lost.kill()
+            until(session, lambda timeline: len(timeline.records(GenerationBegan)) == 2)
+            assert session.ranks == 1
+            with attach(session.run.path) as viewer:
+                assert (viewer.ranks, viewer.leads) == (1, False)
+            until(session, lambda timeline: timeline.last(TaskEnded))
+            session.submit(tasks((160,))[0])
+            until(session, lambda timeline: timeline.last(TaskBegan).task == 1)
+            said = answered(session, session.pause())
+            assert [(record.rank, record.ranks) for record in said] == [(0, 1)]
+            session.note("asked of one rank, and answered by it")
+        finally:
+            nanny.resume()
+        session.resume()
+        until(session, lambda timeline: len(timeline.records(GenerationBegan)) == 3)
+        session.submit(tasks((40,))[0])
+        session.finish_stream()
+        assert session.wait(DEADLINE_S) == "finished"
+        assert session.ranks == 2
+        session.close()
+    timeline = session.timeline
+    assert [(len(each.workers), each.of) for each in timeline.records(GenerationBegan)] == [
+        (2, 2),
+        (1, 2),
+        (2, 2),
+    ]
+    gone, taken = timeline.records(GenerationEnded)
+    assert "worker of rank 1" in gone.reason or "rank 0" in gone.reason
+    assert taken.reason.endswith("goes on with 2 of 2 workers.")
+    fewer, more = timeline.records(BranchBegan)
+    ended = [record for record in timeline.records(TaskEnded) if record.branch <= fewer.branch]
+    assert [record.task for record in timeline.records(TaskEnded)] == [0, 1, 2]
+    assert more.step == more.left == ended[-1].step
+    steps, _ = timeline.lineage().losses()
+    assert steps == list(range(len(steps)))
+    require_ledgers(session.run)
+    assert recorded_ranks(session.run) == [2, 1, 2]
 
 
 @pytest.mark.cluster

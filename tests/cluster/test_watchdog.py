@@ -11,6 +11,7 @@ from rehearsal_kit.base.errors import SettingsError
 from rehearsal_kit.base.settings import Recovery
 from rehearsal_kit.cluster.protocol import HostStatus
 from rehearsal_kit.cluster.rank_failure import RankFailure
+from rehearsal_kit.cluster.returned_workers import ReturnedWorkers
 from rehearsal_kit.cluster.watchdog import GenerationError, Watchdog
 from rehearsal_kit.cluster.watched_run import WatchedRun
 from rehearsal_kit.record.rank_records import Ended
@@ -61,7 +62,10 @@ def test_who_only_heard_of_it_is_no_cause_and_its_own_end_is_no_loss():
 
 def run():
     return WatchedRun(
-        **dict.fromkeys(("order", "folder", "lease", "acceptance", "ledger"), SimpleNamespace()), generation=2
+        **dict.fromkeys(("order", "folder", "lease", "acceptance", "ledger"), SimpleNamespace()),
+        generation=2,
+        ranks=2,
+        returned=ReturnedWorkers(1.0),
     )
 
 

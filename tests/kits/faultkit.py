@@ -40,6 +40,7 @@ from rehearsal_kit.record.records import (
     TaskArrived,
     TaskEnded,
 )
+from rehearsal_kit.record.replay_queue import AGAIN
 from rehearsal_kit.record.run_folder import RunFolder
 from rehearsal_kit.record.timeline import Timeline
 from rehearsal_kit.session.session import Session
@@ -176,9 +177,13 @@ def session_on(
     nap_s: float = NAP_S,
     sizes: Sequence[int] = SIZES,
     tasks_of: Callable[[Sequence[int]], list[Any]] | None = None,
+    open_end: bool = False,
     **changes: Any,
 ) -> Session:
-    """A run of three tasks that was not started yet; tasks_of: makes them, where they are not `tasks`."""
+    """A run of three tasks that was not started yet; tasks_of: makes them, where they are not `tasks`.
+
+    open_end: whether more of them may come.
+    """
     network = Frail(*faults, nap_s=nap_s)
     values = {
         "network": network,
@@ -190,7 +195,8 @@ def session_on(
     session = Session(cluster, run=run, seed=3, **{**values, **changes})
     for task in (tasks_of or tasks)(sizes):
         session.submit(task)
-    session.finish_stream()
+    if not open_end:
+        session.finish_stream()
     return session
 
 
@@ -225,11 +231,11 @@ def until(session: Session, holds: Callable[[Timeline], Any]) -> Any:
 
 
 def answered(session: Session, number: int) -> list[Applied]:
-    """What all ranks have said of a wish, once they have."""
+    """What all ranks have said of a wish, once they have; as many as there were then."""
     return list(
         until(
             session,
-            lambda _: len(session.acknowledged(number)) == session.ranks and session.acknowledged(number),
+            lambda _: (said := session.acknowledged(number)) and len(said) == said[0].ranks and said,
         )
     )
 
@@ -344,7 +350,8 @@ def require_ledgers(folder: RunFolder) -> None:
     effects, wishes = read_ledger(folder.effects), read_ledger(folder.wishes)
     at = [(entry["branch"], entry["step"]) for entry in effects]
     assert at == sorted(at)
-    numbers = [entry["number"] for entry in effects if entry["number"]]
+    # What was decided again on another number of ranks is recorded again as well.
+    numbers = [entry["number"] for entry in effects if entry["number"] and AGAIN not in entry]
     assert numbers == [entry["number"] for entry in wishes]
     assert numbers == list(range(1, 1 + len(numbers)))
     torn = [path for path in (folder.effects, folder.timeline, folder.generations) if not whole(path)]

@@ -48,14 +48,21 @@ from rehearsal_kit.session.replay import compare_runs, recorded_ranks
 
 SIZES = (9, 17, 5, 16, 12, 8, 10, 7)
 """Training samples of the tasks: fewer than ranks x batch, one more than whole mini-batches ..."""
-ENDS = {"killed": None, "interrupted": "interrupted", "": "finished"}
-"""What every rank says in the end, None where it says nothing; "stopped" for all others."""
+ENDS = {
+    "killed": (),
+    "interrupted": ("interrupted",),
+    "regrouped": ("regrouped", "interrupted", "finished"),
+    "": ("finished",),
+}
+"""What every rank may say in the end, nothing where it says nothing; "stopped" for all others."""
 CLASSES = 2 * len(SIZES)
 POISONED, POISON, CUT_SHORT = 4, 1e6, 6
 UNBEARABLE = "a number that this network cannot bear"
 SKIPPED = "skipped by a person"
 LOOKS = 200
 """Step boundaries of one generation after which something must have come to its end."""
+STUCK = 3
+"""Step boundaries without a step in between: ranks that are to end after a task are paused in it."""
 
 
 ON_DEVICE = ShardRoom(lambda: 10**12, lambda: 0, known_after=1)
@@ -69,8 +76,9 @@ class Generation:
 
     commands: each with the number of step boundaries before it. ends: "killed"; "stopped"; "half stopped",
     where a rank dies after all were told to stop, so that ranks are started again; "interrupted", where a
-    worker closes by itself; or "" where the walk ends with it. victim: which rank is killed, and before which
-    of its collectives at the latest.
+    worker closes by itself; "regrouped", where more ranks are to go on after a task (where that comes to no
+    end, a worker closes then); or "" where the walk ends with it. victim: which rank is killed, and before
+    which of its collectives at the latest.
     """
 
     commands: tuple[tuple[int, Command], ...] = ()
@@ -80,6 +88,8 @@ class Generation:
     """What happens to the files until the next generation: a name in `MEANWHILE`."""
     ranks: int = 2
     """Of the generation that comes after it."""
+    unheard: tuple[Command, ...] = ()
+    """Written down when these ranks are told that more will go on; none of these hears of it."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +167,8 @@ class Person:
         self._left = left
         """Asked for in earlier generations, and not given yet."""
         self._commands = deque(plan.commands)
-        self._looks = self._since = 0
+        self._unheard = deque(plan.unheard)
+        self._looks = self._since = self._still = 0
         self._seen = -1
         self._ended = False
 
@@ -176,6 +187,14 @@ class Person:
             return True
         if self._plan.ends == "interrupted":
             self.rank.interrupt()
+            return True
+        if self._plan.ends == "regrouped":
+            self.rank.regroup(True)
+            while self._unheard:
+                self.send(self._unheard.popleft())
+            self._still = self._still + 1 if still else 0
+            if self._still == STUCK:
+                self.rank.interrupt()
             return True
         return self._ended or self._plan.ends == "told to stop"
 
@@ -296,11 +315,16 @@ def carry_out(walk: Walk, folder: Path, tasks: Path) -> Walked:
         left = _one_generation(walked, plan, left, ranks)
         if plan.ends == "half stopped":
             _one_generation(walked, Generation(ends="told to stop"), deque(), ranks)
-        again = plan.ends in ("stopped", "half stopped")
+        again = plan.ends in ("stopped", "half stopped") or _has_finished(plan, walked.results[-1][0])
         if plan.meanwhile:
             MEANWHILE[plan.meanwhile](walked)
         ranks = plan.ranks
     return walked
+
+
+def _has_finished(plan: Generation, result: Any) -> bool:
+    """Whether there was no task left after which other ranks could have gone on."""
+    return plan.ends == "regrouped" and isinstance(result, tuple) and result[0] == "finished"
 
 
 def _one_generation(walked: Walked, plan: Generation, left: deque[Command], ranks: int) -> deque[Command]:
@@ -427,11 +451,11 @@ def broken_promises(walked: Walked, folder: Path) -> list[str]:
 def _ends(walked: Walked) -> list[str]:
     broken = []
     for number, (plan, results) in enumerate(zip(walked.plans, walked.results, strict=True), 1):
-        wanted = ENDS.get(plan.ends, "stopped")
+        wanted = ENDS.get(plan.ends, ("stopped",))
         for rank, result in enumerate(results):
-            if wanted is not None and (not isinstance(result, tuple) or result[0] != wanted):
+            if wanted and (not isinstance(result, tuple) or result[0] not in wanted):
                 broken.append(f"generation {number}, rank {rank}: {_words(result)} instead of {wanted}")
-            if wanted is None and not isinstance(result, KilledError | ConnectionLostError | RankError):
+            if not wanted and not isinstance(result, KilledError | ConnectionLostError | RankError):
                 broken.append(f"generation {number} was killed, but rank {rank} ended with {_words(result)}")
         whole = [result for result in results if isinstance(result, tuple)]
         if wanted and len(set(whole)) > 1:

@@ -63,7 +63,7 @@ from rehearsal_kit.record.commands import (
     Watch,
 )
 from rehearsal_kit.record.ledger import read_ledger
-from rehearsal_kit.record.records import Noted, Steps, TaskEnded
+from rehearsal_kit.record.records import BranchBegan, Noted, Steps, TaskEnded
 from rehearsal_kit.record.run_folder import RunFolder
 from rehearsal_kit.record.seen import SeenRecords
 from rehearsal_kit.record.timeline import Timeline
@@ -130,6 +130,7 @@ INTERRUPTIONS: dict[str, Generation] = {
     "killed, then three ranks": Generation(ends="killed", victim=(0, 10**6), ranks=3),
     "stopped, then one rank": Generation(ends="stopped", ranks=1),
     "stopped, then three ranks": Generation(ends="stopped", ranks=3),
+    "regrouped, then three ranks": Generation(ends="regrouped", ranks=3),
 }
 Tasks = tuple[Path, Sequence[Arrived]]
 WALKS = int(os.environ.get("WALKS", "2000"))
@@ -173,7 +174,7 @@ def generations(*, last: bool) -> st.SearchStrategy[Generation]:
     return st.builds(
         Generation,
         commands=asked,
-        ends=st.sampled_from(["killed", "killed", "stopped", "half stopped", "interrupted"]),
+        ends=st.sampled_from(["killed", "killed", "stopped", "half stopped", "interrupted", "regrouped"]),
         victim=st.tuples(st.integers(0, 2), st.integers(0, 250)),
         meanwhile=st.sampled_from(["", "", *MEANWHILE]),
         ranks=st.sampled_from([0, 0, 1, 2, 3]),
@@ -306,6 +307,43 @@ def test_both_averages_go_on_after_a_kill_a_roll_back_and_on_other_ranks(tasks, 
     walk = with_tasks(Walk(2, "ER", "reservoir", parts), tasks[1])
     timeline, _ = kept(walk, tasks, tmp_path)
     assert any(record.terms.get("consistency", 0) > 0 for record in timeline.records(Steps))
+
+
+@pytest.mark.parametrize(
+    "command", [Stop(), Pause(), RollBack(checkpoint=1), FinishStream()], ids=lambda each: type(each).__name__
+)
+def test_more_ranks_take_over_at_the_end_of_a_task_with_what_was_asked_meanwhile(tasks, tmp_path, command):
+    """No step is taken twice, and a wish that none of the former ranks has heard takes effect once."""
+    asked = ((0, ARRIVAL), (0, ARRIVAL), (0, TakeCheckpoint()), (1, Note(text="seen")))
+    first = Generation(commands=asked, ends="regrouped", ranks=3, unheard=(command,))
+    then = [Generation(ends="stopped", ranks=3)] if isinstance(command, Stop) else []
+    walk = Walk(2, "ER", "quotas", (first, *then, Generation(commands=((0, Evaluate()),))))
+    walked = carry_out(with_tasks(walk, tasks[1]), tmp_path / "run", tasks[0])
+    assert [result[0] for result in walked.results[0]] == ["regrouped"] * 2
+    told = Timeline.load(walked.spec.run.timeline)
+    began = told.records(BranchBegan)[0]
+    assert began.step == began.left
+    assert began.step == [each.step for each in told.records(TaskEnded) if each.branch == 0][-1]
+    assert broken_promises(walked, tmp_path / "again") == []
+
+
+def test_ranks_that_repeat_what_is_recorded_keep_it_before_more_take_over(tasks, tmp_path):
+    """Else all that was trained since the checkpoint before the kill would be trained once more."""
+    asked = ((0, TakeCheckpoint()), (0, ARRIVAL), (0, ARRIVAL), (0, ARRIVAL), (4, Note(text="seen")))
+    killed = Generation(commands=asked, ends="killed", victim=(0, 10**6))
+    walk = Walk(2, "ER", "quotas", (killed, Generation(ends="regrouped", ranks=3), Generation()))
+    walked = carry_out(with_tasks(walk, tasks[1]), tmp_path / "run", tasks[0])
+    (began,) = Timeline.load(walked.spec.run.timeline).records(BranchBegan)
+    assert began.checkpoint == 2
+    assert broken_promises(walked, tmp_path / "again") == []
+
+
+def test_nobody_takes_over_where_nothing_is_left_to_train(tasks, tmp_path):
+    first = Generation(((0, FinishStream()),), ends="regrouped", ranks=3)
+    walk = Walk(2, "ER", "quotas", (first, Generation()))
+    walked = carry_out(with_tasks(walk, tasks[1]), tmp_path / "run", tasks[0])
+    assert [result[0] for result in walked.results[0]] == ["finished"] * 2
+    assert broken_promises(walked, tmp_path / "again") == []
 
 
 @pytest.mark.parametrize("room", [ON_DEVICE, PINNED, AS_READ], ids=["on the device", "pinned", "as read"])

@@ -169,11 +169,11 @@ def test_the_bar_of_a_terminal_is_set_back(capsys):
         for record in TWICE_BACK[7:]:
             timeline.append(record)
         progress.take(timeline.records(since=len(TWICE_BACK) - 6))
-        progress.rolled_back(timeline.lineage())
+        progress.branch_off(timeline.lineage())
         progress.say(timeline)
         assert (bar.n, bar.total) == (3, 2)
         assert bar.postfix == "task 1 of 2, 1 task waits, under a minute"
-    assert "rolled back: branch 2" in capsys.readouterr().out
+    assert "goes on from a checkpoint as branch 2" in capsys.readouterr().out
 
 
 def test_an_outcome_is_of_the_newest_branch_and_says_that_somebody_steered():

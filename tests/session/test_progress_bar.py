@@ -9,9 +9,10 @@ import threading
 import pytest
 from tqdm import tqdm
 
+from rehearsal_kit.record.rank_records import GenerationBegan
 from rehearsal_kit.record.run_folder import RunFolder
 from rehearsal_kit.record.tail import TimelineTail
-from rehearsal_kit.session.progress_bar import PlainLines, new_bar
+from rehearsal_kit.session.progress_bar import PlainLines, Progress, new_bar
 
 
 def test_what_would_be_written_over_the_last_line_is_one_of_its_own():
@@ -30,6 +31,19 @@ def test_a_bar_shows_nothing_while_it_is_made(monkeypatch):
         assert stream.getvalue() == ""
         bar.refresh()
         assert stream.getvalue().startswith("ER: 0step")
+
+
+def test_what_a_run_goes_on_with_is_said_where_there_is_no_panel(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(sys, "stdout", stream)
+    with new_bar("ER") as bar:
+        progress = Progress(bar, [1])
+        for generation, workers in enumerate([("a", "b"), ("a",), ("a", "b")]):
+            progress.take([GenerationBegan(generation=generation, workers=workers, time=0.0, of=2)])
+    assert (
+        stream.getvalue().count("goes on with") == stream.getvalue().count("goes on with 1 of 2 workers") == 1
+    )
 
 
 class Interrupted(io.StringIO):

@@ -18,6 +18,7 @@ from rehearsal_kit.base.settings import Rehearsal, Training
 from rehearsal_kit.bench.run.long_runs import LongRun
 from rehearsal_kit.learning.strategies.dark import DERpp
 from rehearsal_kit.learning.strategies.replay import ER
+from rehearsal_kit.record.answers import answers
 from rehearsal_kit.record.preview_files import Preview
 from rehearsal_kit.record.rank_records import GenerationBegan, GenerationEnded, RunOver, Stalled
 from rehearsal_kit.record.records import (
@@ -286,9 +287,19 @@ def test_refused_gesture_is_said(session, monkeypatch):
 
 def test_answer_counts_ranks():
     one, two = applied(3, rank=0), applied(3, rank=1)
-    assert answer([one], 4, 2) == "not yet in force"
-    assert answer([one], 3, 2) == "in force from step 7 on 1 of 2 ranks"
-    assert answer([one, two], 3, 2) == "in force from step 7 on all 2 ranks"
+    assert answer([], 2) == "not yet in force"
+    assert answer([one], 2) == "in force from step 7 on 1 of 2 ranks"
+    assert answer([one, two], 2) == "in force from step 7 on all 2 ranks"
+
+
+def test_an_answer_is_that_of_as_many_ranks_as_have_heard_it(session):
+    """A wish that three ranks had heard is decided again where the run goes on with two, and with three."""
+    heard = [applied(3, rank=rank, ranks=3) for rank in range(3)]
+    heard += [applied(3, rank=rank, ranks=2) for rank in range(2)]
+    assert answer(answers(heard[:2], 3, ""), 3) == "in force from step 7 on 2 of 3 ranks"
+    assert answer(answers(heard[:4], 3, ""), 3) == "in force from step 7 on 1 of 2 ranks"
+    assert answer(answers(heard, 3, ""), 3) == "in force from step 7 on all 2 ranks"
+    assert answers(heard, 4, "") == answers(heard, 3, "another kernel") == []
 
 
 def test_pacer_sends_on_credit_or_after_patience(clock):
@@ -789,6 +800,21 @@ def test_the_banner_tells_what_is_wrong_as_long_as_it_is():
     timeline.append(CheckpointFailed(checkpoint=5, reason="<disk> full"))
     assert "checkpoint 5 could not be written or used: &lt;disk&gt; full" in banner(timeline, state="running")
     timeline.append(CheckpointKept(checkpoint=6, bytes=1, seconds=0.1, error=None))
+    assert banner(timeline, state="running") == ""
+
+
+def test_the_banner_tells_that_a_run_goes_on_with_fewer_workers_and_since_when():
+    def began(generation, *workers, at):
+        return GenerationBegan(generation=generation, workers=workers, time=at * 3600.0, of=2)
+
+    timeline = Timeline([began(1, "a", "b", at=1), began(2, "a", at=2), began(3, "a", at=3)])
+    assert banner(timeline, state="recovering").count("goes on with") == 0
+    since = time.strftime("%H:%M", time.localtime(2 * 3600))
+    for state in ("running", "waiting", "paused"):
+        told = banner(timeline, state=state)
+        assert f"goes on with 1 of 2 workers since {since}; what comes back is taken at the next" in told
+    assert banner(timeline, state="finished") == ""
+    timeline.append(began(4, "a", "c", at=4))
     assert banner(timeline, state="running") == ""
 
 

@@ -133,7 +133,7 @@ class Reading(Session):
     """A session of a run that goes on, without a cluster."""
 
     def __init__(self, run: RunFolder, timeline: Timeline) -> None:
-        self.run, self.timeline, self.ranks = run, timeline, 2
+        self.run, self.timeline, self._ranks = run, timeline, 2
         self._on_close = []
         self.strategy, self.training, self.rehearsal = ER(), Training(), Rehearsal()
         self._run_connection = _Reader(timeline)
