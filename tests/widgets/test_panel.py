@@ -296,10 +296,10 @@ def test_an_answer_is_that_of_as_many_ranks_as_have_heard_it(session):
     """A wish that three ranks had heard is decided again where the run goes on with two, and with three."""
     heard = [applied(3, rank=rank, ranks=3) for rank in range(3)]
     heard += [applied(3, rank=rank, ranks=2) for rank in range(2)]
-    assert answer(answers(heard[:2], 3, ""), 3) == "in force from step 7 on 2 of 3 ranks"
-    assert answer(answers(heard[:4], 3, ""), 3) == "in force from step 7 on 1 of 2 ranks"
-    assert answer(answers(heard, 3, ""), 3) == "in force from step 7 on all 2 ranks"
-    assert answers(heard, 4, "") == answers(heard, 3, "another kernel") == []
+    assert answer(answers(heard[:2], 3, [""]), 3) == "in force from step 7 on 2 of 3 ranks"
+    assert answer(answers(heard[:4], 3, [""]), 3) == "in force from step 7 on 1 of 2 ranks"
+    assert answer(answers(heard, 3, [""]), 3) == "in force from step 7 on all 2 ranks"
+    assert answers(heard, 4, [""]) == answers(heard, 3, ["another kernel"]) == []
 
 
 def test_pacer_sends_on_credit_or_after_patience(clock):
