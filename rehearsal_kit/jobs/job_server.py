@@ -114,6 +114,11 @@ class JobServer:
     def _take_over(self) -> None:
         """Have the folder for this job alone; ClusterError where another one is at work in it."""
         files, system = self._files, SYSTEMS[self._order.system]
+        if not files.key.exists():
+            raise ClusterError(
+                f"the job of {files.folder} has ended, and its key with it; launch again instead of submitting "
+                "this script once more."
+            )
         number, deadline = system.here(), time.monotonic() + TAKE_S
         while True:
             with contextlib.suppress(FileExistsError):

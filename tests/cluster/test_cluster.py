@@ -148,7 +148,7 @@ def test_a_cluster_whose_files_cannot_be_written_leaves_no_key(tmp_path, monkeyp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setenv("REHEARSAL_KIT_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("rehearsal_kit.cluster.cluster.write_private", no_room)
+    monkeypatch.setattr("rehearsal_kit.cluster.server_process.write_private", no_room)
     with pytest.raises(ClusterError, match=r"No space left on device. Make room there"):
         start_cluster("cpu", workers=1)
     assert not [*(tmp_path / "home" / "clusters").iterdir()]

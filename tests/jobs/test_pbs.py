@@ -14,7 +14,7 @@ from rehearsal_kit.jobs.launch import launch
 @pytest.mark.timeout(200)
 def test_a_job_of_pbs_ends_by_its_own_timer_before_the_system_would_end_it(pbs):
     """PBS sends no signal: the job knows its wall time."""
-    cluster = launch(Job(site="pbs", interface="lo", time="1", margin_s=30))
+    cluster = launch(Job(site="pbs", interface="lo", time="1", margin_s=40))
     files = job_named("")
     assert (cluster.address.workers, cluster.address.kind) == (1, "cpu")
     assert f"rehearsal-kit launch --cancel {files.read_job().number}" in repr(cluster)
