@@ -116,8 +116,8 @@ class JobServer:
         files, system = self._files, SYSTEMS[self._order.system]
         if not files.key.exists():
             raise ClusterError(
-                f"the job of {files.folder} has ended, and its key with it; launch again instead of submitting "
-                "this script once more."
+                f"the job of {files.folder} has ended, and its key with it; launch again instead of "
+                "submitting this script once more."
             )
         number, deadline = system.here(), time.monotonic() + TAKE_S
         while True:
