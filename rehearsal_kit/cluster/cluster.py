@@ -141,6 +141,8 @@ class Cluster:
         self.disconnect()
         if self._server is not None:
             self._server.end()
+        if isinstance(files, JobFiles) and files.going_on.exists():
+            files.cancel()  # it was about to end, and another job to go on
 
 
 def start_cluster(

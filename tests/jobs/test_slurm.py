@@ -47,7 +47,7 @@ from rehearsal_kit.session.attach import attach, resume
 from rehearsal_kit.session.replay import compare_runs, replay_run
 from rehearsal_kit.session.session import Session
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 TWO_NODES = {"nodes": 2, "interface": "eth0"}
 FEWER = {"wait_s": 3, "fewest": 1}
 MORE_S = 10 * SLOW
@@ -75,15 +75,11 @@ def expected(tmp_path_factory):
 
 
 def test_a_job_outlives_a_kernel_on_the_login_node_and_the_kill_of_a_worker(there, expected, tmp_path):
-    whole, plain_s = expected
-    began = time.monotonic()
+    whole, _ = expected
     number = submit(Job(**TWO_NODES)).read_job().number
     with kernel("train_on_job", number, str(tmp_path / "run")) as process:
         assert process.stdout.readline() == "training\n"
-        job_s = time.monotonic() - began
         assert process.stdout.readline() == "paused\n"
-    print(f"\nseconds to the first step: {job_s:.1f} in a job, {plain_s:.1f} with start_cluster()")
-    assert job_s < plain_s + MORE_S
     with attach(tmp_path / "run") as session:
         assert session.leads
         hosts = {address.rpartition(":")[0] for address in session.timeline.last(GenerationBegan).workers}
@@ -98,6 +94,18 @@ def test_a_job_outlives_a_kernel_on_the_login_node_and_the_kill_of_a_worker(ther
         assert session.wait(DEADLINE_S) == "finished"
         require_whole(session, whole, restarts=1, reason="rank|worker")
     assert "launch --cancel" in repr(session.cluster)
+
+
+@pytest.mark.endurance  # beside nothing else: both figures are seconds of the same two processors
+def test_the_first_step_in_a_job_comes_at_most_ten_seconds_later(there, expected, tmp_path):
+    _, plain_s = expected
+    began = time.monotonic()
+    with launch(Job(**TWO_NODES)) as cluster, session_on(cluster, tmp_path / "run") as session:
+        session.start()
+        until(session, lambda timeline: timeline.last(Steps))
+        job_s = time.monotonic() - began
+    print(f"\nseconds to the first step: {job_s:.1f} in a job, {plain_s:.1f} with start_cluster()")
+    assert job_s < plain_s + MORE_S
 
 
 def test_nobody_without_the_key_gets_in(there, expected, tmp_path):

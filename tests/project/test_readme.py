@@ -135,7 +135,7 @@ def test_the_tests_that_contributing_names_are_there(monkeypatch):
         assert pytest.main([*words, "--collect-only", "-qq", "-p", "no:cacheprovider"], plugins=[count]) == 0
         counts[command] = count.tests
     assert all(counts.values())
-    fast, every = counts[f"{PYTEST} -m fast -n 2"], counts[f"{PYTEST} -n 4 --dist loadfile"]
+    fast, every = counts[f"{PYTEST} -m fast -n 2"], counts[f"{PYTEST} -n 3 --dist loadfile"]
     assert fast / every == pytest.approx(2 / 3, abs=0.07), "what the table says of it"
 
 
