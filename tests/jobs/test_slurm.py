@@ -30,7 +30,7 @@ from faultkit import (
 )
 from intruder import break_in, disguises, web_ports
 
-from rehearsal_kit.base.errors import ClusterError
+from rehearsal_kit.base.errors import ClusterError, ClusterGoneError
 from rehearsal_kit.base.settings import Recovery, Rehearsal, Training
 from rehearsal_kit.batch.job import Job
 from rehearsal_kit.cli.main import main
@@ -176,7 +176,27 @@ def test_a_run_moves_to_the_job_that_follows_when_the_time_is_over(there, tmp_pa
     assert steps == list(range(len(steps)))
     assert [over.moves_to for over in session.timeline.records(RunOver)] == [second, ""]
     session.close()
+    cluster.disconnect()
+
+
+def test_a_session_that_moves_hears_that_the_next_job_was_cancelled(there, tmp_path):
+    cluster, last = connect_job(), job_named("").read_job().number
+    session = of_images(cluster, tmp_path / "run")
+    session.until(lambda session: session.timeline.last(Steps), timeout=DEADLINE_S)
+    answered(session, session.pause())
+    there.run("scontrol", "update", "nodename=n[1-2]", "state=drain", "reason=test")
+    there.run("scancel", "--batch", "--signal=USR1", last)
+    session.until(lambda session: session.state == "moving", timeout=DEADLINE_S)
+    with pytest.raises(ClusterGoneError, match=r"still waits: rk\.connect_job\(\) waits for it"):
+        attach(tmp_path / "run")
+    assert "cancelled before its cluster was there" in job_named("").cancel()
+    assert session.wait(DEADLINE_S) == "interrupted"
+    assert re.search(r"was cancelled\. rk\.resume\(.*rk\.launch\(", session.error)
+    session.close()
+    with pytest.raises(ClusterGoneError, match=r"has ended \(cancelled\).*rk\.launch\("):
+        attach(tmp_path / "run")
     cluster.close()
+    there.run("scontrol", "update", "nodename=n[1-2]", "state=resume")
 
 
 def of_images(cluster, run, **recovery):
