@@ -10,7 +10,7 @@ from pathlib import Path
 from rehearsal_kit.base.errors import SettingsError
 from rehearsal_kit.base.limits import require_integer, require_number, require_switch
 from rehearsal_kit.base.plain_values import make_plain
-from rehearsal_kit.batch.site import Site, read_site
+from rehearsal_kit.batch.site import Site, filled, read_site
 
 MARGIN_S = 120.0
 """Seconds before the end of a job in which runs take their last checkpoint."""
@@ -51,7 +51,7 @@ class Job:
 
     def __post_init__(self) -> None:
         make_plain(self)
-        read_site(self.site)
+        _ = self.described  # a site that is not known is refused here
         require_integer("nodes", self.nodes, low=1, high=100_000)
         if self.workers_per_node is not None:
             require_integer("workers_per_node", self.workers_per_node, low=1, high=1024)
@@ -105,9 +105,8 @@ class Job:
         return self.workers_per_node or self.gpus_used or 1
 
     def filled(self, text: str) -> str:
-        """A text of the site with the numbers of this request in it."""
-        numbers = {"nodes": self.nodes, "cpus": self.workers, "gpus": self.gpus_used}
-        return re.sub(r"\{(\w+)\}", lambda found: str(numbers.get(found[1], found[0])), text)
+        """A text of the site with the numbers of this job in it."""
+        return filled(text, nodes=self.nodes, cpus=self.workers, gpus=self.gpus_used)
 
 
 def seconds_of(time: str) -> float:

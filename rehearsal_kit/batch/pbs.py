@@ -23,21 +23,8 @@ HINTS = (
     ("connect", "the PBS server does not answer; try again later"),
 )
 """What helps where PBS's refusal has such a word in it."""
-PHASES = {
-    "Q": WAITING,
-    "H": WAITING,
-    "W": WAITING,
-    "T": WAITING,
-    "S": WAITING,
-    "U": WAITING,
-    "M": WAITING,
-} | {
-    "R": RUNNING,
-    "E": RUNNING,
-    "B": RUNNING,
-    "F": ENDED,
-    "X": ENDED,
-}
+PHASES = dict.fromkeys("QHWTSUM", WAITING) | dict.fromkeys("REB", RUNNING) | dict.fromkeys("FX", ENDED)
+"""Where a job is, by the letter of its state."""
 
 
 class Pbs:
@@ -65,9 +52,7 @@ class Pbs:
         # Some sites say a line of their own before it.
         found = re.findall(r"^\d+[\w.\[\]-]*$", done.stdout, re.MULTILINE)
         if done.returncode or not found:
-            said = done.stderr.lower()
-            hint = next((hint for word, hint in HINTS if word in said), "")
-            raise refused("qsub", done, hint=f"{hint}." if hint else "")
+            raise refused("qsub", done, hints=HINTS)
         return str(found[-1])
 
     def state(self, number: str) -> JobState:

@@ -60,6 +60,12 @@ class Site:
             raise SettingsError("start is empty; give the command that starts one process on every node.")
 
 
+def filled(text: str, *, nodes: int, cpus: int, gpus: int) -> str:
+    """A text of a site with the numbers of a job in it."""
+    numbers = {"nodes": nodes, "cpus": cpus, "gpus": gpus}
+    return re.sub(r"\{(\w+)\}", lambda found: str(numbers[found[1]]), text)
+
+
 def known_sites() -> list[str]:
     """Names of the sites that come with the package."""
     return sorted(path.stem for path in SITES.glob("*.toml"))

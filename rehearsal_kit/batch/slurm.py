@@ -61,9 +61,7 @@ class Slurm:
         done = called(["sbatch", "--parsable", *follows, str(script)], lacking=LACKING, answer_s=answer_s)
         found = re.match(r"(\d+)(?:;|\s|$)", done.stdout)
         if done.returncode or not found:
-            said = done.stderr.lower()
-            hint = next((hint for word, hint in HINTS if word in said), "")
-            raise refused("sbatch", done, hint=f"{hint}." if hint else "")
+            raise refused("sbatch", done, hints=HINTS)
         return found[1]
 
     def state(self, number: str) -> JobState:

@@ -95,7 +95,13 @@ def variables_of_a_job(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environ.items() if not (ours and name == "TMPDIR")}
 
 
-def refused(command: str, done: subprocess.CompletedProcess[str], *, hint: str = "") -> ClusterError:
-    """The error of a command that has ended badly: its own last words, and what may help."""
+def refused(
+    command: str, done: subprocess.CompletedProcess[str], *, hints: Sequence[tuple[str, str]] = ()
+) -> ClusterError:
+    """The error of a command that has ended badly: its own last words, and what may help.
+
+    hints: a word of a refusal, and what helps then; the first that fits is told.
+    """
     said = " ".join((done.stderr.strip() or done.stdout.strip()).split()) or "it gave no reason"
-    return ClusterError(f"`{command}` was refused: {said}{'; ' if hint else '.'}{hint}")
+    hint = next((f"; {hint}" for word, hint in hints if word in done.stderr.lower()), "")
+    return ClusterError(f"`{command}` was refused: {said}{hint}.")

@@ -133,12 +133,16 @@ class Cluster:
         """End a cluster of ours with everything that runs on it; from another one only disconnect."""
         self._closed = True
         files = None if self._server is None else self.files
-        if isinstance(files, JobFiles) and not files.address.exists():
-            files.cancel()  # the job that follows has not come up yet
-        elif self._server is not None and not self._server.is_here:
-            with contextlib.suppress(OSError, RuntimeError, ClusterGoneError):  # it may go while we ask
-                ask_scheduler(self.client, tell_to_stop)
-        self.disconnect()
+        try:
+            if files is not None:
+                files.ended()  # what a job has left that was killed is cleared away, and not waited for
+            if isinstance(files, JobFiles) and not files.address.exists():
+                files.cancel()  # the job that follows has not come up yet
+            elif self._server is not None and not self._server.is_here:
+                with contextlib.suppress(OSError, RuntimeError, ClusterGoneError):  # it may go while we ask
+                    ask_scheduler(self.client, tell_to_stop)
+        finally:
+            self.disconnect()
         if self._server is not None:
             self._server.end()
         if isinstance(files, JobFiles) and files.going_on.exists():

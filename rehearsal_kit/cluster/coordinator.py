@@ -55,6 +55,8 @@ class Coordinator(SchedulerPlugin):
     idempotent = True
     followed_by = ""
     """The job that goes on with the run when this cluster ends; empty if none does."""
+    another = "rk.start_cluster()"
+    """What a person types to get another cluster of the kind."""
     not_followed = ""
     """Why none does, where that was asked for."""
 
@@ -262,9 +264,8 @@ class Coordinator(SchedulerPlugin):
         if outcome == INTERRUPTED:
             if not run.ending:
                 raise GenerationError("a worker closed by itself; the ranks have kept all they had learned.")
-            words = f"the cluster ended; rk.resume({run.order.run!r}, rk.start_cluster()) goes on."
-            if self.not_followed:
-                words = f"no job follows: {self.not_followed}; rk.resume(run, rk.launch(...)) goes on."
+            why = f", and no job follows: {self.not_followed}" if self.not_followed else ""
+            words = f"the cluster ended{why}; rk.resume({run.order.run!r}, {self.another}) goes on."
             if self.followed_by:
                 words = (
                     f"the time of its job is over; job {self.followed_by} goes on with the run by itself; "

@@ -6,6 +6,7 @@ import contextlib
 import json
 import shlex
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -13,6 +14,7 @@ from typing import TypeVar
 from rehearsal_kit.base.checked_values import record_of
 from rehearsal_kit.base.errors import ClusterError
 from rehearsal_kit.base.files import write_private
+from rehearsal_kit.base.network_interfaces import Interface, interface_named, interface_towards
 from rehearsal_kit.batch.system import ENDED, UNKNOWN, JobState
 from rehearsal_kit.batch.systems import SYSTEMS
 from rehearsal_kit.cluster.key_files import require_private_folder
@@ -52,6 +54,10 @@ class JobOrder:
     idle_timeout_s: float
     code: tuple[str, ...] = ()
     """Folders from which the kernel imports, and the workers may."""
+
+    def interface_here(self, hosts: Sequence[str]) -> Interface:
+        """The interface of this machine that was named, or else that leads to one of these hosts."""
+        return interface_named(self.interface) if self.interface else interface_towards(hosts)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -242,6 +242,7 @@ def coordinator_of(cluster: LocalCluster) -> Coordinator | None:
 def wind_down(cluster: LocalCluster, files: ClusterFiles) -> None:
     """Have all runs end with a checkpoint, and show whoever waits for the end that they get on with it."""
     if coordinator := coordinator_of(cluster):
+        coordinator.another = files.another
         cluster.sync(coordinator.wind_down, lambda: files.ending.touch(mode=0o600))
 
 

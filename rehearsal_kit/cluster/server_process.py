@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -121,22 +121,31 @@ class ServerProcess:
             time.sleep(0.1)
 
 
-def lay_out(files: ClusterFiles, order: ClusterOrder) -> None:
-    """Write what the server of a new cluster reads."""
-    with contextlib.ExitStack() as undone:
-        # No key of a cluster that never was stays behind.
-        undone.callback(shutil.rmtree, files.folder, ignore_errors=True)
-        try:
-            files.folder.mkdir(mode=0o700)
-            write_key(files.key)
-            write_private(files.order, json.dumps(asdict(order)))
-            write_private(files.starter, json.dumps(asdict(ProcessIdentity.of_this())))
-        except OSError as error:
+@contextlib.contextmanager
+def new_folder(files: ClusterFiles) -> Iterator[None]:
+    """A private folder with a new key, into which the block writes the rest.
+
+    ClusterError where that cannot be written; no key of a cluster that never was stays behind.
+    """
+    try:
+        files.folder.mkdir(mode=0o700)
+        write_key(files.key)
+        yield
+    except BaseException as error:
+        shutil.rmtree(files.folder, ignore_errors=True)
+        if isinstance(error, OSError):
             raise ClusterError(
                 f"the files of a cluster cannot be written to {files.folder}: {error}. Make room there, or "
-                "have REHEARSAL_KIT_HOME name another folder of yours."
+                "have REHEARSAL_KIT_HOME name another folder of yours; for jobs one that all nodes see."
             ) from error
-        undone.pop_all()
+        raise
+
+
+def lay_out(files: ClusterFiles, order: ClusterOrder) -> None:
+    """Write what the server of a new cluster reads."""
+    with new_folder(files):
+        write_private(files.order, json.dumps(asdict(order)))
+        write_private(files.starter, json.dumps(asdict(ProcessIdentity.of_this())))
 
 
 def start_server(files: ClusterFiles) -> ServerProcess:

@@ -17,7 +17,7 @@ from rehearsal_kit.base.checked_values import record_of
 from rehearsal_kit.base.child_processes import child_environment
 from rehearsal_kit.base.errors import ClusterError
 from rehearsal_kit.base.files import write_private
-from rehearsal_kit.batch.site import read_site
+from rehearsal_kit.batch.site import filled, read_site
 from rehearsal_kit.cluster.job_folder import jobs_folder
 from rehearsal_kit.cluster.server_process import PROGRAM
 from rehearsal_kit.jobs.node_report import NodeReport
@@ -36,8 +36,7 @@ def examine_job(site: str | Path | None, *, interface: str) -> list[NodeReport]:
     described = read_site(system if site is None else site)
     folder = jobs_folder() / f"examination-{secrets.token_hex(4)}"
     folder.mkdir(mode=0o700)
-    numbers = {"nodes": str(nodes), "cpus": "1", "gpus": str(described.gpus_per_node)}
-    start = [re.sub(r"\{(\w+)\}", lambda found: numbers[found[1]], word) for word in described.start]
+    start = [filled(word, nodes=nodes, cpus=1, gpus=described.gpus_per_node) for word in described.start]
     program = [sys.executable, "-c", PROGRAM.format(module="jobs.node_report")]
     words = [*start, *program, str(folder), str(nodes), interface or described.interface]
     try:

@@ -24,13 +24,14 @@ from distributed import LocalCluster
 
 from rehearsal_kit.base.errors import ClusterError, said
 from rehearsal_kit.base.files import write_private
-from rehearsal_kit.base.network_interfaces import Interface, interface_named, interface_towards
+from rehearsal_kit.base.network_interfaces import Interface
 from rehearsal_kit.batch.system import RUNNING, WAITING
 from rehearsal_kit.batch.systems import SYSTEMS
 from rehearsal_kit.cluster.code_folders import CodeFolders, take_up
-from rehearsal_kit.cluster.job_folder import JobFiles, JobOrder
+from rehearsal_kit.cluster.job_folder import JobFiles
 from rehearsal_kit.cluster.local_cluster import scheduler_alone
 from rehearsal_kit.cluster.server import (
+    LISTENERS_CHECK_S,
     ClusterAddress,
     ServerPlugin,
     ServerRecord,
@@ -48,8 +49,9 @@ TAKE_S = 5.0
 """What another job that ends may take to give the folder back."""
 FAILED_IDLE_S = 300.0
 """A job whose run was not resumed waits so long for somebody to come."""
+MISSED = 2
+"""So many jobs in a row may end before they have come to a run; the next one does not get another."""
 LOOK_S = 0.2
-LISTENERS_LOOK_S = 3.0
 
 
 class JobServer:
@@ -84,7 +86,8 @@ class JobServer:
             self._take_over()
             taken = True
             with contextlib.ExitStack() as stack:
-                interface, code = _interface(self._order), take_up(self._order.code)
+                interface = self._order.interface_here(self._order.seen_from)
+                code = take_up(self._order.code)
                 cluster: LocalCluster = stack.enter_context(
                     scheduler_alone(interface, security=self._files.security(), scratch=self._scratch)
                 )
@@ -120,6 +123,8 @@ class JobServer:
                 "submitting this script once more."
             )
         number, deadline = system.here(), time.monotonic() + TAKE_S
+        if not number:
+            raise ClusterError(f"this is no job of {self._order.system}: submit {files.script} to it.")
         while True:
             with contextlib.suppress(FileExistsError):
                 with files.taken.open("x") as taken:
@@ -162,14 +167,19 @@ class JobServer:
             code=code,
         )
         write_private(files.address, json.dumps(asdict(record)))
-        if run := self._waiting_run():
+        run, _ = self._waiting_run()
+        if run:
             self._nodes.resume(run)
 
-    def _waiting_run(self) -> str:
-        """The run with which this job is to go on; empty where there is none, or it is under way."""
+    def _waiting_run(self) -> tuple[str, int]:
+        """The run with which this job is to go on, and how many jobs in a row have not come to that before.
+
+        Empty where there is none, or it is under way.
+        """
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            return str(json.loads(self._files.going_on.read_text())["run"])
-        return ""
+            waiting = json.loads(self._files.going_on.read_text())
+            return str(waiting["run"]), int(waiting["missed"])
+        return "", 0
 
     def _await_workers(self, cluster: Any) -> None:
         wanted, deadline = self._order.nodes * self._order.workers, time.monotonic() + WORKERS_S
@@ -197,7 +207,7 @@ class JobServer:
                 return "its scheduler was closed"
             if not self._nodes.going:
                 raise ClusterError(f"the processes on all nodes have ended.{self._nodes.last_words()}")
-            if time.monotonic() - looked > LISTENERS_LOOK_S:
+            if time.monotonic() - looked > LISTENERS_CHECK_S:
                 # Not what the batch system has us start here: it has ports, and passwords, of its own.
                 require_bound(interface, [psutil.Process()])
                 looked = time.monotonic()
@@ -208,14 +218,17 @@ class JobServer:
         """Have another job follow if that was asked for and a run goes on; whether one does."""
         order, files, coordinator = self._order, self._files, coordinator_of(cluster)
         going = coordinator.going() if coordinator else []
-        run = going[0] if going else self._waiting_run()
+        run, missed = (going[0], -1) if going else self._waiting_run()
         if not (order.goes_on and run and time.monotonic() >= self._ends):
             return False
-        why = "" if self._plugin.worked or not going else "nobody is connected, and no step was taken in it"
-        number = ""
+        why, number = "", ""
+        if going and not self._plugin.worked:
+            why = "nobody is connected, and no step was taken in it"
+        if missed >= MISSED:
+            why = "several jobs in a row ended before the run was under way in them; ask for more time"
         if not why:
             try:
-                write_private(files.going_on, json.dumps({"run": run}))
+                write_private(files.going_on, json.dumps({"run": run, "missed": missed + 1}))
                 number = self._submitted()
             except (ClusterError, OSError) as error:
                 why = str(error)
@@ -236,10 +249,6 @@ class JobServer:
             system.cancel(number)  # nobody would know of it
             raise
         return number
-
-
-def _interface(order: JobOrder) -> Interface:
-    return interface_named(order.interface) if order.interface else interface_towards(order.seen_from)
 
 
 def main() -> None:

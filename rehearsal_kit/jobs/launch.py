@@ -28,7 +28,7 @@ from rehearsal_kit.cluster.job_folder import (
     jobs_folder,
     known_jobs,
 )
-from rehearsal_kit.cluster.key_files import write_key
+from rehearsal_kit.cluster.server_process import new_folder
 from rehearsal_kit.jobs.script import write_script
 from rehearsal_kit.jobs.waiting_line import WaitingLine
 
@@ -94,20 +94,10 @@ def prepare(job: Job) -> JobFiles:
         workers=job.nodes * job.workers,
         made=time.time(),
     )
-    with contextlib.ExitStack() as undone:
-        undone.callback(shutil.rmtree, files.folder, ignore_errors=True)
-        try:
-            files.folder.mkdir(mode=0o700)
-            write_key(files.key)
-            write_private(files.order, json.dumps(asdict(order)))
-            write_script(job, files)
-            files.write_job(record)
-        except OSError as error:
-            raise ClusterError(
-                f"the files of a job cannot be written to {files.folder}: {error}. Make room there, or have "
-                "REHEARSAL_KIT_HOME name another folder of yours, which all nodes see."
-            ) from error
-        undone.pop_all()
+    with new_folder(files):
+        write_private(files.order, json.dumps(asdict(order)))
+        write_script(job, files)
+        files.write_job(record)
     return files
 
 

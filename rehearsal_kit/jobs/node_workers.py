@@ -19,14 +19,14 @@ from distributed.core import Status
 from rehearsal_kit.base.child_processes import holds_fork_server
 from rehearsal_kit.base.errors import ClusterError, said
 from rehearsal_kit.base.files import write_private
-from rehearsal_kit.base.network_interfaces import Interface, interface_named, interface_towards
+from rehearsal_kit.base.network_interfaces import Interface
 from rehearsal_kit.cluster.code_folders import take_up
 from rehearsal_kit.cluster.devices import choose_devices
 from rehearsal_kit.cluster.gpu_workers import visible_devices
 from rehearsal_kit.cluster.job_folder import JobFiles, JobOrder
 from rehearsal_kit.cluster.local_cluster import Devices, settle_dask, share_imports
 from rehearsal_kit.cluster.scheduler_connection import scheduler_in
-from rehearsal_kit.cluster.server import own_scratch, require_bound
+from rehearsal_kit.cluster.server import LISTENERS_CHECK_S, own_scratch, require_bound
 from rehearsal_kit.cluster.worker_variables import bind, worker_variables
 from rehearsal_kit.jobs.node_processes import FAILURE
 
@@ -34,14 +34,13 @@ LOG = logging.getLogger(__name__)
 APPEARS_S = 60.0
 """What a file may take to be seen on another node."""
 LOOK_S = 0.5
-LISTENERS_LOOK_S = 3.0
 
 
 async def hold_workers(files: JobFiles, order: JobOrder, scratch: str) -> None:
     """Start the workers of this node, and start again whatever ends, until the scheduler is gone."""
     scheduler = await _scheduler(files)
     host = get_address_host(scheduler)
-    interface = interface_named(order.interface) if order.interface else interface_towards([host])
+    interface = order.interface_here([host])
     devices = node_devices(order)
     bind(worker_variables(devices.kind, interface, scratch=scratch))
     settle_dask(nvml=devices.kind == "cuda" and not devices.plain)
@@ -56,7 +55,7 @@ async def hold_workers(files: JobFiles, order: JobOrder, scratch: str) -> None:
                 if nanny.status in (Status.closed, Status.failed) and files.scheduler.exists():
                     LOG.warning("worker %s has closed by itself; another one takes its place", nanny.name)
                     nannies[number] = await make(number)
-            if time.monotonic() - looked > LISTENERS_LOOK_S:
+            if time.monotonic() - looked > LISTENERS_CHECK_S:
                 require_bound(interface)
                 looked = time.monotonic()
             await asyncio.sleep(LOOK_S)

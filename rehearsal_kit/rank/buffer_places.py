@@ -9,7 +9,7 @@ from rehearsal_kit.buffer.row_placement import NO_PIECE, NO_ROOM, ON_DEVICE, UND
 
 WORDS = {
     ON_DEVICE: "on the device",
-    NO_ROOM: "in host memory, as they may take a quarter of the free memory of the device",
+    NO_ROOM: "in host memory, as they would take more than a quarter of what is free on the device",
     NO_PIECE: "in host memory, as the device had no such piece of memory",
 }
 
