@@ -13,8 +13,8 @@ from rehearsal_kit.data.folder_order import require_as_it_arrived
 from rehearsal_kit.data.preparation import Preparation
 from rehearsal_kit.data.scan_tasks import split_scan
 from rehearsal_kit.data.scans.files import Facts
-from rehearsal_kit.data.scans.hdf5 import opened
 from rehearsal_kit.data.scans.opening import scan_in
+from rehearsal_kit.data.scans.scan_file import Hdf5ScanFile, opened_scan
 from rehearsal_kit.data.tensor_tasks import is_tensor_task, open_tensor_task
 from rehearsal_kit.record.commands import Arrived
 
@@ -31,10 +31,11 @@ def open_experience(arrived: Arrived, preparation: Preparation) -> Experience:
     Raises:
         TaskError, ScanError: a file that cannot be used, with the reason.
     """
-    with opened(Path(arrived.path)) as file:
-        if is_tensor_task(file):
-            return open_tensor_task(arrived, file=file)
-        scan = scan_in(file)
+    reading = preparation.scan_reading
+    with opened_scan(Path(arrived.path), reading.roots) as file:
+        if isinstance(file, Hdf5ScanFile) and is_tensor_task(file.hdf5):
+            return open_tensor_task(arrived, file=file.hdf5)
+        scan = scan_in(file, reading)
         return split_scan(scan, arrived, preparation.fitted(scan, file=file), file=file)
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
-import h5py
 import numpy as np
 import torch
 
 from rehearsal_kit.base.errors import ScanError, SettingsError
 from rehearsal_kit.base.limits import Real, require_integer, require_or
 from rehearsal_kit.base.plain_values import make_plain
+from rehearsal_kit.data.scans.reading import ScanReading
 from rehearsal_kit.data.scans.scan import Frames, Scan
+from rehearsal_kit.data.scans.scan_file import ScanFile
 
 _TRANSFORMS = ("raw", "sqrt", "log1p")
 _FITTED_ON = 64
@@ -33,14 +35,19 @@ class Preparation:
     counts: str = "sqrt"
     """"raw", "sqrt" or "log1p"."""
     crop: int | None = None
-    """Detector pixels to keep around the centre. Fewer than the frame has would change the pixel of the
-    object, which the reconstruction fixed, so this only states what the frames must have; None: anything
-    that `size` divides."""
+    """Detector pixels of the square that is cut out around the beam; None: those that the reconstruction was
+    made from, see `ScanReading`. Another number than that changes the pixel of the object."""
     scale: float | None = None
     """What the transformed counts are divided by; None: see `fitted`."""
+    reading: ScanReading = field(default_factory=ScanReading)
+    """What is told of the files of scans."""
 
     def __post_init__(self) -> None:
         make_plain(self)
+        if isinstance(self.reading, Mapping):  # as it was written down with a run
+            object.__setattr__(self, "reading", ScanReading(**self.reading))
+        if not isinstance(self.reading, ScanReading):
+            raise SettingsError(f"reading is {self.reading!r}; it must be a ScanReading.")
         require_integer("size", self.size, low=1, high=2**14)
         if self.counts not in _TRANSFORMS:
             raise SettingsError(f"counts is {self.counts!r}; it must be one of {', '.join(_TRANSFORMS)}.")
@@ -48,11 +55,16 @@ class Preparation:
             raise SettingsError(f"crop is {self.crop}; it must be a multiple of size {self.size}.")
         require_or(Real(1e-12, 1e12), "scale", self.scale, other=None)
 
+    @property
+    def scan_reading(self) -> ScanReading:
+        """How files of scans are read for it: cut to its crop."""
+        return self.reading if self.crop is None else replace(self.reading, crop=self.crop)
+
     def require_fit(self, scan: Scan) -> None:
         """Raises a ScanError that names the file unless the frames of a scan can be prepared."""
         self.require_shape(scan.frame_shape, f"{scan.path}: ")
 
-    def fitted(self, scan: Scan, *, file: h5py.File | None = None) -> Preparation:
+    def fitted(self, scan: Scan, *, file: ScanFile | None = None) -> Preparation:
         """The same with the scale fixed by a scan, the first task: most inputs then lie in 0..1.
 
         The scale is the 99.9th percentile of the transformed counts of 64 frames, spread over the whole scan:
@@ -111,7 +123,7 @@ class Preparation:
             )
 
 
-def _lit_frames(scan: Scan, file: h5py.File | None) -> tuple[Frames, int]:
+def _lit_frames(scan: Scan, file: ScanFile | None) -> tuple[Frames, int]:
     """Some frames with counts from all over a scan, and how many were looked at to find them."""
     # The golden ratio spreads the first few of these numbers as evenly as all of them.
     order = np.argsort(np.arange(len(scan)) * ((5**0.5 - 1) / 2) % 1, kind="stable")[:_LOOKED_AT]

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -18,9 +17,9 @@ from numpy.typing import NDArray
 from rehearsal_kit.base.errors import ScanError
 from rehearsal_kit.data.experience import NUMBER, SPLITS, Indices
 from rehearsal_kit.data.preparation import Preparation
-from rehearsal_kit.data.scans.hdf5 import opened
 from rehearsal_kit.data.scans.opening import open_scan
 from rehearsal_kit.data.scans.scan import Scan, patch_corners
+from rehearsal_kit.data.scans.scan_file import ScanFile
 from rehearsal_kit.record.commands import Arrived, Box
 
 SHARE_HELD_OUT = 0.2
@@ -84,7 +83,7 @@ class ScanExperience:
             ScanError: a frame that cannot be read, or with counts that are negative or not finite.
         """
         indices = self._frames(split)[places]
-        with opened(self.scan.path) as file:
+        with self.scan.opened() as file:
             diffraction, lit = self._diffraction(indices, file)
             patches = _patches(self, indices[lit], file)
         # numpy's angle is in [-pi, pi]; the cut belongs to one side only.
@@ -97,7 +96,7 @@ class ScanExperience:
             NUMBER: torch.from_numpy(indices[lit]),
         }
 
-    def _diffraction(self, indices: Indices, file: h5py.File) -> tuple[torch.Tensor, NDArray[np.bool_]]:
+    def _diffraction(self, indices: Indices, file: ScanFile) -> tuple[torch.Tensor, NDArray[np.bool_]]:
         """What the network is given of those frames that have any counts, and which they are.
 
         Frames are read a part at a time: those of a large detector would not fit into memory together.
@@ -117,7 +116,7 @@ class ScanExperience:
 
 
 def split_scan(
-    scan: Scan, arrived: Arrived, preparation: Preparation, *, file: h5py.File | None = None
+    scan: Scan, arrived: Arrived, preparation: Preparation, *, file: ScanFile | None = None
 ) -> ScanExperience:
     """Split a scan into training, watched and test frames; reads its object, no frames.
 
@@ -239,7 +238,7 @@ def _unit(path: Path, image: NDArray[np.complex64], *, corners: Indices, size: i
     return complex(np.median(amplitude) * turn / abs(turn))
 
 
-def _patches(experience: ScanExperience, indices: Indices, file: h5py.File) -> NDArray[np.complex64]:
+def _patches(experience: ScanExperience, indices: Indices, file: ScanFile) -> NDArray[np.complex64]:
     size = experience.preparation.size
     image = experience.scan.object(file=file) / np.complex64(experience.unit)
     patches = np.empty((len(indices), size, size), np.complex64)

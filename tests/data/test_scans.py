@@ -13,7 +13,9 @@ from real_data import real_data
 from rehearsal_kit.base.errors import NotYetError, ScanError, SettingsError
 from rehearsal_kit.data.scans.acquisition import Acquisition
 from rehearsal_kit.data.scans.cxi_writing import write_cxi
-from rehearsal_kit.data.scans.opening import LAYOUTS, open_scan
+from rehearsal_kit.data.scans.layouts.registry import LAYOUTS
+from rehearsal_kit.data.scans.opening import open_scan
+from rehearsal_kit.data.scans.reading import ScanReading
 from rehearsal_kit.data.scans.reconstructions import read_measured, read_reconstruction
 from rehearsal_kit.data.scans.scan import patch_corners
 
@@ -196,10 +198,15 @@ def test_every_layout_is_named_where_one_is_chosen_and_where_none_is_recognised(
 @pytest.mark.parametrize(
     ("at", "values", "says"),
     [
-        (TRANSLATION, np.zeros((FRAMES + 1, 3)), r"translation is .*\(8, 3\).*of shape \(7, 3\)"),
+        (TRANSLATION, np.zeros((FRAMES - 1, 3)), "7 frames and 6 positions"),
+        (TRANSLATION, np.zeros((FRAMES, 2)), r"translation is of shape \(7, 2\); it must be \(frame, 3\)"),
         (TRANSLATION, [b"abc"] * FRAMES, "translation is .*must hold numbers"),
         ("/entry_1/instrument_1/detector_1/basis_vectors", np.zeros((2, 3)), "no vector may be zero"),
-        ("/entry_1/instrument_1/detector_1/distance", [1.0, 2.0], r"distance is .*\(2,\)"),
+        (
+            "/entry_1/instrument_1/detector_1/distance",
+            [1.0, 2.0],
+            r"distance holds \[1\. 2\.\]; it must be one number",
+        ),
         ("/entry_1/instrument_1/detector_1/x_pixel_size", 1e-4, "only square"),
         (TRANSLATION, np.full((FRAMES, 3), np.nan), "not finite"),
         (DATA, np.zeros((SIDE, SIDE)), r"data is float64 of shape \(16, 16\)"),
@@ -221,26 +228,75 @@ def test_missing_datasets_are_named(path, at):
         open_scan(path)
 
 
+@pytest.fixture
+def elsewhere(tmp_path_factory) -> Path:
+    """A folder that is none of the scan's."""
+    return tmp_path_factory.mktemp("elsewhere")
+
+
+def moved(path: Path, at: str, there: Path) -> None:
+    """Move a dataset into another file, and leave a link to it in its place."""
+    with h5py.File(path, "a") as file, h5py.File(there, "a") as other:
+        file.copy(at, other, "x")
+        del file[at]
+        file[at] = h5py.ExternalLink(there, "/x")
+
+
 @pytest.mark.parametrize("at", [DATA, TRANSLATION, "/entry_1/image_1/data"])
-def test_a_file_may_not_point_outside_itself(path, tmp_path, at):
-    with h5py.File(tmp_path / "secret.h5", "w") as other:
-        other["x"] = np.zeros((FRAMES, SIDE, SIDE))
+def test_a_link_leads_nowhere_but_to_folders_that_are_allowed(path, tmp_path, elsewhere, at):
+    before = open_scan(path)
+    counts, image = before.frames(range(FRAMES)), before.object()
+    moved(path, at, elsewhere / "secret.h5")
+    with pytest.raises(ScanError, match=rf"secret\.h5, which lies in none .*roots=\['{elsewhere}'\]"):
+        open_scan(path)
+    (tmp_path / "near.h5").symlink_to(elsewhere / "secret.h5")
     with h5py.File(path, "a") as file:
         del file[at]
-        file[at] = h5py.ExternalLink("secret.h5", "/x")
-    with pytest.raises(ScanError, match=r"scan\.cxi: .*link into another file \(secret\.h5\)"):
+        file[at] = h5py.ExternalLink("near.h5", "/x")
+    with pytest.raises(ScanError, match=r"secret\.h5, which lies in none"):
+        open_scan(path)
+    after = open_scan(path, reading=ScanReading(roots=[str(elsewhere)]))
+    assert after.others == (elsewhere / "secret.h5",)
+    np.testing.assert_array_equal(after.frames(range(FRAMES)), counts)
+    np.testing.assert_array_equal(after.positions_px, before.positions_px)
+    np.testing.assert_array_equal(after.object(), image)
+
+
+def test_a_link_to_a_file_beside_it_is_followed_and_one_to_a_missing_file_is_waited_for(path, tmp_path):
+    counts = open_scan(path).frames(range(FRAMES))
+    moved(path, DATA, tmp_path / "data.h5")
+    np.testing.assert_array_equal(open_scan(path).frames(range(FRAMES)), counts)
+    (tmp_path / "data.h5").rename(tmp_path / "gone.h5")
+    with pytest.raises(NotYetError, match=r"data\.h5: there is no such file"):
         open_scan(path)
 
 
-def test_virtual_and_external_datasets_are_refused(path, tmp_path):
-    (tmp_path / "secret.bin").write_bytes(bytes(FRAMES * SIDE * SIDE * 2))
+def test_a_virtual_dataset_is_read_if_all_of_its_sources_may_be(path, tmp_path, elsewhere):
+    counts = open_scan(path).frames(range(FRAMES))
+    parts = [tmp_path / "first.h5", elsewhere / "second.h5"]
     layout = h5py.VirtualLayout((FRAMES, SIDE, SIDE), np.uint16)
-    layout[:] = h5py.VirtualSource(tmp_path / "other.h5", "x", (FRAMES, SIDE, SIDE))
+    for part, place in zip(parts, (slice(0, 4), slice(4, FRAMES)), strict=True):
+        with h5py.File(part, "w") as other:
+            other["x"] = counts[place].astype(np.uint16)
+        layout[place] = h5py.VirtualSource(part, "x", (place.stop - place.start, SIDE, SIDE))
     with h5py.File(path, "a") as file:
         del file[DATA]
         file.create_virtual_dataset(DATA, layout)
-    with pytest.raises(ScanError, match="other files"):
+    with pytest.raises(ScanError, match=r"second\.h5, which lies in none"):
         open_scan(path)
+    reading = ScanReading(roots=[str(elsewhere)])
+    np.testing.assert_array_equal(open_scan(path, reading=reading).frames(range(FRAMES)), counts)
+    with h5py.File(parts[1], "a") as other:
+        other.move("x", "y")
+    with pytest.raises(ScanError, match=r"data takes its data from x of .*second\.h5, which has no such"):
+        open_scan(path, reading=reading)
+    parts[1].unlink()
+    with pytest.raises(NotYetError, match=r"second\.h5: there is no such file"):
+        open_scan(path, reading=reading)
+
+
+def test_data_in_a_file_that_is_no_hdf5_are_refused(path, tmp_path):
+    (tmp_path / "secret.bin").write_bytes(bytes(FRAMES * SIDE * SIDE * 2))
     with h5py.File(path, "a") as file:
         del file[DATA]
         file.create_dataset(
@@ -484,7 +540,7 @@ def test_a_mark_in_another_file_is_not_looked_for(path):
     with h5py.File(path, "a") as file:
         del file["cxi_version"]
         file["cxi_version"] = h5py.ExternalLink("/dev/zero", "/x")
-    with pytest.raises(ScanError, match="link into another file"):
+    with pytest.raises(ScanError, match="/dev/zero, which lies in none"):
         open_scan(path)
 
 

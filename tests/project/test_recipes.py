@@ -15,6 +15,7 @@ from texts import ROOT, block
 from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.base.settings import Training
 from rehearsal_kit.data.scans import opening
+from rehearsal_kit.data.scans.layouts.registry import Layout
 from rehearsal_kit.data.scans.opening import open_scan
 from rehearsal_kit.learning.learner import Learner
 from rehearsal_kit.learning.mini_batch import MiniBatch
@@ -39,7 +40,7 @@ def test_they_pass_as_modules_of_the_package(name):
 
 def test_the_layout_is_recognised_and_read(tmp_path, monkeypatch):
     layout = module(block("layout example"), monkeypatch)
-    entry = opening._Layout("counts", layout.recognises, layout.describe)
+    entry = Layout("counts", layout.recognises, layout.describe)
     monkeypatch.setattr(opening, "LAYOUTS", {**opening.LAYOUTS, "NAME": entry})
     counts = np.random.default_rng(0).poisson(5, (9, 16, 16)).astype(np.uint16)
     centres = np.stack(np.meshgrid(*[np.arange(10, 25, 5)] * 2), axis=-1).reshape(9, 2)

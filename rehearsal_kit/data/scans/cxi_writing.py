@@ -20,7 +20,8 @@ import numpy as np
 
 from rehearsal_kit.base.errors import ScanError
 from rehearsal_kit.data.scans.acquisition import Acquisition
-from rehearsal_kit.data.scans.cxi import DETECTOR, IMAGE, INVALID, JOULE_PER_EV, SOURCE, TRANSLATIONS
+from rehearsal_kit.data.scans.layouts.cxi import DETECTOR, IMAGE, INVALID, SOURCE, TRANSLATIONS
+from rehearsal_kit.data.scans.quantities import JOULE_PER_EV
 
 
 def write_cxi(path: str | Path, acquisition: Acquisition) -> Path:

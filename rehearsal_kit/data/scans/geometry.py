@@ -15,22 +15,28 @@ def object_pixel_m(
 ) -> float:
     """Side of a pixel of the object in m: wavelength times distance over the side of the frame.
 
-    path: of the scan, for errors. geometry: photon energy in eV, distance of the detector and side of one of
-    its pixels in m.
+    path: of the scan, for errors. geometry: wavelength, distance of the detector and side of one of its
+    pixels, all in m. frame_shape: rows and columns, a square.
 
     Raises:
-        ScanError: frames that are not square, or a side that no object has: a unit is wrong.
+        ScanError: a wavelength or a side that nothing has: a unit is wrong.
     """
-    energy, distance, pixel = geometry
-    if frame_shape[0] != frame_shape[1]:
+    wavelength, distance, pixel = geometry
+    if not 1e-13 <= wavelength <= 1e-6:
         raise ScanError(
-            f"{path}: frames are {frame_shape[0]} x {frame_shape[1]} pixels, which makes the pixels of the "
-            "object oblong; crop them to a square around the beam."
+            f"{path}: the wavelength is {wavelength:g} m, a photon energy of {EV_TIMES_M / wavelength:g} eV, "
+            "outside 0.1 pm to 1 µm; check its unit."
         )
-    side = EV_TIMES_M / energy * distance / (frame_shape[0] * pixel)
+    side = wavelength * distance / (frame_shape[0] * pixel)
     if not 1e-11 <= side <= 1e-5:
         raise ScanError(
-            f"{path}: energy {energy:g} eV, distance {distance:g} m and pixel {pixel:g} m give an object "
-            f"pixel of {side:g} m, outside 0.01 nm to 10 µm; check their units."
+            f"{path}: wavelength {wavelength:g} m, distance {distance:g} m and pixel {pixel:g} m give an "
+            f"object pixel of {side:g} m, outside 0.01 nm to 10 µm; check their units."
         )
     return side
+
+
+def side_for(pixel_m: float, geometry: tuple[float, float, float]) -> int:
+    """Detector pixels of the square frame whose object has pixels of this side; geometry as above."""
+    wavelength, distance, detector_pixel = geometry
+    return round(wavelength * distance / (pixel_m * detector_pixel))

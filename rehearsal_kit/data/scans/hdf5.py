@@ -1,13 +1,13 @@
 """The door for every HDF5 file that comes from elsewhere: nothing leads out of it, or claims what it has not.
 
-What is digested when a file arrives is that file alone, so all of its data must lie in it. A link to another
-file would also read, for its sender, whatever the person who trains may read.
+A link to another file would read, for its sender, whatever the person who trains may read; so it is followed
+only by who says where it may lead (`Follow`, see scan_file.py), and refused everywhere else.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,6 +26,10 @@ FREE_BYTES = 2**28
 LARGEST_RATIO = 2000
 """Bytes that a dataset may claim for each byte of its file; deflate reaches 1032 where all is zero."""
 ATTRIBUTE_BYTES = 2**16
+
+Follow = Callable[[h5py.File, str], h5py.File]
+"""Opens the file that one of the given file names, as that name stands there; ScanError if that is not
+allowed."""
 
 
 @contextmanager
@@ -53,43 +57,46 @@ def opened_once(path: Path, file: h5py.File | None) -> AbstractContextManager[h5
     return opened(path) if file is None else nullcontext(file)
 
 
-def find(file: h5py.File, at: str) -> h5py.Group | h5py.Dataset | None:
+def find(file: h5py.File, at: str, *, follow: Follow | None = None) -> h5py.Group | h5py.Dataset | None:
     """What lies at `at`, soft links followed inside the file; None if nothing does.
 
+    follow: opens files that links lead to; None: such links are refused.
+
     Raises:
-        ScanError: an external link on the way, soft links that go round in circles, a virtual dataset or
-            one with its data in another file.
+        ScanError: an external link on the way, links that go round in circles, a virtual dataset or one with
+            its data in another file.
     """
-    names, here, followed = at.strip("/").split("/"), "", 0
+    asked, names, here, followed = at, at.strip("/").split("/"), "", 0
     while names:
         name = names.pop(0)
         link = _link(file, f"{here}/{name}")
         if link is None:
             return None
-        if isinstance(link, h5py.ExternalLink):
-            raise ScanError(
-                f"{file.filename}: {here}/{name} is a link into another file ({link.filename}); its data "
-                "must lie in one file. Copy the data into it (h5repack, or h5copy -f ext)."
-            )
-        if isinstance(link, h5py.SoftLink):
+        if isinstance(link, h5py.ExternalLink | h5py.SoftLink):
             followed += 1
             if followed > 32:
-                raise ScanError(f"{file.filename}: {at} is a circle of soft links; remove it.")
+                raise ScanError(f"{file.filename}: {asked} is a circle of links; remove it.")
             start = "" if link.path.startswith("/") else here
+            if isinstance(link, h5py.ExternalLink):
+                file, start = _followed(file, f"{here}/{name}", link=link, follow=follow), ""
             names = [part for part in f"{start}/{link.path}".split("/") if part not in ("", ".")] + names
             here = ""
         else:
             here = f"{here}/{name}"
             if names and not isinstance(file[here], h5py.Group):
                 return None
-    item = file[here]
-    _require_own_data(file, here, item)
+    item = file[here or "/"]
+    if isinstance(item, h5py.Dataset):
+        _require_known_sources(file, here, item=item, follow=follow)
     return item
 
 
-def dataset_of(file: h5py.File, at: str) -> h5py.Dataset:
-    """The dataset at `at`; ScanError if there is none, it lies outside the file, or claims too much."""
-    item = find(file, at)
+def dataset_of(file: h5py.File, at: str, *, follow: Follow | None = None) -> h5py.Dataset:
+    """The dataset at `at`; ScanError if there is none, it lies where none may, or claims too much.
+
+    follow: as `find` has it.
+    """
+    item = find(file, at, follow=follow)
     if not isinstance(item, h5py.Dataset):
         raise ScanError(f"{file.filename}: there is no dataset {at}.")
     try:
@@ -98,25 +105,34 @@ def dataset_of(file: h5py.File, at: str) -> h5py.Dataset:
         raise ScanError(f"{file.filename}: {at} cannot be read: {error}; write it as numbers.") from error
     if shape is None:
         raise ScanError(f"{file.filename}: {at} is a dataset without values; write it anew.")
-    claimed, held = item.size * bytes_, os.fstat(file.id.get_vfd_handle()).st_size
-    if claimed > FREE_BYTES and claimed > LARGEST_RATIO * held:
-        raise ScanError(
-            f"{file.filename}: {at} says that it holds {shape} of {item.dtype}, {claimed} bytes, in a "
-            f"file of {held} bytes; no more than {LARGEST_RATIO} times as many are believed. Write the file "
-            "anew with the shape that its data have."
-        )
+    claimed = item.size * bytes_
+    if claimed > FREE_BYTES:
+        held = _bytes_held(item, follow)
+        if claimed > LARGEST_RATIO * held:
+            raise ScanError(
+                f"{file.filename}: {at} says that it holds {shape} of {item.dtype}, {claimed} bytes, in "
+                f"{held} bytes of files; no more than {LARGEST_RATIO} times as many are believed. Write the "
+                "file anew with the shape that its data have."
+            )
     return item
 
 
 def values_of(
-    file: h5py.File, at: str, *, shapes: Sequence[tuple[int, ...]], kinds: str = "iuf"
+    file: h5py.File,
+    at: str,
+    *,
+    shapes: Sequence[tuple[int, ...]],
+    kinds: str = "iuf",
+    follow: Follow | None = None,
 ) -> NDArray[Any]:
     """The values of the dataset at `at`, whose shape and kind of dtype must be among those given.
+
+    follow: as `find` has it.
 
     Raises:
         ScanError: no such dataset, another shape or kind, or it cannot be read.
     """
-    dataset = dataset_of(file, at)
+    dataset = dataset_of(file, at, follow=follow)
     if dataset.shape not in shapes or dataset.dtype.kind not in kinds:
         raise ScanError(
             f"{file.filename}: {at} is {dataset.dtype} of shape {dataset.shape}; it must hold numbers "
@@ -183,9 +199,39 @@ def _link(file: h5py.File, at: str) -> h5py.HardLink | h5py.SoftLink | h5py.Exte
         ) from error
 
 
-def _require_own_data(file: h5py.File, at: str, item: h5py.Group | h5py.Dataset) -> None:
-    if isinstance(item, h5py.Dataset) and (item.is_virtual or item.external):
+def _followed(file: h5py.File, at: str, *, link: h5py.ExternalLink, follow: Follow | None) -> h5py.File:
+    if follow is None:
+        raise ScanError(
+            f"{file.filename}: {at} is a link into another file ({link.filename}); its data must lie in one "
+            "file. Copy the data into it (h5repack, or h5copy -f ext)."
+        )
+    return follow(file, link.filename)
+
+
+def _require_known_sources(file: h5py.File, at: str, *, item: h5py.Dataset, follow: Follow | None) -> None:
+    """ScanError if a dataset takes its data from files that may not be read; HDF5 opens them by itself."""
+    if item.external or (item.is_virtual and follow is None):
         raise ScanError(
             f"{file.filename}: {at} takes its data from other files (a virtual or external dataset); its "
             "data must lie in one file. Copy the data into it (h5repack)."
         )
+    if item.is_virtual and follow is not None:
+        for source in item.virtual_sources():
+            # One that is missing would be read as zeros, without a word.
+            there = file if source.file_name == "." else follow(file, source.file_name)
+            if not isinstance(there.get(source.dset_name), h5py.Dataset):
+                raise ScanError(
+                    f"{file.filename}: {at} takes its data from {source.dset_name} of {there.filename}, "
+                    "which has no such dataset; copy that file anew."
+                )
+
+
+def _bytes_held(item: h5py.Dataset, follow: Follow | None) -> int:
+    """Bytes of the files that a dataset may have its data in."""
+    files = {item.file.filename: item.file}
+    if item.is_virtual and follow is not None:
+        for source in item.virtual_sources():
+            if source.file_name != ".":
+                there = follow(item.file, source.file_name)
+                files[there.filename] = there
+    return sum(os.fstat(file.id.get_vfd_handle()).st_size for file in files.values())

@@ -1,0 +1,227 @@
+"""From what a file tells to a scan: its bad pixels, its beam, what is cut out, where patches lie."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rehearsal_kit.base.errors import ScanError
+from rehearsal_kit.data.scans.beam import beam_centre, is_in_the_middle, window_around
+from rehearsal_kit.data.scans.broken_pixels import dead_pixels, hot_pixels
+from rehearsal_kit.data.scans.corrections import Corrections
+from rehearsal_kit.data.scans.description import Mask, ScanDescription
+from rehearsal_kit.data.scans.filling import fill
+from rehearsal_kit.data.scans.geometry import EV_TIMES_M, object_pixel_m, side_for
+from rehearsal_kit.data.scans.markers import AmbiguousMarkerError, constant_markers, markers_in
+from rehearsal_kit.data.scans.orientation import followed_by
+from rehearsal_kit.data.scans.raw_frames import RawFrames, Window
+from rehearsal_kit.data.scans.reading import ScanReading
+from rehearsal_kit.data.scans.scan import Floats, Scan
+from rehearsal_kit.data.scans.scan_file import ScanFile
+
+SAMPLE = 16
+"""Frames, spread over the whole scan, in which bad pixels and the beam are looked for."""
+SAMPLE_BYTES = 2**28
+"""Fewer where they are larger than this together, but two."""
+
+
+def finished(found: ScanDescription, file: ScanFile, reading: ScanReading) -> Scan:
+    """The scan that was described: its bad pixels known, cut around its beam, placed over its object.
+
+    file: the scan's own, open.
+
+    Raises:
+        ScanError: values that may be markers or counts, a beam that is not found where it has to be, or
+            geometry that is impossible.
+    """
+    found = _told(found, reading)
+    sample = _sample(found.counts, file)
+    bad = _bad_pixels(found, sample, file.path)
+    centre, window = _window(found, reading, file.path, sample=sample, bad=bad)
+    turned = found.counts.orientation
+    if reading.orientation is not None:
+        turned = followed_by(turned, reading.orientation)
+    counts = replace(found.counts, window=window, orientation=turned)
+    energy, step = _object_pixel(found, file.path, counts.shape)
+    positions, translations = _placed(found, file.path, shape=counts.shape, step=step)
+    image = counts.placed
+    return Scan(
+        path=file.path,
+        layout=found.layout,
+        counts=counts,
+        corrections=Corrections(
+            amplitude=found.amplitude,
+            negative=found.negative,
+            dark=None if found.dark is None else image(found.dark),
+            flat=None if found.flat is None else image(found.flat),
+            monitor=None if found.monitor is None else found.monitor / np.median(found.monitor),
+        ),
+        object_place=found.object,
+        no_object=found.no_object,
+        positions_px=positions,
+        translations_m=translations,
+        bad_pixels=np.flatnonzero(image(bad)),
+        energy_ev=energy,
+        distance_m=found.distance_m,
+        detector_pixel_m=found.detector_pixel_m,
+        object_pixel_m=step,
+        centre_px=centre,
+        simulated=found.simulated,
+        others=tuple(file.others),
+        roots=tuple(map(str, reading.roots)),
+        left_out=found.left_out,
+        found=found.found,
+    )
+
+
+def _told(found: ScanDescription, reading: ScanReading) -> ScanDescription:
+    """The same with what a person says, which counts more than what a file does."""
+    told = {
+        name: value
+        for name in ("energy_ev", "distance_m", "detector_pixel_m")
+        if (value := getattr(reading, name)) is not None
+    }
+    if reading.energy_ev is not None:
+        told["wavelength_m"] = None
+    if reading.centre is not None:
+        told["centre_px"] = reading.centre
+    return (
+        replace(found, found={**found.found, **dict.fromkeys(told, "told by you")}, **told) if told else found
+    )
+
+
+def _sample(counts: RawFrames, file: ScanFile) -> NDArray[Any]:
+    """Some frames as stored (frame, row, column), without those that are damaged: those are told when
+    needed."""
+    stored = replace(counts, corner=False, window=None, orientation=0)
+    each = stored.stored_shape[0] * stored.stored_shape[1] * stored.dtype.itemsize
+    count = max(2, min(SAMPLE, SAMPLE_BYTES // (each or 1)))
+    frames = []
+    for number in np.unique(np.linspace(0, len(counts) - 1, count).round().astype(int)):
+        try:
+            frames.append(stored.read(file, int(number), int(number) + 1)[0])
+        except ScanError:
+            continue
+    return np.stack(frames) if frames else np.zeros((0, *stored.stored_shape), stored.dtype)
+
+
+def _bad_pixels(found: ScanDescription, sample: NDArray[Any], path: Path) -> Mask:
+    """Pixels (row, column) as stored that a mask marks, or that are seen to be broken in a sample."""
+    bad = np.zeros(found.counts.stored_shape, bool) if found.bad is None else found.bad.copy()
+    if found.flat is not None:
+        bad |= ~(found.flat > 0)
+    if not len(sample):
+        return bad
+    try:
+        bad |= constant_markers(sample, ~bad)
+    except AmbiguousMarkerError as error:
+        raise ScanError(
+            f"{path}: {found.counts.where} holds {error} in every frame, the largest number of "
+            f"{sample.dtype}, and it cannot be told whether that marks a bad pixel or a full one; write a "
+            "mask of the bad pixels into the file, or store the counts in a wider type."
+        ) from error
+    if bad.all():
+        raise ScanError(f"{path}: {found.counts.where} holds a marker in every good pixel of every frame.")
+    counts = _counted(found, sample)
+    bad |= dead_pixels(counts, ~bad)
+    bad |= hot_pixels(counts, ~bad)
+    return bad
+
+
+def _counted(found: ScanDescription, sample: NDArray[Any]) -> NDArray[np.float32]:
+    """A sample as counts, nothing where a frame has a marker."""
+    counts = sample.astype(np.float32)
+    Corrections(amplitude=found.amplitude, negative=found.negative).make_counts(counts)
+    marked = markers_in(sample)
+    if marked is not None:
+        counts[marked] = 0
+    counts[~np.isfinite(counts)] = 0
+    return counts
+
+
+def _window(
+    found: ScanDescription, reading: ScanReading, path: Path, *, sample: NDArray[Any], bad: Mask
+) -> tuple[tuple[float, float] | None, Window | None]:
+    """Where the beam hits, where that has to be known, and the square to cut out of each frame, if any."""
+    shape, centre = found.counts.stored_shape, found.centre_px
+    side = reading.crop or _reconstructed_side(found)
+    if shape[0] == shape[1] and (side == shape[0] or (side is None and centre is None and found.object)):
+        return centre, None  # the frames are those that the object was reconstructed from
+    if found.counts.corner:
+        centre = (shape[0] // 2, shape[1] // 2)
+    elif centre is None:
+        centre = _seen_beam(found, sample, bad)
+    if centre is None:  # no beam in any frame that was looked at: it says so when frames are needed
+        centre = (shape[0] / 2, shape[1] / 2)
+    if side is None and is_in_the_middle(centre, shape):
+        return centre, None
+    return centre, window_around(path, centre, shape, side=side)
+
+
+def _reconstructed_side(found: ScanDescription) -> int | None:
+    """Pixels of the square that the reconstruction was made from, as far as the file tells."""
+    place = found.object
+    if place is None:
+        return None
+    wavelength = _wavelength_m(found)
+    known = place.probe_side is None and place.pixel_m is not None
+    if (
+        known
+        and wavelength is not None
+        and found.distance_m is not None
+        and found.detector_pixel_m is not None
+    ):
+        side = side_for(place.pixel_m, (wavelength, found.distance_m, found.detector_pixel_m))  # type: ignore[arg-type]
+        return side if side <= min(found.counts.stored_shape) else None
+    return place.probe_side
+
+
+def _seen_beam(found: ScanDescription, sample: NDArray[Any], bad: Mask) -> tuple[float, float] | None:
+    if not len(sample):
+        return None
+    mean = _counted(found, sample).mean(axis=0)[None]
+    fill(mean, ~bad, None)
+    return beam_centre(mean[0])
+
+
+def _wavelength_m(found: ScanDescription) -> float | None:
+    if found.wavelength_m is not None:
+        return found.wavelength_m
+    return None if found.energy_ev is None else EV_TIMES_M / found.energy_ev
+
+
+def _object_pixel(
+    found: ScanDescription, path: Path, shape: tuple[int, int]
+) -> tuple[float | None, float | None]:
+    """Energy in eV, and the side of a pixel of the object in m; None where they are not known."""
+    wavelength = _wavelength_m(found)
+    energy = found.energy_ev
+    if energy is None and wavelength is not None:
+        energy = EV_TIMES_M / wavelength
+    side = None
+    if wavelength is not None and found.distance_m is not None and found.detector_pixel_m is not None:
+        geometry = (wavelength, found.distance_m, found.detector_pixel_m)
+        side = object_pixel_m(path, geometry, frame_shape=shape)
+    place = found.object
+    return energy, side if place is None or place.pixel_m is None else place.pixel_m
+
+
+def _placed(
+    found: ScanDescription, path: Path, *, shape: tuple[int, int], step: float | None
+) -> tuple[Floats, Floats | None]:
+    """Centres of the patches (frame, 2) in pixels of the object, and displacements in m where known."""
+    values, in_metres = found.positions.values, found.positions.unit == "m"
+    if in_metres and step is None:
+        raise ScanError(
+            f"{path}: positions are in metres, but energy {found.energy_ev} eV, distance {found.distance_m} "
+            f"m and detector pixel {found.detector_pixel_m} m do not give an object pixel; write them into "
+            "the file, or give ScanReading(energy_ev=..., distance_m=..., detector_pixel_m=...)."
+        )
+    scale = step if in_metres and step is not None else 1.0
+    # No object to lie in: the first patch begins at the corner.
+    corner = values.min(axis=0) - np.array(shape) / 2 * scale if found.object is None else found.object.origin
+    return (values - corner) / scale, values if in_metres else None

@@ -1,0 +1,1 @@
+"""Layouts of files of scans, one in each module; see registry.py."""
