@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def _parted(pattern: str) -> tuple[str, str]:
 
 
 def with_digest(arrived: Arrived, *, go_on: Callable[[int], bool] | None = None) -> Arrived:
-    """The same arrival with the SHA-256 of its file and what tells that it is unchanged.
+    """The same arrival with the SHA-256 of its files and what tells that they are unchanged.
 
     go_on: as `digest_of` has it.
 
@@ -65,12 +66,13 @@ def with_digest(arrived: Arrived, *, go_on: Callable[[int], bool] | None = None)
         NotYetError: no such file, or it changed while it was read.
         ScanError: no regular file, or it cannot be read.
     """
-    digest, facts = digest_of(arrived.path, go_on=go_on)
+    digest, facts = _digest_of_all(arrived, go_on=go_on)
     return replace(arrived, digest=digest, size=facts.size, modified=facts.modified)
 
 
 def require_as_it_arrived(arrived: Arrived, known: Facts | None = None) -> Facts:
-    """The facts of its file, which is what it was when it arrived; cheap unless it was moved or copied.
+    """The facts of its files, which are what they were when it arrived; cheap unless they were moved or
+    copied.
 
     known: other facts under which its content was found to be the same.
 
@@ -78,10 +80,10 @@ def require_as_it_arrived(arrived: Arrived, known: Facts | None = None) -> Facts
         TaskError: its content has changed.
         NotYetError, ScanError: it cannot be read any more.
     """
-    facts = facts_of(arrived.path)
+    facts = _together([facts_of(path) for path in files_of(arrived)])
     if facts in (known, Facts(arrived.size, arrived.modified)) or not arrived.digest:
         return facts
-    digest, facts = digest_of(arrived.path)
+    digest, facts = _digest_of_all(arrived)
     if digest != arrived.digest:
         raise TaskError(
             f"{arrived.path} is not the file that it was: SHA-256 {digest[:DIGITS]}..., but "
@@ -89,6 +91,34 @@ def require_as_it_arrived(arrived: Arrived, known: Facts | None = None) -> Facts
             "it as new."
         )
     return facts
+
+
+def files_of(arrived: Arrived) -> list[str]:
+    """The files of what arrived, its own first."""
+    folder = os.path.dirname(os.path.realpath(arrived.path))
+    return [arrived.path, *(os.path.join(folder, name) for name in arrived.files)]
+
+
+def beside(path: str | Path, others: Iterable[Path]) -> tuple[str, ...]:
+    """Other files by their place from one of them: what is moved or copied together stays together."""
+    folder = os.path.dirname(os.path.realpath(path))
+    return tuple(
+        os.path.relpath(other, folder) if other.is_relative_to(folder) else str(other) for other in others
+    )
+
+
+def _digest_of_all(arrived: Arrived, *, go_on: Callable[[int], bool] | None = None) -> tuple[str, Facts]:
+    """SHA-256 of one file, or of the digests of several, with the facts that belong to it."""
+    found = [digest_of(path, go_on=go_on) for path in files_of(arrived)]
+    facts = _together([each for _, each in found])
+    if len(found) == 1:
+        return found[0][0], facts
+    return hashlib.sha256("\n".join(digest for digest, _ in found).encode()).hexdigest(), facts
+
+
+def _together(facts: list[Facts]) -> Facts:
+    """The facts of several files as one: none of them can change without that it does."""
+    return Facts(sum(each.size for each in facts), sum(each.modified for each in facts))
 
 
 def is_same_file(one: Arrived, other: Arrived) -> bool:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from rehearsal_kit.base.byte_units import MIB
 from rehearsal_kit.base.errors import NotYetError, RankError, ScanError, said
-from rehearsal_kit.data.folder_order import matching, with_digest
+from rehearsal_kit.data.folder_order import beside, files_of, matching, with_digest
 from rehearsal_kit.data.scans.files import Facts, facts_of
 from rehearsal_kit.data.scans.hdf5 import opened
 from rehearsal_kit.data.watched_folders import (
@@ -61,6 +61,9 @@ class FolderWatch:
     A matching file counts once its size and time have not changed for `settle_s` seconds and it opens. One
     that does not, as its writer has not finished, is said after `say_s` seconds and set aside once it has not
     changed for `patience_s`; even then it is looked at again when it changes.
+
+    others_of: opens a file and tells which others its scan is spread over; a NotYetError of it is waited for,
+    as where a file that it links to is not there yet. None: only whether it opens.
     """
 
     def __init__(
@@ -70,8 +73,10 @@ class FolderWatch:
         settle_s: float = 0.5,
         say_s: float = 10.0,
         patience_s: float = 300.0,
+        others_of: Callable[[Path], Iterable[Path]] | None = None,
     ) -> None:
         self._times = WatchTimes(interval_s=interval_s, settle_s=settle_s, say_s=say_s, patience_s=patience_s)
+        self._others_of = others_of or _opens
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[tuple[Wish, bool] | None] = queue.SimpleQueue()
         """A wish, and whether it was asked; None: a large file is being read, and nobody is to wait."""
@@ -99,7 +104,7 @@ class FolderWatch:
     def set_aside(self, arrived: Arrived) -> None:
         """This file is no task as it is; with another content it may become one."""
         facts = Facts(arrived.size, arrived.modified)
-        was = facts if arrived.modified else arrived.digest
+        was = facts if arrived.modified and not arrived.files else arrived.digest
         self._inbox.put(partial(self._folders.set_aside, arrived.path, was))
 
     def ask(self, wish: Wish) -> None:
@@ -199,7 +204,8 @@ class FolderWatch:
             return aside(command, error)
         except ScanError as error:
             return aside(command, error)
-        self._folders.know(command.path)
+        for path in files_of(arrived):
+            self._folders.know(path)
         return arrived
 
     def _is_quiet(self, request: _Request) -> bool:
@@ -225,17 +231,17 @@ class FolderWatch:
     def _read(self, arrived: Arrived) -> Arrived:
         """The file with its digest; NotYetError while its writer is at work, ScanError for what is no file.
 
-        What is no HDF5 file is handed over as it is: the ranks say together why they cannot use it.
+        What is no scan is handed over as it is: the ranks say together why they cannot use it.
         """
         try:
             # Not spared: only this tells that a writer holds it, and digesting first reads it all each time.
-            with opened(Path(arrived.path)):
-                pass
+            others = self._others_of(Path(arrived.path))
         except NotYetError:
             raise
         except ScanError:
-            pass
-        if facts_of(arrived.path).size >= LARGE:
+            others = ()
+        arrived = replace(arrived, files=beside(arrived.path, others))
+        if sum(facts_of(path).size for path in files_of(arrived)) >= LARGE:
             self._reads_large.set()
             self._answers.put(None)
         try:
@@ -265,3 +271,8 @@ class FolderWatch:
 
     def _found(self, command: Command) -> None:
         self._answers.put((Wish(0, command), False))
+
+
+def _opens(path: Path) -> tuple[Path, ...]:
+    with opened(path):
+        return ()

@@ -13,7 +13,8 @@ from rehearsal_kit.data.folder_order import require_as_it_arrived
 from rehearsal_kit.data.preparation import Preparation
 from rehearsal_kit.data.scan_tasks import split_scan
 from rehearsal_kit.data.scans.files import Facts
-from rehearsal_kit.data.scans.opening import scan_in
+from rehearsal_kit.data.scans.opening import described, scan_in
+from rehearsal_kit.data.scans.reading import ScanReading
 from rehearsal_kit.data.scans.scan_file import Hdf5ScanFile, opened_scan
 from rehearsal_kit.data.tensor_tasks import is_tensor_task, open_tensor_task
 from rehearsal_kit.record.commands import Arrived
@@ -37,6 +38,19 @@ def open_experience(arrived: Arrived, preparation: Preparation) -> Experience:
             return open_tensor_task(arrived, file=file.hdf5)
         scan = scan_in(file, reading)
         return split_scan(scan, arrived, preparation.fitted(scan, file=file), file=file)
+
+
+def others_of(path: Path, reading: ScanReading) -> list[Path]:
+    """The other files that the scan in a file is spread over; none of a file written by `write_task`.
+
+    Raises:
+        NotYetError: one of them, or the file itself, is not there yet or not whole.
+        ScanError: no scan that can be read.
+    """
+    with opened_scan(path, reading.roots) as file:
+        if not (isinstance(file, Hdf5ScanFile) and is_tensor_task(file.hdf5)):
+            described(file, reading)
+        return file.others
 
 
 class Shelf:

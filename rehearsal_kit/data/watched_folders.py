@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rehearsal_kit.base.errors import NotYetError, ScanError
 from rehearsal_kit.base.natural_order import in_natural_order
-from rehearsal_kit.data.folder_order import unordered
+from rehearsal_kit.data.folder_order import files_of, unordered
 from rehearsal_kit.data.scans.files import Facts
 from rehearsal_kit.record.commands import NOTE_LENGTH, Arrived, Command, Note, SetAside
 
@@ -178,10 +178,11 @@ class WatchedFolders:
             self._aside[path] = seen.facts
         else:
             if arrived.digest != self._aside.get(path):
-                self.know(path)
+                for each in files_of(arrived):  # none of them is a task of its own
+                    self.know(each)
                 self._tell(arrived)
             else:  # what was set aside before this process began
-                self._aside[path] = Facts(arrived.size, arrived.modified)
+                self._aside[path] = seen.facts
         self._seen.pop(path)
 
     def _wait_for(self, path: str, seen: _Seen, error: NotYetError) -> None:

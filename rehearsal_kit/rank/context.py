@@ -84,7 +84,7 @@ class RankContext:
             groups=groups,
             lease=lease,
             run_state=RunState(LiveSettings.of(spec)),
-            decisions=Decisions(spec.run, groups, mailbox),
+            decisions=Decisions(spec.run, groups, mailbox, reading=spec.preparation.scan_reading),
             reporter=reporter,
             learner=learner,
             stream=stream,

@@ -27,6 +27,7 @@ from rehearsal_kit.base.errors import (
 )
 from rehearsal_kit.base.failure_kinds import raise_of_device
 from rehearsal_kit.base.process_groups import ProcessGroups
+from rehearsal_kit.data.scans.reading import ScanReading
 from rehearsal_kit.rank.mailbox import Mailbox
 from rehearsal_kit.rank.wish_queue import WishQueue
 from rehearsal_kit.record.commands import (
@@ -64,9 +65,16 @@ class Decision:
 class Decisions:
     """This rank's end of the control loop; rank 0 has mailbox, folder watch, ledger and replay queue."""
 
-    def __init__(self, run: RunFolder, groups: ProcessGroups, mailbox: Mailbox) -> None:
+    def __init__(
+        self,
+        run: RunFolder,
+        groups: ProcessGroups,
+        mailbox: Mailbox,
+        *,
+        reading: ScanReading | None = None,
+    ) -> None:
         self._groups = groups
-        self._wish_queue = WishQueue(run, mailbox)
+        self._wish_queue = WishQueue(run, mailbox, reading=reading)
         self._replay_queue = ReplayQueue()
         self._outstanding = Outstanding()
         self._otherwise: Entry | None = None

@@ -6,9 +6,12 @@ import json
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 from rehearsal_kit.base.errors import SettingsError
 from rehearsal_kit.data.folder_watch import FolderWatch
+from rehearsal_kit.data.open_experience import others_of
+from rehearsal_kit.data.scans.reading import ScanReading
 from rehearsal_kit.rank.mailbox import Mailbox
 from rehearsal_kit.record.commands import (
     OF_RANKS,
@@ -34,10 +37,10 @@ must not overtake them. All others take effect meanwhile."""
 class WishQueue:
     """Fed by a mailbox, by the ledger of wishes, and by the reader that watches folders and hashes files."""
 
-    def __init__(self, run: RunFolder, mailbox: Mailbox) -> None:
+    def __init__(self, run: RunFolder, mailbox: Mailbox, *, reading: ScanReading | None = None) -> None:
         self._run = run
         self._mailbox = mailbox
-        self._folder_watch = FolderWatch()
+        self._folder_watch = FolderWatch(others_of=partial(others_of, reading=reading or ScanReading()))
         self._waiting: deque[Wish] = deque()
         self._received: set[tuple[str, int]] = set()
         """Holders and numbers of wishes; not all before the newest are answered, as some wait for files."""

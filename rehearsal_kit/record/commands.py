@@ -33,19 +33,25 @@ class Arrived:
     """Only patches that lie wholly in this part of the object are trained on; None: the whole object."""
     held_out: Box | None = None
     """Patches that lie wholly in it are watched and tested; None: the lowest rows of the scan."""
+    files: tuple[str, ...] = ()
+    """Other files that its scan is spread over, by their place from its own; rank 0 fills them in before the
+    command is broadcast, and the three that follow."""
     digest: str = ""
-    """SHA-256 of the file; rank 0 fills it in before the command is broadcast, and the two that follow."""
+    """SHA-256 of the file; where there are others, of the digests of all."""
     size: int = 0
-    """Bytes of the file."""
+    """Bytes of all its files."""
     modified: int = 0
-    """When the file was written last, in nanoseconds since the epoch: while both are the same, nobody reads
-    the file to compare its digest."""
+    """When they were written last, in nanoseconds since the epoch, added up: while both are the same, nobody
+    reads the files to compare their digest."""
 
     def __post_init__(self) -> None:
         make_plain(self)
         for label in ("name", "path"):
             if not isinstance(getattr(self, label), str) or not getattr(self, label):
                 raise SettingsError(f"{label} of a task is {getattr(self, label)!r}; it must be a text.")
+        object.__setattr__(self, "files", tuple(self.files))
+        if not all(isinstance(each, str) and each for each in self.files):
+            raise SettingsError(f"files of a task are {self.files!r}; they must be texts.")
         for label in ("region", "held_out"):
             _require_box(label, getattr(self, label))
 
