@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from rehearsal_kit.base.settings import Rehearsal, Training
 from rehearsal_kit.cluster.cluster import start_cluster
 from rehearsal_kit.compare.demo_scans import FromBeamline, FromFiles, find_files, from_files, running_beamline
 from rehearsal_kit.data.preparation import Preparation
+from rehearsal_kit.data.scans.reading import ScanReading
 from rehearsal_kit.data.simulated_beamline import Beamline
 from rehearsal_kit.learning.networks.ptychonn import PtychoNN
 from rehearsal_kit.learning.strategies.references import FromScratch, Incremental
@@ -76,6 +77,8 @@ class Demo:
     """Scans that the simulated beamline writes."""
     epochs: int | None = None
     """Passes over each task; None: as many as fit the stream."""
+    reading: ScanReading = field(default_factory=ScanReading)
+    """What is told of the files of scans."""
 
     def __post_init__(self) -> None:
         if self.workers is not None:
@@ -158,7 +161,7 @@ def _settings(demo: Demo, strategy: Strategy, *, seed: int, preset: Preset) -> d
         "strategy": strategy,
         "network": PtychoNN(size="small", seed=seed),
         "seed": seed,
-        "preparation": Preparation(size=preset.size),
+        "preparation": Preparation(size=preset.size, reading=demo.reading),
         "training": replace(preset.training, epochs=epochs),
         "rehearsal": preset.rehearsal,
     }

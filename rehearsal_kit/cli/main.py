@@ -16,6 +16,7 @@ INTERRUPTED = 130
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "demo": ("cli.commands.demo", "learn a stream of scans with and without rehearsal, compare"),
     "lab": ("cli.commands.lab", "copy the notebooks into a folder and open JupyterLab on them"),
+    "inspect": ("cli.commands.inspect", "what is seen in the file of a scan, and what would become of it"),
     "stop": ("cli.commands.stop", "end clusters that were left running"),
     "launch": ("cli.commands.launch", "a cluster in a batch job, from the login node of an HPC system"),
     "jobs": ("cli.commands.jobs", "the jobs that were launched, where they are, and their logs"),

@@ -130,6 +130,18 @@ def png_uri(image: Image, scale: Scale) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
+def png_of(picture: NDArray[np.uint8]) -> bytes:
+    """The bytes of a PNG file of a picture (row, column, 3), red, green and blue."""
+    height, width = picture.shape[:2]
+    rows = np.concatenate([np.zeros((height, 1), np.uint8), picture.reshape(height, -1)], axis=1).tobytes()
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+        + _chunk(b"IDAT", zlib.compress(rows, 9))
+        + _chunk(b"IEND", b"")
+    )
+
+
 def _chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 

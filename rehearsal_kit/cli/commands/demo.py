@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from rehearsal_kit.cli.demo import Demo, run_demo
+from rehearsal_kit.cli.reading_options import add_reading_options, reading_of
 from rehearsal_kit.reports.comparison import INCOMPLETE
 
 
@@ -30,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tasks", type=int, default=4, metavar="N", help="simulated scans (4)")
     parser.add_argument("--epochs", type=int, default=None, metavar="N", help="passes over each task")
     parser.add_argument("--json", type=Path, metavar="FILE", help="the table as data")
+    add_reading_options(parser)
     parser.set_defaults(command=_demo)
 
 
@@ -42,6 +44,7 @@ def _demo(chosen: argparse.Namespace) -> int:
         scans=tuple(chosen.scans),
         tasks=chosen.tasks,
         epochs=chosen.epochs,
+        reading=reading_of(chosen),
     )
     comparison = run_demo(demo, lambda line: print(line, flush=True))
     print("\n" + comparison.text())

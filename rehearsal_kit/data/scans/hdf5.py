@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -43,10 +43,7 @@ def opened(path: Path) -> Iterator[h5py.File]:
     with open_regular(path) as plain:
         if not os.fstat(plain.fileno()).st_size:
             raise NotYetError(f"{path}: the file is empty (0 bytes); its writer or copy has not finished.")
-        with suppress(
-            ImportError
-        ):  # where it is installed: registers the filters that detectors compress with
-            import hdf5plugin  # noqa: F401, PLC0415
+
         file = _opened(path, plain)
     with file:
         yield file
@@ -105,6 +102,7 @@ def dataset_of(file: h5py.File, at: str, *, follow: Follow | None = None) -> h5p
         raise ScanError(f"{file.filename}: {at} cannot be read: {error}; write it as numbers.") from error
     if shape is None:
         raise ScanError(f"{file.filename}: {at} is a dataset without values; write it anew.")
+    _require_filters(item)
     claimed = item.size * bytes_
     if claimed > FREE_BYTES:
         held = _bytes_held(item, follow)
@@ -224,6 +222,7 @@ def _require_known_sources(file: h5py.File, at: str, *, item: h5py.Dataset, foll
                     f"{file.filename}: {at} takes its data from {source.dset_name} of {there.filename}, "
                     "which has no such dataset; copy that file anew."
                 )
+            _require_filters(there[source.dset_name])
 
 
 def _bytes_held(item: h5py.Dataset, follow: Follow | None) -> int:
@@ -235,3 +234,19 @@ def _bytes_held(item: h5py.Dataset, follow: Follow | None) -> int:
                 there = follow(item.file, source.file_name)
                 files[there.filename] = there
     return sum(os.fstat(file.id.get_vfd_handle()).st_size for file in files.values())
+
+
+def _require_filters(item: h5py.Dataset) -> None:
+    """Make known what a dataset is compressed with; ScanError if nobody here knows it."""
+    settings = item.id.get_create_plist()
+    filters = [settings.get_filter(number) for number in range(settings.get_nfilters())]
+    if all(h5py.h5z.filter_avail(each[0]) for each in filters):
+        return
+    import hdf5plugin  # noqa: F401, PLC0415 - takes half a second, for what few files are compressed with
+
+    unknown = [f"{each[0]} ({each[3].decode()})" for each in filters if not h5py.h5z.filter_avail(each[0])]
+    if unknown:
+        raise ScanError(
+            f"{item.file.filename}: {item.name} is compressed with the filter {', '.join(unknown)}, which "
+            "the package hdf5plugin does not have; write it anew with another one (h5repack -f GZIP=1)."
+        )

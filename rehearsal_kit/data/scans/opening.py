@@ -68,9 +68,9 @@ def _layout_of(file: ScanFile, reading: ScanReading) -> tuple[str, Layout]:
     for name, layout in LAYOUTS.items():
         if layout.recognises(file):
             return name, layout
-    known = "; ".join(f"{name}, which has {each.mark}" for name, each in LAYOUTS.items())
     raise ScanError(
-        f"{file.path}: is of no known layout (known: {known}). Say where its fields lie: `rehearsal-kit "
-        f"inspect {file.path} --mapping-draft mapping.toml` writes down what it finds; then give that "
-        "mapping, or layout= if it is one of these without its mark."
+        f"{file.path}: is of no known layout (known: {', '.join(LAYOUTS)}; `rehearsal-kit inspect --layouts` "
+        f"says what each has). Say where its fields lie: `rehearsal-kit inspect {file.path} --mapping-draft "
+        "mapping.toml` writes down what it finds; then give that mapping, or the layout if it is one of "
+        "these without its mark."
     )
