@@ -22,9 +22,12 @@ if TYPE_CHECKING:
     from rehearsal_kit.cluster.cluster import Cluster as Cluster
     from rehearsal_kit.cluster.cluster import connect as connect
     from rehearsal_kit.cluster.cluster import start_cluster as start_cluster
+    from rehearsal_kit.data.field_tasks import open_task as open_task
     from rehearsal_kit.data.preparation import Preparation as Preparation
     from rehearsal_kit.data.scan_tasks import regions as regions
+    from rehearsal_kit.data.scans.mapping import read_mapping as read_mapping
     from rehearsal_kit.data.scans.opening import open_scan as open_scan
+    from rehearsal_kit.data.scans.reading import ScanReading as ScanReading
     from rehearsal_kit.data.scans.scan import Scan as Scan
     from rehearsal_kit.data.simulated_beamline import Beamline as Beamline
     from rehearsal_kit.data.tensor_tasks import TensorTask as TensorTask
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from rehearsal_kit.learning.strategies.strategy import Strategy as Strategy
     from rehearsal_kit.learning.strategies.strategy import Term as Term
     from rehearsal_kit.record.commands import Arrived as Arrived
+    from rehearsal_kit.record.task_fields import TaskFields as TaskFields
     from rehearsal_kit.record.timeline import Timeline as Timeline
     from rehearsal_kit.session.attach import attach as attach
     from rehearsal_kit.session.attach import resume as resume
@@ -58,8 +62,10 @@ __all__ = [
     "Rehearsal",
     "RehearsalKitError",
     "Scan",
+    "ScanReading",
     "Session",
     "Strategy",
+    "TaskFields",
     "TensorTask",
     "Term",
     "Timeline",
@@ -70,6 +76,8 @@ __all__ = [
     "dashboard",
     "launch",
     "open_scan",
+    "open_task",
+    "read_mapping",
     "regions",
     "resume",
     "split_classes",
@@ -102,6 +110,10 @@ _HOMES = {
     "connect_job": "jobs.launch",
     "launch": "jobs.launch",
     "dashboard": "widgets.panel",
+    "open_task": "data.field_tasks",
+    "read_mapping": "data.scans.mapping",
+    "ScanReading": "data.scans.reading",
+    "TaskFields": "record.task_fields",
     "open_scan": "data.scans.opening",
     "regions": "data.scan_tasks",
     "resume": "session.attach",

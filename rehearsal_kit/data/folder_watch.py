@@ -33,6 +33,7 @@ from rehearsal_kit.data.watched_folders import (
     note,
 )
 from rehearsal_kit.record.commands import Arrived, Command, FinishStream, Watch, Wish
+from rehearsal_kit.record.task_fields import TaskFields
 
 SHORT_S = 0.5
 """A step is held up no longer for what was asked: what is read in an instant takes effect at once, in
@@ -73,7 +74,7 @@ class FolderWatch:
         settle_s: float = 0.5,
         say_s: float = 10.0,
         patience_s: float = 300.0,
-        others_of: Callable[[Path], Iterable[Path]] | None = None,
+        others_of: Callable[[Arrived], Iterable[Path]] | None = None,
     ) -> None:
         self._times = WatchTimes(interval_s=interval_s, settle_s=settle_s, say_s=say_s, patience_s=patience_s)
         self._others_of = others_of or _opens
@@ -93,9 +94,9 @@ class FolderWatch:
 
     # For the thread that owns it ------------------------------------------------------------------------
 
-    def watch(self, pattern: str, *, known: Iterable[str] = ()) -> None:
-        """Look at one more pattern from now on, but not at these files."""
-        self._inbox.put(partial(self._folders.watch, pattern, tuple(known)))
+    def watch(self, pattern: str, *, known: Iterable[str] = (), fields: TaskFields | None = None) -> None:
+        """Look at one more pattern from now on, but not at these files. fields: as `Watch` has them."""
+        self._inbox.put(partial(self._folders.watch, pattern, tuple(known), fields=fields))
 
     def know(self, path: str) -> None:
         """This file has arrived already."""
@@ -182,7 +183,7 @@ class FolderWatch:
         match command:
             case Watch():
                 found = () if command.existing else tuple(matching(command.pattern))
-                self._folders.watch(command.pattern, found)
+                self._folders.watch(command.pattern, found, fields=command.fields)
                 return replace(command, known=found)
             case Arrived():
                 return self._submitted(command, request)
@@ -235,7 +236,7 @@ class FolderWatch:
         """
         try:
             # Not spared: only this tells that a writer holds it, and digesting first reads it all each time.
-            others = self._others_of(Path(arrived.path))
+            others = self._others_of(arrived)
         except NotYetError:
             raise
         except ScanError:
@@ -273,6 +274,6 @@ class FolderWatch:
         self._answers.put((Wish(0, command), False))
 
 
-def _opens(path: Path) -> tuple[Path, ...]:
-    with opened(path):
+def _opens(arrived: Arrived) -> tuple[Path, ...]:
+    with opened(Path(arrived.path)):
         return ()

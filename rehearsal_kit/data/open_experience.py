@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from rehearsal_kit.data.experience import Experience, Indices
+from rehearsal_kit.data.field_tasks import open_fields
 from rehearsal_kit.data.folder_order import require_as_it_arrived
 from rehearsal_kit.data.preparation import Preparation
 from rehearsal_kit.data.scan_tasks import split_scan
@@ -34,21 +35,25 @@ def open_experience(arrived: Arrived, preparation: Preparation) -> Experience:
     """
     reading = preparation.scan_reading
     with opened_scan(Path(arrived.path), reading.roots) as file:
+        if arrived.fields is not None:
+            return open_fields(arrived, file, roots=reading.roots)
         if isinstance(file, Hdf5ScanFile) and is_tensor_task(file.hdf5):
             return open_tensor_task(arrived, file=file.hdf5)
         scan = scan_in(file, reading)
         return split_scan(scan, arrived, preparation.fitted(scan, file=file), file=file)
 
 
-def others_of(path: Path, reading: ScanReading) -> list[Path]:
-    """The other files that the scan in a file is spread over; none of a file written by `write_task`.
+def others_of(arrived: Arrived, reading: ScanReading) -> list[Path]:
+    """The other files that what arrived is spread over; none of a file written by `write_task`.
 
     Raises:
         NotYetError: one of them, or the file itself, is not there yet or not whole.
         ScanError: no scan that can be read.
     """
-    with opened_scan(path, reading.roots) as file:
-        if not (isinstance(file, Hdf5ScanFile) and is_tensor_task(file.hdf5)):
+    with opened_scan(Path(arrived.path), reading.roots) as file:
+        if arrived.fields is not None:
+            open_fields(arrived, file, roots=reading.roots)
+        elif not (isinstance(file, Hdf5ScanFile) and is_tensor_task(file.hdf5)):
             described(file, reading)
         return file.others
 

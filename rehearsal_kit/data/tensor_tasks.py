@@ -224,7 +224,7 @@ class TensorExperience:
         try:
             with opened(self.path) as file:
                 fields = _fields(file, split)
-                samples = {name: _picked(data, places) for name, data in fields.items()}
+                samples = {name: picked(data, places) for name, data in fields.items()}
         except (OSError, ScanError, TypeError, ValueError) as error:
             raise TaskError(f"{self.path}: {split} cannot be read: {error}; write the task again.") from error
         return {**samples, NUMBER: torch.from_numpy(places)}
@@ -320,7 +320,7 @@ def _require_labelled(images: torch.Tensor, labels: torch.Tensor) -> None:
         raise SettingsError(f"the smallest label is {int(labels.min())}; classes are counted from 0.")
 
 
-def _picked(data: Any, places: Indices) -> torch.Tensor:
+def picked(data: Any, places: Indices) -> torch.Tensor:
     """The rows of a dataset in the order of `places`, read block by block."""
     # In the byte order of this machine: torch takes no other.
     picked = np.empty((len(places), *data.shape[1:]), data.dtype.newbyteorder("="))

@@ -15,6 +15,7 @@ from rehearsal_kit.base.natural_order import in_natural_order
 from rehearsal_kit.data.folder_order import files_of, unordered
 from rehearsal_kit.data.scans.files import Facts
 from rehearsal_kit.record.commands import NOTE_LENGTH, Arrived, Command, Note, SetAside
+from rehearsal_kit.record.task_fields import TaskFields
 
 LONGEST_PAUSE_S = 5.0
 """Seconds between two attempts to open a file that its writer holds, at most."""
@@ -50,6 +51,7 @@ class _Seen:
     pause_s: float = 0.0
     due: float = 0.0
     """When it is opened again; more and more seldom while its writer holds it."""
+    fields: TaskFields | None = None
     held: bool = False
     """Whether it was found not to be whole."""
     said: bool = False
@@ -70,6 +72,8 @@ class WatchedFolders:
         self._read = read
         self._patterns: dict[str, float | None] = {}
         """Monotonic seconds since which each pattern has matched nothing; None: it has, or that was said."""
+        self._fields: dict[str, TaskFields | None] = {}
+        """Of each pattern, which datasets of its files make a task; None: they are scans."""
         self._known: set[str] = set()
         self._aside: dict[str, Facts | str] = {}
         """What each file was when it was set aside: its facts, or the digest of its content."""
@@ -93,9 +97,10 @@ class WatchedFolders:
         """Whether one of these was found not to be whole."""
         return self._seen[path].held
 
-    def watch(self, pattern: str, known: Iterable[str]) -> None:
+    def watch(self, pattern: str, known: Iterable[str], *, fields: TaskFields | None = None) -> None:
         """Look at one more pattern from now on, but not at these files."""
         self._patterns[pattern] = time.monotonic()
+        self._fields[pattern] = fields
         self._known.update(known)
 
     def know(self, path: str) -> None:
@@ -117,14 +122,17 @@ class WatchedFolders:
         """Look at all patterns now."""
         now = time.monotonic()
         waiting = set(self._ready)
-        found: set[str] = set()
+        found: dict[str, TaskFields | None] = {}
         for pattern in self._patterns:
-            found.update(matches := unordered(pattern))
+            matches = unordered(pattern)
+            found |= dict.fromkeys(matches, self._fields[pattern])
             self._remark(pattern, bool(matches), now)
-        found -= self._known
-        self._seen = {path: seen for path, seen in self._seen.items() if path in found | waiting}
+        left = found.keys() - self._known
+        self._seen = {path: seen for path, seen in self._seen.items() if path in left | waiting}
         other: list[str] = []
-        ready = [path for path in in_natural_order(found - waiting) if self._is_ready(path, now, other)]
+        ready = [path for path in in_natural_order(left - waiting) if self._is_ready(path, now, other)]
+        for path in self._seen.keys() & left:
+            self._seen[path].fields = found[path]
         if other:
             self._say(f"{named(other)} matches what is watched and is no file; only files become tasks.")
         self._ready.extend(ready)
@@ -167,7 +175,11 @@ class WatchedFolders:
         if not self._ready:
             return
         path = self._ready.popleft()
-        seen, command = self._seen[path], Arrived(name=Path(path).stem, path=path)
+        seen = self._seen[path]
+        if path in self._known:  # it was found meanwhile to belong to another one
+            self._seen.pop(path)
+            return
+        command = Arrived(name=Path(path).stem, path=path, fields=seen.fields)
         try:
             arrived = self._read(command)
         except NotYetError as error:

@@ -134,7 +134,10 @@ def known_tasks(asked: Sequence[Arrived | Watch]) -> list[Arrived]:
             found.append(command)
         elif command.existing:
             files = filter(os.path.isfile, matching(command.pattern))
-            found += [Arrived(name=Path(path).stem, path=path) for path in itertools.islice(files, CHECKED)]
+            found += [
+                Arrived(name=Path(path).stem, path=path, fields=command.fields)
+                for path in itertools.islice(files, CHECKED)
+            ]
     return found[:CHECKED]
 
 

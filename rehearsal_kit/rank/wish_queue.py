@@ -28,6 +28,7 @@ from rehearsal_kit.record.commands import (
 from rehearsal_kit.record.ledger import read_ledger
 from rehearsal_kit.record.replay_queue import Position
 from rehearsal_kit.record.run_folder import RunFolder
+from rehearsal_kit.record.task_fields import TaskFields
 
 IN_ORDER = (Arrived, Watch, FinishStream, Skip, Reorder)
 """Wishes that go through the reader: those whose files it reads, and those that count or name tasks, which
@@ -56,7 +57,12 @@ class WishQueue:
             elif entry["kind"] in ("Arrived", "SetAside"):
                 self._folder_watch.know(run.find(entry["path"]))
             elif entry["kind"] == "Watch" and "refused" not in entry:
-                self._folder_watch.watch(entry["pattern"], known=entry["known"])
+                fields = entry.get("fields")
+                self._folder_watch.watch(
+                    entry["pattern"],
+                    known=entry["known"],
+                    fields=None if fields is None else TaskFields(**fields),
+                )
         # Nobody else's: whoever never steered this run has nothing to say in it, whatever the file holds.
         held = {entry.get("holder") for entry in read_ledger(run.generations)}
         for entry in read_ledger(run.wishes):

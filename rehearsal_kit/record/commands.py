@@ -16,6 +16,7 @@ from rehearsal_kit.base.limits import require_integer, require_switch
 from rehearsal_kit.base.plain_values import make_plain, plain_value, with_tuples
 from rehearsal_kit.base.settings import SETTINGS, require_steerable
 from rehearsal_kit.base.steerable import OFF, Value
+from rehearsal_kit.record.task_fields import TaskFields
 
 NOTE_LENGTH = 2000
 Box = tuple[float, float, float, float]
@@ -33,6 +34,8 @@ class Arrived:
     """Only patches that lie wholly in this part of the object are trained on; None: the whole object."""
     held_out: Box | None = None
     """Patches that lie wholly in it are watched and tested; None: the lowest rows of the scan."""
+    fields: TaskFields | None = None
+    """Which datasets of its file make the task; None: it is a scan, or was written by `write_task`."""
     files: tuple[str, ...] = ()
     """Other files that its scan is spread over, by their place from its own; rank 0 fills them in before the
     command is broadcast, and the three that follow."""
@@ -50,6 +53,7 @@ class Arrived:
             if not isinstance(getattr(self, label), str) or not getattr(self, label):
                 raise SettingsError(f"{label} of a task is {getattr(self, label)!r}; it must be a text.")
         object.__setattr__(self, "files", tuple(self.files))
+        _take_fields(self)
         if not all(isinstance(each, str) and each for each in self.files):
             raise SettingsError(f"files of a task are {self.files!r}; they must be texts.")
         for label in ("region", "held_out"):
@@ -78,12 +82,15 @@ class Watch:
     pattern: str
     existing: bool = True
     """Whether the files that match already when the command takes effect count too."""
+    fields: TaskFields | None = None
+    """Which datasets of such files make a task; None: they are scans."""
     known: tuple[str, ...] = ()
     """Files that do not count; rank 0 fills in those that were there already, as `existing` asks."""
 
     def __post_init__(self) -> None:
         make_plain(self)
         require_switch("existing", self.existing)
+        _take_fields(self)
 
 
 @dataclass(frozen=True)
@@ -360,3 +367,12 @@ def _require_box(label: str, box: object) -> None:
             f"{label} of a task is {box!r}; it must be None or (row from, row to, column from, column to) "
             "in object pixels with from < to."
         )
+
+
+def _take_fields(command: Arrived | Watch) -> None:
+    """Make `fields` what they were before JSON made plain values of them."""
+    fields: object = command.fields
+    if isinstance(fields, Mapping):
+        object.__setattr__(command, "fields", TaskFields(**fields))
+    elif fields is not None and not isinstance(fields, TaskFields):
+        raise SettingsError(f"fields are {fields!r}; they must be a TaskFields.")

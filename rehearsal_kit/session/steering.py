@@ -34,6 +34,7 @@ from rehearsal_kit.record.commands import (
     Watch,
 )
 from rehearsal_kit.record.run_folder import RunFolder
+from rehearsal_kit.record.task_fields import TaskFields
 
 Taken = ParamSpec("Taken")
 
@@ -98,17 +99,18 @@ class Steering(ABC):
             path.unlink(missing_ok=True)
             raise
 
-    def watch(self, pattern: str, *, existing: bool = True) -> int:
+    def watch(self, pattern: str, *, existing: bool = True, task: TaskFields | None = None) -> int:
         """Every file that matches, now or later, becomes a task, in natural order of names.
 
         A pattern that is the name of something means that, and so does the beginning of one that is the name
         of a folder, whatever brackets and stars are in it; ScanError for a folder that is not there.
 
-        existing: whether files that match already count too.
+        existing: whether files that match already count too. task: which datasets of each file make a task;
+        None: files are scans, or were written by `write_task`.
         """
         absolute = str(Path(pattern).expanduser().absolute())
         require_possible(absolute)
-        return self._wish(Watch(pattern=absolute, existing=existing))
+        return self._wish(Watch(pattern=absolute, existing=existing, fields=task))
 
     def finish_stream(self) -> int:
         """No more tasks: the run ends when those that have arrived are trained."""

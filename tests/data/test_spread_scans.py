@@ -26,7 +26,7 @@ SIDE = 16
 
 @pytest.fixture
 def path(tmp_path):
-    """A scan with its frames in a file beside it, frames.h5."""
+    """A scan with its frames in a file beside it, zz_frames.h5."""
     random = np.random.default_rng(0)
     grid = np.stack(np.meshgrid(*[np.arange(8, 49, 4)] * 2, indexing="ij"), axis=-1).reshape(-1, 2)
     scan = Acquisition(
@@ -36,10 +36,10 @@ def path(tmp_path):
         object=np.exp(1j * random.random((56, 56))).astype(np.complex64),
     )
     path = write_cxi(tmp_path / "scan.cxi", scan)
-    with h5py.File(path, "a") as file, h5py.File(tmp_path / "frames.h5", "w") as other:
+    with h5py.File(path, "a") as file, h5py.File(tmp_path / "zz_frames.h5", "w") as other:
         file.copy(f"{DETECTOR}/data", other, "x")
         del file[f"{DETECTOR}/data"]
-        file[f"{DETECTOR}/data"] = h5py.ExternalLink("frames.h5", "/x")
+        file[f"{DETECTOR}/data"] = h5py.ExternalLink("zz_frames.h5", "/x")
     return path
 
 
@@ -61,19 +61,25 @@ def next_of(watch, *, within_s=10.0):
 
 
 def arrived_at(path) -> Arrived:
-    return with_digest(Arrived(name=path.stem, path=str(path), files=("frames.h5",)))
+    return with_digest(Arrived(name=path.stem, path=str(path), files=("zz_frames.h5",)))
 
 
-def test_it_arrives_once_all_of_it_is_there_and_its_other_files_are_no_tasks(path, tmp_path, watch):
-    (tmp_path / "frames.h5").rename(tmp_path / "later")
-    watch.watch(str(tmp_path / "*.[ch][x5]*"))
+def test_it_arrives_once_all_of_it_is_there(path, tmp_path, watch):
+    (tmp_path / "zz_frames.h5").rename(tmp_path / "later")
+    watch.watch(str(tmp_path / "*.cxi"))
     assert next_of(watch, within_s=0.1) is None
-    (tmp_path / "later").rename(tmp_path / "frames.h5")
+    (tmp_path / "later").rename(tmp_path / "zz_frames.h5")
     arrived = next_of(watch)
     assert arrived == arrived_at(path)
-    assert files_of(arrived) == [str(path), str(tmp_path / "frames.h5")]
-    assert arrived.size == sum(each.stat().st_size for each in (path, tmp_path / "frames.h5"))
-    assert next_of(watch, within_s=0.1) is None
+    assert files_of(arrived) == [str(path), str(tmp_path / "zz_frames.h5")]
+    assert arrived.size == sum(each.stat().st_size for each in (path, tmp_path / "zz_frames.h5"))
+
+
+def test_its_other_files_are_no_tasks_of_their_own(path, tmp_path, watch):
+    watch.watch(str(tmp_path / "*"))
+    assert next_of(watch) == arrived_at(path)
+    shutil.copy(path, tmp_path / "zzz.cxi")  # what comes after those has come
+    assert next_of(watch).name == "zzz"
 
 
 def test_a_change_of_any_of_its_files_is_seen(path, tmp_path):
@@ -85,13 +91,13 @@ def test_a_change_of_any_of_its_files_is_seen(path, tmp_path):
     elsewhere = Arrived(name="scan", path=str(copied / "scan.cxi"), files=arrived.files)
     require_as_it_arrived(Arrived(**{**vars(arrived), "path": elsewhere.path}))
     assert not is_same_file(arrived, with_digest(elsewhere))
-    with h5py.File(tmp_path / "frames.h5", "a") as file:
+    with h5py.File(tmp_path / "zz_frames.h5", "a") as file:
         file["x"][0, 0, 0] += 1
     assert with_digest(arrived).digest != arrived.digest
     with pytest.raises(TaskError, match="is not the file that it was"):
         experience.load("training", np.arange(3))
-    (tmp_path / "frames.h5").unlink()
-    with pytest.raises(ScanError, match=r"frames\.h5: there is no such file"):
+    (tmp_path / "zz_frames.h5").unlink()
+    with pytest.raises(ScanError, match=r"zz_frames\.h5: there is no such file"):
         experience.load("training", np.arange(3))
 
 

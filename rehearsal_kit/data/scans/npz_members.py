@@ -56,14 +56,12 @@ class NpzMember:
 
     def __getitem__(self, key: Any) -> Any:
         """Values by what numpy takes as index; a slice of the first axis reads no more than it needs."""
-        rest: tuple[Any, ...] = ()
-        if isinstance(key, tuple) and key:
-            key, rest = key[0], key[1:]
-        rows = self._rows(key)
+        first, rest = (key[0], key[1:]) if isinstance(key, tuple) and key else (key, ())
+        rows = self._rows(first)
         if rows is None:
-            return self._all()[(key, *rest)]
+            return self._all()[key]
         block = self._read(*rows)
-        if isinstance(key, slice):
+        if isinstance(first, slice):
             return block[(slice(None), *rest)]
         return block[0][rest] if rest else block[0]
 
