@@ -14,7 +14,7 @@ from rehearsal_kit.data.scans.beam import beam_centre, is_in_the_middle, window_
 from rehearsal_kit.data.scans.broken_pixels import dead_pixels, hot_pixels
 from rehearsal_kit.data.scans.corrections import Corrections
 from rehearsal_kit.data.scans.description import Mask, ScanDescription
-from rehearsal_kit.data.scans.filling import fill
+from rehearsal_kit.data.scans.filling import Filling
 from rehearsal_kit.data.scans.geometry import EV_TIMES_M, object_pixel_m, side_for
 from rehearsal_kit.data.scans.markers import AmbiguousMarkerError, constant_markers, markers_in
 from rehearsal_kit.data.scans.orientation import followed_by
@@ -126,17 +126,17 @@ def _bad_pixels(found: ScanDescription, sample: NDArray[Any], path: Path) -> Mas
         ) from error
     if bad.all():
         raise ScanError(f"{path}: {found.counts.where} holds a marker in every good pixel of every frame.")
-    counts = _counted(found, sample)
+    counts = _counted(found, sample, bad)
     bad |= dead_pixels(counts, ~bad)
     bad |= hot_pixels(counts, ~bad)
     return bad
 
 
-def _counted(found: ScanDescription, sample: NDArray[Any]) -> NDArray[np.float32]:
+def _counted(found: ScanDescription, sample: NDArray[Any], bad: Mask) -> NDArray[np.float32]:
     """A sample as counts, nothing where a frame has a marker."""
     counts = sample.astype(np.float32)
     Corrections(amplitude=found.amplitude, negative=found.negative).make_counts(counts)
-    marked = markers_in(sample)
+    marked = markers_in(sample, ~bad)
     if marked is not None:
         counts[marked] = 0
     counts[~np.isfinite(counts)] = 0
@@ -183,8 +183,8 @@ def _reconstructed_side(found: ScanDescription) -> int | None:
 def _seen_beam(found: ScanDescription, sample: NDArray[Any], bad: Mask) -> tuple[float, float] | None:
     if not len(sample):
         return None
-    mean = _counted(found, sample).mean(axis=0)[None]
-    fill(mean, ~bad, None)
+    mean = _counted(found, sample, bad).mean(axis=0)[None]
+    Filling(~bad).fill(mean)
     return beam_centre(mean[0])
 
 

@@ -50,22 +50,23 @@ def constant_markers(sample: NDArray[Any], good: Mask) -> Mask:
     return marked
 
 
-def markers_in(frames: NDArray[Any]) -> Mask | None:
-    """Pixels (frame, row, column) that hold a marker, in one of the frames or in all; None if no pixel does.
+def markers_in(frames: NDArray[Any], good: Mask) -> Mask | None:
+    """Pixels (frame, row, column) that hold a marker, in some of the frames; None if no pixel does.
 
-    The largest number of a narrow type may be a count as well: it is one but where all around it is dark.
+    good: pixels that are not known to be bad; no others are looked at. The largest number of a narrow type
+    may be a count as well: it is one but where all around it is dark.
     """
     largest = _largest(frames.dtype)
     if largest is not None and largest < NEVER_A_COUNT:
-        found: Mask = frames == largest
-        for frame, pixels in zip(frames, found, strict=True):
-            if pixels.any():
-                pixels[:] = _dark_around(pixels, frame, below=largest / MARKED)
+        found: Mask = (frames == largest) & good
+        for number in np.flatnonzero(found.any(axis=(1, 2))):
+            dark = np.where(good, frames[number], 0)
+            found[number] = _dark_around(found[number], dark, below=largest / MARKED)
     else:
-        found = frames >= NEVER_A_COUNT
+        found = (frames >= NEVER_A_COUNT) & good
         if found.any():
             numbers = [number for number in _largest_numbers(frames.dtype) if number >= NEVER_A_COUNT]
-            found = np.logical_or.reduce([frames == number for number in numbers])
+            found &= np.logical_or.reduce([frames == number for number in numbers])
     return found if found.any() else None
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,14 +15,18 @@ from numpy.typing import NDArray
 from rehearsal_kit.base.errors import ScanError
 from rehearsal_kit.data.scans.corrections import Corrections
 from rehearsal_kit.data.scans.description import ObjectPlace
-from rehearsal_kit.data.scans.filling import fill
+from rehearsal_kit.data.scans.filling import Filling
 from rehearsal_kit.data.scans.markers import markers_in
 from rehearsal_kit.data.scans.objects import object_of
 from rehearsal_kit.data.scans.raw_frames import RawFrames, runs_of
+from rehearsal_kit.data.scans.read_ahead import read_ahead
 from rehearsal_kit.data.scans.scan_file import ScanFile, opened_scan
 
 Floats = NDArray[np.float64]
 Frames = NDArray[np.float32]
+
+BLOCK_BYTES = 2**22
+"""Frames that are read at once: while some are made counts of, the next ones are read."""
 
 
 def patch_corners(positions_px: Floats, side: int) -> NDArray[np.int64]:
@@ -131,18 +137,31 @@ class Scan:
         counts = np.empty((len(numbers), *self.frame_shape), np.float32)
         good = self.good_pixels
         with self.opened(file) as source:
-            for first, last in runs_of(numbers):
+            reads = [
+                (first, last, partial(self.counts.read, source, first, last))
+                for run in runs_of(numbers)
+                for first, last in _blocks(*run, each=max(1, BLOCK_BYTES // (counts[:1].nbytes or 1)))
+            ]
+            for (first, last, _), block in zip(reads, read_ahead([read for *_, read in reads]), strict=True):
                 place = slice(*np.searchsorted(numbers, (first, last)))
-                block = self.counts.read(source, first, last)
-                counts[place] = block
-                marked = markers_in(block)
-                self.corrections.make_counts(counts[place])
-                self._require_counts(counts[place], numbers[place], good)
-                self.corrections.level(counts[place])
-                fill(counts[place], good, marked)
-                self.corrections.normalise(counts[place], numbers[place])
-        ordered: Frames = counts[back]
-        return ordered
+                self._take(block, counts[place], numbers=numbers[place], good=good)
+        return counts if np.array_equal(numbers, wanted) else counts[back]
+
+    def _take(
+        self, block: NDArray[Any], counts: Frames, *, numbers: NDArray[np.int64], good: NDArray[np.bool_]
+    ) -> None:
+        """Make counts of what was read; `numbers` are those of the frames in the scan."""
+        counts[:] = block
+        marked = markers_in(block, good)
+        self.corrections.make_counts(counts)
+        self._require_counts(counts, numbers, good)
+        self.corrections.level(counts)
+        self._filling.fill(counts, marked)
+        self.corrections.normalise(counts, numbers)
+
+    @cached_property
+    def _filling(self) -> Filling:
+        return Filling(self.good_pixels)
 
     def object(self, *, file: ScanFile | None = None) -> NDArray[np.complex64]:
         """The reconstruction (row, column). file: the scan's own, where it is open already.
@@ -172,6 +191,8 @@ class Scan:
         return numbers.astype(np.int64)
 
     def _require_counts(self, counts: Frames, numbers: NDArray[np.int64], good: NDArray[np.bool_]) -> None:
+        if counts.size and counts.min() >= 0 and counts.max() < np.inf:  # NaN compares false
+            return
         # NaN compares false, so this catches it together with the negative ones.
         wrong = ~((counts >= 0) & (counts < np.inf)) & good
         if wrong.any():
@@ -181,3 +202,9 @@ class Scan:
                 f"row {row}, column {column}; counts must be finite and not negative. Mask this pixel, or "
                 "repair the frame."
             )
+
+
+def _blocks(first: int, last: int, *, each: int) -> Iterator[tuple[int, int]]:
+    """The same in parts of so many frames."""
+    for begin in range(first, last, each):
+        yield begin, min(begin + each, last)
