@@ -161,9 +161,7 @@ class Finder:
         if at is None or (place := self.place(at.at)) is None:
             return None
         values = self.file.values(place, kinds="biuf")
-        if values.ndim == 3 and values.shape[1:] == shape:
-            values = values.max(axis=0) if at.good == 0 else values.min(axis=0)
-        if values.shape != shape:
+        if values.shape[-2:] != shape:
             raise ScanError(
                 f"{self.file.path}: {place} is a mask of shape {values.shape}; frames are {shape}."
             )
@@ -176,7 +174,8 @@ class Finder:
             if at.bits is None or values.dtype.kind == "b"
             else values & np.array(at.bits, values.dtype)
         )
-        bad: Mask = (flags == 0) if at.good else (flags != 0)
+        each = (flags == 0) if at.good else (flags != 0)
+        bad: Mask = np.any(each.reshape(-1, *shape), axis=0)
         if bad.all():
             raise ScanError(
                 f"{self.file.path}: {place} marks every pixel as bad; good is {at.good} there. Turn that "
@@ -268,6 +267,7 @@ def describe_mapped(
             centre_px=None if None in centre else (centre[0], centre[1]),  # type: ignore[arg-type]
             amplitude=mapping.frames.stored == "amplitude",
             negative=mapping.frames.negative,
+            gap=mapping.frames.gap,
             dark=finder.image("dark", mapping.dark, shape),
             flat=finder.image("flat", mapping.flat, shape),
             monitor=finder.monitor(mapping.monitor, len(counts)),

@@ -133,7 +133,7 @@ class Scan:
         with self.opened(file) as source:
             for first, last in runs_of(numbers):
                 place = slice(*np.searchsorted(numbers, (first, last)))
-                block = self.counts.read(source, first, last)
+                block = self.corrections.unwrapped(self.counts.read(source, first, last))
                 counts[place] = block
                 marked = markers_in(block)
                 self.corrections.make_counts(counts[place])

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from rehearsal_kit.data.scans.description import ScanDescription
-from rehearsal_kit.data.scans.layouts import cxi, nanomax
+from rehearsal_kit.data.scans.layouts import cxi, diamond, nanomax, nxcxi_ptycho
 from rehearsal_kit.data.scans.reading import ScanReading
 from rehearsal_kit.data.scans.scan_file import ScanFile
 
@@ -19,10 +19,25 @@ class Layout:
     """What a file of it has, in words for whoever has a file of none."""
     recognises: Callable[[ScanFile], bool]
     describe: Callable[[ScanFile, ScanReading], ScanDescription]
+    instead_of: tuple[str, ...] = ()
+    """Layouts whose marks a file of this one has, too; it is meant where both are recognised."""
 
 
 LAYOUTS: Mapping[str, Layout] = {
     "cxi": Layout("cxi_version at its root", cxi.recognises, cxi.describe),
+    "nxcxi_ptycho": Layout(
+        "NXcxi_ptycho in /entry_1/definition",
+        nxcxi_ptycho.recognises,
+        nxcxi_ptycho.describe,
+        instead_of=("cxi", "diamond"),
+    ),
+    "diamond": Layout(
+        "/entry_1/data/data with x and y beside it",
+        diamond.recognises,
+        diamond.describe,
+        instead_of=("cxi",),
+    ),
     "nanomax": Layout("/entry/measurement/pseudo/x", nanomax.recognises, nanomax.describe),
 }
-"""Layouts by name; the first that recognises a file reads it."""
+"""Layouts by name. A file that several recognise is read by none, unless one is meant instead of the
+others."""
