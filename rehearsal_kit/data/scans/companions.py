@@ -104,7 +104,13 @@ def series_of(path: Path, pattern: str) -> Mapping[tuple[int, ...], Path]:
                 raise ScanError(f"{path.parent}: has more than {MOST_BESIDE} files; move the scan elsewhere.")
             other = re.fullmatch(pattern, entry.name)
             if other is not None and _apart_from_numbers(other) == _apart_from_numbers(own):
-                found[tuple(int(other[f"n{i}"]) for i in range(1, _counted(other) + 1))] = Path(entry.path)
+                numbers = tuple(int(other[f"n{i}"]) for i in range(1, _counted(other) + 1))
+                if numbers in found:
+                    raise ScanError(
+                        f"{path.parent}: {found[numbers].name} and {entry.name} have the same numbers; keep "
+                        "one of them."
+                    )
+                found[numbers] = Path(entry.path)
     return dict(sorted(found.items()))
 
 

@@ -49,8 +49,8 @@ class Finder:
         return None
 
     def number(self, name: str, at: NumberAt | None, units: Mapping[str, float]) -> float | None:
-        """A number above zero in SI units or eV; None where there is none."""
-        if at is None:
+        """A number above zero in SI units or eV; None where there is none, or a person says it anyway."""
+        if at is None or self._told(name):
             return None
         if at.value is not None:
             self.found[name] = f"{at.value:g} {at.unit}, as the mapping has it"
@@ -64,6 +64,15 @@ class Finder:
                 self.found[name] = f"{place}, in {unit}"
                 return require_positive(value * factor_of(unit, units, where), where)
         return None
+
+    def _told(self, name: str) -> bool:
+        """Whether a person says what this field is, which counts even where the file has nonsense."""
+        told = {
+            "energy": self.reading.energy_ev,
+            "distance": self.reading.distance_m,
+            "detector pixel": self.reading.detector_pixel_m,
+        }
+        return told.get(name) is not None
 
     def coordinate(self, name: str, at: NumberAt | None, units: Mapping[str, float]) -> float | None:
         """The same where zero and less are allowed: a place on the detector or the object."""

@@ -49,7 +49,7 @@ def paired_by_number(
 ) -> ScanDescription:
     """The same with those frames and positions only that have the same number, in the order of the frames.
 
-    frames, positions: numbers of all of them.
+    frames, positions: numbers of all of them. A monitor is that of the frames.
 
     Raises:
         ScanError: a number that two frames or two positions have, no number that both have, or positions
@@ -77,6 +77,7 @@ def paired_by_number(
         description,
         counts=description.counts if every else replace(description.counts, chosen=chosen),
         positions=replace(description.positions, values=values),
+        monitor=None if description.monitor is None else description.monitor[chosen],
         left_out={**description.left_out, **{name: count for name, count in left_out.items() if count}},
     )
 

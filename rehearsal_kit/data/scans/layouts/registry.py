@@ -6,7 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from rehearsal_kit.data.scans.description import ScanDescription
-from rehearsal_kit.data.scans.layouts import cxi, diamond, nanomax, nxcxi_ptycho
+from rehearsal_kit.data.scans.layouts import (
+    aps_26id,
+    cxi,
+    diamond,
+    nanomax,
+    nxcxi_ptycho,
+)
 from rehearsal_kit.data.scans.reading import ScanReading
 from rehearsal_kit.data.scans.scan_file import ScanFile
 
@@ -38,6 +44,11 @@ LAYOUTS: Mapping[str, Layout] = {
         instead_of=("cxi",),
     ),
     "nanomax": Layout("/entry/measurement/pseudo/x", nanomax.recognises, nanomax.describe),
+    "aps_26id": Layout(
+        "/entry/data/data and is called scan_NUMBER_NUMBER, or has its positions as .csv beside it",
+        aps_26id.recognises,
+        aps_26id.describe,
+    ),
 }
 """Layouts by name. A file that several recognise is read by none, unless one is meant instead of the
 others."""
