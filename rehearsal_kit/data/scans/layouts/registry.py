@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from rehearsal_kit.data.scans.description import ScanDescription
 from rehearsal_kit.data.scans.layouts import (
     aps_26id,
+    aps_velociprobe,
     cxi,
     diamond,
     nanomax,
@@ -48,6 +49,16 @@ LAYOUTS: Mapping[str, Layout] = {
         "/entry/data/data and is called scan_NUMBER_NUMBER, or has its positions as .csv beside it",
         aps_26id.recognises,
         aps_26id.describe,
+    ),
+    "aps_velociprobe": Layout(
+        "links /entry/data/data_NUMBER and detectorSpecific, as masters of Eiger detectors have",
+        aps_velociprobe.recognises,
+        aps_velociprobe.describe,
+    ),
+    "aps_velociprobe_laser": Layout(
+        "the same, with y by the laser interferometer; it has to be asked for",
+        lambda file: False,
+        aps_velociprobe.describe_laser,
     ),
 }
 """Layouts by name. A file that several recognise is read by none, unless one is meant instead of the
