@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from rehearsal_kit.data.scans.description import ScanDescription
 from rehearsal_kit.data.scans.layouts import (
     aps_26id,
+    aps_lynx,
     aps_velociprobe,
     cxi,
     diamond,
@@ -60,6 +61,7 @@ LAYOUTS: Mapping[str, Layout] = {
         lambda file: False,
         aps_velociprobe.describe_laser,
     ),
+    "aps_lynx": Layout("/entry/data/eiger_4", aps_lynx.recognises, aps_lynx.describe),
 }
 """Layouts by name. A file that several recognise is read by none, unless one is meant instead of the
 others."""
