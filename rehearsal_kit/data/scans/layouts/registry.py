@@ -9,6 +9,7 @@ from rehearsal_kit.data.scans.description import ScanDescription
 from rehearsal_kit.data.scans.layouts import (
     aps_26id,
     aps_lynx,
+    aps_polar,
     aps_velociprobe,
     cxi,
     diamond,
@@ -62,6 +63,7 @@ LAYOUTS: Mapping[str, Layout] = {
         aps_velociprobe.describe_laser,
     ),
     "aps_lynx": Layout("/entry/data/eiger_4", aps_lynx.recognises, aps_lynx.describe),
+    "aps_polar": Layout("a link /entry/externals/eiger", aps_polar.recognises, aps_polar.describe),
 }
 """Layouts by name. A file that several recognise is read by none, unless one is meant instead of the
 others."""
