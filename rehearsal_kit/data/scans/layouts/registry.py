@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from rehearsal_kit.data.scans.description import ScanDescription
 from rehearsal_kit.data.scans.layouts import (
+    aps_12id,
+    aps_12id_processed,
     aps_26id,
     aps_lynx,
     aps_polar,
@@ -64,6 +66,17 @@ LAYOUTS: Mapping[str, Layout] = {
     ),
     "aps_lynx": Layout("/entry/data/eiger_4", aps_lynx.recognises, aps_lynx.describe),
     "aps_polar": Layout("a link /entry/externals/eiger", aps_polar.recognises, aps_polar.describe),
+    "aps_12id": Layout(
+        "one frame in /entry/data/data, monoE in its NDAttributes and a name that ends in _LINE_POINT",
+        aps_12id.recognises,
+        aps_12id.describe,
+        instead_of=("aps_26id",),
+    ),
+    "aps_12id_processed": Layout(
+        "/dp and /positions, or beam_center_YX in a master",
+        aps_12id_processed.recognises,
+        aps_12id_processed.describe,
+    ),
 }
 """Layouts by name. A file that several recognise is read by none, unless one is meant instead of the
 others."""
