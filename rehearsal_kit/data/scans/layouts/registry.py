@@ -10,6 +10,7 @@ from rehearsal_kit.data.scans.layouts import (
     aps_12id,
     aps_12id_processed,
     aps_26id,
+    aps_cssi,
     aps_lynx,
     aps_polar,
     aps_velociprobe,
@@ -77,6 +78,7 @@ LAYOUTS: Mapping[str, Layout] = {
         aps_12id_processed.recognises,
         aps_12id_processed.describe,
     ),
+    "aps_cssi": Layout("/exchange/motor_pos", aps_cssi.recognises, aps_cssi.describe),
 }
 """Layouts by name. A file that several recognise is read by none, unless one is meant instead of the
 others."""
