@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from rehearsal_kit.data.scans.description import ScanDescription
 from rehearsal_kit.data.scans.layouts import (
+    aps_2id,
     aps_12id,
     aps_12id_processed,
     aps_26id,
@@ -71,6 +72,12 @@ LAYOUTS: Mapping[str, Layout] = {
         "one frame in /entry/data/data, monoE in its NDAttributes and a name that ends in _LINE_POINT",
         aps_12id.recognises,
         aps_12id.describe,
+        instead_of=("aps_26id",),
+    ),
+    "aps_2id": Layout(
+        "/entry/data/data and is called flySCAN_LINE or flySCAN_data_LINE",
+        aps_2id.recognises,
+        aps_2id.describe,
         instead_of=("aps_26id",),
     ),
     "aps_12id_processed": Layout(
