@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,14 +28,20 @@ class Corrections:
     monitor: NDArray[np.float64] | None = field(default=None, repr=False)
     """Photons that came in (frame,), over their median."""
 
+    def unwrapped(self, frames: NDArray[Any]) -> NDArray[Any]:
+        """Frames as stored, sixteen bit numbers that were taken for signed ones as they were counted."""
+        if self.negative != "wrapped" or frames.dtype.kind == "u":
+            return frames
+        if frames.dtype.itemsize == 2:
+            return frames.astype(np.uint16)
+        return np.where(frames < 0, frames + frames.dtype.type(LARGEST_16_BIT), frames)
+
     def make_counts(self, frames: Frames) -> None:
         """Make counts of what is stored, in place."""
         if self.amplitude:
             np.square(frames, out=frames)
         if self.negative == "zero":
             np.maximum(frames, 0, out=frames, where=~np.isnan(frames))
-        elif self.negative == "wrapped":
-            frames[frames < 0] += LARGEST_16_BIT
 
     def level(self, frames: Frames) -> None:
         """Take off what is counted in the dark, and make all pixels alike, in place."""

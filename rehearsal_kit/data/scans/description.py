@@ -74,6 +74,8 @@ class ScanDescription:
     """Whether the square roots of counts are stored."""
     negative: str = "refuse"
     """What counts below zero are: "refuse" them, "zero", or "wrapped" sixteen bit numbers."""
+    gap: int | None = None
+    """The number that a pixel without a counter holds in all frames, where it could be a count as well."""
     dark: NDArray[np.float32] | None = field(default=None, repr=False)
     """Counts without beam (row, column) as stored, which are taken off."""
     flat: NDArray[np.float32] | None = field(default=None, repr=False)

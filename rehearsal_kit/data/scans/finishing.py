@@ -27,6 +27,8 @@ SAMPLE = 16
 """Frames, spread over the whole scan, in which bad pixels and the beam are looked for."""
 SAMPLE_BYTES = 2**28
 """Fewer where they are larger than this together, but two."""
+LOWEST_EV, HIGHEST_EV = 1.24, 1.24e6
+"""Photons whose wavelength is 1 µm and 1 pm."""
 
 
 def finished(found: ScanDescription, file: ScanFile, reading: ScanReading) -> Scan:
@@ -39,7 +41,7 @@ def finished(found: ScanDescription, file: ScanFile, reading: ScanReading) -> Sc
             geometry that is impossible.
     """
     found = _told(found, reading)
-    sample = _sample(found.counts, file)
+    sample = Corrections(negative=found.negative).unwrapped(_sample(found.counts, file))
     bad = _bad_pixels(found, sample, file.path)
     centre, window = _window(found, reading, file.path, sample=sample, bad=bad)
     turned = found.counts.orientation
@@ -116,6 +118,8 @@ def _bad_pixels(found: ScanDescription, sample: NDArray[Any], path: Path) -> Mas
         bad |= ~(found.flat > 0)
     if not len(sample):
         return bad
+    if found.gap is not None and sample.any():
+        bad |= (sample[sample.any(axis=(1, 2))] == found.gap).all(axis=0)
     try:
         bad |= constant_markers(sample, ~bad)
     except AmbiguousMarkerError as error:
@@ -202,6 +206,12 @@ def _object_pixel(
     energy = found.energy_ev
     if energy is None and wavelength is not None:
         energy = EV_TIMES_M / wavelength
+    if energy is not None and found.wavelength_m is None and not LOWEST_EV <= energy <= HIGHEST_EV:
+        raise ScanError(
+            f"{path}: the photon energy is {energy:g} eV, outside {LOWEST_EV:g} eV to {HIGHEST_EV:g} eV; "
+            f"check its unit (found: {found.found.get('energy', 'nobody says where')}), or give "
+            "ScanReading(energy_ev=...)."
+        )
     side = None
     if wavelength is not None and found.distance_m is not None and found.detector_pixel_m is not None:
         geometry = (wavelength, found.distance_m, found.detector_pixel_m)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import h5py
@@ -24,11 +24,13 @@ def frames_at(file: ScanFile, *places: str, axes: str | None = None) -> RawFrame
     return frames_in([(file, at) for at in places], axes=axes)
 
 
-def frames_in(places: Sequence[tuple[ScanFile, str]], *, axes: str | None = None) -> RawFrames:
-    """The same where the datasets lie in several files."""
+def frames_in(places: Iterable[tuple[ScanFile, str]], *, axes: str | None = None) -> RawFrames:
+    """The same where the datasets lie in several files, each of which is open when its turn comes."""
+    first = None
     blocks, shapes, types, size = [], set(), [], 0
     found_axes = axes
     for file, at in places:
+        first = first or (file.path, at)
         dataset = file.dataset(at)
         found_axes = axes or (AXES[2] if dataset.ndim == 4 else AXES[0])
         count, shape = _measured(file, at, dataset, axes=found_axes)
@@ -36,11 +38,12 @@ def frames_in(places: Sequence[tuple[ScanFile, str]], *, axes: str | None = None
         shapes.add(shape)
         types.append(dataset.dtype)
         size += dataset.nbytes
-    file, at = places[0]
+    if first is None:
+        raise ValueError("frames are looked for in no dataset")
     if len(shapes) > 1 or len(set(types)) > 1:
         kinds = ", ".join(sorted(set(map(str, types))))
         raise ScanError(
-            f"{file.path}: {at} and what follows it hold frames that differ: {kinds} of shapes "
+            f"{first[0]}: {first[1]} and what follows it hold frames that differ: {kinds} of shapes "
             f"{', '.join(map(str, sorted(shapes)))}; a scan has frames of one kind. Take the others out of "
             "it."
         )

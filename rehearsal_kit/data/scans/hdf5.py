@@ -227,13 +227,17 @@ def _require_known_sources(file: h5py.File, at: str, *, item: h5py.Dataset, foll
 
 def _bytes_held(item: h5py.Dataset, follow: Follow | None) -> int:
     """Bytes of the files that a dataset may have its data in."""
-    files = {item.file.filename: item.file}
+    sizes = {item.file.filename: _size(item.file)}
     if item.is_virtual and follow is not None:
         for source in item.virtual_sources():
             if source.file_name != ".":
                 there = follow(item.file, source.file_name)
-                files[there.filename] = there
-    return sum(os.fstat(file.id.get_vfd_handle()).st_size for file in files.values())
+                sizes[there.filename] = _size(there)  # asked at once: of very many files few stay open
+    return sum(sizes.values())
+
+
+def _size(file: h5py.File) -> int:
+    return os.fstat(file.id.get_vfd_handle()).st_size
 
 
 def _require_filters(item: h5py.Dataset) -> None:

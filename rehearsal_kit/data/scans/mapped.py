@@ -49,8 +49,8 @@ class Finder:
         return None
 
     def number(self, name: str, at: NumberAt | None, units: Mapping[str, float]) -> float | None:
-        """A number above zero in SI units or eV; None where there is none."""
-        if at is None:
+        """A number above zero in SI units or eV; None where there is none, or a person says it anyway."""
+        if at is None or self._told(name):
             return None
         if at.value is not None:
             self.found[name] = f"{at.value:g} {at.unit}, as the mapping has it"
@@ -64,6 +64,15 @@ class Finder:
                 self.found[name] = f"{place}, in {unit}"
                 return require_positive(value * factor_of(unit, units, where), where)
         return None
+
+    def _told(self, name: str) -> bool:
+        """Whether a person says what this field is, which counts even where the file has nonsense."""
+        told = {
+            "energy": self.reading.energy_ev,
+            "distance": self.reading.distance_m,
+            "detector pixel": self.reading.detector_pixel_m,
+        }
+        return told.get(name) is not None
 
     def coordinate(self, name: str, at: NumberAt | None, units: Mapping[str, float]) -> float | None:
         """The same where zero and less are allowed: a place on the detector or the object."""
@@ -161,9 +170,7 @@ class Finder:
         if at is None or (place := self.place(at.at)) is None:
             return None
         values = self.file.values(place, kinds="biuf")
-        if values.ndim == 3 and values.shape[1:] == shape:
-            values = values.max(axis=0) if at.good == 0 else values.min(axis=0)
-        if values.shape != shape:
+        if values.shape[-2:] != shape:
             raise ScanError(
                 f"{self.file.path}: {place} is a mask of shape {values.shape}; frames are {shape}."
             )
@@ -176,7 +183,8 @@ class Finder:
             if at.bits is None or values.dtype.kind == "b"
             else values & np.array(at.bits, values.dtype)
         )
-        bad: Mask = (flags == 0) if at.good else (flags != 0)
+        each = (flags == 0) if at.good else (flags != 0)
+        bad: Mask = np.any(each.reshape(-1, *shape), axis=0)
         if bad.all():
             raise ScanError(
                 f"{self.file.path}: {place} marks every pixel as bad; good is {at.good} there. Turn that "
@@ -268,6 +276,7 @@ def describe_mapped(
             centre_px=None if None in centre else (centre[0], centre[1]),  # type: ignore[arg-type]
             amplitude=mapping.frames.stored == "amplitude",
             negative=mapping.frames.negative,
+            gap=mapping.frames.gap,
             dark=finder.image("dark", mapping.dark, shape),
             flat=finder.image("flat", mapping.flat, shape),
             monitor=finder.monitor(mapping.monitor, len(counts)),

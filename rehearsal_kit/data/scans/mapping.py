@@ -46,9 +46,13 @@ class FramesAt:
     """Whether DC lies at the corner."""
     negative: str = "refuse"
     """Counts below zero: "refuse" them, take them as "zero", or as "wrapped" sixteen bit numbers."""
+    gap: int | None = None
+    """The number that a pixel without a counter holds in all frames, where it could be a count as well."""
 
     def __post_init__(self) -> None:
         _take_places(self, "at")
+        if self.gap is not None:
+            require_integer("gap", self.gap, low=-(2**31), high=2**63 - 1)
         if self.axes is not None:
             require_one_of("axes", self.axes, AXES)
         require_one_of("stored", self.stored, STORED)
@@ -71,7 +75,7 @@ class PositionsAt:
     column_sign: int = 1
     file: str | None = None
     """Another file that holds them, HDF5, .npz or text: a name in the folder of the scan, {stem} in it stands
-    for its name without suffix, {number} for the longest run of digits in that."""
+    for its name without suffix, {number} for the longest run of digits in that; see `companion_name`."""
 
     def __post_init__(self) -> None:
         _take_places(self, "row", "column")

@@ -30,8 +30,8 @@ def open_scan(path: str | Path, layout: str | None = None, *, reading: ScanReadi
 
     Raises:
         NotYetError: no such file, or one that its writer has not finished.
-        ScanError: no known layout, a dataset that is missing, of the wrong shape or outside the folders that
-            links may lead to, impossible geometry, or values that may be markers or counts.
+        ScanError: no known layout or several, a dataset that is missing, of the wrong shape or outside the
+            folders that links may lead to, impossible geometry, or values that may be markers or counts.
         SettingsError: `layout` is given twice.
     """
     reading = reading or ScanReading()
@@ -65,9 +65,14 @@ def _layout_of(file: ScanFile, reading: ScanReading) -> tuple[str, Layout]:
         if reading.layout not in LAYOUTS:
             raise ScanError(f"layout {reading.layout!r} is unknown; known are: {', '.join(LAYOUTS)}.")
         return reading.layout, LAYOUTS[reading.layout]
-    for name, layout in LAYOUTS.items():
-        if layout.recognises(file):
-            return name, layout
+    seen = {name: layout for name, layout in LAYOUTS.items() if layout.recognises(file)}
+    meant = set(seen) - {name for layout in seen.values() for name in layout.instead_of}
+    if len(meant) == 1:
+        name = meant.pop()
+        return name, seen[name]
+    if meant:
+        marks = "; ".join(f"{name}, which has {seen[name].mark}" for name in seen if name in meant)
+        raise ScanError(f"{file.path}: may be of several layouts ({marks}); say which one by layout=.")
     raise ScanError(
         f"{file.path}: is of no known layout (known: {', '.join(LAYOUTS)}; `rehearsal-kit inspect --layouts` "
         f"says what each has). Say where its fields lie: `rehearsal-kit inspect {file.path} --mapping-draft "

@@ -151,6 +151,7 @@ class Scan:
         self, block: NDArray[Any], counts: Frames, *, numbers: NDArray[np.int64], good: NDArray[np.bool_]
     ) -> None:
         """Make counts of what was read; `numbers` are those of the frames in the scan."""
+        block = self.corrections.unwrapped(block)
         counts[:] = block
         marked = markers_in(block, good)
         self.corrections.make_counts(counts)

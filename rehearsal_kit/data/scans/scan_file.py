@@ -28,6 +28,8 @@ from rehearsal_kit.data.scans.quantities import factor_of, require_positive
 
 MOST_FILES = 10_000
 """Files that one scan may be spread over."""
+MOST_OPEN = 64
+"""Of these that are open at once; those that were needed longest ago are closed. Systems allow few more."""
 MOST_NAMES = 100_000
 """Members of a group among which a pattern is looked for."""
 _ZIP = b"PK\x03\x04"
@@ -101,10 +103,15 @@ class ScanFile(ABC):
 
     def close(self) -> None:
         """Close it and all others that were opened."""
+        for other in self._others.values():
+            other.close()
+        self._others.clear()
         self._kept.close()
 
     def other(self, name: str | Path) -> ScanFile:
-        """Another file of this scan, by its name as it stands in this one; open until this one is closed.
+        """Another file of this scan, by its name as it stands in this one.
+
+        It is open until this one is closed, or until more than `MOST_OPEN` others were needed since.
 
         Raises:
             NotYetError: there is no such file, or its writer has not finished.
@@ -113,16 +120,37 @@ class ScanFile(ABC):
         path = self.place_of(name)
         if path == self._real:
             return self
-        if path not in self._others:
-            if len(self._others) >= MOST_FILES:
+        opened = self._others.pop(path, None)
+        if opened is None:
+            if len(self._known) >= MOST_FILES and path not in self._known:
                 raise ScanError(
                     f"{self.path}: is spread over more than {MOST_FILES} files; write its data to fewer."
                 )
             opened = _opened(path, self.roots[1:])
-            self._kept.callback(opened.close)
-            self._others[path] = opened
             self.know(path)
-        return self._others[path]
+        self._others[path] = opened  # the last of them is the one that was needed last
+        if len(self._others) > MOST_OPEN:
+            self._others.pop(next(iter(self._others))).close()
+        return opened
+
+    def behind(self, at: str) -> ScanFile:
+        """The file in which what lies at `at` really lies, behind all links; ScanError if nothing does."""
+        item = self.find(at)
+        if item is None:
+            raise ScanError(f"{self.path}: there is no {at}.")
+        if not isinstance(item, h5py.Group | h5py.Dataset):
+            return self
+        return self.other(Path(item.file.filename).absolute())
+
+    def dangles(self, at: str) -> bool:
+        """Whether a link there leads to a file that does not exist."""
+        try:
+            self.find(at)
+        except NotYetError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return True
+            raise
+        return False
 
     def place_of(self, name: str | Path) -> Path:
         """Where a file that is named in this one lies, all symbolic links resolved.
@@ -267,7 +295,8 @@ class Hdf5ScanFile(ScanFile):
     def _follow(self, file: h5py.File, name: str) -> h5py.File:
         holder = self
         if file.filename != self.hdf5.filename:
-            known = self._others.get(Path(os.path.realpath(file.filename)))
+            # It counts as needed now, else a virtual dataset could be closed while its files are looked at.
+            known = self.other(Path(file.filename).absolute())
             assert isinstance(known, Hdf5ScanFile)  # noqa: S101 - a link is met in a file that was opened here
             holder = known
         other = self.other(holder._real.parent / name)

@@ -17,6 +17,7 @@ from rehearsal_kit.data.scans.description import Floats, ObjectPlace, Positions,
 from rehearsal_kit.data.scans.frame_search import frames_at
 from rehearsal_kit.data.scans.geometry import EV_TIMES_M
 from rehearsal_kit.data.scans.mapped import paired
+from rehearsal_kit.data.scans.nexus import square_pixel_m
 from rehearsal_kit.data.scans.quantities import ENERGIES, LENGTHS, factor_of
 from rehearsal_kit.data.scans.reading import ScanReading
 from rehearsal_kit.data.scans.scan_file import ScanFile
@@ -45,7 +46,7 @@ def recognises(file: ScanFile) -> bool:
 def describe(file: ScanFile, reading: ScanReading) -> ScanDescription:
     """The scan in an open CXI file; ScanError names the dataset that is missing or wrong."""
     frames = frames_at(file, file.first("/entry_1/data_1/data") or f"{DETECTOR}/data")
-    positions, at = _positions(file, len(frames))
+    positions, at = positions_in(file)
     place, reason = _object(file)
     simulated = file.attribute(frames.blocks[0].at, "simulated")
     return paired(
@@ -58,7 +59,7 @@ def describe(file: ScanFile, reading: ScanReading) -> ScanDescription:
             bad=_bad_pixels(file, frames.stored_shape),
             energy_ev=_energy_ev(file),
             distance_m=file.quantity(f"{DETECTOR}/distance", LENGTHS, default="m"),
-            detector_pixel_m=_detector_pixel_m(file),
+            detector_pixel_m=square_pixel_m(file, DETECTOR),
             simulated=bool(np.any(simulated or False)),
             found={
                 "frames": file.first("/entry_1/data_1/data") or f"{DETECTOR}/data",
@@ -96,17 +97,7 @@ def _energy_ev(file: ScanFile) -> float | None:
     return energy
 
 
-def _detector_pixel_m(file: ScanFile) -> float | None:
-    columns = file.quantity(f"{DETECTOR}/x_pixel_size", LENGTHS, default="m")
-    rows = file.quantity(f"{DETECTOR}/y_pixel_size", LENGTHS, default="m")
-    if columns and rows and abs(rows / columns - 1) > 1e-3:
-        raise ScanError(
-            f"{file.path}: detector pixels are {rows:g} m by {columns:g} m; only square ones are read."
-        )
-    return columns if columns is not None else rows
-
-
-def _positions(file: ScanFile, frames: int) -> tuple[Positions, str]:
+def positions_in(file: ScanFile) -> tuple[Positions, str]:
     """Displacement of the probe over the object, and the dataset that it follows from."""
     at = file.first(*TRANSLATIONS) or TRANSLATIONS[0]
     values = file.values(at).astype(np.float64)

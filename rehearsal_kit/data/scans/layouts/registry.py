@@ -6,7 +6,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from rehearsal_kit.data.scans.description import ScanDescription
-from rehearsal_kit.data.scans.layouts import cxi, nanomax
+from rehearsal_kit.data.scans.layouts import (
+    aps_2id,
+    aps_12id,
+    aps_12id_processed,
+    aps_26id,
+    aps_cssi,
+    aps_lynx,
+    aps_polar,
+    aps_velociprobe,
+    cxi,
+    diamond,
+    nanomax,
+    nxcxi_ptycho,
+)
 from rehearsal_kit.data.scans.reading import ScanReading
 from rehearsal_kit.data.scans.scan_file import ScanFile
 
@@ -19,10 +32,60 @@ class Layout:
     """What a file of it has, in words for whoever has a file of none."""
     recognises: Callable[[ScanFile], bool]
     describe: Callable[[ScanFile, ScanReading], ScanDescription]
+    instead_of: tuple[str, ...] = ()
+    """Layouts whose marks a file of this one has, too; it is meant where both are recognised."""
 
 
 LAYOUTS: Mapping[str, Layout] = {
     "cxi": Layout("cxi_version at its root", cxi.recognises, cxi.describe),
+    "nxcxi_ptycho": Layout(
+        "NXcxi_ptycho in /entry_1/definition",
+        nxcxi_ptycho.recognises,
+        nxcxi_ptycho.describe,
+        instead_of=("cxi", "diamond"),
+    ),
+    "diamond": Layout(
+        "/entry_1/data/data with x and y beside it",
+        diamond.recognises,
+        diamond.describe,
+        instead_of=("cxi",),
+    ),
     "nanomax": Layout("/entry/measurement/pseudo/x", nanomax.recognises, nanomax.describe),
+    "aps_26id": Layout(
+        "/entry/data/data and is called scan_NUMBER_NUMBER, or has its positions as .csv beside it",
+        aps_26id.recognises,
+        aps_26id.describe,
+    ),
+    "aps_velociprobe": Layout(
+        "links /entry/data/data_NUMBER and detectorSpecific, as masters of Eiger detectors have",
+        aps_velociprobe.recognises,
+        aps_velociprobe.describe,
+    ),
+    "aps_velociprobe_laser": Layout(
+        "the same, with y by the laser interferometer; it has to be asked for",
+        lambda file: False,
+        aps_velociprobe.describe_laser,
+    ),
+    "aps_lynx": Layout("/entry/data/eiger_4", aps_lynx.recognises, aps_lynx.describe),
+    "aps_polar": Layout("a link /entry/externals/eiger", aps_polar.recognises, aps_polar.describe),
+    "aps_12id": Layout(
+        "one frame in /entry/data/data, monoE in its NDAttributes and a name that ends in _LINE_POINT",
+        aps_12id.recognises,
+        aps_12id.describe,
+        instead_of=("aps_26id",),
+    ),
+    "aps_2id": Layout(
+        "/entry/data/data and is called flySCAN_LINE or flySCAN_data_LINE",
+        aps_2id.recognises,
+        aps_2id.describe,
+        instead_of=("aps_26id",),
+    ),
+    "aps_12id_processed": Layout(
+        "/dp and /positions, or beam_center_YX in a master",
+        aps_12id_processed.recognises,
+        aps_12id_processed.describe,
+    ),
+    "aps_cssi": Layout("/exchange/motor_pos", aps_cssi.recognises, aps_cssi.describe),
 }
-"""Layouts by name; the first that recognises a file reads it."""
+"""Layouts by name. A file that several recognise is read by none, unless one is meant instead of the
+others."""
