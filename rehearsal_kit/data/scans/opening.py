@@ -6,12 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from rehearsal_kit.base.errors import ScanError
+from rehearsal_kit.data.scans.companions import companion_name
 from rehearsal_kit.data.scans.description import ScanDescription
 from rehearsal_kit.data.scans.finishing import finished
-from rehearsal_kit.data.scans.layouts.registry import LAYOUTS, Layout
+from rehearsal_kit.data.scans.layouts.registry import LAYOUTS, RECONSTRUCTIONS, Layout
 from rehearsal_kit.data.scans.mapped import describe_mapped
 from rehearsal_kit.data.scans.mapping import ScanMapping
 from rehearsal_kit.data.scans.reading import ScanReading
+from rehearsal_kit.data.scans.reconstruction_beside import with_reconstruction
 from rehearsal_kit.data.scans.scan import Scan
 from rehearsal_kit.data.scans.scan_file import ScanFile, opened_scan
 
@@ -30,8 +32,8 @@ def open_scan(path: str | Path, layout: str | None = None, *, reading: ScanReadi
 
     Raises:
         NotYetError: no such file, or one that its writer has not finished.
-        ScanError: no known layout, a dataset that is missing, of the wrong shape or outside the folders that
-            links may lead to, impossible geometry, or values that may be markers or counts.
+        ScanError: no known layout or several, a dataset that is missing, of the wrong shape or outside the
+            folders that links may lead to, impossible geometry, or values that may be markers or counts.
         SettingsError: `layout` is given twice.
     """
     reading = reading or ScanReading()
@@ -51,23 +53,61 @@ def scan_in(file: ScanFile, reading: ScanReading | None = None) -> Scan:
 
 
 def described(file: ScanFile, reading: ScanReading | None = None) -> ScanDescription:
-    """What the file tells, by the layout that it has; reads no frames."""
+    """What the file tells, by the layout that it has, with the reconstruction in another one if there is one.
+
+    Reads no more than a few frames.
+    """
     reading = reading or ScanReading()
     if isinstance(reading.mapping, ScanMapping):
-        return describe_mapped(file, reading.mapping, layout="mapping", reading=reading)
-    name, layout = _layout_of(file, reading)
-    found = layout.describe(file, reading)
-    return found if found.layout == name else replace(found, layout=name)
+        layout = None
+        found = describe_mapped(file, reading.mapping, layout="mapping", reading=reading)
+    else:
+        name, layout = _layout_of(file, reading)
+        found = layout.describe(file, reading)
+        found = found if found.layout == name else replace(found, layout=name)
+    beside = _reconstruction_of(file, reading, layout)
+    if beside is None or (found.object is not None and found.object.path == beside.path):
+        return found  # a mapping has found the object there by itself
+    for each in RECONSTRUCTIONS.values():
+        if each.recognises(beside):
+            return with_reconstruction(found, file, each.describe(beside), name=beside.path.name)
+    known = "; ".join(f"{name}, which has {each.mark}" for name, each in RECONSTRUCTIONS.items())
+    raise ScanError(
+        f"{beside.path}: is no reconstruction of a known layout (known: {known}). Say in a mapping where its "
+        "object lies."
+    )
+
+
+def _reconstruction_of(file: ScanFile, reading: ScanReading, layout: Layout | None) -> ScanFile | None:
+    """The file with the reconstruction, if somebody named one, or if there is one where the layout has it."""
+    if reading.reconstruction is not None:
+        return file.other(companion_name(file.path, reading.reconstruction))
+    if layout is None or layout.reconstruction is None:
+        return None
+    beside = file.path.with_name(companion_name(file.path, layout.reconstruction))
+    return file.other(beside.name) if beside.exists() else None
 
 
 def _layout_of(file: ScanFile, reading: ScanReading) -> tuple[str, Layout]:
-    if reading.layout is not None:
+    if reading.layout is not None and reading.layout not in RECONSTRUCTIONS:
         if reading.layout not in LAYOUTS:
             raise ScanError(f"layout {reading.layout!r} is unknown; known are: {', '.join(LAYOUTS)}.")
         return reading.layout, LAYOUTS[reading.layout]
-    for name, layout in LAYOUTS.items():
-        if layout.recognises(file):
-            return name, layout
+    seen = {name: layout for name, layout in LAYOUTS.items() if layout.recognises(file)}
+    meant = set(seen) - {name for layout in seen.values() for name in layout.instead_of}
+    if len(meant) == 1:
+        name = meant.pop()
+        return name, seen[name]
+    if meant:
+        marks = "; ".join(f"{name}, which has {seen[name].mark}" for name in seen if name in meant)
+        raise ScanError(f"{file.path}: may be of several layouts ({marks}); say which one by layout=.")
+    for name, each in RECONSTRUCTIONS.items():
+        if each.recognises(file):
+            raise ScanError(
+                f"{file.path}: is a reconstruction ({name}: {each.mark}) and holds no frames. Open the scan "
+                f"that does, and name this file for it: ScanReading(reconstruction={file.path.name!r}), with "
+                "{stem} or {number} for what the scan's own name has in this one's."
+            )
     known = "; ".join(f"{name}, which has {each.mark}" for name, each in LAYOUTS.items())
     raise ScanError(
         f"{file.path}: is of no known layout (known: {known}). Say where its fields lie: `rehearsal-kit "

@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from rehearsal_kit.data.scans.description import ScanDescription
-from rehearsal_kit.data.scans.layouts import cxi, nanomax
+from rehearsal_kit.data.scans.description import ReconstructionDescription, ScanDescription
+from rehearsal_kit.data.scans.layouts import (
+    cxi,
+    nanomax,
+    nsls2_product,
+    ptychodus_product,
+)
 from rehearsal_kit.data.scans.reading import ScanReading
 from rehearsal_kit.data.scans.scan_file import ScanFile
 
@@ -19,10 +24,35 @@ class Layout:
     """What a file of it has, in words for whoever has a file of none."""
     recognises: Callable[[ScanFile], bool]
     describe: Callable[[ScanFile, ScanReading], ScanDescription]
+    instead_of: tuple[str, ...] = ()
+    """Layouts whose marks a file of this one has, too; it is meant where both are recognised."""
+    reconstruction: str | None = None
+    """Name of the file beside a scan that holds its reconstruction, if there is such a file; see
+    `companion_name`."""
+
+
+@dataclass(frozen=True)
+class ReconstructionLayout:
+    """One way to lay out a reconstruction in a file that holds no frames."""
+
+    mark: str
+    """What a file of it has, in words."""
+    recognises: Callable[[ScanFile], bool]
+    describe: Callable[[ScanFile], ReconstructionDescription]
 
 
 LAYOUTS: Mapping[str, Layout] = {
     "cxi": Layout("cxi_version at its root", cxi.recognises, cxi.describe),
     "nanomax": Layout("/entry/measurement/pseudo/x", nanomax.recognises, nanomax.describe),
 }
-"""Layouts by name; the first that recognises a file reads it."""
+"""Layouts by name. A file that several recognise is read by none, unless one is meant instead of others."""
+
+RECONSTRUCTIONS: Mapping[str, ReconstructionLayout] = {
+    "ptychodus_product": ReconstructionLayout(
+        "/object, /probe and /probe_position_x_m", ptychodus_product.recognises, ptychodus_product.describe
+    ),
+    "nsls2_product": ReconstructionLayout(
+        "/obj, /prb and /pos_xy", nsls2_product.recognises, nsls2_product.describe
+    ),
+}
+"""Reconstructions in files without frames, by name; the first that recognises a file reads it."""
