@@ -9,8 +9,10 @@ from rehearsal_kit.data.scans.description import ReconstructionDescription, Scan
 from rehearsal_kit.data.scans.layouts import (
     cxi,
     nanomax,
+    nsls2_hxn,
     nsls2_product,
     ptychodus_product,
+    ptychoshelves,
 )
 from rehearsal_kit.data.scans.reading import ScanReading
 from rehearsal_kit.data.scans.scan_file import ScanFile
@@ -44,6 +46,15 @@ class ReconstructionLayout:
 LAYOUTS: Mapping[str, Layout] = {
     "cxi": Layout("cxi_version at its root", cxi.recognises, cxi.describe),
     "nanomax": Layout("/entry/measurement/pseudo/x", nanomax.recognises, nanomax.describe),
+    "ptychoshelves": Layout(
+        "/dp, and *_para.hdf5 with /ppX beside it", ptychoshelves.recognises, ptychoshelves.describe
+    ),
+    "nsls2_hxn": Layout(
+        "/diffamp, /dp or frames of a detector, and /points or /scan/scan_positions",
+        nsls2_hxn.recognises,
+        nsls2_hxn.describe,
+        instead_of=("aps_26id",),
+    ),
 }
 """Layouts by name. A file that several recognise is read by none, unless one is meant instead of others."""
 
