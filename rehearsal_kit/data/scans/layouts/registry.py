@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 from rehearsal_kit.data.scans.description import ReconstructionDescription, ScanDescription
 from rehearsal_kit.data.scans.layouts import (
+    csaxs,
     cxi,
     nanomax,
     nsls2_hxn,
     nsls2_product,
     ptychodus_product,
     ptychoshelves,
+    ptyd,
 )
 from rehearsal_kit.data.scans.reading import ScanReading
 from rehearsal_kit.data.scans.scan_file import ScanFile
@@ -46,6 +48,12 @@ class ReconstructionLayout:
 LAYOUTS: Mapping[str, Layout] = {
     "cxi": Layout("cxi_version at its root", cxi.recognises, cxi.describe),
     "nanomax": Layout("/entry/measurement/pseudo/x", nanomax.recognises, nanomax.describe),
+    "csaxs": Layout(
+        "/entry/data/data, /entry/instrument/monochromator and eiger_4",
+        csaxs.recognises,
+        csaxs.describe,
+        instead_of=("aps_26id",),
+    ),
     "ptychoshelves": Layout(
         "/dp, and *_para.hdf5 with /ppX beside it", ptychoshelves.recognises, ptychoshelves.describe
     ),
@@ -55,6 +63,7 @@ LAYOUTS: Mapping[str, Layout] = {
         nsls2_hxn.describe,
         instead_of=("aps_26id",),
     ),
+    "ptyd": Layout("/chunks and /meta", ptyd.recognises, ptyd.describe),
 }
 """Layouts by name. A file that several recognise is read by none, unless one is meant instead of others."""
 
