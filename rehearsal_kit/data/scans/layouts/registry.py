@@ -13,8 +13,11 @@ from rehearsal_kit.data.scans.layouts import (
     nsls2_hxn,
     nsls2_product,
     ptychodus_product,
+    ptychonn,
+    ptychopinn,
     ptychoshelves,
     ptyd,
+    tike,
 )
 from rehearsal_kit.data.scans.reading import ScanReading
 from rehearsal_kit.data.scans.scan_file import ScanFile
@@ -64,6 +67,11 @@ LAYOUTS: Mapping[str, Layout] = {
         instead_of=("aps_26id",),
     ),
     "ptyd": Layout("/chunks and /meta", ptyd.recognises, ptyd.describe),
+    "ptychopinn": Layout("diffraction or diff3d, and xcoords", ptychopinn.recognises, ptychopinn.describe),
+    "ptychonn": Layout("reciprocal and position", ptychonn.recognises, ptychonn.describe),
+    "tike": Layout(
+        "data, scan_true or scan, and probe", tike.recognises, tike.describe, reconstruction=tike.BESIDE
+    ),
 }
 """Layouts by name. A file that several recognise is read by none, unless one is meant instead of others."""
 
@@ -73,6 +81,14 @@ RECONSTRUCTIONS: Mapping[str, ReconstructionLayout] = {
     ),
     "nsls2_product": ReconstructionLayout(
         "/obj, /prb and /pos_xy", nsls2_product.recognises, nsls2_product.describe
+    ),
+    "ptychopinn": ReconstructionLayout(
+        "objectGuess, probeGuess and xcoords",
+        ptychopinn.recognises_reconstruction,
+        ptychopinn.describe_reconstruction,
+    ),
+    "tike": ReconstructionLayout(
+        "object, probe and patch_origin", tike.recognises_reconstruction, tike.describe_reconstruction
     ),
 }
 """Reconstructions in files without frames, by name; the first that recognises a file reads it."""
