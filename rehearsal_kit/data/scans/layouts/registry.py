@@ -13,6 +13,7 @@ from rehearsal_kit.data.scans.layouts import (
     nsls2_hxn,
     nsls2_product,
     ptychodus_product,
+    ptychodus_training,
     ptychonn,
     ptychopinn,
     ptychoshelves,
@@ -67,6 +68,9 @@ LAYOUTS: Mapping[str, Layout] = {
         instead_of=("aps_26id",),
     ),
     "ptyd": Layout("/chunks and /meta", ptyd.recognises, ptyd.describe),
+    "ptychodus_training": Layout(
+        "/patterns and /probe_position_x_px", ptychodus_training.recognises, ptychodus_training.describe
+    ),
     "ptychopinn": Layout("diffraction or diff3d, and xcoords", ptychopinn.recognises, ptychopinn.describe),
     "ptychonn": Layout("reciprocal and position", ptychonn.recognises, ptychonn.describe),
     "tike": Layout(
