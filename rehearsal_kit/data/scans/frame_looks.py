@@ -38,6 +38,7 @@ def have_corner_dc(file: ScanFile, frames: RawFrames, *, otherwise: bool) -> boo
         ScanError: a frame that cannot be read.
     """
     light = np.nan_to_num(np.abs(_some(file, frames).astype(np.float64))).sum(axis=0)
+    light = np.minimum(light, np.percentile(light, 99))  # else one hot pixel would decide
     rows, columns = light.shape
     middle = light[rows // 4 : rows - rows // 4, columns // 4 : columns - columns // 4].mean()
     # Shifted by half, the four corners are the middle.

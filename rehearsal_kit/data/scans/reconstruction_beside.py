@@ -42,14 +42,15 @@ def with_reconstruction(
             f"{reconstruction.positions.unit}, the scan {len(scan.counts)} in {scan.positions.unit}: where "
             "the scan lies in it is not known",
         )
-    else:
+    elif reconstruction.place is not None:
         found["object"] += (
             f"; its {len(reconstruction.positions.values)} positions do not count: there are "
             f"{len(scan.counts)} frames"
         )
     for label in ("energy_ev", "distance_m"):
         told = getattr(reconstruction, label)
-        if getattr(scan, label) is None and told is not None and scan.wavelength_m is None:
+        known = getattr(scan, label) is not None or (label == "energy_ev" and scan.wavelength_m is not None)
+        if told is not None and not known:
             scan = replace(scan, **{label: told})
             found[label.rsplit("_", 1)[0]] = name
     bad = reconstruction.bad

@@ -2,7 +2,7 @@ import h5py
 import numpy as np
 import pytest
 from labelled import square
-from layoutkit import DEAD, HC, SIDE, require_read, truth
+from layoutkit import BEAM, DEAD, HC, SIDE, require_read, truth
 
 from rehearsal_kit.base.errors import ScanError
 from rehearsal_kit.data.scans.opening import open_scan
@@ -87,6 +87,15 @@ def test_a_raw_scan_of_a_detector_that_marks_its_gap(tmp_path, at, energy):
         **{"/scan/energy": energy},
     )
     require_read(path, wrote, reading=READING, centre=False)
+
+
+def test_a_beam_near_the_corner_of_a_detector_is_no_dc_at_the_corner(tmp_path):
+    wrote = truth()
+    dp = np.pad(of_one_module(wrote), ((0, 0), (0, 60), (0, 60)))[:, 8:, 20:]
+    scan = open_scan(write(tmp_path / "7_dp.hdf5", wrote, {"dp": dp}), reading=READING)
+    assert scan.centre_px == pytest.approx((BEAM[0] - 8, BEAM[1] - 20), abs=0.5)
+    good = scan.good_pixels
+    np.testing.assert_array_equal(scan.frames([3])[:, good], square(wrote)[[3]][:, good])
 
 
 def test_a_file_for_matlab_has_counts_if_they_are_whole(tmp_path):

@@ -211,10 +211,29 @@ def test_wrong_nsls2_products_say_what_is_wrong(tmp_path, more, says):
         open_scan(path, reading=BESIDE)
 
 
-def test_an_object_of_layers_is_no_label_but_the_scan_is_read(tmp_path):
+@pytest.mark.parametrize("count", [12, 5])
+def test_an_object_of_layers_is_no_label_but_the_scan_is_read(tmp_path, count):
     wrote, image = truth(), object_image()
     path = write_ptyd(tmp_path / "a.ptyd", wrote)
-    product(tmp_path / "a_product.h5", wrote, image, object=np.stack([image, image]))
-    scan = open_scan(path, reading=BESIDE)
+    places = {name: np.zeros(count) for name in ("probe_position_x_m", "probe_position_y_m")}
+    layers = np.stack([image, image])
+    product(tmp_path / "a_product.h5", wrote, image, object=layers, probe_position_indexes=None, **places)
+    scan = open_scan(path, reading=replace(BESIDE, crop=SIDE))
     assert not scan.has_object
     assert "has 2 layers" in scan.no_object
+    assert (scan.positions_m == 0).all() == (count == len(scan))
+
+
+def test_a_scan_by_a_mapping_takes_a_product_too(tmp_path):
+    wrote, image = truth(), object_image()
+    mapping = {
+        "frames": {"at": "/counts"},
+        "positions": {"row": "/places[:, 0]", "column": "/places[:, 1]", "unit": "um"},
+    }
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["counts"], file["places"] = square(wrote), np.zeros((12, 2))
+    product(tmp_path / "a_product.h5", wrote, image)
+    scan = open_scan(tmp_path / "a.h5", reading=replace(BESIDE, mapping=mapping))
+    assert scan.layout == "mapping"
+    require_label(scan, wrote, image)
+    np.testing.assert_array_equal(scan.frames([2]), square(wrote)[[2]])

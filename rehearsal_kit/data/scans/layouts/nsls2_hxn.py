@@ -39,7 +39,7 @@ class _Variant:
     amplitude: bool | None = False
     """Whether square roots of counts are stored; None: whole numbers are counts, and others are not known."""
     corner: bool = False
-    """Whether DC lies at the corner, where the frames do not show it."""
+    """Whether DC lies at the corner, unless the frames show that it does not."""
     turned: bool = True
     """Whether x is that of motors beneath a sample that is turned by an angle."""
 
@@ -81,7 +81,8 @@ def describe(file: ScanFile, reading: ScanReading) -> ScanDescription:
                 "square roots is not known; say stored=... in a mapping."
             )
         amplitude = False
-    corner = have_corner_dc(file, frames, otherwise=variant.corner)
+    # Raw frames may have their beam near a corner of the detector, which is something else.
+    corner = variant.corner and have_corner_dc(file, frames, otherwise=True)
     energy, energy_at = _energy_ev(file)
     distance_at = file.first("/z_m", "/det_dist")
     pixel_at = file.first("/ccd_pixel_um", "/scan/det_pixel_size", "/det_pixel_size")
