@@ -254,3 +254,14 @@ def test_a_draft_of_a_file_without_frames_is_no_mapping_yet(tmp_path):
     (tmp_path / "a.toml").write_text(text)
     with pytest.raises(ScanError, match=r"no dataset /where/the/frames/lie with"):
         open_scan(tmp_path / "a.h5", reading=ScanReading(mapping=read_mapping(tmp_path / "a.toml")))
+
+
+def test_positions_that_a_layout_has_no_use_for_are_not_passed_over(tmp_path):
+    path = tmp_path / "000012.h5"
+    with h5py.File(path, "w") as file:
+        file["/entry/measurement/eiger1m/frames"] = truth().stored()
+        file["/entry_1/data/data"] = file["/entry/measurement/eiger1m/frames"]
+        file["/entry_1/data/x"], file["/entry_1/data/y"] = np.arange(24.0).reshape(2, 12)
+    (tmp_path / "positions.csv").write_text("0 0\n" * 12)
+    with pytest.raises(ScanError, match=r"said to lie in positions\.csv, but the layout diamond has them in"):
+        open_scan(path, reading=ScanReading(positions="positions.csv", crop=SIDE, centre=BEAM))

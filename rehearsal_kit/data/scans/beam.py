@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from rehearsal_kit.base.errors import ScanError
 from rehearsal_kit.data.scans.raw_frames import Window
 
-SHARES = (0.01, 0.02, 0.05, 0.1)
+SHARES = (0.05, 0.1, 0.2, 0.3)
 """Shares of the peak above which pixels belong to the beam; the median of what they say counts."""
 PEAK = 99.9
 """Percentile of the mean frame that is taken for the peak: a single pixel says nothing."""
@@ -49,7 +49,7 @@ def beam_centre(mean: NDArray[np.floating]) -> tuple[float, float] | None:
 def window_around(
     path: Path, centre: tuple[float, float], shape: tuple[int, int], *, side: int | None
 ) -> Window:
-    """The square of `side` pixels whose pixel (side / 2, side / 2) begins at the centre of the beam.
+    """The square of `side` pixels in which the beam hits pixel (side / 2, side / 2), where `ifft2` has DC.
 
     centre: where the beam hits, row and column, counted from the corner of the first pixel. side: None for
     the largest power of two that fits.
@@ -62,7 +62,8 @@ def window_around(
             f"{path}: the beam is said to hit row {centre[0]:.1f}, column {centre[1]:.1f} of frames of "
             f"{shape[0]} x {shape[1]} pixels; give ScanReading(centre=(row, column))."
         )
-    row, column = (int(np.floor(each + 0.5)) for each in centre)
+    # The pixel in which the beam hits becomes that of DC: number side / 2.
+    row, column = (int(np.floor(each)) for each in centre)
     room = 2 * min(row, shape[0] - row, column, shape[1] - column)
     wanted = side if side is not None else 1 << max(room, 1).bit_length() - 1
     if not 2 <= wanted <= room:

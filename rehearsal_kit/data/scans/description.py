@@ -50,6 +50,25 @@ class ObjectPlace:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class ReconstructionDescription:
+    """What a file tells that holds a reconstruction for frames in another one."""
+
+    place: ObjectPlace | None
+    """Where the object is, and the scan in it, in the unit of the positions."""
+    no_object: str = ""
+    """Why there is no object."""
+    positions: Positions
+    """Those that it was reconstructed with."""
+    numbers: NDArray[np.int64] | None = field(default=None, repr=False)
+    """The frame that each position belongs to; None: they are in the order of the frames, one for each."""
+    bad: Mask | None = field(default=None, repr=False)
+    """Pixels (row, column) of the frames as stored that were not trusted; None: it does not tell."""
+    energy_ev: float | None = None
+    """Of a photon; counts, as the distance does, where the scan does not tell it."""
+    distance_m: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ScanDescription:
     """The facts that a layout finds in an open file, each as it means them."""
 
@@ -68,6 +87,9 @@ class ScanDescription:
     distance_m: float | None = None
     """From the sample to the detector."""
     detector_pixel_m: float | None = None
+    object_pixel_m: float | None = None
+    """Side of a pixel of the object that whole frames belong to, where the file states that instead of where
+    the detector stands."""
     centre_px: tuple[float, float] | None = None
     """Where the beam hits the detector, row and column as stored; None: the file does not tell."""
     amplitude: bool = False

@@ -15,7 +15,13 @@ from rehearsal_kit.data.scans.broken_pixels import dead_pixels, hot_pixels
 from rehearsal_kit.data.scans.corrections import Corrections
 from rehearsal_kit.data.scans.description import Mask, ScanDescription
 from rehearsal_kit.data.scans.filling import Filling
-from rehearsal_kit.data.scans.geometry import EV_TIMES_M, object_pixel_m, side_for
+from rehearsal_kit.data.scans.geometry import (
+    EV_TIMES_M,
+    LARGEST_PIXEL_M,
+    SMALLEST_PIXEL_M,
+    object_pixel_m,
+    side_for,
+)
 from rehearsal_kit.data.scans.markers import AmbiguousMarkerError, constant_markers, markers_in
 from rehearsal_kit.data.scans.orientation import followed_by
 from rehearsal_kit.data.scans.raw_frames import RawFrames, Window
@@ -84,7 +90,7 @@ def _told(found: ScanDescription, reading: ScanReading) -> ScanDescription:
     """The same with what a person says, which counts more than what a file does."""
     told = {
         name: value
-        for name in ("energy_ev", "distance_m", "detector_pixel_m")
+        for name in ("energy_ev", "distance_m", "detector_pixel_m", "object_pixel_m")
         if (value := getattr(reading, name)) is not None
     }
     if reading.energy_ev is not None:
@@ -118,10 +124,19 @@ def _bad_pixels(found: ScanDescription, sample: NDArray[Any], path: Path) -> Mas
         bad |= ~(found.flat > 0)
     if not len(sample):
         return bad
+    if found.counts.corner:  # else what lies across the edge of a frame would be taken for a neighbour
+        centred = np.fft.fftshift(sample, axes=(-2, -1))
+        seen = _seen_to_be_bad(found, centred, path, bad=np.fft.fftshift(bad))
+        return np.fft.ifftshift(seen)
+    return _seen_to_be_bad(found, sample, path, bad=bad)
+
+
+def _seen_to_be_bad(found: ScanDescription, sample: NDArray[Any], path: Path, *, bad: Mask) -> Mask:
+    """Bad pixels with those that a sample shows to be broken; both with DC in the centre."""
     if found.gap is not None and sample.any():
         bad |= (sample[sample.any(axis=(1, 2))] == found.gap).all(axis=0)
     try:
-        bad |= constant_markers(sample, ~bad)
+        bad = bad | constant_markers(sample, ~bad)
     except AmbiguousMarkerError as error:
         raise ScanError(
             f"{path}: {found.counts.where} holds {error} in every frame, the largest number of "
@@ -216,8 +231,23 @@ def _object_pixel(
     if wavelength is not None and found.distance_m is not None and found.detector_pixel_m is not None:
         geometry = (wavelength, found.distance_m, found.detector_pixel_m)
         side = object_pixel_m(path, geometry, frame_shape=shape)
+    elif found.object_pixel_m is not None:
+        side = _of_part(found, path, shape)
     place = found.object
     return energy, side if place is None or place.pixel_m is None else place.pixel_m
+
+
+def _of_part(found: ScanDescription, path: Path, shape: tuple[int, int]) -> float:
+    """The stated side of a pixel of the object, for frames of which only a part is used."""
+    rows, columns = found.counts.stored_shape
+    stated = found.object_pixel_m
+    if rows != columns or stated is None or not SMALLEST_PIXEL_M <= stated <= LARGEST_PIXEL_M:
+        raise ScanError(
+            f"{path}: an object pixel of {stated} m is stated for frames of {rows} x {columns} pixels; it "
+            "must be 0.01 nm to 10 µm, and frames have to be square for it. Check its unit, or give "
+            "ScanReading(energy_ev=..., distance_m=..., detector_pixel_m=...)."
+        )
+    return stated * rows / shape[0]
 
 
 def _placed(
@@ -229,7 +259,8 @@ def _placed(
         raise ScanError(
             f"{path}: positions are in metres, but energy {found.energy_ev} eV, distance {found.distance_m} "
             f"m and detector pixel {found.detector_pixel_m} m do not give an object pixel; write them into "
-            "the file, or give ScanReading(energy_ev=..., distance_m=..., detector_pixel_m=...)."
+            "the file, or give ScanReading(energy_ev=..., distance_m=..., detector_pixel_m=...), or "
+            "object_pixel_m=... alone."
         )
     scale = step if in_metres and step is not None else 1.0
     # No object to lie in: the first patch begins at the corner.

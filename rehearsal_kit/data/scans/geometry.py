@@ -8,6 +8,8 @@ from rehearsal_kit.base.errors import ScanError
 
 EV_TIMES_M = 1.23984198433e-6
 """Photon energy times wavelength."""
+SMALLEST_PIXEL_M, LARGEST_PIXEL_M = 1e-11, 1e-5
+"""Pixels of an object that somebody may have."""
 
 
 def object_pixel_m(
@@ -28,7 +30,7 @@ def object_pixel_m(
             "outside 0.1 pm to 1 µm; check its unit."
         )
     side = wavelength * distance / (frame_shape[0] * pixel)
-    if not 1e-11 <= side <= 1e-5:
+    if not SMALLEST_PIXEL_M <= side <= LARGEST_PIXEL_M:
         raise ScanError(
             f"{path}: wavelength {wavelength:g} m, distance {distance:g} m and pixel {pixel:g} m give an "
             f"object pixel of {side:g} m, outside 0.01 nm to 10 µm; check their units."

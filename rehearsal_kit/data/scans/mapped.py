@@ -21,11 +21,12 @@ from rehearsal_kit.data.scans.mapping import (
     ScanMapping,
     parted,
 )
+from rehearsal_kit.data.scans.objects import shape_of_object
 from rehearsal_kit.data.scans.orientation import in_words
 from rehearsal_kit.data.scans.quantities import ENERGIES, LENGTHS, factor_of, require_positive
 from rehearsal_kit.data.scans.raw_frames import RawFrames
 from rehearsal_kit.data.scans.reading import ScanReading
-from rehearsal_kit.data.scans.scan_file import Dataset, ScanFile
+from rehearsal_kit.data.scans.scan_file import ScanFile
 
 PIXEL = {"pixel": 1.0}
 NO_OBJECT = "no reconstruction: nothing to train on"
@@ -211,19 +212,16 @@ class Finder:
     def object(self, at: ObjectAt | None, unit: str) -> ObjectPlace | str:
         """Where the reconstruction lies, or why there is none. unit: of the positions."""
         if at is None:
-            elsewhere = self.reading.reconstruction is not None
-            return NO_OBJECT + (
-                ", and its layout has none in another file: use a mapping" if elsewhere else ""
-            )
+            return NO_OBJECT
         name = self.reading.reconstruction or at.file
         source = self if name is None else Finder(self.file.other(companion_name(self.file.path, name)))
         place = source.place(at.at)
         if place is None:
             return NO_OBJECT
         dataset = source.file.dataset(place)
-        if reason := _unusable(dataset):
-            return f"{place} {reason}"
-        rows, columns = dataset.shape[-2:]
+        shape, layer, reason = shape_of_object(dataset, place)
+        if shape is None:
+            return reason
         pixel = source.number("object pixel", at.pixel, LENGTHS)
         units = PIXEL if unit == "pixel" else LENGTHS
         centre = [
@@ -235,14 +233,14 @@ class Finder:
             step = 1.0 if unit == "pixel" else pixel
             if step is None:
                 return f"{place} does not say how large its pixels are, so the scan has no place in it"
-            origin = np.array(centre, float) - np.array([rows, columns]) / 2 * step
+            origin = np.array(centre, float) - np.array(shape) / 2 * step
         self.found["object"] = place if name is None else f"{source.file.path.name}: {place}"
         return ObjectPlace(
             path=source.file.path,
             at=place,
-            shape=(rows, columns),
+            shape=shape,
             origin=origin,
-            layer=0 if dataset.ndim == 3 else None,
+            layer=layer,
             pixel_m=pixel,
         )
 
@@ -311,12 +309,3 @@ def paired(description: ScanDescription, file: ScanFile) -> ScanDescription:
 
 def _turned(counts: RawFrames, mapping: ScanMapping) -> RawFrames:
     return replace(counts, corner=mapping.frames.corner, orientation=mapping.orientation)
-
-
-def _unusable(dataset: Dataset) -> str:
-    """Why a dataset is no object; empty if it is one."""
-    if dataset.ndim not in (2, 3) or dataset.dtype.kind not in "ciuf":
-        return f"is {dataset.dtype} of shape {dataset.shape}, no object (row, column)"
-    if dataset.ndim == 3 and dataset.shape[0] > 1:
-        return f"has {dataset.shape[0]} layers; only objects of one layer can be trained on"
-    return ""

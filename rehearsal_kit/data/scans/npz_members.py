@@ -17,6 +17,9 @@ from rehearsal_kit.data.scans.hdf5 import FREE_BYTES, LARGEST_RATIO
 
 SKIPPED_BYTES = 2**24
 """What is read over at once on the way to a frame; archives know no other way."""
+KEPT_BYTES = 2**28
+"""What was read whole is kept while its file is open if it is no larger: where the last axis is that of the
+frames, it would be read again for every one."""
 
 
 @dataclass(eq=False)
@@ -35,6 +38,7 @@ class NpzMember:
     _stream: IO[bytes] | None = None
     _next: int = 0
     """The row at which that stream is."""
+    _whole: NDArray[Any] | None = None
 
     @property
     def ndim(self) -> int:
@@ -77,10 +81,15 @@ class NpzMember:
         return None
 
     def _all(self) -> NDArray[Any]:
+        if self._whole is not None:
+            return self._whole
         with self.archive.open(f"{self.name}.npy") as stream:
             _header(stream, self.name)
             values = np.frombuffer(_exactly(stream, self.nbytes, self.name), self.dtype)
-        return values.reshape(self.shape, order="F" if self.fortran_order else "C")
+        values = values.reshape(self.shape, order="F" if self.fortran_order else "C")
+        if self.nbytes <= KEPT_BYTES:
+            self._whole = values
+        return values
 
     def _read(self, first: int, last: int) -> NDArray[Any]:
         each = self.nbytes // self.shape[0] if self.shape[0] else 0
@@ -100,6 +109,7 @@ class NpzMember:
         if self._stream is not None:
             self._stream.close()
             self._stream = None
+        self._whole = None
 
 
 def members_of(path: Path, archive: zipfile.ZipFile, *, size: int) -> dict[str, NpzMember]:

@@ -7,10 +7,21 @@ from numpy.typing import NDArray
 
 from rehearsal_kit.base.errors import ScanError
 from rehearsal_kit.data.scans.description import ObjectPlace
-from rehearsal_kit.data.scans.scan_file import ScanFile
+from rehearsal_kit.data.scans.scan_file import Dataset, ScanFile
 
 BLOCK_BYTES = 2**27
 """Patches that are read at once take no more than this."""
+
+
+def shape_of_object(dataset: Dataset, at: str) -> tuple[tuple[int, int] | None, int | None, str]:
+    """Rows and columns of an object, the number of its layer if it has any, and why it is none if so."""
+    if dataset.ndim not in (2, 3) or dataset.dtype.kind not in "ciuf" or not dataset.size:
+        return None, None, f"{at} is {dataset.dtype} of shape {dataset.shape}, no object (row, column)"
+    if dataset.ndim == 3 and dataset.shape[0] > 1:
+        reason = f"{at} has {dataset.shape[0]} layers; only objects of one layer can be trained on"
+        return None, None, reason
+    rows, columns = dataset.shape[-2:]
+    return (rows, columns), 0 if dataset.ndim == 3 else None, ""
 
 
 def object_of(file: ScanFile, place: ObjectPlace, positions_px: NDArray[np.float64]) -> NDArray[np.complex64]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rehearsal_kit.base.errors import ScanError
+from rehearsal_kit.data.scans.npz_members import NpzMember
 from rehearsal_kit.data.scans.orientation import oriented, oriented_shape
 from rehearsal_kit.data.scans.scan_file import Dataset, ScanFile
 
@@ -144,7 +145,9 @@ class RawFrames:
             return np.asarray(source[cut or ()])[None]
         if self.axes == "row column frame":
             rows, columns = cut or (slice(None), slice(None))
-            return np.moveaxis(np.asarray(source[rows, columns, low:high]), -1, 0)
+            # An archive has to be read whole for that: every frame has a part in each of its rows.
+            all_of_it = source[()] if isinstance(source, NpzMember) else source
+            return np.moveaxis(np.asarray(all_of_it[rows, columns, low:high]), -1, 0)
         if self.axes == "slow fast row column":
             fast = source.shape[1]
             lines = [

@@ -41,6 +41,8 @@ class ScanReading:
     """From the sample to the detector."""
     detector_pixel_m: float | None = None
     """Side of a pixel of the detector."""
+    object_pixel_m: float | None = None
+    """Side of a pixel of the object that whole frames belong to, where none of these is known."""
 
     def __post_init__(self) -> None:
         if isinstance(self.mapping, Mapping):  # as it was written down with a run
@@ -57,7 +59,7 @@ class ScanReading:
             raise SettingsError(f"layout is {self.layout!r} and there is a mapping, too; give one of them.")
         if self.orientation is not None:
             require_code("orientation", self.orientation)
-        for label in ("energy_ev", "distance_m", "detector_pixel_m"):
+        for label in ("energy_ev", "distance_m", "detector_pixel_m", "object_pixel_m"):
             require_or(Real(1e-12, 1e9), label, getattr(self, label), other=None)
         if self.crop is not None:
             require_integer("crop", self.crop, low=2)

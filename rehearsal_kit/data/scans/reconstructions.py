@@ -17,6 +17,8 @@ from rehearsal_kit.data.scans.scan import Floats, patch_corners
 MEASURED_FIELDS = ("data", "scan_nominal", "scan_true")
 MEASURED_WITH = "epie_reconstruction.npz"
 """The reconstruction that lies beside measured counts."""
+WELL_COVERED = 0.03
+"""Share of the best coverage."""
 _RPIE_FIELDS = ("object", "probe", "patch_origin", "coverage", "good_pixels")
 _PTYCHOPINN_FIELDS = ("objectGuess", "probeGuess", "xcoords", "ycoords")
 _CDTOOLS_FIELDS = ("obj", "probe", "translation", "basis")
@@ -79,7 +81,7 @@ def read_measured(path: str | Path) -> Acquisition:
     if len(counts) != len(origins):
         raise ScanError(f"{path}: {len(counts)} frames, but {beside.name} has {len(origins)} positions.")
     side = counts.shape[-1]
-    covered = np.array([_is_covered(found["coverage"], corner, side) for corner in origins])
+    covered = covered_patches(found["coverage"], origins, side)
     return Acquisition(
         counts=np.fft.fftshift(counts[covered], axes=(1, 2)),
         positions_px=origins[covered] + side / 2,
@@ -90,9 +92,20 @@ def read_measured(path: str | Path) -> Acquisition:
     )
 
 
-def _is_covered(coverage: NDArray[Any], corner: NDArray[np.int64], side: int) -> bool:
-    row, column = corner + side // 4
-    return bool(coverage[row : row + side // 2, column : column + side // 2].min() > 0.03)
+def covered_patches(coverage: NDArray[Any], corners: NDArray[Any], side: int) -> NDArray[np.bool_]:
+    """Whether the central half of each patch (patch,) is well covered by the beam.
+
+    coverage: (row, column), 1 where it is best. corners: first row and column of each patch of `side` pixels.
+    """
+    first = np.floor(corners + 0.5).astype(np.int64) + side // 4
+    return np.array(
+        [
+            (part := coverage[max(row, 0) : row + side // 2, max(column, 0) : column + side // 2]).size > 0
+            and part.min() > WELL_COVERED
+            for row, column in first
+        ],
+        bool,
+    )
 
 
 def _rpie(name: str, arrays: Arrays) -> Reconstruction:

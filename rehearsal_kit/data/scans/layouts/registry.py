@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from rehearsal_kit.data.scans.description import ScanDescription
+from rehearsal_kit.data.scans.description import ReconstructionDescription, ScanDescription
 from rehearsal_kit.data.scans.layouts import (
     aps_2id,
     aps_12id,
@@ -15,10 +15,20 @@ from rehearsal_kit.data.scans.layouts import (
     aps_lynx,
     aps_polar,
     aps_velociprobe,
+    csaxs,
     cxi,
     diamond,
     nanomax,
+    nsls2_hxn,
+    nsls2_product,
     nxcxi_ptycho,
+    ptychodus_product,
+    ptychodus_training,
+    ptychonn,
+    ptychopinn,
+    ptychoshelves,
+    ptyd,
+    tike,
 )
 from rehearsal_kit.data.scans.reading import ScanReading
 from rehearsal_kit.data.scans.scan_file import ScanFile
@@ -34,6 +44,19 @@ class Layout:
     describe: Callable[[ScanFile, ScanReading], ScanDescription]
     instead_of: tuple[str, ...] = ()
     """Layouts whose marks a file of this one has, too; it is meant where both are recognised."""
+    reconstruction: str | None = None
+    """Name of the file beside a scan that holds its reconstruction, if there is such a file; see
+    `companion_name`."""
+
+
+@dataclass(frozen=True)
+class ReconstructionLayout:
+    """One way to lay out a reconstruction in a file that holds no frames."""
+
+    mark: str
+    """What a file of it has, in words."""
+    recognises: Callable[[ScanFile], bool]
+    describe: Callable[[ScanFile], ReconstructionDescription]
 
 
 LAYOUTS: Mapping[str, Layout] = {
@@ -86,6 +109,47 @@ LAYOUTS: Mapping[str, Layout] = {
         aps_12id_processed.describe,
     ),
     "aps_cssi": Layout("/exchange/motor_pos", aps_cssi.recognises, aps_cssi.describe),
+    "csaxs": Layout(
+        "/entry/data/data, /entry/instrument/monochromator and eiger_4",
+        csaxs.recognises,
+        csaxs.describe,
+        instead_of=("aps_26id",),
+    ),
+    "ptychoshelves": Layout(
+        "/dp, and *_para.hdf5 with /ppX beside it", ptychoshelves.recognises, ptychoshelves.describe
+    ),
+    "nsls2_hxn": Layout(
+        "/diffamp, /dp or frames of a detector, and /points or /scan/scan_positions",
+        nsls2_hxn.recognises,
+        nsls2_hxn.describe,
+        instead_of=("aps_26id",),
+    ),
+    "ptyd": Layout("/chunks and /meta", ptyd.recognises, ptyd.describe),
+    "ptychodus_training": Layout(
+        "/patterns and /probe_position_x_px", ptychodus_training.recognises, ptychodus_training.describe
+    ),
+    "ptychopinn": Layout("diffraction or diff3d, and xcoords", ptychopinn.recognises, ptychopinn.describe),
+    "ptychonn": Layout("reciprocal and position", ptychonn.recognises, ptychonn.describe),
+    "tike": Layout(
+        "data, scan_true or scan, and probe", tike.recognises, tike.describe, reconstruction=tike.BESIDE
+    ),
 }
-"""Layouts by name. A file that several recognise is read by none, unless one is meant instead of the
-others."""
+"""Layouts by name. A file that several recognise is read by none, unless one is meant instead of others."""
+
+RECONSTRUCTIONS: Mapping[str, ReconstructionLayout] = {
+    "ptychodus_product": ReconstructionLayout(
+        "/object, /probe and /probe_position_x_m", ptychodus_product.recognises, ptychodus_product.describe
+    ),
+    "nsls2_product": ReconstructionLayout(
+        "/obj, /prb and /pos_xy", nsls2_product.recognises, nsls2_product.describe
+    ),
+    "ptychopinn": ReconstructionLayout(
+        "objectGuess, probeGuess and xcoords",
+        ptychopinn.recognises_reconstruction,
+        ptychopinn.describe_reconstruction,
+    ),
+    "tike": ReconstructionLayout(
+        "object, probe and patch_origin", tike.recognises_reconstruction, tike.describe_reconstruction
+    ),
+}
+"""Reconstructions in files without frames, by name; the first that recognises a file reads it."""
