@@ -32,7 +32,7 @@ from rehearsal_kit.cluster.making_room import make_room
 from rehearsal_kit.cluster.protocol import CLOSING_TOPIC, RunOrder
 from rehearsal_kit.cluster.watchdog import LOOK_S, GenerationError, Watchdog
 from rehearsal_kit.cluster.watched_run import WatchedRun
-from rehearsal_kit.cluster.winding_down import while_they_get_on
+from rehearsal_kit.cluster.winding_down import pause, while_they_get_on
 from rehearsal_kit.cluster.worker_pool import WorkerPool
 from rehearsal_kit.record.lease import BEAT_S
 from rehearsal_kit.record.rank_records import GenerationBegan, GenerationEnded, LeaseTaken, RunOver, Stalled
@@ -293,7 +293,9 @@ class Coordinator(SchedulerPlugin):
     async def _generation(self, run: WatchedRun) -> str:
         run.ended.clear()
         run.folder.clear_leftovers()
-        workers = await self._worker_pool.assembled(run.order, ranks=run.ranks, known=run.names)
+        workers = await self._worker_pool.assembled(
+            run.order, ranks=run.ranks, known=run.names, ending=lambda: run.ending
+        )
         run.assembled(workers, {self._worker_pool.name(address) for address in workers})
         self._tell(
             run,
@@ -305,6 +307,8 @@ class Coordinator(SchedulerPlugin):
         try:
             await self._start(run, rendezvous)
             await self._deliver(run)
+            if run.ending:  # it was to be told when there was no rank 0 yet: it would train to the last moment
+                await self._interrupt(run)
             return await self._watch(run)
         finally:
             run.folder.remove_rendezvous(run.generation)
@@ -339,12 +343,14 @@ class Coordinator(SchedulerPlugin):
                 await asyncio.wait_for(run.wake.wait(), LOOK_SOON_S if progress.searching else LOOK_S)
 
     async def _again(self, run: WatchedRun, reason: str, *, fatal: bool) -> None:
-        if fatal or run.restarts >= run.order.recovery.restarts:
+        if fatal or (run.restarts >= run.order.recovery.restarts and not run.ending):
             self._give_up(run, reason)
             return
         run.restarts += 1
         if run.restarts > 1:
-            await asyncio.sleep(min(2.0 ** (run.restarts - 2), LONGEST_PAUSE_S))
+            await pause(run, min(2.0 ** (run.restarts - 2), LONGEST_PAUSE_S))
+        if run.ending:  # ranks that were started now would not get far: it goes on where it is resumed
+            self._end(run, INTERRUPTED)
 
     def _give_up(self, run: WatchedRun, reason: str) -> None:
         tried = f" (ranks were started again {run.restarts} times)" if run.restarts else ""

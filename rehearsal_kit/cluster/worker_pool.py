@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import asdict
 from typing import Any
 
@@ -41,15 +41,19 @@ class WorkerPool:
         """Which of these the scheduler knows."""
         return [address in self._scheduler.workers for address in addresses]
 
-    async def assembled(self, order: RunOrder, *, ranks: int, known: Set[str]) -> list[str]:
+    async def assembled(
+        self, order: RunOrder, *, ranks: int, known: Set[str], ending: Callable[[], bool]
+    ) -> list[str]:
         """Workers in order of rank: those with a known name first, else others; none that is still busy.
 
         Fewer than `ranks` if no more are there in time, and the run may go on with so few; else
-        GenerationError.
+        GenerationError. ending: whether the cluster is about to end, so that nobody has to be waited for.
         """
         recovery = order.recovery
         deadline = time.monotonic() + recovery.wait_s
         while True:
+            if ending():
+                raise GenerationError("the cluster ends.")
             free = await self.free(order.topic)
             free.sort(key=lambda address: self.name(address) not in known)
             if len(free) >= ranks:
