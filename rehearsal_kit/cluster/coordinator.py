@@ -101,10 +101,7 @@ class Coordinator(SchedulerPlugin):
             case "CheckpointTaken":
                 run.taken[told["checkpoint"]] = (told["branch"], told["step"])
             case "CheckpointKept":
-                # Not for one that is written again where the ranks failed: they would do so for ever.
-                at = run.taken.pop(told["checkpoint"], run.furthest)
-                if at > run.furthest:
-                    run.furthest, run.restarts = at, 0
+                run.got_to(run.taken.pop(told["checkpoint"], run.furthest))
 
     # Asked by kernels -----------------------------------------------------------------------------------
 
@@ -229,12 +226,12 @@ class Coordinator(SchedulerPlugin):
                 try:
                     self._end(run, await self._generation(run))
                 except GenerationError as failure:
-                    reason = run.failed(failure)
+                    reason, fatal = run.failed(failure)
                     self._tell_end(run, reason)
                     await self._worker_pool.settle(run.workers, run.order.topic)
                     # Once more: a rank that came late, when the others were given up, has made it anew.
                     run.folder.remove_rendezvous(run.generation)
-                    await self._again(run, reason, fatal=failure.fatal)
+                    await self._again(run, reason, fatal=fatal)
         except asyncio.CancelledError:
             raise
         except Exception as error:
@@ -293,9 +290,7 @@ class Coordinator(SchedulerPlugin):
     async def _generation(self, run: WatchedRun) -> str:
         run.ended.clear()
         run.folder.clear_leftovers()
-        workers = await self._worker_pool.assembled(
-            run.order, ranks=run.ranks, known=run.names, ending=lambda: run.ending
-        )
+        workers = await self._worker_pool.assembled(run.order, run.wanted, ending=lambda: run.ending)
         run.assembled(workers, {self._worker_pool.name(address) for address in workers})
         self._tell(
             run,
@@ -307,7 +302,7 @@ class Coordinator(SchedulerPlugin):
         try:
             await self._start(run, rendezvous)
             await self._deliver(run)
-            if run.ending:  # it was to be told when there was no rank 0 yet: it would train to the last moment
+            if run.ending:  # it was to be told when there was no rank 0 yet: it would train to the last
                 await self._interrupt(run)
             return await self._watch(run)
         finally:
