@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import tomllib
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from ranks import Tiny
 
 from rehearsal_kit.base.errors import ClusterError, ClusterGoneError, SettingsError
+from rehearsal_kit.base.files import write_private
 from rehearsal_kit.base.network_interfaces import interface_named, interface_towards
 from rehearsal_kit.batch.job import Job, clock, seconds_of
 from rehearsal_kit.batch.site import SITES, known_sites, read_site
 from rehearsal_kit.cli.main import main
+from rehearsal_kit.cluster.cluster import Cluster
+from rehearsal_kit.cluster.code_folders import CodeFolders
 from rehearsal_kit.cluster.job_folder import JobFiles, job_named, known_jobs
+from rehearsal_kit.cluster.server import ClusterAddress, ServerRecord
+from rehearsal_kit.cluster.server_process import ServerProcess
 from rehearsal_kit.jobs import launch
 from rehearsal_kit.jobs.launch import (
     connect_job,
@@ -27,6 +34,8 @@ from rehearsal_kit.jobs.launch import (
 )
 from rehearsal_kit.jobs.node_workers import node_devices
 from rehearsal_kit.jobs.script import job_script
+from rehearsal_kit.learning.strategies.replay import ER
+from rehearsal_kit.session.session import Session
 
 
 @pytest.mark.parametrize(
@@ -153,6 +162,27 @@ def test_what_cannot_be_launched_is_told_in_one_line_and_leaves_nothing(pbs, cap
     assert said in error
     assert error.count("\n") == 1
     assert not known_jobs()
+
+
+def test_a_log_that_pbs_could_not_write_to_is_refused(pbs, monkeypatch):
+    monkeypatch.setenv("REHEARSAL_KIT_HOME", str(pbs / "my home"))
+    with pytest.raises(ClusterError, match=r"my home/.*no path with a space.*REHEARSAL_KIT_HOME"):
+        submit(Job(site="pbs"))
+    assert not known_jobs()
+    assert not [*(pbs / "my home" / "jobs").iterdir()]
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_who_has_a_network_of_ones_own_hears_that_the_next_job_cannot_go_on_by_itself(pbs, goes_on):
+    files = prepare(Job(site="pbs", goes_on=goes_on))
+    address = ClusterAddress(scheduler="tls://127.0.0.1:1", kind="cpu", workers=1)
+    record = ServerRecord(address=address, reason="", host="h", process=1, scratch="", code=CodeFolders())
+    write_private(files.address, json.dumps(asdict(record)))
+    cluster = Cluster(None, address=address, reason="", place={}, server=ServerProcess(files))
+    # There is no scheduler at that address.
+    with pytest.warns(UserWarning, match="not one of ours") as warned, pytest.raises(AttributeError):
+        Session(cluster, run=pbs / "run", strategy=ER(), network=Tiny(seed=1))
+    assert ("cannot go on with the run by itself" in str(warned[0].message)) == goes_on
 
 
 @pytest.mark.parametrize(("system", "command"), [("--slurm", "sbatch"), ("--pbs", "qsub")])
