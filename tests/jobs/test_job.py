@@ -21,7 +21,7 @@ from rehearsal_kit.batch.site import SITES, known_sites, read_site
 from rehearsal_kit.cli.main import main
 from rehearsal_kit.cluster.cluster import Cluster
 from rehearsal_kit.cluster.code_folders import CodeFolders
-from rehearsal_kit.cluster.job_folder import JobFiles, job_named, known_jobs
+from rehearsal_kit.cluster.job_folder import JobFiles, job_named, jobs_folder, known_jobs
 from rehearsal_kit.cluster.server import ClusterAddress, ServerRecord
 from rehearsal_kit.cluster.server_process import ServerProcess
 from rehearsal_kit.jobs import launch
@@ -247,6 +247,16 @@ def test_old_folders_are_forgotten(pbs, monkeypatch):
     assert [files.read_job().number for files in known_jobs()] == ["1", "2", "3"]
     assert job_named("").read_job().number == "3"
     assert job_named("2").folder == known_jobs()[1].folder
+
+
+def test_what_a_killed_doctor_has_left_is_removed(pbs):
+    left, new = [jobs_folder() / f"examination-{name}" for name in ("left", "new")]
+    for folder in (left, new):
+        folder.mkdir(mode=0o700)
+        (folder / "nonce").touch()
+    os.utime(left, (0, 0))
+    forget_old_jobs()
+    assert (left.exists(), new.exists()) == (False, True)
 
 
 def test_the_interface_that_leads_to_the_login_node():
