@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -9,8 +10,10 @@ import subprocess
 import tomllib
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from distributed.core import Status
 from ranks import Tiny
 
 from rehearsal_kit.base.errors import ClusterError, ClusterGoneError, SettingsError
@@ -32,7 +35,7 @@ from rehearsal_kit.jobs.launch import (
     submit,
     wait_until_up,
 )
-from rehearsal_kit.jobs.node_workers import node_devices
+from rehearsal_kit.jobs.node_workers import node_devices, replace_closed
 from rehearsal_kit.jobs.script import job_script
 from rehearsal_kit.learning.strategies.replay import ER
 from rehearsal_kit.session.session import Session
@@ -128,6 +131,26 @@ def test_gpus_by_number_for_those_that_nvml_does_not_know(pbs):
     devices = node_devices(files.read_order())
     assert devices.gpus == tuple("01234567")
     assert devices.plain
+
+
+def test_a_worker_that_cannot_be_started_again_takes_no_other_with_it():
+    well, gone = [SimpleNamespace(name=name, status=Status.running) for name in ("n-0", "n-1")]
+    gone.status = Status.closed
+    nannies, answers = [well, gone], [RuntimeError("Nanny failed to start."), OSError("no route"), "new"]
+
+    async def make(number):
+        assert number == 1
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return SimpleNamespace(name=answer, status=Status.running)
+
+    def look(going=True):
+        return asyncio.run(replace_closed(nannies, make, going=lambda: going))
+
+    assert not look(going=False)
+    assert [look(), look(), look(), look()] == [True, True, False, False]
+    assert [nanny.name for nanny in nannies] == ["n-0", "new"]
 
 
 def test_a_folder_of_a_job_is_private_and_its_script_holds_no_secret(pbs, capsys):
