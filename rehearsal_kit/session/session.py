@@ -73,6 +73,12 @@ class Session(Handle):
         spec.run.create()
         try:
             ranks = ranks_of(cluster)
+            fewest = spec.recovery.fewest
+            if fewest is not None and fewest > ranks:  # it would fail with the first worker that is lost
+                raise SettingsError(
+                    f"fewest is {fewest}, and this cluster has {ranks} workers; give "
+                    f"Recovery(fewest=...) at most {ranks}, or start a larger cluster."
+                )
             keep_spec(spec, ranks=ranks)
             super().__init__(Origin(cluster, spec, spec.network, ranks=ranks, is_new=True))
         except BaseException:
