@@ -291,7 +291,7 @@ class Coordinator(SchedulerPlugin):
         run.ended.clear()
         run.folder.clear_leftovers()
         workers = await self._worker_pool.assembled(run.order, run.wanted, ending=lambda: run.ending)
-        run.assembled(workers, {self._worker_pool.name(address) for address in workers})
+        run.assembled(workers, [self._worker_pool.name(address) for address in workers])
         self._tell(
             run,
             GenerationBegan(
@@ -314,7 +314,9 @@ class Coordinator(SchedulerPlugin):
             refused = await self._worker_pool.send(address, order)
             if refused is None or refused:
                 raise GenerationError(
-                    refused or f"the worker of rank {order.rank} does not answer, or was lost while it began."
+                    refused
+                    or f"the worker of rank {order.rank} does not answer, or was lost while it began.",
+                    rank=order.rank,
                 )
 
     async def _watch(self, run: WatchedRun) -> str:

@@ -44,9 +44,9 @@ class WatchedRun:
     """How the lease was lost, if it was: then nothing more is written to the folder."""
     workers: list[str] = field(default_factory=list)
     """Addresses in order of rank, of the generation under way."""
-    names: Set[str] = frozenset()
-    """Names of the workers that it had last."""
-    before: Set[str] = frozenset()
+    names: Sequence[str] = ()
+    """Names of the workers that it had last, in order of rank."""
+    before: Sequence[str] = ()
     """Names of those it had before others were taken, until it has got further with these."""
     avoided: Set[str] = frozenset()
     """Names of those with which it has not got any further than without them, until they are tried again."""
@@ -101,13 +101,13 @@ class WatchedRun:
     @property
     def wanted(self) -> Wanted:
         """Which workers the next generation is to have."""
-        return Wanted(self.ranks, self.names, self.avoided)
+        return Wanted(self.ranks, frozenset(self.names), self.avoided)
 
-    def assembled(self, workers: list[str], names: Set[str]) -> None:
+    def assembled(self, workers: list[str], names: Sequence[str]) -> None:
         """These become the ranks of the next generation."""
         if len(workers) < self.ranks:
             self.returned.lose()
-        self.before = self.names if len(workers) > len(self.names) else frozenset()
+        self.before = self.names if len(workers) > len(self.names) else ()
         self.workers, self.names, self.ranks, self.more = workers, names, len(workers), 0
 
     def regrouped(self) -> str:
@@ -171,20 +171,23 @@ class WatchedRun:
         """A checkpoint at this branch and step is whole on disk."""
         # Not for one that is written again where the ranks failed: they would do so for ever.
         if checkpoint > self.furthest:
-            self.furthest, self.restarts, self.before = checkpoint, 0, frozenset()
+            self.furthest, self.restarts, self.before = checkpoint, 0, ()
 
     def failed(self, error: GenerationError) -> tuple[str, bool]:
         """Why a generation has ended, in words, and whether the next one would end in the same way.
 
-        Where other workers were taken, and it has not got further since, the next one has those from before:
-        what fails on one that has come back must not end a run that went well without it.
+        Where other workers were taken, and it has not got further since, the next one has those from before,
+        unless it is one of these that has failed: what fails on a worker that has come back must not end a
+        run that went well without it.
         """
         again, self.suspect = bool(error.device) and error.device == self.suspect, error.device
         words = f"{error}; {twice(error.device)}" if again else str(error)
-        if not self.before or self.lost:
+        before, self.before = self.before, ()
+        old = error.rank is not None and self.names[error.rank] in before
+        if not before or old or self.lost:
             return words, error.fatal
-        self.avoided, self.names, self.ranks = self.names - self.before, self.before, len(self.before)
-        self.before = frozenset()
+        self.avoided = frozenset(self.names) - frozenset(before)
+        self.names, self.ranks = before, len(before)
         self.returned.lose()
         return f"{words.rstrip('.')}; the run goes on with the {self.ranks} that it had before.", False
 

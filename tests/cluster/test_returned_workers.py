@@ -68,27 +68,34 @@ def grown() -> WatchedRun:
     files = dict.fromkeys(("folder", "lease", "acceptance", "ledger"), SimpleNamespace())
     order = SimpleNamespace(ranks=2)
     run = WatchedRun(**files, order=order, generation=1, ranks=2, returned=ReturnedWorkers(120.0))
-    run.assembled(["a", "b"], {"w0", "w1"})
-    run.assembled(["a"], {"w0"})
+    run.assembled(["a", "b"], ["w0", "w1"])
+    run.assembled(["a"], ["w0"])
     run.got_to((1, 8))
     run.more = 1
     run.regrouped()
-    run.assembled(["a", "c"], {"w0", "w9"})
+    run.assembled(["a", "c"], ["w0", "w9"])
     return run
 
 
-def test_a_run_that_fails_at_once_with_a_worker_that_was_taken_goes_on_without_it():
+@pytest.mark.parametrize("rank", [1, None])
+def test_a_run_that_fails_at_once_with_a_worker_that_was_taken_goes_on_without_it(rank):
     run = grown()
-    words, fatal = run.failed(GenerationError("rank 1: it has no memory.", fatal=True))
+    words, fatal = run.failed(GenerationError("rank 1: it has no memory.", fatal=True, rank=rank))
     assert words == "rank 1: it has no memory; the run goes on with the 1 that it had before."
     assert not fatal
     assert run.wanted == Wanted(1, {"w0"}, {"w9"})
     assert run.returned.steady_s == 2 * STEADY_S
-    run.assembled(["a"], {"w0"})
+    run.assembled(["a"], ["w0"])
     assert run.failed(GenerationError("rank 0: y", fatal=True)) == ("rank 0: y", True)
     run.more = 1
     run.regrouped()
     assert run.wanted == Wanted(2, {"w0"})  # it is tried again
+
+
+def test_a_worker_that_was_taken_stays_where_another_one_is_lost():
+    run = grown()
+    assert run.failed(GenerationError("rank 0: x", rank=0)) == ("rank 0: x", False)
+    assert run.wanted == Wanted(2, {"w0", "w9"})
 
 
 def test_once_it_has_got_further_a_worker_that_was_taken_is_one_like_all_others():
