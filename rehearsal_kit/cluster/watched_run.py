@@ -188,6 +188,8 @@ class WatchedRun:
             return words, error.fatal
         self.avoided = frozenset(self.names) - frozenset(before)
         self.names, self.ranks = before, len(before)
+        # It counts for nothing: as long as no task comes there is no newer checkpoint, and it is tried again.
+        self.restarts -= 1
         self.returned.lose()
         return f"{words.rstrip('.')}; the run goes on with the {self.ranks} that it had before.", False
 

@@ -85,6 +85,7 @@ def test_a_run_that_fails_at_once_with_a_worker_that_was_taken_goes_on_without_i
     assert not fatal
     assert run.wanted == Wanted(1, {"w0"}, {"w9"})
     assert run.returned.steady_s == 2 * STEADY_S
+    assert run.restarts + 1 == 0  # as if it had not been started again
     run.assembled(["a"], ["w0"])
     assert run.failed(GenerationError("rank 0: y", fatal=True)) == ("rank 0: y", True)
     run.more = 1
