@@ -21,6 +21,7 @@ from rehearsal_kit.base.files import write_private
 from rehearsal_kit.base.network_interfaces import interface_named, interface_towards
 from rehearsal_kit.batch.job import Job, clock, seconds_of
 from rehearsal_kit.batch.site import SITES, known_sites, read_site
+from rehearsal_kit.batch.systems import SYSTEMS
 from rehearsal_kit.cli.main import main
 from rehearsal_kit.cluster.cluster import Cluster
 from rehearsal_kit.cluster.code_folders import CodeFolders
@@ -35,6 +36,7 @@ from rehearsal_kit.jobs.launch import (
     submit,
     wait_until_up,
 )
+from rehearsal_kit.jobs.next_job import MISSED, follow
 from rehearsal_kit.jobs.node_workers import node_devices, replace_closed
 from rehearsal_kit.jobs.script import job_script
 from rehearsal_kit.learning.strategies.replay import ER
@@ -131,6 +133,35 @@ def test_gpus_by_number_for_those_that_nvml_does_not_know(pbs):
     devices = node_devices(files.read_order())
     assert devices.gpus == tuple("01234567")
     assert devices.plain
+
+
+@pytest.fixture
+def chained(pbs, monkeypatch):
+    """The folder of a job that is to be followed by others, which wait in the queue."""
+    files = prepare(Job(site="pbs", goes_on=True, queue="busy"))
+    monkeypatch.setenv("PBS_JOBID", "99.pbs")
+    files.write_job(replace(files.read_job(), numbers=("99.pbs",)))
+    return files
+
+
+def test_a_chain_of_jobs_that_come_to_nothing_ends_and_says_so(chained, monkeypatch):
+    said = [follow(chained, ["/runs/today"], worked=True)]
+    while not said[-1][1] and len(said) < 9:
+        monkeypatch.setenv("PBS_JOBID", said[-1][0])
+        SYSTEMS["pbs"].cancel(said[-1][0])  # it has ended before any other does
+        said.append(follow(chained, [], worked=True))
+    assert [number for number, _ in said] == [*chained.read_job().numbers[1:], ""]
+    assert len(said) == 2 + MISSED
+    assert said[-1][1].startswith("several jobs in a row ended before")
+    assert "no job follows: several jobs in a row" in chained.failure.read_text()
+
+
+def test_no_job_follows_one_in_which_nobody_has_done_anything(chained):
+    said = follow(chained, ["/runs/today"], worked=False)
+    assert said == ("", "nobody is connected, and no step was taken in it")
+    assert not chained.failure.exists()  # the run says so itself
+    assert follow(chained, [], worked=False) == ("", "")
+    assert chained.read_job().numbers == ("99.pbs",)
 
 
 def test_a_worker_that_cannot_be_started_again_takes_no_other_with_it():
