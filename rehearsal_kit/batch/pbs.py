@@ -7,6 +7,7 @@ import os
 import re
 from pathlib import Path
 
+from rehearsal_kit.base.errors import ClusterError
 from rehearsal_kit.batch.job import Job, clock
 from rehearsal_kit.batch.system import ANSWER_S, ENDED, RUNNING, UNKNOWN, WAITING, JobState, called, refused
 
@@ -34,6 +35,11 @@ class Pbs:
 
     def directives(self, job: Job, *, log: Path) -> list[str]:
         """The options of this job, one a line; nodes are asked for in those of the site."""
+        if any(character.isspace() for character in str(log)):  # where it ends, the next option would begin
+            raise ClusterError(
+                f"the log of the job would be {log}, and PBS takes no path with a space in it; have "
+                "REHEARSAL_KIT_HOME name a folder without one that the nodes share with this machine."
+            )
         named = {"-A": job.account, "-q": job.queue}
         return [
             f"-N {job.name}",

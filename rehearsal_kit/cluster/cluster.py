@@ -90,6 +90,12 @@ class Cluster:
         return 0 if self._server is None else self.address.workers
 
     @property
+    def goes_on(self) -> bool:
+        """Whether another job follows the one that holds it, in which its run goes on without a kernel."""
+        files = None if self._server is None else self._server.files
+        return isinstance(files, JobFiles) and files.read_order().goes_on
+
+    @property
     def has_ended(self) -> bool:
         """Whether it is known to have ended: one of ours, on this machine, without its server."""
         return self._server is not None and self._server.is_here and not self._server.family()

@@ -32,7 +32,7 @@ from rehearsal_kit.cluster.making_room import make_room
 from rehearsal_kit.cluster.protocol import CLOSING_TOPIC, RunOrder
 from rehearsal_kit.cluster.watchdog import LOOK_S, GenerationError, Watchdog
 from rehearsal_kit.cluster.watched_run import WatchedRun
-from rehearsal_kit.cluster.winding_down import while_they_get_on
+from rehearsal_kit.cluster.winding_down import pause, while_they_get_on
 from rehearsal_kit.cluster.worker_pool import WorkerPool
 from rehearsal_kit.record.lease import BEAT_S
 from rehearsal_kit.record.rank_records import GenerationBegan, GenerationEnded, LeaseTaken, RunOver, Stalled
@@ -101,10 +101,7 @@ class Coordinator(SchedulerPlugin):
             case "CheckpointTaken":
                 run.taken[told["checkpoint"]] = (told["branch"], told["step"])
             case "CheckpointKept":
-                # Not for one that is written again where the ranks failed: they would do so for ever.
-                at = run.taken.pop(told["checkpoint"], run.furthest)
-                if at > run.furthest:
-                    run.furthest, run.restarts = at, 0
+                run.got_to(run.taken.pop(told["checkpoint"], run.furthest))
 
     # Asked by kernels -----------------------------------------------------------------------------------
 
@@ -229,12 +226,12 @@ class Coordinator(SchedulerPlugin):
                 try:
                     self._end(run, await self._generation(run))
                 except GenerationError as failure:
-                    reason = run.failed(failure)
+                    reason, fatal = run.failed(failure)
                     self._tell_end(run, reason)
                     await self._worker_pool.settle(run.workers, run.order.topic)
                     # Once more: a rank that came late, when the others were given up, has made it anew.
                     run.folder.remove_rendezvous(run.generation)
-                    await self._again(run, reason, fatal=failure.fatal)
+                    await self._again(run, reason, fatal=fatal)
         except asyncio.CancelledError:
             raise
         except Exception as error:
@@ -293,8 +290,8 @@ class Coordinator(SchedulerPlugin):
     async def _generation(self, run: WatchedRun) -> str:
         run.ended.clear()
         run.folder.clear_leftovers()
-        workers = await self._worker_pool.assembled(run.order, ranks=run.ranks, known=run.names)
-        run.assembled(workers, {self._worker_pool.name(address) for address in workers})
+        workers = await self._worker_pool.assembled(run.order, run.wanted, ending=lambda: run.ending)
+        run.assembled(workers, [self._worker_pool.name(address) for address in workers])
         self._tell(
             run,
             GenerationBegan(
@@ -305,6 +302,8 @@ class Coordinator(SchedulerPlugin):
         try:
             await self._start(run, rendezvous)
             await self._deliver(run)
+            if run.ending:  # it was to be told when there was no rank 0 yet: it would train to the last
+                await self._interrupt(run)
             return await self._watch(run)
         finally:
             run.folder.remove_rendezvous(run.generation)
@@ -315,7 +314,9 @@ class Coordinator(SchedulerPlugin):
             refused = await self._worker_pool.send(address, order)
             if refused is None or refused:
                 raise GenerationError(
-                    refused or f"the worker of rank {order.rank} does not answer, or was lost while it began."
+                    refused
+                    or f"the worker of rank {order.rank} does not answer, or was lost while it began.",
+                    rank=order.rank,
                 )
 
     async def _watch(self, run: WatchedRun) -> str:
@@ -339,12 +340,14 @@ class Coordinator(SchedulerPlugin):
                 await asyncio.wait_for(run.wake.wait(), LOOK_SOON_S if progress.searching else LOOK_S)
 
     async def _again(self, run: WatchedRun, reason: str, *, fatal: bool) -> None:
-        if fatal or run.restarts >= run.order.recovery.restarts:
+        if fatal or (run.restarts >= run.order.recovery.restarts and not run.ending):
             self._give_up(run, reason)
             return
         run.restarts += 1
         if run.restarts > 1:
-            await asyncio.sleep(min(2.0 ** (run.restarts - 2), LONGEST_PAUSE_S))
+            await pause(run, min(2.0 ** (run.restarts - 2), LONGEST_PAUSE_S))
+        if run.ending:  # ranks that were started now would not get far: it goes on where it is resumed
+            self._end(run, INTERRUPTED)
 
     def _give_up(self, run: WatchedRun, reason: str) -> None:
         tried = f" (ranks were started again {run.restarts} times)" if run.restarts else ""

@@ -23,6 +23,7 @@ class ReturnedWorkers:
     def lose(self) -> None:
         """The run goes on with fewer than before."""
         self._lost += 1
+        self._since = {}
 
     @property
     def steady_s(self) -> float:

@@ -24,12 +24,16 @@ class GenerationError(Exception):
     """Why a generation has ended.
 
     fatal: whether another one would end in the same way. device: the card that failed, if it was one.
+    rank: the one that was lost, or failed by itself; None where it may have been any.
     """
 
-    def __init__(self, reason: str, *, fatal: bool = False, device: str = "") -> None:
+    def __init__(
+        self, reason: str, *, fatal: bool = False, device: str = "", rank: int | None = None
+    ) -> None:
         super().__init__(reason)
         self.fatal = fatal
         self.device = device
+        self.rank = rank
 
 
 class Watchdog:
@@ -114,9 +118,12 @@ class Watchdog:
             rank = failed[0][2]
             status = statuses[rank]
             assert status is not None  # noqa: S101 - for the type checker; it says that it has failed
-            raise GenerationError(f"rank {rank}: {status.error}", fatal=status.fatal, device=status.device)
+            raise GenerationError(
+                f"rank {rank}: {status.error}", fatal=status.fatal, device=status.device, rank=rank
+            )
         if lost:
-            raise GenerationError(f"the worker of rank {lost[0]} is gone: its process has ended.")
+            words = f"the worker of rank {lost[0]} is gone: its process has ended."
+            raise GenerationError(words, rank=lost[0])
         if failed:
             # Ranks notice within milliseconds that another is gone, the scheduler often later.
             self.searching, self._failed_at = True, min(self._failed_at, now)

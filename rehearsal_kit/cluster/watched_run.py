@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from rehearsal_kit.cluster.acceptance import Acceptance
 from rehearsal_kit.cluster.protocol import HostStatus, Order, RunOrder
 from rehearsal_kit.cluster.returned_workers import ReturnedWorkers
 from rehearsal_kit.cluster.watchdog import GenerationError
+from rehearsal_kit.cluster.worker_pool import Wanted
 from rehearsal_kit.record.lease import RunLease
 from rehearsal_kit.record.ledger import Ledger
 from rehearsal_kit.record.rank_records import Ended
@@ -43,8 +44,12 @@ class WatchedRun:
     """How the lease was lost, if it was: then nothing more is written to the folder."""
     workers: list[str] = field(default_factory=list)
     """Addresses in order of rank, of the generation under way."""
-    names: set[str] = field(default_factory=set)
-    """Names of the workers that it had last."""
+    names: Sequence[str] = ()
+    """Names of the workers that it had last, in order of rank."""
+    before: Sequence[str] = ()
+    """Names of those it had before others were taken, until it has got further with these."""
+    avoided: Set[str] = frozenset()
+    """Names of those with which it has not got any further than without them, until they are tried again."""
     ended: dict[int, Ended] = field(default_factory=dict)
     """What ranks of the generation under way have told of their ends: their processes may be gone since."""
     suspect: str = ""
@@ -93,15 +98,21 @@ class WatchedRun:
         """Whether the generation under way has fewer ranks than the run was started with."""
         return len(self.workers) < self.order.ranks
 
-    def assembled(self, workers: list[str], names: set[str]) -> None:
+    @property
+    def wanted(self) -> Wanted:
+        """Which workers the next generation is to have."""
+        return Wanted(self.ranks, frozenset(self.names), self.avoided)
+
+    def assembled(self, workers: list[str], names: Sequence[str]) -> None:
         """These become the ranks of the next generation."""
         if len(workers) < self.ranks:
             self.returned.lose()
+        self.before = self.names if len(workers) > len(self.names) else ()
         self.workers, self.names, self.ranks, self.more = workers, names, len(workers), 0
 
     def regrouped(self) -> str:
         """The ranks have ended after a task, so that more go on; what is said of it."""
-        self.ranks = min(self.order.ranks, len(self.workers) + self.more)
+        self.ranks, self.avoided = min(self.order.ranks, len(self.workers) + self.more), frozenset()
         if not self.more:
             return "a worker that had come back is gone again; the ranks go on after the task that has ended."
         return (
@@ -156,10 +167,31 @@ class WatchedRun:
             device=ended.device,
         )
 
-    def failed(self, error: GenerationError) -> str:
-        """Why a generation has ended, in words; more of them where the same card has ended the one before."""
+    def got_to(self, checkpoint: tuple[int, int]) -> None:
+        """A checkpoint at this branch and step is whole on disk."""
+        # Not for one that is written again where the ranks failed: they would do so for ever.
+        if checkpoint > self.furthest:
+            self.furthest, self.restarts, self.before = checkpoint, 0, ()
+
+    def failed(self, error: GenerationError) -> tuple[str, bool]:
+        """Why a generation has ended, in words, and whether the next one would end in the same way.
+
+        Where other workers were taken, and it has not got further since, the next one has those from before,
+        unless it is one of these that has failed: what fails on a worker that has come back must not end a
+        run that went well without it.
+        """
         again, self.suspect = bool(error.device) and error.device == self.suspect, error.device
-        return f"{error}; {twice(error.device)}" if again else str(error)
+        words = f"{error}; {twice(error.device)}" if again else str(error)
+        before, self.before = self.before, ()
+        old = error.rank is not None and self.names[error.rank] in before
+        if not before or old or self.lost:
+            return words, error.fatal
+        self.avoided = frozenset(self.names) - frozenset(before)
+        self.names, self.ranks = before, len(before)
+        # It counts for nothing: as long as no task comes there is no newer checkpoint, and it is tried again.
+        self.restarts -= 1
+        self.returned.lose()
+        return f"{words.rstrip('.')}; the run goes on with the {self.ranks} that it had before.", False
 
     def close(self) -> None:
         """Write nothing more, and let others."""

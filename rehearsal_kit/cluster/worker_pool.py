@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence, Set
-from dataclasses import asdict
+from collections.abc import Callable, Sequence, Set
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from distributed import Scheduler
@@ -27,6 +27,17 @@ SLOW_BYTES_S = 10 * MIB
 """A worker takes what it is sent no slower than that."""
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """Which workers a run wants, by their names, which they keep when they are restarted."""
+
+    ranks: int
+    known: Set[str] = frozenset()
+    """Those that it had last; they come before others."""
+    avoided: Set[str] = frozenset()
+    """Those that are taken only where there are not enough others in time."""
+
+
 class WorkerPool:
     """Knows workers by their addresses; a restarted one has another."""
 
@@ -41,22 +52,27 @@ class WorkerPool:
         """Which of these the scheduler knows."""
         return [address in self._scheduler.workers for address in addresses]
 
-    async def assembled(self, order: RunOrder, *, ranks: int, known: Set[str]) -> list[str]:
-        """Workers in order of rank: those with a known name first, else others; none that is still busy.
+    async def assembled(self, order: RunOrder, wanted: Wanted, *, ending: Callable[[], bool]) -> list[str]:
+        """Workers in order of rank; none that is still busy.
 
-        Fewer than `ranks` if no more are there in time, and the run may go on with so few; else
-        GenerationError.
+        Fewer than wanted if no more are there in time, and the run may go on with so few; else
+        GenerationError. ending: whether the cluster is about to end, so that nobody has to be waited for.
         """
-        recovery = order.recovery
+        recovery, ranks = order.recovery, wanted.ranks
+        fewest = ranks if recovery.fewest is None else min(ranks, recovery.fewest)
         deadline = time.monotonic() + recovery.wait_s
         while True:
+            if ending():
+                raise GenerationError("the cluster ends.")
+            late = time.monotonic() > deadline  # before they are asked: who answers then is there in time
             free = await self.free(order.topic)
-            free.sort(key=lambda address: self.name(address) not in known)
-            if len(free) >= ranks:
-                return sorted(free[:ranks], key=self._place)
-            if time.monotonic() > deadline:
-                if recovery.fewest is not None and len(free) >= recovery.fewest:
-                    return free
+            fit = [address for address in free if self.name(address) not in wanted.avoided]
+            if late and len(fit) < fewest:
+                fit = free
+            fit.sort(key=lambda address: self.name(address) not in wanted.known)
+            if len(fit) >= (fewest if late else ranks):
+                return sorted(fit[:ranks], key=self._place)
+            if late:
                 few = "" if recovery.fewest is None else f", and {recovery.fewest} is the fewest it may have"
                 raise GenerationError(
                     f"{len(free)} of {order.ranks} workers are there after {recovery.wait_s:.0f} s{few}; "

@@ -24,6 +24,8 @@ from rehearsal_kit.jobs.node_report import NodeReport
 
 TIMEOUT_S = 300.0
 LAST_LINES = 6
+EXAMINATION = "examination-"
+"""Beginning of the names of folders in which nodes tell what they find."""
 
 
 def examine_job(site: str | Path | None, *, interface: str) -> list[NodeReport]:
@@ -34,7 +36,7 @@ def examine_job(site: str | Path | None, *, interface: str) -> list[NodeReport]:
     """
     system, nodes = allocation(os.environ)
     described = read_site(system if site is None else site)
-    folder = jobs_folder() / f"examination-{secrets.token_hex(4)}"
+    folder = jobs_folder() / f"{EXAMINATION}{secrets.token_hex(4)}"
     folder.mkdir(mode=0o700)
     start = [filled(word, nodes=nodes, cpus=1, gpus=described.gpus_per_node) for word in described.start]
     program = [sys.executable, "-c", PROGRAM.format(module="jobs.node_report")]

@@ -40,6 +40,7 @@ from rehearsal_kit.cluster.server import (
     require_bound,
     wind_down,
 )
+from rehearsal_kit.jobs.next_job import follow, waiting_run
 from rehearsal_kit.jobs.node_processes import NodeProcesses
 
 LOG = logging.getLogger(__name__)
@@ -49,8 +50,6 @@ TAKE_S = 5.0
 """What another job that ends may take to give the folder back."""
 FAILED_IDLE_S = 300.0
 """A job whose run was not resumed waits so long for somebody to come."""
-MISSED = 2
-"""So many jobs in a row may end before they have come to a run; the next one does not get another."""
 LOOK_S = 0.2
 
 
@@ -167,19 +166,9 @@ class JobServer:
             code=code,
         )
         write_private(files.address, json.dumps(asdict(record)))
-        run, _ = self._waiting_run()
+        run, _ = waiting_run(self._files)
         if run:
             self._nodes.resume(run)
-
-    def _waiting_run(self) -> tuple[str, int]:
-        """The run with which this job is to go on, and how many jobs in a row have not come to that before.
-
-        Empty where there is none, or it is under way.
-        """
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            waiting = json.loads(self._files.going_on.read_text())
-            return str(waiting["run"]), int(waiting["missed"])
-        return "", 0
 
     def _await_workers(self, cluster: Any) -> None:
         wanted, deadline = self._order.nodes * self._order.workers, time.monotonic() + WORKERS_S
@@ -216,39 +205,16 @@ class JobServer:
 
     def _followed(self, cluster: LocalCluster) -> bool:
         """Have another job follow if that was asked for and a run goes on; whether one does."""
-        order, files, coordinator = self._order, self._files, coordinator_of(cluster)
-        going = coordinator.going() if coordinator else []
-        run, missed = (going[0], -1) if going else self._waiting_run()
-        if not (order.goes_on and run and time.monotonic() >= self._ends):
+        if not self._order.goes_on or time.monotonic() < self._ends:
             return False
-        why, number = "", ""
-        if going and not self._plugin.worked:
-            why = "nobody is connected, and no step was taken in it"
-        if missed >= MISSED:
-            why = "several jobs in a row ended before the run was under way in them; ask for more time"
-        if not why:
-            try:
-                write_private(files.going_on, json.dumps({"run": run, "missed": missed + 1}))
-                number = self._submitted()
-            except (ClusterError, OSError) as error:
-                why = str(error)
-                files.going_on.unlink(missing_ok=True)
+        coordinator = coordinator_of(cluster)
+        going = coordinator.going() if coordinator else []
+        number, why = follow(self._files, going, worked=self._plugin.worked)
         if why:
             LOG.error("no job follows this one, so that its run has to be resumed by hand: %s", why)
         if coordinator is not None:
             coordinator.followed_by, coordinator.not_followed = number, why
         return bool(number)
-
-    def _submitted(self) -> str:
-        """The number of the job that follows; the last checkpoint waits for it, but not for long."""
-        system, files = SYSTEMS[self._order.system], self._files
-        number = system.submit(files.script, after=system.here(), answer_s=self._order.margin_s / 4)
-        try:
-            files.write_job(replace(files.read_job(), numbers=(*files.read_job().numbers, number)))
-        except (ClusterError, OSError):
-            system.cancel(number)  # nobody would know of it
-            raise
-        return number
 
 
 def main() -> None:

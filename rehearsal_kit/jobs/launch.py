@@ -8,6 +8,7 @@ import secrets
 import shutil
 import time
 from dataclasses import asdict, replace
+from pathlib import Path
 
 from rehearsal_kit.base.errors import ClusterError, ClusterGoneError
 from rehearsal_kit.base.files import write_private
@@ -29,6 +30,7 @@ from rehearsal_kit.cluster.job_folder import (
     known_jobs,
 )
 from rehearsal_kit.cluster.server_process import new_folder
+from rehearsal_kit.jobs.job_examination import EXAMINATION
 from rehearsal_kit.jobs.script import write_script
 from rehearsal_kit.jobs.waiting_line import WaitingLine
 
@@ -39,6 +41,8 @@ SHARED_S = 60.0
 """A job that has run for so long has written into its folder, if it can."""
 SILENT_S = 300.0
 """A batch system that has not answered for so long is down."""
+LEFT_S = 3600.0
+"""No examination takes so long."""
 LAST_LINES, LAST_BYTES = 12, 2**16
 
 
@@ -159,10 +163,20 @@ def _again(files: JobFiles) -> str:
 
 
 def forget_old_jobs() -> None:
-    """Remove folders of jobs that have ended, but for the newest, whose logs somebody may want."""
+    """Remove folders of jobs that have ended, but for the newest, whose logs somebody may want.
+
+    And those that a `doctor --job` has left that was killed.
+    """
     ended = [files for files in known_jobs() if not files.key.exists()]
-    for files in ended[:-KEPT]:
-        shutil.rmtree(files.folder, ignore_errors=True)
+    left = [folder for folder in jobs_folder().glob(f"{EXAMINATION}*") if _age_s(folder) > LEFT_S]
+    for folder in [*left, *(files.folder for files in ended[:-KEPT])]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _age_s(folder: Path) -> float:
+    with contextlib.suppress(FileNotFoundError):  # its doctor has just ended
+        return time.time() - folder.stat().st_mtime
+    return 0.0
 
 
 def _require_coming(files: JobFiles, state: JobState, *, silent_s: float, shared_s: float) -> None:

@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from rehearsal_kit.jobs.node_processes import FAILURE
 LOG = logging.getLogger(__name__)
 APPEARS_S = 60.0
 """What a file may take to be seen on another node."""
-LOOK_S = 0.5
+LOOK_S, AGAIN_S = 0.5, 5.0
 
 
 async def hold_workers(files: JobFiles, order: JobOrder, scratch: str) -> None:
@@ -51,10 +51,8 @@ async def hold_workers(files: JobFiles, order: JobOrder, scratch: str) -> None:
     looked = time.monotonic()
     try:
         while files.scheduler.exists():
-            for number, nanny in enumerate(nannies):
-                if nanny.status in (Status.closed, Status.failed) and files.scheduler.exists():
-                    LOG.warning("worker %s has closed by itself; another one takes its place", nanny.name)
-                    nannies[number] = await make(number)
+            if await replace_closed(nannies, make, going=files.scheduler.exists):
+                await asyncio.sleep(AGAIN_S)
             if time.monotonic() - looked > LISTENERS_CHECK_S:
                 require_bound(interface)
                 looked = time.monotonic()
@@ -64,6 +62,26 @@ async def hold_workers(files: JobFiles, order: JobOrder, scratch: str) -> None:
             raise
     finally:
         await asyncio.gather(*[nanny.close() for nanny in nannies], return_exceptions=True)
+
+
+async def replace_closed(
+    nannies: list[Any], make: Callable[[int], Awaitable[Any]], *, going: Callable[[], bool]
+) -> bool:
+    """Start other nannies in the place of those that have closed; whether that has failed for some.
+
+    Those are to be tried again: the other workers of this node are well, and end with this process.
+    going: whether the scheduler is still there.
+    """
+    failed = False
+    for number, nanny in enumerate(nannies):
+        if nanny.status in (Status.closed, Status.failed) and going():
+            LOG.warning("worker %s has closed by itself; another one takes its place", nanny.name)
+            try:
+                nannies[number] = await make(number)
+            except Exception as error:  # whatever starting a process may raise, and what the scheduler says
+                LOG.warning("it could not be started: %s", said(error))
+                failed = True
+    return failed
 
 
 def node_devices(order: JobOrder) -> Devices:

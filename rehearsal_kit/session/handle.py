@@ -114,9 +114,12 @@ class Handle(Steering):
         return self._run_connection.leads
 
     @property
-    def holder(self) -> str:
-        """The name of this kernel among those that steer the run; records of its wishes carry it."""
-        return self._run_connection.holders[-1]
+    def holders(self) -> tuple[str, ...]:
+        """The names of this kernel among those that steer the run; records of its wishes carry one of them.
+
+        One for each job in which the run has been.
+        """
+        return tuple(self._run_connection.holders)
 
     @property
     def refused(self) -> str:
@@ -143,7 +146,7 @@ class Handle(Steering):
 
         Each says how many `ranks` they are: another number of them may train by now.
         """
-        return answers(self.timeline.records(Applied), number, self._run_connection.holders)
+        return answers(self.timeline.records(Applied), number, self.holders)
 
     # Waiting and letting go -----------------------------------------------------------------------------
 

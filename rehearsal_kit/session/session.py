@@ -32,6 +32,11 @@ from rehearsal_kit.session.trial import check_run
 if TYPE_CHECKING:
     import pandas as pd
 
+NOT_BY_ITSELF = (
+    "The job that follows this one has no kernel, so it cannot go on with the run by itself: once it is "
+    "there, resume the run from here."
+)
+
 
 class Session(Handle):
     """One run on one cluster. Commands are checked and numbered here, and written down by the coordinator."""
@@ -63,10 +68,17 @@ class Session(Handle):
         require_sound(spec, network)
         spec = replace(spec, network=on_cpu(network))
         if asked := given_again(network, strategy):  # now, while its code is at hand
-            warnings.warn(asked, stacklevel=2)
+            alone = f" {NOT_BY_ITSELF}" if cluster.goes_on else ""
+            warnings.warn(f"{asked}{alone}", stacklevel=2)
         spec.run.create()
         try:
             ranks = ranks_of(cluster)
+            fewest = spec.recovery.fewest
+            if fewest is not None and fewest > ranks:  # it would fail with the first worker that is lost
+                raise SettingsError(
+                    f"fewest is {fewest}, and this cluster has {ranks} workers; give "
+                    f"Recovery(fewest=...) at most {ranks}, or start a larger cluster."
+                )
             keep_spec(spec, ranks=ranks)
             super().__init__(Origin(cluster, spec, spec.network, ranks=ranks, is_new=True))
         except BaseException:

@@ -48,11 +48,11 @@ class Requests:
     def answers(self, applied: Sequence[Applied]) -> list[str]:
         """A line of HTML per wish, the newest first."""
         ranks, asked = self._session.ranks, self._asked
-        holder = self._session.holder
-        answered = {record.number for record in applied if record.holder == holder}
+        holders = self._session.holders
+        answered = {record.number for record in applied if record.holder in holders}
         return [
             f"asked (no. {number}): <b>{escape(words)}</b> &rarr; "
-            f"{answer(answers(applied, number, [holder]), ranks)}"
+            f"{answer(answers(applied, number, holders), ranks)}"
             for place, (number, words) in reversed([*enumerate(asked, SHOWN - len(asked))])
             if place >= 0 or number not in answered
         ]

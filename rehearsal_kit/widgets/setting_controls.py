@@ -71,7 +71,7 @@ class SettingControls:
     def _follow(self, applied: list[Applied]) -> None:
         """Move to what is in force, unless a wish of this panel is still on its way."""
         session = self._session
-        newest = max((record.number for record in applied if record.holder == session.holder), default=0)
+        newest = max((record.number for record in applied if record.holder in session.holders), default=0)
         on_its_way = newest < self._wishes.newest and not session.refused
         if not applied or on_its_way:
             return

@@ -13,6 +13,7 @@ from runkit import ALONE, KERNEL, CutOffError, carry_out, class_tasks, job_in, o
 
 from rehearsal_kit.cluster.acceptance import Acceptance
 from rehearsal_kit.cluster.coordinator import Coordinator
+from rehearsal_kit.cluster.winding_down import WIND_DOWN_S
 from rehearsal_kit.cluster.worker_pool import WorkerPool
 from rehearsal_kit.record.commands import Arrived, FinishStream, Note, Stop, TakeCheckpoint, Wish, to_plain
 from rehearsal_kit.record.lease import BEAT_S, LeaseWatch, RunLease, require_free
@@ -383,6 +384,62 @@ def test_a_run_whose_first_wishes_cannot_be_written_down_has_not_begun(run, monk
             assert coordinator.begin(order_for(run), [wish(1)], holder=A) == ""
             await soon(lambda: hosts.mail)
         assert written(run) == [(A, 1)]
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["before there are any", "after a worker was lost"])
+def test_a_cluster_that_ends_while_workers_are_waited_for_leaves_a_run_that_is_interrupted(run, lost):
+    """Else nobody hears of its end, and a session does not go with it to the next job."""
+
+    async def story():
+        hosts = Hosts()
+        workers = hosts.workers if lost else {}
+        hosts.workers = dict(workers)
+        async with coordinated(hosts) as coordinator:
+            coordinator.followed_by = "17"
+            order = order_for(run)
+            coordinator.begin({**order, "recovery": {**order["recovery"], "restarts": 1}}, [], holder=A)
+            if lost:
+                await soon(lambda: hosts.orders)
+                hosts.workers = {}
+                coordinator.remove_worker(hosts, "w0")
+                await soon(lambda: hosts.told[-1]["record"] == "GenerationEnded")
+            await asyncio.wait_for(coordinator.wind_down(), WIND_DOWN_S / 2)
+            over = read_ledger(run.generations)[-1]
+            assert (over["outcome"], over["moves_to"]) == ("interrupted", "17")
+            require_free(run)
+
+    asyncio.run(story())
+
+
+def test_a_cluster_that_ends_while_ranks_are_started_has_them_end(run):
+    """The first rank is told so before it is there, and has to be told again."""
+
+    class Slow(Hosts):
+        interrupted = 0
+
+        async def rehearsal_kit_start(self, order):
+            self.starting.set()
+            await self.may_start.wait()
+            return await super().rehearsal_kit_start(order)
+
+        async def rehearsal_kit_interrupt(self, topic):
+            self.interrupted += 1
+            self.outcome = "interrupted" if self.orders else ""
+            return ""
+
+    async def story():
+        hosts = Slow()
+        hosts.starting, hosts.may_start = asyncio.Event(), asyncio.Event()
+        async with coordinated(hosts) as coordinator:
+            coordinator.begin(order_for(run), [], holder=A)
+            await hosts.starting.wait()
+            ends = asyncio.create_task(coordinator.wind_down())
+            await soon(lambda: hosts.interrupted)
+            hosts.may_start.set()
+            await asyncio.wait_for(ends, WIND_DOWN_S / 2)
+            assert hosts.told[-1]["outcome"] == "interrupted"
 
     asyncio.run(story())
 

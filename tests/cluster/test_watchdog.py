@@ -87,7 +87,9 @@ def test_what_a_rank_has_told_counts_once_its_process_is_gone():
 def test_a_card_is_named_when_it_has_failed_twice_in_a_row_and_no_other():
     watched = run()
     card, other = "GPU-5 (H100)", "GPU-6 (H100)"
-    said = [watched.failed(GenerationError("x", device=device)) for device in (card, other, "", other, other)]
+    said = [
+        watched.failed(GenerationError("x", device=device))[0] for device in (card, other, "", other, other)
+    ]
     assert said[:4] == ["x"] * 4
     assert said[4].startswith(f"x; {other} has failed twice in a row: look at `nvidia-smi -q -d ECC`")
 

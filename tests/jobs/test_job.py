@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import re
 import subprocess
 import tomllib
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from distributed.core import Status
+from ranks import Tiny
 
 from rehearsal_kit.base.errors import ClusterError, ClusterGoneError, SettingsError
+from rehearsal_kit.base.files import write_private
 from rehearsal_kit.base.network_interfaces import interface_named, interface_towards
 from rehearsal_kit.batch.job import Job, clock, seconds_of
 from rehearsal_kit.batch.site import SITES, known_sites, read_site
+from rehearsal_kit.batch.systems import SYSTEMS
 from rehearsal_kit.cli.main import main
-from rehearsal_kit.cluster.job_folder import JobFiles, job_named, known_jobs
+from rehearsal_kit.cluster.cluster import Cluster
+from rehearsal_kit.cluster.code_folders import CodeFolders
+from rehearsal_kit.cluster.job_folder import JobFiles, job_named, jobs_folder, known_jobs
+from rehearsal_kit.cluster.server import ClusterAddress, ServerRecord
+from rehearsal_kit.cluster.server_process import ServerProcess
 from rehearsal_kit.jobs import launch
 from rehearsal_kit.jobs.launch import (
     connect_job,
@@ -25,8 +36,11 @@ from rehearsal_kit.jobs.launch import (
     submit,
     wait_until_up,
 )
-from rehearsal_kit.jobs.node_workers import node_devices
+from rehearsal_kit.jobs.next_job import MISSED, follow
+from rehearsal_kit.jobs.node_workers import node_devices, replace_closed
 from rehearsal_kit.jobs.script import job_script
+from rehearsal_kit.learning.strategies.replay import ER
+from rehearsal_kit.session.session import Session
 
 
 @pytest.mark.parametrize(
@@ -121,6 +135,55 @@ def test_gpus_by_number_for_those_that_nvml_does_not_know(pbs):
     assert devices.plain
 
 
+@pytest.fixture
+def chained(pbs, monkeypatch):
+    """The folder of a job that is to be followed by others, which wait in the queue."""
+    files = prepare(Job(site="pbs", goes_on=True, queue="busy"))
+    monkeypatch.setenv("PBS_JOBID", "99.pbs")
+    files.write_job(replace(files.read_job(), numbers=("99.pbs",)))
+    return files
+
+
+def test_a_chain_of_jobs_that_come_to_nothing_ends_and_says_so(chained, monkeypatch):
+    said = [follow(chained, ["/runs/today"], worked=True)]
+    while not said[-1][1] and len(said) < 9:
+        monkeypatch.setenv("PBS_JOBID", said[-1][0])
+        SYSTEMS["pbs"].cancel(said[-1][0])  # it has ended before any other does
+        said.append(follow(chained, [], worked=True))
+    assert [number for number, _ in said] == [*chained.read_job().numbers[1:], ""]
+    assert len(said) == 2 + MISSED
+    assert said[-1][1].startswith("several jobs in a row ended before")
+    assert "no job follows: several jobs in a row" in chained.failure.read_text()
+
+
+def test_no_job_follows_one_in_which_nobody_has_done_anything(chained):
+    said = follow(chained, ["/runs/today"], worked=False)
+    assert said == ("", "nobody is connected, and no step was taken in it")
+    assert not chained.failure.exists()  # the run says so itself
+    assert follow(chained, [], worked=False) == ("", "")
+    assert chained.read_job().numbers == ("99.pbs",)
+
+
+def test_a_worker_that_cannot_be_started_again_takes_no_other_with_it():
+    well, gone = [SimpleNamespace(name=name, status=Status.running) for name in ("n-0", "n-1")]
+    gone.status = Status.closed
+    nannies, answers = [well, gone], [RuntimeError("Nanny failed to start."), OSError("no route"), "new"]
+
+    async def make(number):
+        assert number == 1
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return SimpleNamespace(name=answer, status=Status.running)
+
+    def look(going=True):
+        return asyncio.run(replace_closed(nannies, make, going=lambda: going))
+
+    assert not look(going=False)
+    assert [look(), look(), look(), look()] == [True, True, False, False]
+    assert [nanny.name for nanny in nannies] == ["n-0", "new"]
+
+
 def test_a_folder_of_a_job_is_private_and_its_script_holds_no_secret(pbs, capsys):
     assert main(["launch", "--site", "polaris", "--print", "--account", "X", "--queue", "debug"]) == 0
     said = capsys.readouterr().out
@@ -153,6 +216,27 @@ def test_what_cannot_be_launched_is_told_in_one_line_and_leaves_nothing(pbs, cap
     assert said in error
     assert error.count("\n") == 1
     assert not known_jobs()
+
+
+def test_a_log_that_pbs_could_not_write_to_is_refused(pbs, monkeypatch):
+    monkeypatch.setenv("REHEARSAL_KIT_HOME", str(pbs / "my home"))
+    with pytest.raises(ClusterError, match=r"my home/.*no path with a space.*REHEARSAL_KIT_HOME"):
+        submit(Job(site="pbs"))
+    assert not known_jobs()
+    assert not [*(pbs / "my home" / "jobs").iterdir()]
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_who_has_a_network_of_ones_own_hears_that_the_next_job_cannot_go_on_by_itself(pbs, goes_on):
+    files = prepare(Job(site="pbs", goes_on=goes_on))
+    address = ClusterAddress(scheduler="tls://127.0.0.1:1", kind="cpu", workers=1)
+    record = ServerRecord(address=address, reason="", host="h", process=1, scratch="", code=CodeFolders())
+    write_private(files.address, json.dumps(asdict(record)))
+    cluster = Cluster(None, address=address, reason="", place={}, server=ServerProcess(files))
+    # There is no scheduler at that address.
+    with pytest.warns(UserWarning, match="not one of ours") as warned, pytest.raises(AttributeError):
+        Session(cluster, run=pbs / "run", strategy=ER(), network=Tiny(seed=1))
+    assert ("cannot go on with the run by itself" in str(warned[0].message)) == goes_on
 
 
 @pytest.mark.parametrize(("system", "command"), [("--slurm", "sbatch"), ("--pbs", "qsub")])
@@ -217,6 +301,16 @@ def test_old_folders_are_forgotten(pbs, monkeypatch):
     assert [files.read_job().number for files in known_jobs()] == ["1", "2", "3"]
     assert job_named("").read_job().number == "3"
     assert job_named("2").folder == known_jobs()[1].folder
+
+
+def test_what_a_killed_doctor_has_left_is_removed(pbs):
+    left, new = [jobs_folder() / f"examination-{name}" for name in ("left", "new")]
+    for folder in (left, new):
+        folder.mkdir(mode=0o700)
+        (folder / "nonce").touch()
+    os.utime(left, (0, 0))
+    forget_old_jobs()
+    assert (left.exists(), new.exists()) == (False, True)
 
 
 def test_the_interface_that_leads_to_the_login_node():

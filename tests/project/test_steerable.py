@@ -64,7 +64,7 @@ class Steered(Steering):
         live_settings = at_first(setting)
         self.training, self.rehearsal = live_settings.training, live_settings.rehearsal
         self.strategy = live_settings.strategy
-        self.holder, self.refused, self.asked = "", "", []
+        self.holders, self.refused, self.asked = ("",), "", []
 
     def _wish(self, command):
         self.asked.append(command)

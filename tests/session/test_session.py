@@ -23,7 +23,7 @@ from rehearsal_kit.base.errors import (
     SettingsError,
     TaskError,
 )
-from rehearsal_kit.base.settings import Rehearsal, Training
+from rehearsal_kit.base.settings import Recovery, Rehearsal, Training
 from rehearsal_kit.cluster.cluster import start_cluster
 from rehearsal_kit.data.preparation import Preparation
 from rehearsal_kit.data.simulated_beamline import Beamline
@@ -237,6 +237,10 @@ def test_clear_refusals(cluster, tmp_path, scans):
     (tmp_path / "old" / "thesis.txt").write_text("mine")
     with pytest.raises(RunFolderError, match="never written over"):
         session_on(cluster, tmp_path / "old")
+    with pytest.raises(
+        SettingsError, match=r"fewest is 3, and this cluster has 2 workers; give .* at most 2"
+    ):
+        session_on(cluster, tmp_path / "run", recovery=Recovery(fewest=3))
     with pytest.warns(UserWarning, match=r"Tiny .*not one of ours.*resume\(run, cluster, network="):
         session = session_on(cluster, tmp_path / "run")
     with session:

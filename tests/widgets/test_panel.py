@@ -65,7 +65,7 @@ class StandIn:
         self.at_its_end: list[Callable[[], object]] = []
         self.training, self.rehearsal, self.strategy = Training(), Rehearsal(), ER()
         self.leads, self.run = True, SimpleNamespace(path="/runs/<today>")
-        self.holder, self.refused = "", ""
+        self.holders, self.refused = ("",), ""
         self.timeline = Timeline()
         self.shown = preview("diffraction", ("amplitude", "phase"))
         self.asked: list[object] = []
@@ -784,6 +784,19 @@ def test_a_wish_that_was_not_accepted_is_said_and_answers_to_other_kernels_are_n
     controls.refresh()
     assert "not accepted: Steer (no. 1)" in controls.said.value
     assert controls.setting_controls.widgets["representatives"].value == 20  # it follows again
+
+
+def test_what_was_asked_before_the_run_moved_to_the_next_job_stays_answered(session):
+    """The kernel has another name there."""
+    controls = Controls(session)
+    controls.setting_controls.widgets["representatives"].value = 12
+    tell(session, *[applied(1, rank=rank, settings={"representatives": 12}) for rank in range(2)])
+    session.holders = ("", "the same kernel in the next job")
+    controls.refresh()
+    assert "in force from step 7 on all 2 ranks" in controls.said.value
+    tell(session, applied(0, settings={"representatives": 16}))  # the run was rolled back
+    controls.refresh()
+    assert controls.setting_controls.widgets["representatives"].value == 16
 
 
 def test_the_banner_tells_what_is_wrong_as_long_as_it_is():
