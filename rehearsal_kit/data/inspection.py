@@ -47,7 +47,7 @@ class Inspection:
     """Where the beam hits the detector as stored; None where nobody had to know."""
     orientation: int
     bad_pixels: int
-    """Of a frame as it comes out."""
+    """Bad pixels of a frame as it comes out."""
     energy_ev: float | None
     distance_m: float | None
     detector_pixel_m: float | None

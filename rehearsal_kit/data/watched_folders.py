@@ -73,7 +73,7 @@ class WatchedFolders:
         self._patterns: dict[str, float | None] = {}
         """Monotonic seconds since which each pattern has matched nothing; None: it has, or that was said."""
         self._fields: dict[str, TaskFields | None] = {}
-        """Of each pattern, which datasets of its files make a task; None: they are scans."""
+        """Which datasets of the files of each pattern make a task; None: they are scans."""
         self._known: set[str] = set()
         self._aside: dict[str, Facts | str] = {}
         """What each file was when it was set aside: its facts, or the digest of its content."""

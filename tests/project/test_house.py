@@ -158,7 +158,7 @@ def test_texts_are_short_and_point_only_to_what_is_there():
 def test_recipes_name_files_that_are_there():
     recipes = CONTRIBUTING.read_text().partition("## Recipes")[2].partition("## How we write")[0]
     for path in re.findall(r"`([\w/]+\.py)`", recipes):
-        if path not in {"data/scans/NAME.py", "command.py"}:
+        if path not in {"data/scans/layouts/NAME.py", "command.py"}:
             assert (ROOT / path).exists() or (ROOT / "rehearsal_kit" / path).exists(), path
 
 

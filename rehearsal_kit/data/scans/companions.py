@@ -17,7 +17,7 @@ from rehearsal_kit.data.scans.scan_file import ScanFile
 
 TEXT_SUFFIXES = (".csv", ".txt", ".dat", ".tsv")
 LARGEST_BYTES = 2**28
-"""Of a text file with positions."""
+"""The largest text file with positions that is read."""
 
 
 MOST_BESIDE = 1_000_000
@@ -29,7 +29,7 @@ class Table:
     """The numbers of a text file."""
 
     names: tuple[str, ...]
-    """Of its columns, from the line above the numbers; empty where that has not as many words."""
+    """Names of its columns, from the line above the numbers; empty where that has not as many words."""
     values: NDArray[np.float64] = field(repr=False)
     """Numbers (line, column)."""
 

@@ -64,7 +64,7 @@ class ReconstructionDescription:
     bad: Mask | None = field(default=None, repr=False)
     """Pixels (row, column) of the frames as stored that were not trusted; None: it does not tell."""
     energy_ev: float | None = None
-    """Of a photon; counts, as the distance does, where the scan does not tell it."""
+    """Energy of a photon; counts, as the distance does, where the scan does not tell it."""
     distance_m: float | None = None
 
 
@@ -81,11 +81,11 @@ class ScanDescription:
     bad: Mask | None = field(default=None, repr=False)
     """Pixels (row, column) as stored that a mask marks; None: there is no mask."""
     energy_ev: float | None = None
-    """Of a photon, or of an electron."""
+    """Energy of a photon, or of an electron."""
     wavelength_m: float | None = None
     """Stated by itself, as for electrons; None: that of a photon of `energy_ev`."""
     distance_m: float | None = None
-    """From the sample to the detector."""
+    """The way from the sample to the detector."""
     detector_pixel_m: float | None = None
     object_pixel_m: float | None = None
     """Side of a pixel of the object that whole frames belong to, where the file states that instead of where

@@ -11,7 +11,7 @@ Frames = NDArray[np.float32]
 Round = list[tuple[NDArray[np.int64], NDArray[np.int64]]]
 """Pixels (pixel,) and the neighbours (neighbour, pixel) that they are the median of, counted row by row."""
 _ROWS, _COLUMNS = np.divmod(np.arange(25), 5)
-"""Of the 5 x 5 pixels around a pixel, in an array padded by two."""
+"""Shifts to the 5 x 5 pixels around a pixel, in an array padded by two."""
 
 
 class Filling:

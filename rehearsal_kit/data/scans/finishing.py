@@ -1,4 +1,4 @@
-"""From what a file tells to a scan: its bad pixels, its beam, what is cut out, where patches lie."""
+"""What makes a scan of what a file tells: its bad pixels, its beam, what is cut out, where patches lie."""
 
 from __future__ import annotations
 

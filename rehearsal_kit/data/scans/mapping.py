@@ -25,7 +25,7 @@ from rehearsal_kit.data.scans.raw_frames import AXES
 STORED = ("counts", "amplitude")
 NEGATIVE = ("refuse", "zero", "wrapped")
 LARGEST_BYTES = 2**20
-"""Of a file with a mapping."""
+"""The largest file with a mapping that is read."""
 
 Places = str | Sequence[str]
 """One place, or several, of which the first at which something lies counts; kept as a tuple."""

@@ -1,4 +1,4 @@
-"""From a file to a scan: which layout it has, and what that finds in it."""
+"""The way from a file to a scan: which layout it has, and what that finds in it."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def described(file: ScanFile, reading: ScanReading | None = None) -> ScanDescrip
 
 
 def _require_taken(file: ScanFile, name: str, layout: str) -> None:
-    """ScanError unless something was taken of a file that a person named: nothing is passed over in silence."""
+    """ScanError unless something was taken of a file that a person named: nothing is passed over."""
     if file.place_of(name) not in file.others:
         raise ScanError(
             f"{file.path}: positions are said to lie in {name}, but the layout {layout} has them in the file "

@@ -49,7 +49,7 @@ class RawFrames:
     """Rows and columns of a frame as stored."""
     dtype: np.dtype[Any]
     nbytes: int
-    """Of all frames."""
+    """Bytes of all frames."""
     axes: str = AXES[0]
     chosen: NDArray[np.int64] | None = field(default=None, repr=False)
     """The stored frame (frame,) that belongs to each position; None: the frames are as many as positions."""

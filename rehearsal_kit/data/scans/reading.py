@@ -36,9 +36,9 @@ class ScanReading:
     centre: tuple[float, float] | None = None
     """Where the beam hits the detector, row and column as stored."""
     energy_ev: float | None = None
-    """Of a photon; as the two that follow, where the file does not tell it, or wrongly."""
+    """Energy of a photon; as the two that follow, where the file does not tell it, or wrongly."""
     distance_m: float | None = None
-    """From the sample to the detector."""
+    """The way from the sample to the detector."""
     detector_pixel_m: float | None = None
     """Side of a pixel of the detector."""
     object_pixel_m: float | None = None

@@ -29,7 +29,8 @@ from rehearsal_kit.data.scans.quantities import factor_of, require_positive
 MOST_FILES = 10_000
 """Files that one scan may be spread over."""
 MOST_OPEN = 64
-"""Of these that are open at once; those that were needed longest ago are closed. Systems allow few more."""
+"""How many of these are open at once; those that were needed longest ago are closed. Systems allow few
+more."""
 MOST_NAMES = 100_000
 """Members of a group among which a pattern is looked for."""
 _ZIP = b"PK\x03\x04"
