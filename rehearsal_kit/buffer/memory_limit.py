@@ -18,7 +18,8 @@ from rehearsal_kit.buffer.exchange import Exchange
 CGROUPS = Path("/sys/fs/cgroup")
 USABLE = 0.8
 """Share of the available memory that buffers may take. Rows that change while a checkpoint is written are
-held twice, one in eight at most; samples in flight and the network need some, too."""
+held twice, one in eight at most, or two where the next is taken meanwhile; samples in flight and the network
+need some, too."""
 
 
 def share_of(capacity: int, rank: int, ranks: int) -> int:

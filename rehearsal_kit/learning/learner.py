@@ -17,7 +17,7 @@ from rehearsal_kit.buffer.row_layout import Samples
 from rehearsal_kit.learning.forward_pass import ForwardPass
 from rehearsal_kit.learning.gradient_buckets import GradientBuckets
 from rehearsal_kit.learning.joint_step import Averages, JointStep
-from rehearsal_kit.learning.learner_state import LearnerState, trained_parameters
+from rehearsal_kit.learning.learner_state import LearnerState, laid_out_as, trained_parameters
 from rehearsal_kit.learning.metrics import Scores, TaskMetrics
 from rehearsal_kit.learning.mini_batch import MiniBatch
 from rehearsal_kit.learning.signature import Signature, targets_of
@@ -203,7 +203,7 @@ class Learner:
         """Give the optimizer the gradients, each in the shape of its parameter, and its learning rate."""
         parameters = trained_parameters(self.network)
         for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = _laid_out_as(parameter, gradient) if self.state.leaves_out else gradient
+            parameter.grad = laid_out_as(parameter, gradient) if self.state.leaves_out else gradient
         if self.training.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(parameters, self.training.clip_norm)
         for group in self.state.optimizer.param_groups:
@@ -215,10 +215,3 @@ def _buckets(network: torch.nn.Module, training: Training, *, device: str, ranks
     mib = training.bucket_mib if ranks > 1 else None
     most = None if mib is None else mib * MIB / torch.float32.itemsize
     return GradientBuckets(trained_parameters(network), device=device, most=most)
-
-
-def _laid_out_as(parameter: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-    """The gradient in memory as the parameter is: a fused optimizer goes through both side by side."""
-    if gradient.stride() == parameter.stride():
-        return gradient
-    return torch.empty_like(parameter, requires_grad=False).copy_(gradient)
