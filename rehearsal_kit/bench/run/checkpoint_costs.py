@@ -177,7 +177,8 @@ class _Clock(Boundaries):
     def held(self) -> list[float]:
         """Seconds by which the first step of each window with a checkpoint was longer than is usual."""
         each = self._step_s
-        return (each[:, 1, 0] - np.median(each[:, 0])).tolist()
+        held: list[float] = (each[:, 1, 0] - np.median(each[:, 0])).tolist()
+        return held
 
     @property
     def _step_s(self) -> NDArray[np.float64]:
