@@ -12,6 +12,7 @@ import torch
 from rehearsal_kit.base.settings import Training
 from rehearsal_kit.base.tensor_fingerprint import tensor_fingerprint, tensor_sums
 from rehearsal_kit.base.transfers import fetched
+from rehearsal_kit.learning.memory_format import is_dense, laid_out_as
 from rehearsal_kit.learning.weight_average import WeightAverage
 
 AVERAGE, PLASTIC = "average", "plastic"
@@ -239,16 +240,9 @@ def trained_parameters(network: torch.nn.Module) -> list[torch.nn.Parameter]:
     return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
 
-def laid_out_as(parameter: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Values of a parameter's shape, in memory as that is: a fused optimizer goes through both at once."""
-    if values.stride() == parameter.stride():
-        return values
-    return torch.empty_like(parameter, dtype=values.dtype, requires_grad=False).copy_(values)
-
-
 def _can_be_fused(parameter: torch.nn.Parameter) -> bool:
-    dense = torch.empty_like(parameter).stride() == parameter.stride()  # else its state would lie otherwise
-    return dense and parameter.is_floating_point() and parameter.device.type in ("cpu", "cuda")
+    # Not dense: its state would lie otherwise.
+    return is_dense(parameter) and parameter.is_floating_point() and parameter.device.type in ("cpu", "cuda")
 
 
 def _first_names(places: dict[str, torch.Tensor]) -> dict[int, str]:
