@@ -40,7 +40,7 @@ class Taking(nn.Module):
     def __init__(self):
         super().__init__()
         self.own = nn.Conv2d(2, 2, 3)
-        self.ours = ConvNet(classes=CLASSES, channels=2, width=4)
+        self.ours = OURS["ResNet"][0]()
 
     def forward(self, images):
         return self.ours(images)["label"] + self.own(images).view(len(images), -1)[:, :CLASSES]
@@ -104,7 +104,8 @@ def test_networks_of_others_lie_as_their_owners_have_them_and_may_take_images_ap
     network = Taking()
     lay_by_channels(network)
     assert network.own.weight.is_contiguous()
-    assert not any(w.is_contiguous() for w in network.ours.parameters() if w.dim() == 4)
+    assert all(by_channels(w) for w in network.ours.parameters() if w.dim() == 4)
+    assert not network.ours.get_parameter("layer1.0.conv1.weight").is_contiguous()
     assert network(torch.rand(2, 2, 16, 16)).shape == (2, CLASSES)
 
 
