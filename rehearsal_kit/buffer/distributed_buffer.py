@@ -26,7 +26,13 @@ from rehearsal_kit.buffer.background_job import BackgroundJob, lost_connections
 from rehearsal_kit.buffer.exchange import Exchange, GroupExchange, require_agreement
 from rehearsal_kit.buffer.fields import Rows
 from rehearsal_kit.buffer.job_thread import Job, JobThread
-from rehearsal_kit.buffer.memory_limit import available_bytes, require_fitting, require_room, share_of
+from rehearsal_kit.buffer.memory_limit import (
+    available_bytes,
+    for_changed_rows,
+    require_fitting,
+    require_room,
+    share_of,
+)
 from rehearsal_kit.buffer.policies import new_policy
 from rehearsal_kit.buffer.row_layout import IDENTITY, RowLayout, Samples
 from rehearsal_kit.buffer.row_losses import NOTHING, Replayed
@@ -241,7 +247,8 @@ class DistributedBuffer:
         The rows are not copied, except those that change before they were written.
         """
         drawn = self._drawn()  # first: the job under way changes the store
-        return self._state(drawn, self._store.freeze()).frozen()
+        free = for_changed_rows(available_bytes(), ranks=self._ranks_here)
+        return self._state(drawn, self._store.freeze(free=free)).frozen()
 
     def restore(self, state: BufferState) -> None:
         """Go on where that state was taken; before the first `advance`, on all ranks at the same point.
