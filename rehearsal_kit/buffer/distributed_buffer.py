@@ -26,7 +26,13 @@ from rehearsal_kit.buffer.background_job import BackgroundJob, lost_connections
 from rehearsal_kit.buffer.exchange import Exchange, GroupExchange, require_agreement
 from rehearsal_kit.buffer.fields import Rows
 from rehearsal_kit.buffer.job_thread import Job, JobThread
-from rehearsal_kit.buffer.memory_limit import available_bytes, require_fitting, require_room, share_of
+from rehearsal_kit.buffer.memory_limit import (
+    available_bytes,
+    for_changed_rows,
+    require_fitting,
+    require_room,
+    share_of,
+)
 from rehearsal_kit.buffer.policies import new_policy
 from rehearsal_kit.buffer.row_layout import IDENTITY, RowLayout, Samples
 from rehearsal_kit.buffer.row_losses import NOTHING, Replayed
@@ -35,7 +41,7 @@ from rehearsal_kit.buffer.row_transport import RowTransport
 from rehearsal_kit.buffer.snapshots import read_shards, write_shard
 from rehearsal_kit.buffer.staging import Staging, UnderWay
 from rehearsal_kit.buffer.states import BufferState, Drawn, Pending, Representatives, Round, Staged, steered
-from rehearsal_kit.buffer.store import LocalStore, require_identity
+from rehearsal_kit.buffer.store import Contents, LocalStore, require_identity
 
 Group = int | Sequence[int] | torch.Tensor
 """One group for all samples of a mini-batch, or one for each: (sample,)."""
@@ -233,28 +239,16 @@ class DistributedBuffer:
         Waits for the job in flight, and for what it has drawn: where rows are exchanged between devices, all
         ranks call it at the same point. If that failed because another rank did, what it drew is left out.
         """
-        drawn = None
-        with contextlib.suppress(RankError):
-            if self._in_flight is not None:
-                drawn = self._in_host(self._in_flight.result())
-        return BufferState(
-            layout=self.layout,
-            policy=self._rehearsal.policy,
-            seed=self._seed,
-            capacity=self._background_job.capacity,
-            contents=self._store.contents,
-            policy_state=self._store.policy.state(),
-            step=self._step,
-            pending=self._pending,
-            drawn=drawn,
-        )
+        return self._state(self._drawn(), self._store.contents)
 
     def frozen(self) -> BufferState:
         """The same as `state`, but to be written by another thread during later steps; `release` it then.
 
         The rows are not copied, except those that change before they were written.
         """
-        return self.state().frozen(self._store.freeze())
+        drawn = self._drawn()  # first: the job under way changes the store
+        free = for_changed_rows(available_bytes(), ranks=self._ranks_here)
+        return self._state(drawn, self._store.freeze(free=free)).frozen()
 
     def restore(self, state: BufferState) -> None:
         """Go on where that state was taken; before the first `advance`, on all ranks at the same point.
@@ -358,6 +352,26 @@ class DistributedBuffer:
         staged = job.result()
         self.waited += time.perf_counter() - began
         return staged
+
+    def _drawn(self) -> Drawn | None:
+        """What the job in flight has drawn, once it is done."""
+        with contextlib.suppress(RankError):
+            if self._in_flight is not None:
+                return self._in_host(self._in_flight.result())
+        return None
+
+    def _state(self, drawn: Drawn | None, contents: Contents) -> BufferState:
+        return BufferState(
+            layout=self.layout,
+            policy=self._rehearsal.policy,
+            seed=self._seed,
+            capacity=self._background_job.capacity,
+            contents=contents,
+            policy_state=self._store.policy.state(),
+            step=self._step,
+            pending=self._pending,
+            drawn=drawn,
+        )
 
     def _in_host(self, staged: Staged) -> Drawn:
         """What a job has drawn, in host memory."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import threading
 from typing import Any
 
@@ -29,6 +30,8 @@ class FrozenRows:
         self._read = 0
         """Rows below were read."""
         self._kept: dict[int, NDArray[np.int64]] = {}
+        self._next: list[int] = []
+        """The rows of these as a heap: to look through all for every block would hold training up."""
         self._turn = threading.Condition()
         self._given_up = ""
 
@@ -48,7 +51,8 @@ class FrozenRows:
         out = self._going()[begin:end].copy()  # rows that change meanwhile are among those kept
         with self._turn:
             self._going()
-            for row in [row for row in self._kept if row < end]:
+            while self._next and self._next[0] < end:
+                row = heapq.heappop(self._next)
                 kept = self._kept.pop(row)
                 if row >= begin:
                     out[row - begin] = kept
@@ -68,7 +72,9 @@ class FrozenRows:
                 if room > 0:  # what is read last is copied first
                     kept = late[-room:]
                     copies = _taken(self._rows, kept)
-                    self._kept |= dict(zip(kept, copies, strict=True))
+                    for row, copied in zip(kept, copies, strict=True):
+                        self._kept[row] = copied
+                        heapq.heappush(self._next, row)
                 elif not self._turn.wait(STUCK_S):
                     self._give_up(
                         f"{self._read} of {self.shape[0]} rows were written, then none in {STUCK_S:.0f} s, "
@@ -91,7 +97,7 @@ class FrozenRows:
 
     def _give_up(self, why: str) -> None:
         if self._rows is not None:
-            self._given_up, self._rows, self._kept = why, None, {}
+            self._given_up, self._rows, self._kept, self._next = why, None, {}, []
         self._turn.notify_all()
 
 

@@ -18,7 +18,12 @@ from rehearsal_kit.buffer.exchange import Exchange
 CGROUPS = Path("/sys/fs/cgroup")
 USABLE = 0.8
 """Share of the available memory that buffers may take. Rows that change while a checkpoint is written are
-held twice, one in eight at most; samples in flight and the network need some, too."""
+held twice, one in eight at most, or two where the next is taken meanwhile, unless more memory is free then;
+samples in flight and the network need some, too."""
+OF_FREE = 4
+"""One part in so many of the memory that is free when a checkpoint is taken may go to rows that change before
+they are written: of two checkpoints that is half of it. Rows that change faster than a disk writes would else
+hold training up, for seconds where they are wide."""
 
 
 def share_of(capacity: int, rank: int, ranks: int) -> int:
@@ -54,6 +59,11 @@ def require_room(wanted: int, exchange: Exchange) -> int:
         here = [row for row in everyone if row[0] == machine]
         require_fitting(sum(row[1] for row in here), min(row[2] for row in here))
     return sum(row[0] == host for row in everyone)
+
+
+def for_changed_rows(available: int, *, ranks: int) -> int:
+    """How many of the available bytes one of so many ranks on this machine may take for these."""
+    return available // (OF_FREE * ranks)
 
 
 def require_fitting(wanted: int, available: int) -> None:

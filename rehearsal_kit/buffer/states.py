@@ -161,15 +161,15 @@ class BufferState:
     drawn: Drawn | None
     """Samples drawn for the next step; None before step 0, and after an exchange that failed."""
 
-    def frozen(self, contents: Contents) -> BufferState:
-        """The same with these contents, and all else in memory of its own, which no later step changes."""
+    def frozen(self) -> BufferState:
+        """The same, with all but its contents in memory of its own, which no later step changes."""
         pending, drawn = self.pending, self.drawn
         if pending is not None:
             rows, replayed = pending.rows().copy(), pending.replayed
             pending = replace(pending, rows=lambda: rows, learned=lambda: replayed)
         if drawn is not None:
             drawn = replace(drawn, rows=drawn.rows.clone())
-        return replace(self, contents=contents, pending=pending, drawn=drawn)
+        return replace(self, pending=pending, drawn=drawn)
 
     def release(self) -> None:
         """Let go of the store, once what `frozen` gave was written or never will be."""

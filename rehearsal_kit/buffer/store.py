@@ -25,7 +25,7 @@ from rehearsal_kit.buffer.row_placement import UNDECIDED, RowPlacement
 
 SPARE = 8
 """While a checkpoint is written, one row in so many may be held twice: those that change meanwhile. What
-`room` leaves free is counted with it."""
+`memory_limit` leaves free is counted with it."""
 LEAST_SPARE_BYTES = 16 * MIB
 """And so much in any case: small stores change as a whole while a disk answers."""
 
@@ -98,10 +98,15 @@ class LocalStore:
         taken = slice(len(self))
         return Contents(rows, groups, places, beside.losses[taken].copy(), beside.seats[taken].copy())
 
-    def freeze(self) -> Contents:
-        """Everything held now, to be read by another thread while this store goes on; `release` it then."""
+    def freeze(self, *, free: int = 0) -> Contents:
+        """Everything held now, to be read by another thread while this store goes on; `release` it then.
+
+        free: bytes of memory that rows may take which change before they are read, where `SPARE` is less:
+        once there is no more, changes wait for the reader.
+        """
         held = self.contents
-        rows = FrozenRows(self._rows.first(len(self)), spare=spare_rows(self.capacity, self.layout.row_bytes))
+        spare = spare_rows(self.capacity, self.layout.row_bytes, free=free)
+        rows = FrozenRows(self._rows.first(len(self)), spare=spare)
         self._frozen.append(rows)
         return replace(held, rows=rows)
 
@@ -350,9 +355,12 @@ class LocalStore:
             self._row_of = {identity: row for row, identity in enumerate(identities.tolist())}
 
 
-def spare_rows(rows: int, row_bytes: int) -> int:
-    """How many rows of a store of so many are held twice at most while a checkpoint of it is written."""
-    return min(rows, max(rows // SPARE, LEAST_SPARE_BYTES // row_bytes))
+def spare_rows(rows: int, row_bytes: int, *, free: int = 0) -> int:
+    """How many rows of a store of so many are held twice at most while a checkpoint of it is written.
+
+    free: bytes that they may take in any case.
+    """
+    return min(rows, max(rows // SPARE, max(free, LEAST_SPARE_BYTES) // row_bytes))
 
 
 def require_identity(policy: AbstractPolicy, layout: RowLayout, *, removal: str = "random") -> None:

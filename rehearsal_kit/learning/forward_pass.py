@@ -164,12 +164,16 @@ class ForwardPass:
         kind = self._device.partition(":")[0]
         if not torch.amp.is_autocast_available(kind):  # as where nothing is computed
             return contextlib.nullcontext()
-        wanted = self._precision
-        if wanted == "auto":
-            # Where it is emulated it takes more time than float32.
-            knows = kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-            wanted = "bfloat16" if knows else "float32"
-        return torch.autocast(kind, dtype=torch.bfloat16, enabled=wanted == "bfloat16")
+        enabled = takes_bfloat16(self._device, self._precision)
+        return torch.autocast(kind, dtype=torch.bfloat16, enabled=enabled)
+
+
+def takes_bfloat16(device: str, precision: str) -> bool:
+    """Whether a network is computed with bfloat16 on a device, by the `precision` of `Training`."""
+    if precision != "auto":
+        return precision == "bfloat16"
+    # Where it is emulated it takes more time than float32.
+    return device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def named_outputs(outputs: object, targets: Sequence[str], *, count: int) -> dict[str, torch.Tensor]:

@@ -20,6 +20,7 @@ import torch
 
 from rehearsal_kit.base.errors import SettingsError
 from rehearsal_kit.base.process_groups import ProcessGroups
+from rehearsal_kit.learning.memory_format import axes_in_memory
 from rehearsal_kit.learning.module_state import count_of, numbers_of, shaped_as
 
 Gradients = Sequence[torch.Tensor | None]
@@ -33,10 +34,23 @@ class GradientBuckets:
     backward pass is over.
     """
 
-    def __init__(self, parameters: Sequence[torch.Tensor], *, device: str, most: float | None = None) -> None:
-        """most: real numbers in a bucket, or a single parameter that has more; None: all are in one."""
+    def __init__(
+        self,
+        parameters: Sequence[torch.Tensor],
+        *,
+        device: str,
+        most: float | None = None,
+        in_memory_order: bool = False,
+    ) -> None:
+        """most: real numbers in a bucket, or a single parameter that has more; None: all are in one.
+
+        in_memory_order: whether the numbers of a parameter follow each other as in its own memory; else as
+        its axes do. Then what it has of a bucket has its strides, as a fused optimizer wants it, and no copy.
+        """
         self.parameters = parameters
         self.device = device
+        self._in_memory_order = in_memory_order
+        self._axes = [axes_in_memory(each) if in_memory_order else None for each in parameters]
         self.cuts = _cuts([*map(count_of, parameters)], most)
         """The parameters of each bucket."""
         self.sizes = [sum(map(count_of, parameters[cut])) for cut in self.cuts]
@@ -47,8 +61,23 @@ class GradientBuckets:
         found: list[torch.Tensor] = []
         for cut, numbers in zip(reversed(self.cuts), reversed(buckets), strict=True):
             parameters = self.parameters[cut]
-            found += map(shaped_as, parameters, numbers.split([*map(count_of, parameters)]))
+            parts = numbers.split([*map(count_of, parameters)])
+            found += map(_shaped, parameters, parts, self._axes[cut])
         return found
+
+    def together(self) -> GradientBuckets:
+        """The same parameters, all in one bucket."""
+        return GradientBuckets(self.parameters, device=self.device, in_memory_order=self._in_memory_order)
+
+    def fill(self, row: torch.Tensor, gradients: Gradients, cut: slice = slice(None)) -> None:
+        """Lay the gradients of a cut into a row, one after the other; zeros where there is none."""
+        found = zip(self.parameters[cut], gradients, self._axes[cut], strict=True)
+        # Detached: those that a network computes by itself on the way back may have a graph of their own.
+        numbers = [
+            _numbers(torch.zeros_like(p) if g is None else g.detach(), axes).to(row.dtype)
+            for p, g, axes in found
+        ]
+        torch.cat(numbers, out=row)  # at once: on a GPU the copy of each would be a kernel of its own
 
 
 class GradientSum:
@@ -94,7 +123,7 @@ class GradientSum:
             self._compute_launching(value)
             return
         for row, value in zip(self._parts[0].view(self._rows, -1), values, strict=True):
-            _fill(row, _gradients(value, self._buckets.parameters), self._buckets.parameters)
+            self._buckets.fill(row, _gradients(value, self._buckets.parameters))
         self._filled = 1
 
     def over_all(self, behind: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -147,7 +176,7 @@ class GradientSum:
     def _complete(self, gradients: Gradients) -> None:
         """Fill the next bucket with its gradients, and launch it unless it is the last."""
         number = self._filled
-        _fill(self._parts[number], gradients, self._buckets.parameters[self._buckets.cuts[number]])
+        self._buckets.fill(self._parts[number], gradients, self._buckets.cuts[number])
         self._filled += 1
         self._launch(min(self._filled, len(self._vectors) - 1))
 
@@ -172,12 +201,14 @@ def _version(gradient: torch.Tensor | None) -> int:
     return 0 if gradient is None else gradient._version
 
 
-def _fill(row: torch.Tensor, gradients: Gradients, parameters: Sequence[torch.Tensor]) -> None:
-    """Lay gradients into a row, one after the other; zeros where there is none."""
-    found = zip(parameters, gradients, strict=True)
-    # Detached: those that a network computes by itself on the way back may have a graph of their own.
-    numbers = [numbers_of(torch.zeros_like(p) if g is None else g.detach()).to(row.dtype) for p, g in found]
-    torch.cat(numbers, out=row)  # at once: on a GPU the copy of each would be a kernel of its own
+def _numbers(gradient: torch.Tensor, axes: Sequence[int] | None) -> torch.Tensor:
+    return numbers_of(gradient if axes is None else gradient.permute(*axes))
+
+
+def _shaped(parameter: torch.Tensor, numbers: torch.Tensor, axes: Sequence[int] | None) -> torch.Tensor:
+    if axes is None:
+        return shaped_as(parameter, numbers)
+    return numbers.as_strided(parameter.shape, parameter.stride()).to(parameter.dtype)
 
 
 def _cuts(sizes: Sequence[int], most: float | None) -> list[slice]:

@@ -79,7 +79,7 @@ class JointStep:
         self._groups = groups
         self._asynchronous = asynchronous
         self._buckets = buckets
-        self._together = GradientBuckets(buckets.parameters, device=buckets.device)
+        self._together = buckets.together()
         """The same in one: gradients that are kept apart are needed as a whole."""
         self._persistent = frozenset(network.state_dict())
 

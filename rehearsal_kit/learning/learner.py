@@ -14,10 +14,11 @@ from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.base.randomness import torch_seed
 from rehearsal_kit.base.settings import Training
 from rehearsal_kit.buffer.row_layout import Samples
-from rehearsal_kit.learning.forward_pass import ForwardPass
+from rehearsal_kit.learning.forward_pass import ForwardPass, takes_bfloat16
 from rehearsal_kit.learning.gradient_buckets import GradientBuckets
 from rehearsal_kit.learning.joint_step import Averages, JointStep
 from rehearsal_kit.learning.learner_state import LearnerState, trained_parameters
+from rehearsal_kit.learning.memory_format import laid_out_as, lay_by_channels, lies_by_channels
 from rehearsal_kit.learning.metrics import Scores, TaskMetrics
 from rehearsal_kit.learning.mini_batch import MiniBatch
 from rehearsal_kit.learning.signature import Signature, targets_of
@@ -48,6 +49,8 @@ class Learner:
     ) -> None:
         lag = (0 if device == "cpu" else LAG) if lag is None else lag
         self.network = network.to(device)
+        if lies_by_channels(device, bfloat16=takes_bfloat16(device, training.precision)):
+            lay_by_channels(self.network)
         self.state = LearnerState(self.network, training, fused=lag > 0)
         self.lag = lag if self.state.leaves_out else 0
         """Steps that are launched before the oldest of them has to be read."""
@@ -203,7 +206,7 @@ class Learner:
         """Give the optimizer the gradients, each in the shape of its parameter, and its learning rate."""
         parameters = trained_parameters(self.network)
         for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = _laid_out_as(parameter, gradient) if self.state.leaves_out else gradient
+            parameter.grad = laid_out_as(parameter, gradient) if self.state.leaves_out else gradient
         if self.training.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(parameters, self.training.clip_norm)
         for group in self.state.optimizer.param_groups:
@@ -214,11 +217,7 @@ def _buckets(network: torch.nn.Module, training: Training, *, device: str, ranks
     """Buckets of the size in the settings; one where a rank is alone, which has nothing to send early."""
     mib = training.bucket_mib if ranks > 1 else None
     most = None if mib is None else mib * MIB / torch.float32.itemsize
-    return GradientBuckets(trained_parameters(network), device=device, most=most)
-
-
-def _laid_out_as(parameter: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-    """The gradient in memory as the parameter is: a fused optimizer goes through both side by side."""
-    if gradient.stride() == parameter.stride():
-        return gradient
-    return torch.empty_like(parameter, requires_grad=False).copy_(gradient)
+    # On a CPU an element would stand elsewhere, and be added up over the ranks in another order.
+    in_memory_order = device != "cpu"
+    parameters = trained_parameters(network)
+    return GradientBuckets(parameters, device=device, most=most, in_memory_order=in_memory_order)

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 
 from rehearsal_kit.base.settings import Training
-from rehearsal_kit.base.tensor_fingerprint import tensor_fingerprint
+from rehearsal_kit.base.tensor_fingerprint import tensor_fingerprint, tensor_sums
+from rehearsal_kit.base.transfers import fetched
+from rehearsal_kit.learning.memory_format import is_dense, laid_out_as
 from rehearsal_kit.learning.weight_average import WeightAverage
 
 AVERAGE, PLASTIC = "average", "plastic"
 """Names of the averages of the weights in what is stored: of the one that predicts, and the quicker one."""
-_Kept = tuple[dict[str, Any], dict[str, Any], dict[str, dict[str, torch.Tensor]]]
+_State = tuple[dict[str, Any], dict[str, Any], dict[str, dict[str, torch.Tensor]]]
 """States of network and optimizer, and of each average of the weights that is kept, by its name."""
+Copied = Callable[[], dict[str, torch.Tensor]]
+"""Gives copies in host memory by name, which nobody writes to; it waits for those that are under way."""
 
 
 class LearnerState:
@@ -25,6 +29,9 @@ class LearnerState:
     network: with its initial weights, on the device on which it is trained. fused: whether the optimizer is
     to be one that is a single kernel and can leave a step out by itself, where torch has one for its
     parameters.
+
+    What is kept and what is copied lies in host memory: pinned where it comes from a GPU, so that the thread
+    that trains waits for neither.
     """
 
     def __init__(self, network: torch.nn.Module, training: Training, *, fused: bool = False) -> None:
@@ -41,7 +48,7 @@ class LearnerState:
             if decay is not None
         }
         self._is_untrained = False
-        self._kept: _Kept | None = None
+        self._kept: Copied | None = None
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -105,12 +112,12 @@ class LearnerState:
 
     def keep(self) -> None:
         """Remember all of it as it is now, for `go_back`."""
-        self._kept = copy.deepcopy(self._now())
+        self._kept = _copied(_flat(self._now()))
 
     def go_back(self) -> None:
         """All of it as it was when `keep` was called."""
         assert self._kept is not None  # noqa: S101 - for the type checker; every task begins with keep()
-        self._adopt(copy.deepcopy(self._kept))
+        self._adopt(_unflat(self._kept(), self.optimizer.state_dict()))
 
     @contextlib.contextmanager
     def untrained(self) -> Iterator[None]:
@@ -140,33 +147,50 @@ class LearnerState:
 
     def fingerprint(self) -> str:
         """Fingerprint of the weights and their averages: equal on two ranks that hold the same numbers."""
-        averages = [_named(f".{name}.", self._placed(name) or {}) for name in (AVERAGE, PLASTIC)]
-        return tensor_fingerprint({**self.network.state_dict(), **averages[0], **averages[1]})
+        return tensor_fingerprint(self._predicting())
+
+    def sums(self) -> str:
+        """The same as sums, which take a small part of the time: for ranks that meet between two steps."""
+        return tensor_sums(self._predicting())
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All that training has changed, by name, on the CPU: copies. For `adopt`."""
-        states = {"now": self._now()}
-        if self._kept is not None:
-            states["kept"] = self._kept
-        return {
-            f"{which}.{name}": tensor
-            for which, state in states.items()
-            for name, tensor in _copies(_flat(state)).items()
-        }
+        return self.copied()()
+
+    def copied(self) -> Copied:
+        """The same, under way from here on: another thread may wait for it while the next steps are taken.
+
+        What was kept for `go_back` is not copied once more.
+        """
+        now, kept = _copied(_flat(self._now())), self._kept
+
+        def arrived() -> dict[str, torch.Tensor]:
+            return _named("now.", now()) | ({} if kept is None else _named("kept.", kept()))
+
+        return arrived
 
     def adopt(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Go on where `tensors` was called."""
         self._optimizer = None
         self._adopt(_unflat(_under("now.", tensors), self.optimizer.state_dict()))
-        kept = _under("kept.", tensors)
-        self._kept = _unflat(kept, self.optimizer.state_dict()) if kept else None
+        kept = _flat(_unflat(_under("kept.", tensors), self.optimizer.state_dict()))
+        self._kept = (lambda: kept) if kept else None
 
-    def _adopt(self, state: _Kept) -> None:
+    def _adopt(self, state: _State) -> None:
         weights, optimizer, averages = state
         self.network.load_state_dict(weights)
         self.optimizer.load_state_dict(optimizer)
+        for parameter, values in self.optimizer.state.items():
+            for name, value in values.items():
+                if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                    values[name] = laid_out_as(parameter, value)
         for name, average in self._averages.items():
             average.adopt(averages[name])
+
+    def _predicting(self) -> dict[str, torch.Tensor]:
+        """The weights and their averages, by name."""
+        averages = [_named(f".{name}.", self._placed(name) or {}) for name in (AVERAGE, PLASTIC)]
+        return {**self.network.state_dict(), **averages[0], **averages[1]}
 
     def _placed(self, name: str) -> Mapping[str, torch.Tensor] | None:
         """An average by name of each place; None where it is not kept, or nothing is trained."""
@@ -194,7 +218,8 @@ class LearnerState:
             if name not in module._non_persistent_buffers_set
         }
 
-    def _now(self) -> _Kept:
+    def _now(self) -> _State:
+        """All of it as it lies there, no copies."""
         averages = {name: average.tensors() for name, average in self._averages.items()}
         return self.network.state_dict(), self.optimizer.state_dict(), averages
 
@@ -216,8 +241,8 @@ def trained_parameters(network: torch.nn.Module) -> list[torch.nn.Parameter]:
 
 
 def _can_be_fused(parameter: torch.nn.Parameter) -> bool:
-    dense = torch.empty_like(parameter).stride() == parameter.stride()  # else its state would lie otherwise
-    return dense and parameter.is_floating_point() and parameter.device.type in ("cpu", "cuda")
+    # Not dense: its state would lie otherwise.
+    return is_dense(parameter) and parameter.is_floating_point() and parameter.device.type in ("cpu", "cuda")
 
 
 def _first_names(places: dict[str, torch.Tensor]) -> dict[int, str]:
@@ -229,7 +254,13 @@ def _copies(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
 
 
-def _flat(state: _Kept) -> dict[str, torch.Tensor]:
+def _copied(tensors: Mapping[str, torch.Tensor]) -> Copied:
+    """Copies that are under way from here on."""
+    arriving = {name: fetched(tensor.detach()) for name, tensor in tensors.items()}
+    return lambda: {name: arrived() for name, arrived in arriving.items()}
+
+
+def _flat(state: _State) -> dict[str, torch.Tensor]:
     weights, optimizer, averages = state
     named = _named("weights.", weights)
     for name, average in averages.items():
@@ -239,7 +270,7 @@ def _flat(state: _Kept) -> dict[str, torch.Tensor]:
     return named
 
 
-def _unflat(tensors: Mapping[str, torch.Tensor], optimizer: Mapping[str, Any]) -> _Kept:
+def _unflat(tensors: Mapping[str, torch.Tensor], optimizer: Mapping[str, Any]) -> _State:
     """Weights, state of the optimizer, whose groups are those of the one that is given, and averages."""
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in _under("optimizer.", tensors).items():

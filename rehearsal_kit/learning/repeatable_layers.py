@@ -49,8 +49,11 @@ def doubled(images: Tensor) -> Tensor:
 
     So no two threads add to one number, neither there nor on the way back. A new pixel lies a quarter of a
     pixel beside an old one: it is three quarters of that and one of the next, which at a border is the same.
+    They lie in memory as the images do, by channels or not: else whatever comes next would turn them around.
     """
-    return _doubled_along(_doubled_along(images, 2), 3)
+    if images.is_contiguous() or not images.is_contiguous(memory_format=torch.channels_last):
+        return _doubled_along(_doubled_along(images, 2), 3)
+    return _doubled_along(_doubled_along(images.permute(0, 2, 3, 1), 1), 2).permute(0, 3, 1, 2)
 
 
 def region_means(images: Tensor, regions: int) -> Tensor:

@@ -64,11 +64,11 @@ class WeightAverage:
         self._steps -= steps
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """All of it, by name: copies, for `adopt`."""
-        return {**{n: _own(t) for n, t in self._averages.items()}, STEPS: torch.tensor(self._steps)}
+        """All of it by name, for `adopt`; it changes with the next step, but for their number."""
+        return {**self._averages, STEPS: torch.tensor(self._steps)}
 
     def adopt(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Go on where `tensors` was called."""
+        """Go on where copies of `tensors` were made."""
         self._steps = int(tensors[STEPS])
         for name, average in self._averages.items():
             average.copy_(tensors[name])

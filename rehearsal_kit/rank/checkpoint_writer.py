@@ -13,8 +13,8 @@ rank is not.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,8 @@ from rehearsal_kit.record.lease import LeaseWatch
 from rehearsal_kit.record.records import CheckpointFailed, CheckpointKept
 
 FAILED_MEANWHILE = "the ranks have failed meanwhile."
+MOST_WAITING = 2
+"""Checkpoints that may wait to be written: each holds weights, and an eighth of the buffer at most."""
 PARTS_TIMEOUT_S = 120.0
 """Without a sign of life from a rank that writes for so long, its checkpoint is given up."""
 LAST_S = 2.0
@@ -53,8 +55,8 @@ class CheckpointCopy:
 
     number: int
     state: dict[str, Any]
-    tensors: dict[str, torch.Tensor]
-    """Empty except on rank 0."""
+    tensors: Callable[[], Mapping[str, torch.Tensor]]
+    """Waits for what is still copied; none except on rank 0."""
     buffer: BufferState | None
     """Frozen: to be released once it was written, or never will be."""
     error: float | None
@@ -115,7 +117,12 @@ class CheckpointWriter:
         return waited and step != where and all(job.done() for job in self._jobs)
 
     def ready(self, number: int) -> None:
-        """Make the folder into which all ranks write, on rank 0 and before any of them does."""
+        """Make the folder into which all ranks write, on rank 0 and before any of them does.
+
+        Where as many as may be are still to be written, this waits until one of them is.
+        """
+        while len(self._waiting) >= MOST_WAITING:
+            wait([job for job in self._jobs if not job.done()], return_when=FIRST_COMPLETED)
         if self._groups.rank == 0:
             try:
                 partial_folder(self._root, number, self._generation).mkdir(mode=0o700)
@@ -186,7 +193,7 @@ class CheckpointWriter:
         parts = CheckpointParts(folder, self._groups.ranks, patience_s=PARTS_TIMEOUT_S)
         try:
             files = self._write_buffer(folder, copied, self._beat)
-            for written in write_state(folder, copied.state, copied.tensors, beat=self._beat):
+            for written in write_state(folder, copied.state, copied.tensors(), beat=self._beat):
                 files |= written.measured()
             files |= parts.collect(self._require_going)
             self._lease.require()  # before this checkpoint takes a number that another cluster may use now

@@ -243,9 +243,9 @@ class CommandHandlers:
         if command.spare is not None:
             its.checkpoint_writer.pinned.add(command.spare)
         its.reporter.flush()
-        weights = its.learner.state.fingerprint()
+        sums = its.learner.state.sums()
         its.checkpoint_writer.ready(run_state.checkpoints + 1)
-        everyone = its.groups.gather(weights)
+        everyone = its.groups.gather(sums)
         if len(set(everyone)) > 1:
             raise RankError(
                 f"the ranks hold different weights before step {run_state.step} ({', '.join(everyone)}), so "
@@ -256,12 +256,12 @@ class CommandHandlers:
         copied = CheckpointCopy(
             number=run_state.checkpoints,
             state=self._state(),
-            tensors=its.learner.state.tensors() if its.groups.rank == 0 else {},
+            tensors=its.learner.state.copied() if its.groups.rank == 0 else dict,
             buffer=None if buffer is None else buffer.frozen(),
             error=its.evaluation.error,
         )
         its.reporter.tell(
-            CheckpointTaken(step=run_state.step, checkpoint=copied.number, weights=weights, time=time.time())
+            CheckpointTaken(step=run_state.step, checkpoint=copied.number, sums=sums, time=time.time())
         )
         its.checkpoint_writer.take(copied, step=run_state.step)
 

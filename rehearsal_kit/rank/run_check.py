@@ -212,6 +212,7 @@ def _stepped(spec: RunSpec, samples: Samples, inputs: str, *, optimizer: bool) -
             if optimizer:
                 learner.state.tensors()
             learner.state.fingerprint()
+            learner.state.sums()
         except Exception as error:  # whatever the network's own code raises
             return Tried(said_where(error), sticky=sort_of(error).kind is Kind.STICKY)
     return Tried()

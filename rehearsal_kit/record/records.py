@@ -254,8 +254,10 @@ class CheckpointTaken(InABranch):
 
     step: int
     checkpoint: int
-    weights: str
-    """Fingerprint of the weights, the same on all ranks."""
+    weights: str = ""
+    """Fingerprint of the weights; only of versions up to November 2026."""
+    sums: str = ""
+    """Sums that stand for the weights, the same on all ranks (`base/tensor_fingerprint.py`)."""
     time: float
 
 

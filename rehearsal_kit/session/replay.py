@@ -119,7 +119,10 @@ def recorded_devices(run: RunFolder) -> list[Mapping[str, str]]:
 
 
 def compare_runs(run: RunFolder, replayed: RunFolder) -> list[Compared]:
-    """The weights at every end of a task, at every checkpoint and at the end: recorded and replayed."""
+    """The weights at every end of a task, at every checkpoint and at the end: recorded and replayed.
+
+    At checkpoints by sums over all their bytes.
+    """
     recorded, again = _fingerprints(run), _fingerprints(replayed)
     compared = [Compared(where, weights, again.get(where, "")) for where, weights in recorded.items()]
     if run.weights.exists():
@@ -191,8 +194,9 @@ def _fingerprints(run: RunFolder) -> dict[str, str]:
         for record in timeline.records(TaskEnded)
     }
     taken = {
-        f"checkpoint {record.checkpoint}, branch {record.branch}, step {record.step}": record.weights
+        f"checkpoint {record.checkpoint}, branch {record.branch}, step {record.step}": record.sums
         for record in timeline.records(CheckpointTaken)
+        if record.sums  # earlier versions told fingerprints there, which are not made any more
     }
     return {**ended, **taken}
 

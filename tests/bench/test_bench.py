@@ -171,6 +171,8 @@ def test_checkpoint(tmp_path, capsys):
     assert len(cost["with_s"]) == len(cost["without_s"]) == len(cost["written_s"]) - 1 == 2
     assert positive(cost["bytes"], *cost["with_s"], *cost["without_s"], *cost["written_s"])
     assert "at one a minute" in said
+    # The first step of a window with one is a part of that window, and longer than usual by so much at most.
+    assert all(held < window for held, window in zip(cost["held_s"], cost["with_s"], strict=True))
 
 
 def test_undisturbed(tmp_path, capsys):

@@ -8,7 +8,7 @@ import pytest
 from rehearsal_kit.base.errors import SettingsError
 from rehearsal_kit.base.process_groups import ProcessGroups
 from rehearsal_kit.buffer.exchange import GroupExchange
-from rehearsal_kit.buffer.memory_limit import available_bytes, require_room, share_of
+from rehearsal_kit.buffer.memory_limit import available_bytes, for_changed_rows, require_room, share_of
 
 ALONE = GroupExchange(ProcessGroups(0, 1))
 
@@ -48,3 +48,8 @@ def test_more_than_the_machine_has_left_is_refused():
     assert require_room(1000, ALONE) == 1
     with pytest.raises(SettingsError, match=r"would take .* GiB are free there.*Lower capacity"):
         require_room(psutil.virtual_memory().total, ALONE)
+
+
+def test_two_checkpoints_of_all_ranks_leave_half_of_what_is_free():
+    for ranks in (1, 3):
+        assert 2 * ranks * for_changed_rows(240, ranks=ranks) == 120

@@ -386,6 +386,43 @@ def test_what_is_frozen_stays_as_it_was_whatever_the_store_does_next(tmp_path, p
     assert everything(tmp_path / "later", 0, 1) == everything(tmp_path / "then", 0, 1)
 
 
+def test_a_checkpoint_in_quick_succession_is_of_its_own_moment(tmp_path):
+    """Each has rows of its own that are copied before they change; they are written one after the other."""
+    groups = ProcessGroups(0, 1)
+    buffer, frozen = new_buffer(groups, capacity=12), []
+    for number, steps in enumerate((range(BREAK), [BREAK])):
+        go_on(groups, buffer, steps)
+        write_shard(tmp_path / f"then {number}", buffer.state(), rank=0, ranks=1)
+        frozen.append(buffer.frozen())
+    go_on(groups, buffer, range(BREAK + 1, END))
+    buffer.close()
+    for number, each in enumerate(frozen):
+        write_shard(tmp_path / f"later {number}", each, rank=0, ranks=1)
+        each.release()
+        then, later = (everything(tmp_path / f"{when} {number}", 0, 1) for when in ("then", "later"))
+        assert later == then
+    assert everything(tmp_path / "later 0", 0, 1) != everything(tmp_path / "later 1", 0, 1)
+
+
+def test_where_memory_is_free_no_step_waits_for_a_checkpoint_to_be_written(tmp_path):
+    """Though all rows change before any is read: an eighth of them, or 16 MiB, could be held twice else."""
+    wide = {"x": torch.rand(8, 2**18), "sample_id": torch.arange(8)}  # rows of 1 MiB
+    settings = Rehearsal(representatives=2, candidates=8, capacity=24, policy="fifo")
+    with DistributedBuffer.over_world(wide, settings, seed=1) as buffer:
+        for step in range(8):
+            buffer.augment({"x": wide["x"] + step, "sample_id": 8 * step + torch.arange(8)})
+            if step == 3:
+                write_shard(tmp_path / "then", buffer.state(), rank=0, ranks=1)
+                frozen = buffer.frozen()
+        buffer.advance()
+        assert buffer.state().step == 8  # and all that was offered before is stored
+        assert frozen.contents.rows.nbytes == 24 * buffer.layout.row_bytes
+    write_shard(tmp_path / "later", frozen, rank=0, ranks=1)
+    frozen.release()
+    then, later = (next((tmp_path / when).iterdir()).read_bytes() for when in ("then", "later"))
+    assert then == later
+
+
 STORE = 64 * 2**20
 
 

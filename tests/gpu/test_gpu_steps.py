@@ -12,6 +12,7 @@ from devicekit import (
     KIND,
     evaluations,
     generations,
+    layouts,
     mini_batches,
     representatives,
     synchronisations,
@@ -46,6 +47,14 @@ def test_mini_batches_are_the_same_wherever_a_shard_lies_and_nobody_waits_for_on
     usual = ON_DEVICE if KIND == "cuda" else AS_READ
     lies = {ON_DEVICE: ON_DEVICE, PINNED: PINNED, AS_READ: AS_READ, "what there is": usual}
     assert found == {name: (where, True, {}) for name, where in lies.items()}
+
+
+def test_convolutions_lie_by_channels_and_checkpoints_are_of_their_moment(tmp_path):
+    (found,) = on_ranks([DEVICE], layouts, tmp_path)
+    knows = KIND == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    # ConvNet is made so; on CPUs nobody needs gradients to lie as parameters do.
+    by_channels = {"ConvNet": True, "ResNet": knows, "PtychoNN": knows}
+    assert found == {name: (lies, KIND == "cuda" or not lies, True) for name, lies in by_channels.items()}
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])

@@ -36,9 +36,12 @@ from rehearsal_kit.data.task_loader import TaskLoader
 from rehearsal_kit.data.tensor_tasks import TensorTask, split_instances, write_task
 from rehearsal_kit.data.training_shard import AS_READ, ON_DEVICE, PINNED, TrainingShard
 from rehearsal_kit.learning.gpu_arithmetic import gpu_arithmetic
+from rehearsal_kit.learning.learner import Learner
+from rehearsal_kit.learning.mini_batch import MiniBatch
 from rehearsal_kit.learning.networks.convnet import ConvNet
 from rehearsal_kit.learning.networks.ptychonn import PtychoNN
 from rehearsal_kit.learning.networks.resnet import ResNet
+from rehearsal_kit.learning.strategies.references import Incremental
 from rehearsal_kit.record.commands import FinishStream
 from rehearsal_kit.record.records import Evaluated
 
@@ -214,6 +217,46 @@ def _digest(samples: Mapping[str, torch.Tensor], names: Sequence[str]) -> str:
     for name in names:
         found.update(samples[name].cpu().numpy().tobytes())
     return found.hexdigest()
+
+
+def layouts(groups: ProcessGroups, _: Path) -> dict[str, tuple[bool, bool, bool]]:
+    """For ranks of their own: how networks lie in memory after some steps with the precision of the device.
+
+    Of each whether its convolutions lie by channels, whether gradients and the state of the optimizer lie as
+    the parameters do, and whether what is copied for a checkpoint is of that moment, though steps follow.
+    """
+    found = {}
+    with gpu_arithmetic(DEVICE, deterministic=True):
+        for name, (build, tasks_of) in SUBJECTS.items():
+            (task,) = tasks_of([16])
+            learner = Learner(build(), Training(average=0.9), device=DEVICE, groups=groups)
+            learner.know(learner.meet(task.training, task.inputs))
+            batch = MiniBatch({each: t.to(DEVICE) for each, t in task.training.items()}, {}, {})
+
+            def train(learner: Learner = learner, batch: MiniBatch = batch) -> None:
+                for step in range(3):
+                    assert not learner.step(batch, strategy=Incremental(), step=step).trouble
+
+            train()
+            then, copied = learner.state.tensors(), learner.state.copied()
+            train()
+            now = copied()
+            convolutions = [part for part in learner.network.modules() if isinstance(part, torch.nn.Conv2d)]
+            by_channels = {part.weight.stride(1) == 1 < part.weight[0, 0].numel() for part in convolutions}
+            beside = [(p, each) for p in learner.network.parameters() for each in _beside(learner, p)]
+            found[name] = (
+                by_channels == {True},
+                all(each.stride() == parameter.stride() for parameter, each in beside),
+                all(torch.equal(now[each], tensor) for each, tensor in then.items()),
+            )
+    return found
+
+
+def _beside(learner: Learner, parameter: torch.nn.Parameter) -> list[torch.Tensor]:
+    """What a step has beside a parameter, of its shape."""
+    state = learner.state.optimizer.state[parameter].values()
+    those = [parameter.grad, *(each for each in state if isinstance(each, torch.Tensor))]
+    return [each for each in those if each is not None and each.shape == parameter.shape]
 
 
 def evaluations(

@@ -64,7 +64,9 @@ def copied(number: int, rank: int, *, rows=None, layout=LAYOUT) -> CheckpointCop
         contents=Contents(rows, np.zeros(ROWS, np.int64), np.arange(ROWS)), pending=None, drawn=None,
     )  # fmt: skip
     tensors = {"now.weights.w": torch.full((3,), float(number))} if rank == 0 else {}
-    return CheckpointCopy(number=number, state={"number": number}, tensors=tensors, buffer=state, error=None)
+    return CheckpointCopy(
+        number=number, state={"number": number}, tensors=lambda: tensors, buffer=state, error=None
+    )
 
 
 class Pair:
@@ -204,6 +206,23 @@ def test_ranks_that_fail_do_not_wait_for_each_other_and_let_go_of_the_store(pair
     again = Pair(pair.root, generation=2)
     assert left(pair.root) == []
     again.close()
+
+
+def test_no_more_than_two_are_taken_before_one_of_them_is_written(pair):
+    rows = Rows()
+    pair.take(1, only=0, rows=(rows, None))
+    assert rows.asked.wait(60)
+    pair.take(2, only=0)
+    third = threading.Thread(target=pair.ranks[0].ready, args=(3,), daemon=True)
+    third.start()
+    third.join(0.05)
+    assert third.is_alive()
+    rows.go_on.set()
+    pair.ranks[1].take(copied(1, 1), step=1)
+    third.join(60)
+    assert not third.is_alive()
+    pair.ranks[1].take(copied(2, 1), step=2)
+    assert [each.checkpoint for each in pair.told()] == [1, 2]
 
 
 # Kills ---------------------------------------------------------------------------------------------------

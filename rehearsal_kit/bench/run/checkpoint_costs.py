@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rehearsal_kit.base.byte_units import MIB
 from rehearsal_kit.base.process_groups import ProcessGroups
@@ -54,6 +55,8 @@ class CheckpointCost:
     """Seconds of each window with a checkpoint."""
     without_s: tuple[float, ...]
     """Seconds of the window before it."""
+    held_s: tuple[float, ...]
+    """By how many seconds a step was longer, before which one was taken, than those without usually are."""
     bytes: int
     written_s: tuple[float, ...]
     """Seconds from the copy to the last byte on disk."""
@@ -72,6 +75,7 @@ class CheckpointCost:
             f"{self.bytes / MIB:.0f}",
             f"{Spread.of(self.written_s).median * 1e3:.0f}",
             f"{Spread.of(self.without_s).median / self.windows.steps * 1e3:.0f}",
+            Spread.of([1e3 * s for s in self.held_s]).text(0),
             Spread(*(1e3 * s for s in (self.cost_s.low, self.cost_s.median, self.cost_s.high))).text(0),
             f"{100 * share:.2f}",
             "within" if share <= LIMIT else "above",
@@ -85,6 +89,7 @@ class CheckpointCost:
             "ranks": self.ranks,
             "with_s": list(self.with_s),
             "without_s": list(self.without_s),
+            "held_s": list(self.held_s),
             "written_s": list(self.written_s),
             "bytes": self.bytes,
         }
@@ -110,6 +115,7 @@ def measure_checkpoints(groups: ProcessGroups, windows: Windows) -> CheckpointCo
         ranks=groups.ranks,
         with_s=tuple(with_s),
         without_s=tuple(without_s),
+        held_s=tuple(plan.held()),
         bytes=max((record.bytes for record in plan.kept), default=0),
         written_s=tuple(record.seconds for record in plan.kept),
     )
@@ -117,10 +123,20 @@ def measure_checkpoints(groups: ProcessGroups, windows: Windows) -> CheckpointCo
 
 def checkpoint_table(costs: Sequence[CheckpointCost]) -> Table:
     """One line per size."""
-    columns = ("checkpoints", "MiB", "written ms", "step ms", "cost ms", "% at one a minute", "limit 3 %")
+    columns = (
+        "checkpoints",
+        "MiB",
+        "written ms",
+        "step ms",
+        "held ms",
+        "cost ms",
+        "% at one a minute",
+        "limit 3 %",
+    )
     notes = (
         "Windows of steps in turns, with a checkpoint at the first step and without; cost: the difference",
-        "of neighbours, median (quartiles). Copying holds the step up, writing goes on beside the next ones.",
+        "of neighbours, median (quartiles). Held: by how much that first step is longer than steps without",
+        "one usually are, while weights are copied and compared; writing goes on beside the next ones.",
     )
     return Table("Checkpoints", columns, tuple(cost.line() for cost in costs), notes)
 
@@ -155,8 +171,18 @@ class _Clock(Boundaries):
 
     def measured(self) -> tuple[list[float], list[float]]:
         """Seconds of the windows with a checkpoint, and of those before them."""
-        times = np.array(self._asked[self._warm_up :])
+        spent = self._step_s.sum(axis=2)
+        return spent[:, 1].tolist(), spent[:, 0].tolist()
+
+    def held(self) -> list[float]:
+        """Seconds by which the first step of each window with a checkpoint was longer than is usual."""
+        each = self._step_s
+        held: list[float] = (each[:, 1, 0] - np.median(each[:, 0])).tolist()
+        return held
+
+    @property
+    def _step_s(self) -> NDArray[np.float64]:
+        """(window of either kind, without or with, step): seconds of each step."""
         steps, count = self._windows.steps, self._windows.windows
-        edges = times[: 2 * steps * count + 1 : steps]
-        spent = np.diff(edges).tolist()
-        return spent[1::2], spent[0::2]
+        times = np.array(self._asked[self._warm_up :][: 2 * steps * count + 1])
+        return np.diff(times).reshape(-1, 2, steps)  # none but on rank 0
