@@ -56,7 +56,7 @@ class CheckpointCost:
     without_s: tuple[float, ...]
     """Seconds of the window before it."""
     held_s: tuple[float, ...]
-    """By how many seconds a step was longer, before which one was taken, than those without usually are."""
+    """Seconds that a step before which one was taken was longer than those without usually are."""
     bytes: int
     written_s: tuple[float, ...]
     """Seconds from the copy to the last byte on disk."""
