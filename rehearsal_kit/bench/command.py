@@ -31,6 +31,7 @@ from rehearsal_kit.bench.run.checkpoint_costs import Windows, checkpoint_table, 
 from rehearsal_kit.bench.run.command_latency import latency_table, measure_latency
 from rehearsal_kit.bench.run.history import history_table, measure_histories, plain_cost
 from rehearsal_kit.bench.run.long_runs import LongRun
+from rehearsal_kit.bench.run.reading import measure_reading, reading_table
 from rehearsal_kit.bench.run.undisturbed import FULL, QUICK, measure
 from rehearsal_kit.bench.store import beside_others, growth
 from rehearsal_kit.bench.store.growth_tables import growth_tables
@@ -50,6 +51,8 @@ COMMANDS = 200
 CHECKPOINTS = (("small", 32, 1000, 12, 12),)
 """Size of PtychoNN, side of the images, capacity, steps of a window, windows of either kind."""
 LONG_RUNS = tuple(LongRun(steps, 2000) for steps in (10_000, 100_000, 1_000_000))
+READING = (600, 20)
+"""Frames of a scan, and rounds of either way to read it."""
 QUICK_RUNS = (LongRun(50, 6), LongRun(100, 6))
 QUICK_NOTE = "--quick: too few rounds and too small sizes; the numbers mean nothing."
 
@@ -93,6 +96,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     checkpoint = benches.add_parser("checkpoint", help="what checkpoints cost the training beside them")
     checkpoint.add_argument("--ranks", type=int, default=2, metavar="N", help="processes (2)")
     checkpoint.set_defaults(command=_checkpoint)
+    reading = benches.add_parser("reading", help="frames of a large detector, beside h5py alone")
+    reading.set_defaults(command=_reading)
     undisturbed = benches.add_parser("undisturbed", help="training beside arrivals, previews and checkpoints")
     undisturbed.add_argument("--ranks", type=int, default=2, metavar="N", help="processes (2)")
     undisturbed.set_defaults(command=_undisturbed)
@@ -211,6 +216,15 @@ def _checkpoint(chosen: argparse.Namespace) -> int:
             costs.append(on_ranks(["cpu"] * chosen.ranks, measure_checkpoints, wanted)[0])
     data = {"checkpoints": [cost.data() for cost in costs]}
     return _end(chosen, Measured((checkpoint_table(costs),), data, machine))
+
+
+def _reading(chosen: argparse.Namespace) -> int:
+    machine = _begin(chosen)
+    frames, rounds = (20, 2) if chosen.quick else READING
+    _say(f"reading a scan of {frames} frames, {rounds} times in turns with h5py alone")
+    with tempfile.TemporaryDirectory(prefix="rehearsal-bench-") as folder:
+        cost = measure_reading(Path(folder), frames=frames, rounds=rounds)
+    return _end(chosen, Measured((reading_table(cost),), {"reading": cost.data()}, machine))
 
 
 def _history(chosen: argparse.Namespace) -> int:

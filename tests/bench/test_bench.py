@@ -79,6 +79,14 @@ def test_threads(tmp_path, capsys):
     assert "lent, as in a session" in said
 
 
+def test_reading(tmp_path, capsys):
+    data, said = bench(tmp_path, capsys, "reading")
+    found = data["reading"]
+    assert (found["frames"], len(found["plain_s"]), len(found["ours_s"])) == (20, 2, 2)
+    assert positive(*found["plain_s"], *found["ours_s"], found["ratio"]["median"])
+    assert "20 frames of 514 x 1030 uint16, cut to 256 x 256" in said
+
+
 def test_history(tmp_path, capsys):
     data, said = bench(tmp_path, capsys, "history")
     assert [each["run"] for each in data["history"]] == [{"steps": n, "tasks": 6} for n in (50, 100)]
