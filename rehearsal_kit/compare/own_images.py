@@ -16,7 +16,7 @@ from rehearsal_kit.base.digests import DIGITS
 from rehearsal_kit.base.errors import DatasetError
 from rehearsal_kit.base.settings import Rehearsal, Training
 from rehearsal_kit.compare.streams import CLASSES, CompareStream, Place
-from rehearsal_kit.data.scans.arrays import arrays_of
+from rehearsal_kit.data.scans.doors.arrays import arrays_of
 from rehearsal_kit.data.tensor_tasks import split_classes, write_task
 from rehearsal_kit.learning.networks.convnet import ConvNet
 from rehearsal_kit.learning.networks.resnet import ResNet

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rehearsal_kit.base.errors import NotYetError, ScanError, TaskError
 from rehearsal_kit.base.randomness import generator
 from rehearsal_kit.data.experience import NUMBER, SPLITS, Indices
-from rehearsal_kit.data.scans.scan_file import Dataset, ScanFile, opened_scan
+from rehearsal_kit.data.scans.doors.scan_file import Dataset, ScanFile, opened_scan
 from rehearsal_kit.data.tensor_tasks import RESERVED, WATCHED, picked
 from rehearsal_kit.record.commands import Arrived
 from rehearsal_kit.record.task_fields import TaskFields

@@ -12,7 +12,7 @@ from pathlib import Path
 from rehearsal_kit.base.digests import DIGITS
 from rehearsal_kit.base.errors import ScanError, TaskError
 from rehearsal_kit.base.natural_order import in_natural_order
-from rehearsal_kit.data.scans.files import Facts, digest_of, facts_of
+from rehearsal_kit.data.scans.doors.files import Facts, digest_of, facts_of
 from rehearsal_kit.record.commands import Arrived
 
 # Patterns -----------------------------------------------------------------------------------------------

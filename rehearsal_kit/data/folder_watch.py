@@ -22,8 +22,8 @@ from pathlib import Path
 from rehearsal_kit.base.byte_units import MIB
 from rehearsal_kit.base.errors import NotYetError, RankError, ScanError, said
 from rehearsal_kit.data.folder_order import beside, files_of, matching, with_digest
-from rehearsal_kit.data.scans.files import Facts, facts_of
-from rehearsal_kit.data.scans.hdf5 import opened
+from rehearsal_kit.data.scans.doors.files import Facts, facts_of
+from rehearsal_kit.data.scans.doors.hdf5 import opened
 from rehearsal_kit.data.watched_folders import (
     LONGEST_PAUSE_S,
     WatchedFolders,

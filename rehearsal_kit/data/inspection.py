@@ -14,11 +14,11 @@ from rehearsal_kit.base.errors import RehearsalKitError
 from rehearsal_kit.data.experience import SPLITS
 from rehearsal_kit.data.preparation import Preparation
 from rehearsal_kit.data.scan_tasks import ScanExperience, split_scan
+from rehearsal_kit.data.scans.doors.scan_file import opened_scan
+from rehearsal_kit.data.scans.frames.orientation import in_words
 from rehearsal_kit.data.scans.layouts.registry import LAYOUTS
 from rehearsal_kit.data.scans.opening import scan_in
-from rehearsal_kit.data.scans.orientation import in_words
 from rehearsal_kit.data.scans.scan import Scan
-from rehearsal_kit.data.scans.scan_file import opened_scan
 from rehearsal_kit.record.commands import Arrived
 
 SAMPLE = 64

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rehearsal_kit.base.errors import DatasetError, ScanError
-from rehearsal_kit.data.scans.files import open_regular
+from rehearsal_kit.data.scans.doors.files import open_regular
 
 Bytes = NDArray[np.uint8]
 Images = NDArray[np.float32]

@@ -13,10 +13,10 @@ from rehearsal_kit.data.field_tasks import open_fields
 from rehearsal_kit.data.folder_order import require_as_it_arrived
 from rehearsal_kit.data.preparation import Preparation
 from rehearsal_kit.data.scan_tasks import split_scan
-from rehearsal_kit.data.scans.files import Facts
+from rehearsal_kit.data.scans.doors.files import Facts
+from rehearsal_kit.data.scans.doors.scan_file import Hdf5ScanFile, opened_scan
 from rehearsal_kit.data.scans.opening import described, scan_in
 from rehearsal_kit.data.scans.reading import ScanReading
-from rehearsal_kit.data.scans.scan_file import Hdf5ScanFile, opened_scan
 from rehearsal_kit.data.tensor_tasks import is_tensor_task, open_tensor_task
 from rehearsal_kit.record.commands import Arrived
 

@@ -11,9 +11,9 @@ import torch
 from rehearsal_kit.base.errors import ScanError, SettingsError
 from rehearsal_kit.base.limits import Real, require_integer, require_or
 from rehearsal_kit.base.plain_values import make_plain
+from rehearsal_kit.data.scans.doors.scan_file import ScanFile
 from rehearsal_kit.data.scans.reading import ScanReading
 from rehearsal_kit.data.scans.scan import Frames, Scan
-from rehearsal_kit.data.scans.scan_file import ScanFile
 
 _TRANSFORMS = ("raw", "sqrt", "log1p")
 _FITTED_ON = 64

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from rehearsal_kit.base.errors import ScanError
 from rehearsal_kit.data.experience import NUMBER, SPLITS, Indices
 from rehearsal_kit.data.preparation import Preparation
+from rehearsal_kit.data.scans.doors.scan_file import ScanFile
 from rehearsal_kit.data.scans.opening import open_scan
 from rehearsal_kit.data.scans.scan import Scan, patch_corners
-from rehearsal_kit.data.scans.scan_file import ScanFile
 from rehearsal_kit.record.commands import Arrived, Box
 
 SHARE_HELD_OUT = 0.2

@@ -17,7 +17,7 @@ from rehearsal_kit.base.files import written_whole
 from rehearsal_kit.base.randomness import generator
 from rehearsal_kit.buffer.row_layout import IDENTITY, RowLayout, Samples, tensor_of
 from rehearsal_kit.data.experience import NUMBER, SPLITS, Indices
-from rehearsal_kit.data.scans.hdf5 import attribute, dataset_of, find, opened, opened_once
+from rehearsal_kit.data.scans.doors.hdf5 import attribute, dataset_of, find, opened, opened_once
 from rehearsal_kit.record.commands import Arrived
 
 Array = torch.Tensor | NDArray[Any]

@@ -13,7 +13,7 @@ from pathlib import Path
 from rehearsal_kit.base.errors import NotYetError, ScanError
 from rehearsal_kit.base.natural_order import in_natural_order
 from rehearsal_kit.data.folder_order import files_of, unordered
-from rehearsal_kit.data.scans.files import Facts
+from rehearsal_kit.data.scans.doors.files import Facts
 from rehearsal_kit.record.commands import NOTE_LENGTH, Arrived, Command, Note, SetAside
 from rehearsal_kit.record.task_fields import TaskFields
 

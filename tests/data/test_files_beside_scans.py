@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from rehearsal_kit.base.errors import NotYetError, ScanError
-from rehearsal_kit.data.scans.companions import companion_name, positions_beside, read_table, series_of
-from rehearsal_kit.data.scans.corrections import Corrections
-from rehearsal_kit.data.scans.numbered import counted_from_first, means_by_number
-from rehearsal_kit.data.scans.scan_file import MOST_OPEN, opened_scan
+from rehearsal_kit.data.scans.doors.companions import companion_name, positions_beside, read_table, series_of
+from rehearsal_kit.data.scans.doors.scan_file import MOST_OPEN, opened_scan
+from rehearsal_kit.data.scans.frames.corrections import Corrections
+from rehearsal_kit.data.scans.layouts.numbered import counted_from_first, means_by_number
 
 
 @pytest.fixture

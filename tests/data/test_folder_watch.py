@@ -15,7 +15,7 @@ import pytest
 
 from rehearsal_kit.base.errors import ScanError
 from rehearsal_kit.data.folder_watch import SHORT_S, FolderWatch
-from rehearsal_kit.data.scans.files import BLOCK, digest_of
+from rehearsal_kit.data.scans.doors.files import BLOCK, digest_of
 from rehearsal_kit.record.commands import Arrived, FinishStream, Note, SetAside, Skip, Watch, Wish
 
 DEADLINE_S = 10

@@ -11,6 +11,8 @@ from layoutkit import BEAM, COLUMNS, ROWS, SIDE, require_read, truth
 
 from rehearsal_kit.base.errors import ScanError, SettingsError
 from rehearsal_kit.data.preparation import Preparation
+from rehearsal_kit.data.scans.doors.scan_file import opened_scan
+from rehearsal_kit.data.scans.frames.orientation import CODES, followed_by, oriented, undone
 from rehearsal_kit.data.scans.mapping import (
     FramesAt,
     MaskAt,
@@ -23,9 +25,7 @@ from rehearsal_kit.data.scans.mapping import (
 )
 from rehearsal_kit.data.scans.mapping_draft import draft_mapping
 from rehearsal_kit.data.scans.opening import open_scan
-from rehearsal_kit.data.scans.orientation import CODES, followed_by, oriented, undone
 from rehearsal_kit.data.scans.reading import ScanReading
-from rehearsal_kit.data.scans.scan_file import opened_scan
 
 TOML = """
 orientation = 6

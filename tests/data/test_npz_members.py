@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rehearsal_kit.base.errors import NotYetError, ScanError
-from rehearsal_kit.data.scans.scan_file import opened_scan
+from rehearsal_kit.data.scans.doors.scan_file import opened_scan
 
 KEYS = (
     (),

@@ -13,7 +13,7 @@ from rehearsal_kit.data.experience import SPLITS
 from rehearsal_kit.data.folder_watch import FolderWatch
 from rehearsal_kit.data.open_experience import Shelf
 from rehearsal_kit.data.preparation import Preparation
-from rehearsal_kit.data.scans import hdf5
+from rehearsal_kit.data.scans.doors import hdf5
 from rehearsal_kit.data.simulated_beamline import Beamline
 from rehearsal_kit.data.tensor_tasks import split_classes, write_task
 from rehearsal_kit.record.commands import Arrived, Wish

@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from rehearsal_kit.data.scans.read_ahead import read_ahead
+from rehearsal_kit.data.scans.doors.read_ahead import read_ahead
 
 
 def test_the_next_one_is_read_while_the_last_one_is_worked_on():

@@ -36,7 +36,7 @@ from walks import (
 from rehearsal_kit.base.settings import LOSS_AWARE
 from rehearsal_kit.buffer.policies import POLICIES
 from rehearsal_kit.data import open_experience
-from rehearsal_kit.data.scans.files import facts_of
+from rehearsal_kit.data.scans.doors.files import facts_of
 from rehearsal_kit.learning.strategies.registry import STRATEGIES
 from rehearsal_kit.rank import reporter, resumption
 from rehearsal_kit.rank.evaluation import Evaluation

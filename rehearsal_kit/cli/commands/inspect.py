@@ -11,9 +11,9 @@ from rehearsal_kit.base.errors import SettingsError
 from rehearsal_kit.cli.reading_options import add_reading_options, reading_of
 from rehearsal_kit.data.inspection import inspect_scan
 from rehearsal_kit.data.preparation import Preparation
+from rehearsal_kit.data.scans.doors.scan_file import opened_scan
 from rehearsal_kit.data.scans.layouts.registry import LAYOUTS
 from rehearsal_kit.data.scans.mapping_draft import draft_mapping
-from rehearsal_kit.data.scans.scan_file import opened_scan
 from rehearsal_kit.reports.scan_picture import scan_picture
 
 

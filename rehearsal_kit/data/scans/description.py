@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rehearsal_kit.data.scans.raw_frames import RawFrames
+from rehearsal_kit.data.scans.frames.raw_frames import RawFrames
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]

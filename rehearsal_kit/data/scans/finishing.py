@@ -10,11 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rehearsal_kit.base.errors import ScanError
-from rehearsal_kit.data.scans.beam import beam_centre, is_in_the_middle, window_around
-from rehearsal_kit.data.scans.broken_pixels import dead_pixels, hot_pixels
-from rehearsal_kit.data.scans.corrections import Corrections
 from rehearsal_kit.data.scans.description import Mask, ScanDescription
-from rehearsal_kit.data.scans.filling import Filling
+from rehearsal_kit.data.scans.doors.scan_file import ScanFile
+from rehearsal_kit.data.scans.frames.beam import beam_centre, is_in_the_middle, window_around
+from rehearsal_kit.data.scans.frames.broken_pixels import dead_pixels, hot_pixels
+from rehearsal_kit.data.scans.frames.corrections import Corrections
+from rehearsal_kit.data.scans.frames.filling import Filling
+from rehearsal_kit.data.scans.frames.markers import AmbiguousMarkerError, constant_markers, markers_in
+from rehearsal_kit.data.scans.frames.orientation import followed_by
+from rehearsal_kit.data.scans.frames.raw_frames import RawFrames, Window
 from rehearsal_kit.data.scans.geometry import (
     EV_TIMES_M,
     LARGEST_PIXEL_M,
@@ -22,12 +26,8 @@ from rehearsal_kit.data.scans.geometry import (
     object_pixel_m,
     side_for,
 )
-from rehearsal_kit.data.scans.markers import AmbiguousMarkerError, constant_markers, markers_in
-from rehearsal_kit.data.scans.orientation import followed_by
-from rehearsal_kit.data.scans.raw_frames import RawFrames, Window
 from rehearsal_kit.data.scans.reading import ScanReading
 from rehearsal_kit.data.scans.scan import Floats, Scan
-from rehearsal_kit.data.scans.scan_file import ScanFile
 
 SAMPLE = 16
 """Frames, spread over the whole scan, in which bad pixels and the beam are looked for."""

@@ -17,10 +17,10 @@ from typing import Any
 from rehearsal_kit.base.errors import SettingsError
 from rehearsal_kit.base.limits import require_integer, require_number, require_one_of, require_switch
 from rehearsal_kit.base.plain_values import make_plain
-from rehearsal_kit.data.scans.files import open_regular
-from rehearsal_kit.data.scans.orientation import require_code
+from rehearsal_kit.data.scans.doors.files import open_regular
+from rehearsal_kit.data.scans.frames.orientation import require_code
+from rehearsal_kit.data.scans.frames.raw_frames import AXES
 from rehearsal_kit.data.scans.quantities import ENERGIES, LENGTHS
-from rehearsal_kit.data.scans.raw_frames import AXES
 
 STORED = ("counts", "amplitude")
 NEGATIVE = ("refuse", "zero", "wrapped")

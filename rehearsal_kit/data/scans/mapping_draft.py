@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import h5py
 
-from rehearsal_kit.data.scans.npz_members import NpzMember
+from rehearsal_kit.data.scans.doors.npz_members import NpzMember
+from rehearsal_kit.data.scans.doors.scan_file import Dataset, ScanFile
 from rehearsal_kit.data.scans.quantities import ENERGIES, LENGTHS
-from rehearsal_kit.data.scans.scan_file import Dataset, ScanFile
 
 MOST_DATASETS = 5_000
 DEEPEST = 12

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from rehearsal_kit.base.errors import ScanError
 from rehearsal_kit.data.scans.description import ObjectPlace
-from rehearsal_kit.data.scans.scan_file import Dataset, ScanFile
+from rehearsal_kit.data.scans.doors.scan_file import Dataset, ScanFile
 
 BLOCK_BYTES = 2**27
 """Patches that are read at once take no more than this."""

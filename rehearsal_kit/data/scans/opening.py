@@ -6,16 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from rehearsal_kit.base.errors import ScanError
-from rehearsal_kit.data.scans.companions import companion_name
 from rehearsal_kit.data.scans.description import ScanDescription
+from rehearsal_kit.data.scans.doors.companions import companion_name
+from rehearsal_kit.data.scans.doors.scan_file import ScanFile, opened_scan
 from rehearsal_kit.data.scans.finishing import finished
+from rehearsal_kit.data.scans.layouts.mapped import describe_mapped
+from rehearsal_kit.data.scans.layouts.reconstruction_beside import with_reconstruction
 from rehearsal_kit.data.scans.layouts.registry import LAYOUTS, RECONSTRUCTIONS, Layout
-from rehearsal_kit.data.scans.mapped import describe_mapped
 from rehearsal_kit.data.scans.mapping import ScanMapping
 from rehearsal_kit.data.scans.reading import ScanReading
-from rehearsal_kit.data.scans.reconstruction_beside import with_reconstruction
 from rehearsal_kit.data.scans.scan import Scan
-from rehearsal_kit.data.scans.scan_file import ScanFile, opened_scan
 
 
 def open_scan(path: str | Path, layout: str | None = None, *, reading: ScanReading | None = None) -> Scan:

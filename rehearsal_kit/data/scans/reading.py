@@ -9,8 +9,8 @@ from typing import Any
 from rehearsal_kit.base.errors import SettingsError
 from rehearsal_kit.base.limits import Real, require_integer, require_or
 from rehearsal_kit.base.plain_values import make_plain
+from rehearsal_kit.data.scans.frames.orientation import require_code
 from rehearsal_kit.data.scans.mapping import ScanMapping
-from rehearsal_kit.data.scans.orientation import require_code
 
 
 @dataclass(frozen=True, kw_only=True)

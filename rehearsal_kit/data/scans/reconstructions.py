@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rehearsal_kit.base.errors import ScanError
 from rehearsal_kit.data.scans.acquisition import Acquisition
-from rehearsal_kit.data.scans.arrays import Arrays, arrays_of
+from rehearsal_kit.data.scans.doors.arrays import Arrays, arrays_of
 from rehearsal_kit.data.scans.scan import Floats, patch_corners
 
 MEASURED_FIELDS = ("data", "scan_nominal", "scan_true")

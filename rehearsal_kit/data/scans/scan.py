@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rehearsal_kit.base.errors import ScanError
-from rehearsal_kit.data.scans.corrections import Corrections
 from rehearsal_kit.data.scans.description import ObjectPlace
-from rehearsal_kit.data.scans.filling import Filling
-from rehearsal_kit.data.scans.markers import markers_in
+from rehearsal_kit.data.scans.doors.read_ahead import read_ahead
+from rehearsal_kit.data.scans.doors.scan_file import ScanFile, opened_scan
+from rehearsal_kit.data.scans.frames.corrections import Corrections
+from rehearsal_kit.data.scans.frames.filling import Filling
+from rehearsal_kit.data.scans.frames.markers import markers_in
+from rehearsal_kit.data.scans.frames.raw_frames import RawFrames, runs_of
 from rehearsal_kit.data.scans.objects import object_of
-from rehearsal_kit.data.scans.raw_frames import RawFrames, runs_of
-from rehearsal_kit.data.scans.read_ahead import read_ahead
-from rehearsal_kit.data.scans.scan_file import ScanFile, opened_scan
 
 Floats = NDArray[np.float64]
 Frames = NDArray[np.float32]

@@ -4,9 +4,9 @@ import pytest
 from layoutkit import BEAM, SIDE, require_read, truth
 
 from rehearsal_kit.base.errors import NotYetError, ScanError
+from rehearsal_kit.data.scans.doors.scan_file import MOST_OPEN
 from rehearsal_kit.data.scans.opening import open_scan
 from rehearsal_kit.data.scans.reading import ScanReading
-from rehearsal_kit.data.scans.scan_file import MOST_OPEN
 
 PIXEL_M = 172e-6
 TOLD = ScanReading(crop=SIDE, distance_m=1.5)

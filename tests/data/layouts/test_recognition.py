@@ -3,10 +3,10 @@ import numpy as np
 import pytest
 
 from rehearsal_kit.base.errors import ScanError
+from rehearsal_kit.data.scans.doors.scan_file import opened_scan
 from rehearsal_kit.data.scans.layouts.registry import LAYOUTS
 from rehearsal_kit.data.scans.opening import described, open_scan
 from rehearsal_kit.data.scans.reading import ScanReading
-from rehearsal_kit.data.scans.scan_file import opened_scan
 
 
 def test_a_file_that_may_be_of_several_layouts_is_refused_unless_one_is_named(tmp_path):

@@ -14,15 +14,15 @@ from pathlib import Path
 import numpy as np
 
 from rehearsal_kit.base.errors import NotYetError, ScanError
-from rehearsal_kit.data.scans.companions import companion_name, series_of, table_of
 from rehearsal_kit.data.scans.description import Floats, Positions, ScanDescription
-from rehearsal_kit.data.scans.frame_search import frames_in
-from rehearsal_kit.data.scans.nexus import told_quantity
-from rehearsal_kit.data.scans.numbered import paired_by_number
+from rehearsal_kit.data.scans.doors.companions import companion_name, series_of, table_of
+from rehearsal_kit.data.scans.doors.scan_file import ScanFile
+from rehearsal_kit.data.scans.frames.frame_search import frames_in
+from rehearsal_kit.data.scans.frames.raw_frames import AXES
+from rehearsal_kit.data.scans.layouts.nexus import told_quantity
+from rehearsal_kit.data.scans.layouts.numbered import paired_by_number
 from rehearsal_kit.data.scans.quantities import ENERGIES
-from rehearsal_kit.data.scans.raw_frames import AXES
 from rehearsal_kit.data.scans.reading import ScanReading
-from rehearsal_kit.data.scans.scan_file import ScanFile
 
 FRAMES = "/entry/data/data"
 ENERGY = "/entry/instrument/NDAttributes/monoE"

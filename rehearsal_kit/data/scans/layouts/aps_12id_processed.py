@@ -12,12 +12,12 @@ from __future__ import annotations
 import numpy as np
 
 from rehearsal_kit.base.errors import NotYetError, ScanError
-from rehearsal_kit.data.scans.companions import series_of
 from rehearsal_kit.data.scans.description import Floats, Positions, ScanDescription
-from rehearsal_kit.data.scans.frame_search import frames_in
-from rehearsal_kit.data.scans.mapped import paired
+from rehearsal_kit.data.scans.doors.companions import series_of
+from rehearsal_kit.data.scans.doors.scan_file import ScanFile
+from rehearsal_kit.data.scans.frames.frame_search import frames_in
+from rehearsal_kit.data.scans.layouts.mapped import paired
 from rehearsal_kit.data.scans.reading import ScanReading
-from rehearsal_kit.data.scans.scan_file import ScanFile
 
 FRAMES, POSITIONS = "/dp", "/positions"
 BEAM = "beam_center_YX"

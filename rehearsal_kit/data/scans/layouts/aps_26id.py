@@ -14,12 +14,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from rehearsal_kit.base.errors import ScanError
-from rehearsal_kit.data.scans.companions import beside, positions_beside, table_of
 from rehearsal_kit.data.scans.description import Positions, ScanDescription
-from rehearsal_kit.data.scans.frame_search import frames_at
-from rehearsal_kit.data.scans.mapped import paired
+from rehearsal_kit.data.scans.doors.companions import beside, positions_beside, table_of
+from rehearsal_kit.data.scans.doors.scan_file import ScanFile
+from rehearsal_kit.data.scans.frames.frame_search import frames_at
+from rehearsal_kit.data.scans.layouts.mapped import paired
 from rehearsal_kit.data.scans.reading import ScanReading
-from rehearsal_kit.data.scans.scan_file import ScanFile
 
 FRAMES = "/entry/data/data"
 POSITIONS = (

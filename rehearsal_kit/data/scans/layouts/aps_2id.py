@@ -12,13 +12,13 @@ from __future__ import annotations
 import numpy as np
 
 from rehearsal_kit.base.errors import ScanError
-from rehearsal_kit.data.scans.companions import series_of
 from rehearsal_kit.data.scans.description import ScanDescription
-from rehearsal_kit.data.scans.frame_search import frames_in
+from rehearsal_kit.data.scans.doors.companions import series_of
+from rehearsal_kit.data.scans.doors.scan_file import ScanFile
+from rehearsal_kit.data.scans.frames.frame_search import frames_in
 from rehearsal_kit.data.scans.layouts.aps_26id import FRAMES, positions_yx
-from rehearsal_kit.data.scans.numbered import paired_by_number
+from rehearsal_kit.data.scans.layouts.numbered import paired_by_number
 from rehearsal_kit.data.scans.reading import ScanReading
-from rehearsal_kit.data.scans.scan_file import ScanFile
 
 NAME = r".*fly\d+_(data_)?(?P<n1>\d+)\.(h5|hdf5)"
 POSITIONS = ("fly{numbers[0]}.csv", "bnp_fly{numbers[0]}.csv", "positions.csv")

@@ -6,10 +6,10 @@ Positions are (x, y) in mm, as ptychodus' plugin aps09id_cssi_position_file has 
 from __future__ import annotations
 
 from rehearsal_kit.data.scans.description import ScanDescription
-from rehearsal_kit.data.scans.mapped import describe_mapped
+from rehearsal_kit.data.scans.doors.scan_file import ScanFile
+from rehearsal_kit.data.scans.layouts.mapped import describe_mapped
 from rehearsal_kit.data.scans.mapping import FramesAt, PositionsAt, ScanMapping
 from rehearsal_kit.data.scans.reading import ScanReading
-from rehearsal_kit.data.scans.scan_file import ScanFile
 
 POSITIONS = "/exchange/motor_pos"
 MAPPING = ScanMapping(

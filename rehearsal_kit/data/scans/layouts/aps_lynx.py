@@ -11,16 +11,16 @@ from __future__ import annotations
 import numpy as np
 
 from rehearsal_kit.base.errors import ScanError
-from rehearsal_kit.data.scans.companions import Table, positions_beside, read_table
 from rehearsal_kit.data.scans.description import Positions, ScanDescription
-from rehearsal_kit.data.scans.frame_search import frames_at
-from rehearsal_kit.data.scans.mapped import Finder
+from rehearsal_kit.data.scans.doors.companions import Table, positions_beside, read_table
+from rehearsal_kit.data.scans.doors.scan_file import ScanFile
+from rehearsal_kit.data.scans.frames.frame_search import frames_at
+from rehearsal_kit.data.scans.layouts.mapped import Finder
+from rehearsal_kit.data.scans.layouts.nexus import beam_centre
+from rehearsal_kit.data.scans.layouts.numbered import means_by_number, paired_by_number, whole_numbers
 from rehearsal_kit.data.scans.mapping import NumberAt
-from rehearsal_kit.data.scans.nexus import beam_centre
-from rehearsal_kit.data.scans.numbered import means_by_number, paired_by_number, whole_numbers
 from rehearsal_kit.data.scans.quantities import ENERGIES, LENGTHS
 from rehearsal_kit.data.scans.reading import ScanReading
-from rehearsal_kit.data.scans.scan_file import ScanFile
 
 FRAMES = "/entry/data/eiger_4"
 GAP = 4095

@@ -15,12 +15,17 @@ import numpy as np
 
 from rehearsal_kit.base.errors import ScanError
 from rehearsal_kit.data.scans.description import Floats, Positions, ScanDescription
-from rehearsal_kit.data.scans.frame_search import frames_in
-from rehearsal_kit.data.scans.nexus import beam_centre, told_quantity
-from rehearsal_kit.data.scans.numbered import Numbers, means_by_number, paired_by_number, whole_numbers
+from rehearsal_kit.data.scans.doors.scan_file import ScanFile
+from rehearsal_kit.data.scans.frames.frame_search import frames_in
+from rehearsal_kit.data.scans.layouts.nexus import beam_centre, told_quantity
+from rehearsal_kit.data.scans.layouts.numbered import (
+    Numbers,
+    means_by_number,
+    paired_by_number,
+    whole_numbers,
+)
 from rehearsal_kit.data.scans.quantities import ENERGIES, LENGTHS
 from rehearsal_kit.data.scans.reading import ScanReading
-from rehearsal_kit.data.scans.scan_file import ScanFile
 
 EIGER, STREAM = "/entry/externals/eiger", "/entry/externals/pos_stream"
 """Links into the files of the detector and of the positioner, to some group of them."""

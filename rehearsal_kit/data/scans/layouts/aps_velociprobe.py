@@ -17,21 +17,21 @@ import re
 import numpy as np
 
 from rehearsal_kit.base.errors import NotYetError, ScanError
-from rehearsal_kit.data.scans.companions import positions_beside, table_of
 from rehearsal_kit.data.scans.description import Positions, ScanDescription
-from rehearsal_kit.data.scans.frame_search import frames_at
-from rehearsal_kit.data.scans.mapped import Finder
-from rehearsal_kit.data.scans.mapping import MaskAt
-from rehearsal_kit.data.scans.nexus import beam_centre, square_pixel_m, told_quantity
-from rehearsal_kit.data.scans.numbered import (
+from rehearsal_kit.data.scans.doors.companions import positions_beside, table_of
+from rehearsal_kit.data.scans.doors.scan_file import ScanFile
+from rehearsal_kit.data.scans.frames.frame_search import frames_at
+from rehearsal_kit.data.scans.layouts.mapped import Finder
+from rehearsal_kit.data.scans.layouts.nexus import beam_centre, square_pixel_m, told_quantity
+from rehearsal_kit.data.scans.layouts.numbered import (
     counted_from_first,
     means_by_number,
     paired_by_number,
     whole_numbers,
 )
+from rehearsal_kit.data.scans.mapping import MaskAt
 from rehearsal_kit.data.scans.quantities import ANGLES, ENERGIES, LENGTHS, factor_of
 from rehearsal_kit.data.scans.reading import ScanReading
-from rehearsal_kit.data.scans.scan_file import ScanFile
 
 DATA = "/entry/data"
 DETECTOR = "/entry/instrument/detector"

@@ -8,13 +8,13 @@ sample, and PtychoShelves turns them round (`ptycho_adjust_positions.m`), so the
 from __future__ import annotations
 
 from rehearsal_kit.base.errors import ScanError
-from rehearsal_kit.data.scans.companions import Table, positions_beside, read_table
 from rehearsal_kit.data.scans.description import Floats, Positions, ScanDescription
-from rehearsal_kit.data.scans.frame_search import frames_at
-from rehearsal_kit.data.scans.mapped import paired
+from rehearsal_kit.data.scans.doors.companions import Table, positions_beside, read_table
+from rehearsal_kit.data.scans.doors.scan_file import ScanFile
+from rehearsal_kit.data.scans.frames.frame_search import frames_at
+from rehearsal_kit.data.scans.layouts.mapped import paired
 from rehearsal_kit.data.scans.quantities import ENERGIES, LENGTHS, factor_of, require_positive
 from rehearsal_kit.data.scans.reading import ScanReading
-from rehearsal_kit.data.scans.scan_file import ScanFile
 
 FRAMES = "/entry/data/data"
 SOURCE = "/entry/instrument/monochromator"

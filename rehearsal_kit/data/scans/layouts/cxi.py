@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from rehearsal_kit.base.errors import ScanError
 from rehearsal_kit.data.scans.description import Floats, ObjectPlace, Positions, ScanDescription
-from rehearsal_kit.data.scans.frame_search import frames_at
+from rehearsal_kit.data.scans.doors.scan_file import ScanFile
+from rehearsal_kit.data.scans.frames.frame_search import frames_at
 from rehearsal_kit.data.scans.geometry import EV_TIMES_M
-from rehearsal_kit.data.scans.mapped import paired
-from rehearsal_kit.data.scans.nexus import square_pixel_m
+from rehearsal_kit.data.scans.layouts.mapped import paired
+from rehearsal_kit.data.scans.layouts.nexus import square_pixel_m
 from rehearsal_kit.data.scans.quantities import ENERGIES, LENGTHS, factor_of
 from rehearsal_kit.data.scans.reading import ScanReading
-from rehearsal_kit.data.scans.scan_file import ScanFile
 
 DETECTOR = "/entry_1/instrument_1/detector_1"
 SOURCE = "/entry_1/instrument_1/source_1"

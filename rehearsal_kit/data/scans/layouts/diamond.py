@@ -9,13 +9,13 @@ A unit that a field states counts instead. A mask lies in a file of its own, of 
 from __future__ import annotations
 
 from rehearsal_kit.data.scans.description import Positions, ScanDescription
-from rehearsal_kit.data.scans.frame_search import frames_at
-from rehearsal_kit.data.scans.mapped import Finder, paired
+from rehearsal_kit.data.scans.doors.scan_file import ScanFile
+from rehearsal_kit.data.scans.frames.frame_search import frames_at
+from rehearsal_kit.data.scans.layouts.mapped import Finder, paired
+from rehearsal_kit.data.scans.layouts.nexus import lengths_of, over_raster, square_pixel_m, told_quantity
 from rehearsal_kit.data.scans.mapping import MaskAt
-from rehearsal_kit.data.scans.nexus import lengths_of, over_raster, square_pixel_m, told_quantity
 from rehearsal_kit.data.scans.quantities import ENERGIES, LENGTHS
 from rehearsal_kit.data.scans.reading import ScanReading
-from rehearsal_kit.data.scans.scan_file import ScanFile
 
 FRAMES = "/entry_1/data/data"
 ROW, COLUMN = "/entry_1/data/y", "/entry_1/data/x"

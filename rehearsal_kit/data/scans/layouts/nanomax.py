@@ -7,10 +7,10 @@ of a scan (PtyPy's `NanomaxContrast` takes it from its settings, too).
 from __future__ import annotations
 
 from rehearsal_kit.data.scans.description import ScanDescription
-from rehearsal_kit.data.scans.mapped import describe_mapped
+from rehearsal_kit.data.scans.doors.scan_file import ScanFile
+from rehearsal_kit.data.scans.layouts.mapped import describe_mapped
 from rehearsal_kit.data.scans.mapping import FramesAt, MaskAt, PositionsAt, ScanMapping
 from rehearsal_kit.data.scans.reading import ScanReading
-from rehearsal_kit.data.scans.scan_file import ScanFile
 
 MEASUREMENT = "/entry/measurement"
 FRAMES = (f"{MEASUREMENT}/eiger1m/frames", f"{MEASUREMENT}/eiger500k/frames", f"{MEASUREMENT}/*/frames")

@@ -18,15 +18,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rehearsal_kit.base.errors import ScanError
-from rehearsal_kit.data.scans.companions import beside
 from rehearsal_kit.data.scans.description import Floats, Positions, ScanDescription
-from rehearsal_kit.data.scans.frame_looks import have_corner_dc, hold_whole_numbers
-from rehearsal_kit.data.scans.frame_search import frames_at
+from rehearsal_kit.data.scans.doors.companions import beside
+from rehearsal_kit.data.scans.doors.scan_file import ScanFile
+from rehearsal_kit.data.scans.frames.frame_looks import have_corner_dc, hold_whole_numbers
+from rehearsal_kit.data.scans.frames.frame_search import frames_at
+from rehearsal_kit.data.scans.layouts.mapped import paired
 from rehearsal_kit.data.scans.layouts.ptychoshelves import parameters
-from rehearsal_kit.data.scans.mapped import paired
 from rehearsal_kit.data.scans.quantities import LENGTHS, factor_of
 from rehearsal_kit.data.scans.reading import ScanReading
-from rehearsal_kit.data.scans.scan_file import ScanFile
 
 
 @dataclass(frozen=True)

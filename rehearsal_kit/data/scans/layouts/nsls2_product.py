@@ -10,9 +10,9 @@ import numpy as np
 
 from rehearsal_kit.base.errors import ScanError
 from rehearsal_kit.data.scans.description import ObjectPlace, Positions, ReconstructionDescription
+from rehearsal_kit.data.scans.doors.scan_file import ScanFile
 from rehearsal_kit.data.scans.objects import shape_of_object
 from rehearsal_kit.data.scans.quantities import ENERGIES, LENGTHS, factor_of
-from rehearsal_kit.data.scans.scan_file import ScanFile
 
 OBJECT, PROBE, POSITIONS = "/obj", "/prb", "/pos_xy"
 PIXEL = ("/img_pixel_size_y", "/img_pixel_size_x")

@@ -13,20 +13,20 @@ import numpy as np
 
 from rehearsal_kit.base.errors import ScanError
 from rehearsal_kit.data.scans.description import Floats, Positions, ScanDescription
-from rehearsal_kit.data.scans.frame_search import frames_at
+from rehearsal_kit.data.scans.doors.scan_file import ScanFile
+from rehearsal_kit.data.scans.frames.frame_search import frames_at
 from rehearsal_kit.data.scans.layouts import cxi
-from rehearsal_kit.data.scans.mapped import Finder, paired
-from rehearsal_kit.data.scans.mapping import MaskAt
-from rehearsal_kit.data.scans.nexus import (
+from rehearsal_kit.data.scans.layouts.mapped import Finder, paired
+from rehearsal_kit.data.scans.layouts.nexus import (
     beam_centre,
     lengths_of,
     over_raster,
     square_pixel_m,
     told_quantity,
 )
+from rehearsal_kit.data.scans.mapping import MaskAt
 from rehearsal_kit.data.scans.quantities import ENERGIES, LENGTHS
 from rehearsal_kit.data.scans.reading import ScanReading
-from rehearsal_kit.data.scans.scan_file import ScanFile
 
 ENTRY = "/entry_1"
 DETECTOR = f"{ENTRY}/instrument_1/detector_1"

@@ -10,13 +10,13 @@ import numpy as np
 
 from rehearsal_kit.base.errors import ScanError
 from rehearsal_kit.data.scans.description import Mask, ObjectPlace, Positions, ScanDescription
-from rehearsal_kit.data.scans.frame_search import frames_at
+from rehearsal_kit.data.scans.doors.scan_file import ScanFile
+from rehearsal_kit.data.scans.frames.frame_search import frames_at
 from rehearsal_kit.data.scans.geometry import EV_TIMES_M
-from rehearsal_kit.data.scans.mapped import paired
+from rehearsal_kit.data.scans.layouts.mapped import paired
 from rehearsal_kit.data.scans.objects import shape_of_object
 from rehearsal_kit.data.scans.quantities import require_positive
 from rehearsal_kit.data.scans.reading import ScanReading
-from rehearsal_kit.data.scans.scan_file import ScanFile
 
 FRAMES, MASK, OBJECT = "/patterns", "/bad_pixels", "/object"
 ROWS, COLUMNS = "/probe_position_y_px", "/probe_position_x_px"

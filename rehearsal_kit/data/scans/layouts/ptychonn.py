@@ -11,11 +11,11 @@ import numpy as np
 
 from rehearsal_kit.base.errors import ScanError
 from rehearsal_kit.data.scans.description import Floats, ObjectPlace, Positions, ScanDescription
-from rehearsal_kit.data.scans.frame_search import frames_at
-from rehearsal_kit.data.scans.mapped import paired
+from rehearsal_kit.data.scans.doors.scan_file import ScanFile
+from rehearsal_kit.data.scans.frames.frame_search import frames_at
+from rehearsal_kit.data.scans.layouts.mapped import paired
 from rehearsal_kit.data.scans.quantities import require_positive
 from rehearsal_kit.data.scans.reading import ScanReading
-from rehearsal_kit.data.scans.scan_file import ScanFile
 
 FRAMES, POSITIONS, PATCHES, PIXEL = "reciprocal", "position", "real", "pixelsize"
 LARGEST_SIDE = 2**15

@@ -17,13 +17,13 @@ from rehearsal_kit.data.scans.description import (
     ReconstructionDescription,
     ScanDescription,
 )
-from rehearsal_kit.data.scans.frame_looks import hold_whole_numbers
-from rehearsal_kit.data.scans.frame_search import frames_at
-from rehearsal_kit.data.scans.mapped import paired
+from rehearsal_kit.data.scans.doors.scan_file import ScanFile
+from rehearsal_kit.data.scans.frames.frame_looks import hold_whole_numbers
+from rehearsal_kit.data.scans.frames.frame_search import frames_at
+from rehearsal_kit.data.scans.frames.raw_frames import AXES
+from rehearsal_kit.data.scans.layouts.mapped import paired
 from rehearsal_kit.data.scans.objects import shape_of_object
-from rehearsal_kit.data.scans.raw_frames import AXES
 from rehearsal_kit.data.scans.reading import ScanReading
-from rehearsal_kit.data.scans.scan_file import ScanFile
 
 FRAMES = ("diff3d", "diffraction")
 ROWS, COLUMNS, OBJECT, PROBE = "ycoords", "xcoords", "objectGuess", "probeGuess"

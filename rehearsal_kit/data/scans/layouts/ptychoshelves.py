@@ -19,15 +19,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from rehearsal_kit.base.errors import ScanError
-from rehearsal_kit.data.scans.companions import positions_beside
 from rehearsal_kit.data.scans.description import Floats, Positions, ScanDescription
-from rehearsal_kit.data.scans.frame_search import frames_at
+from rehearsal_kit.data.scans.doors.companions import positions_beside
+from rehearsal_kit.data.scans.doors.scan_file import Dataset, ScanFile
+from rehearsal_kit.data.scans.frames.frame_search import frames_at
+from rehearsal_kit.data.scans.frames.raw_frames import AXES, RawFrames
 from rehearsal_kit.data.scans.geometry import EV_TIMES_M
-from rehearsal_kit.data.scans.mapped import paired
+from rehearsal_kit.data.scans.layouts.mapped import paired
 from rehearsal_kit.data.scans.quantities import LENGTHS, factor_of, require_positive
-from rehearsal_kit.data.scans.raw_frames import AXES, RawFrames
 from rehearsal_kit.data.scans.reading import ScanReading
-from rehearsal_kit.data.scans.scan_file import Dataset, ScanFile
 
 FRAMES = "/dp"
 PARAMETERS = ("para.hdf5", "para.h5")

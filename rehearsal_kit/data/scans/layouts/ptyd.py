@@ -10,11 +10,11 @@ import numpy as np
 
 from rehearsal_kit.base.errors import ScanError
 from rehearsal_kit.data.scans.description import Floats, Mask, Positions, ScanDescription
-from rehearsal_kit.data.scans.frame_search import frames_at
-from rehearsal_kit.data.scans.mapped import paired
+from rehearsal_kit.data.scans.doors.scan_file import Dataset, ScanFile
+from rehearsal_kit.data.scans.frames.frame_search import frames_at
+from rehearsal_kit.data.scans.layouts.mapped import paired
 from rehearsal_kit.data.scans.quantities import ENERGIES, LENGTHS, require_positive
 from rehearsal_kit.data.scans.reading import ScanReading
-from rehearsal_kit.data.scans.scan_file import Dataset, ScanFile
 
 CHUNKS, META = "/chunks", "/meta"
 LOOKED_AT = 16

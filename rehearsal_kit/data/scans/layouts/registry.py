@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from rehearsal_kit.data.scans.description import ReconstructionDescription, ScanDescription
+from rehearsal_kit.data.scans.doors.scan_file import ScanFile
 from rehearsal_kit.data.scans.layouts import (
     aps_2id,
     aps_12id,
@@ -31,7 +32,6 @@ from rehearsal_kit.data.scans.layouts import (
     tike,
 )
 from rehearsal_kit.data.scans.reading import ScanReading
-from rehearsal_kit.data.scans.scan_file import ScanFile
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,13 @@ from rehearsal_kit.data.scans.description import (
     ReconstructionDescription,
     ScanDescription,
 )
-from rehearsal_kit.data.scans.frame_looks import have_corner_dc
-from rehearsal_kit.data.scans.frame_search import frames_at
-from rehearsal_kit.data.scans.mapped import paired
+from rehearsal_kit.data.scans.doors.scan_file import ScanFile
+from rehearsal_kit.data.scans.frames.frame_looks import have_corner_dc
+from rehearsal_kit.data.scans.frames.frame_search import frames_at
+from rehearsal_kit.data.scans.layouts.mapped import paired
 from rehearsal_kit.data.scans.objects import shape_of_object
 from rehearsal_kit.data.scans.reading import ScanReading
 from rehearsal_kit.data.scans.reconstructions import MEASURED_WITH, covered_patches
-from rehearsal_kit.data.scans.scan_file import ScanFile
 
 FRAMES, PROBE = "data", "probe"
 POSITIONS = ("scan_true", "scan", "scan_nominal")

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rehearsal_kit.base.errors import ScanError
-from rehearsal_kit.data.scans.raw_frames import Window
+from rehearsal_kit.data.scans.frames.raw_frames import Window
 
 SHARES = (0.05, 0.1, 0.2, 0.3)
 """Shares of the peak above which pixels belong to the beam; the median of what they say counts."""

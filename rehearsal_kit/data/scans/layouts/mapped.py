@@ -9,9 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rehearsal_kit.base.errors import ScanError
-from rehearsal_kit.data.scans.companions import companion_name, is_text, table_of
 from rehearsal_kit.data.scans.description import Floats, Mask, ObjectPlace, Positions, ScanDescription
-from rehearsal_kit.data.scans.frame_search import frames_at
+from rehearsal_kit.data.scans.doors.companions import companion_name, is_text, table_of
+from rehearsal_kit.data.scans.doors.scan_file import ScanFile
+from rehearsal_kit.data.scans.frames.frame_search import frames_at
+from rehearsal_kit.data.scans.frames.orientation import in_words
+from rehearsal_kit.data.scans.frames.raw_frames import RawFrames
 from rehearsal_kit.data.scans.mapping import (
     FramesAt,
     MaskAt,
@@ -22,11 +25,8 @@ from rehearsal_kit.data.scans.mapping import (
     parted,
 )
 from rehearsal_kit.data.scans.objects import shape_of_object
-from rehearsal_kit.data.scans.orientation import in_words
 from rehearsal_kit.data.scans.quantities import ENERGIES, LENGTHS, factor_of, require_positive
-from rehearsal_kit.data.scans.raw_frames import RawFrames
 from rehearsal_kit.data.scans.reading import ScanReading
-from rehearsal_kit.data.scans.scan_file import ScanFile
 
 PIXEL = {"pixel": 1.0}
 NO_OBJECT = "no reconstruction: nothing to train on"

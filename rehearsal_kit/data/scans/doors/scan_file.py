@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from rehearsal_kit.base.errors import NotYetError, ScanError
 from rehearsal_kit.base.natural_order import in_natural_order
-from rehearsal_kit.data.scans import hdf5
-from rehearsal_kit.data.scans.files import open_regular
-from rehearsal_kit.data.scans.npz_members import NpzMember, members_of
+from rehearsal_kit.data.scans.doors import hdf5
+from rehearsal_kit.data.scans.doors.files import open_regular
+from rehearsal_kit.data.scans.doors.npz_members import NpzMember, members_of
 from rehearsal_kit.data.scans.quantities import factor_of, require_positive
 
 MOST_FILES = 10_000

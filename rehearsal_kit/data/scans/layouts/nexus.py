@@ -8,8 +8,8 @@ import numpy as np
 
 from rehearsal_kit.base.errors import ScanError
 from rehearsal_kit.data.scans.description import Floats
+from rehearsal_kit.data.scans.doors.scan_file import ScanFile
 from rehearsal_kit.data.scans.quantities import LENGTHS, factor_of, require_positive
-from rehearsal_kit.data.scans.scan_file import ScanFile
 
 PIXELS = {"pixel": 1.0, "pixels": 1.0, "px": 1.0}
 

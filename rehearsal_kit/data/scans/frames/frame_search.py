@@ -8,9 +8,9 @@ from pathlib import Path
 import h5py
 
 from rehearsal_kit.base.errors import ScanError
-from rehearsal_kit.data.scans.npz_members import NpzMember
-from rehearsal_kit.data.scans.raw_frames import AXES, FrameBlock, RawFrames
-from rehearsal_kit.data.scans.scan_file import Dataset, ScanFile
+from rehearsal_kit.data.scans.doors.npz_members import NpzMember
+from rehearsal_kit.data.scans.doors.scan_file import Dataset, ScanFile
+from rehearsal_kit.data.scans.frames.raw_frames import AXES, FrameBlock, RawFrames
 
 
 def frames_at(file: ScanFile, *places: str, axes: str | None = None) -> RawFrames:

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rehearsal_kit.base.errors import NotYetError, ScanError
-from rehearsal_kit.data.scans.files import open_regular
-from rehearsal_kit.data.scans.scan_file import ScanFile
+from rehearsal_kit.data.scans.doors.files import open_regular
+from rehearsal_kit.data.scans.doors.scan_file import ScanFile
 
 TEXT_SUFFIXES = (".csv", ".txt", ".dat", ".tsv")
 LARGEST_BYTES = 2**28

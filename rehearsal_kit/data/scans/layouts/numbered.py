@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from rehearsal_kit.base.errors import ScanError
 from rehearsal_kit.data.scans.description import Floats, ScanDescription
-from rehearsal_kit.data.scans.scan_file import ScanFile
+from rehearsal_kit.data.scans.doors.scan_file import ScanFile
 
 Numbers = NDArray[np.int64]
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rehearsal_kit.base.errors import NotYetError, ScanError
-from rehearsal_kit.data.scans.files import open_regular
+from rehearsal_kit.data.scans.doors.files import open_regular
 
 UNFINISHED = ("truncated", "unable to lock", "already open for write", "bad byte number", "addr overflow")
 """What HDF5 says of a file that its writer, or a copy, has not finished."""

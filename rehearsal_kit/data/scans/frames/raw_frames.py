@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rehearsal_kit.base.errors import ScanError
-from rehearsal_kit.data.scans.npz_members import NpzMember
-from rehearsal_kit.data.scans.orientation import oriented, oriented_shape
-from rehearsal_kit.data.scans.scan_file import Dataset, ScanFile
+from rehearsal_kit.data.scans.doors.npz_members import NpzMember
+from rehearsal_kit.data.scans.doors.scan_file import Dataset, ScanFile
+from rehearsal_kit.data.scans.frames.orientation import oriented, oriented_shape
 
 AXES = ("frame row column", "row column frame", "slow fast row column", "row column")
 """How the axes of a dataset of frames may lie: the second is MATLAB's, the third that of a raster, and the

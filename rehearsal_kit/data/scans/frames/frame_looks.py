@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rehearsal_kit.data.scans.raw_frames import RawFrames
-from rehearsal_kit.data.scans.scan_file import ScanFile
+from rehearsal_kit.data.scans.doors.scan_file import ScanFile
+from rehearsal_kit.data.scans.frames.raw_frames import RawFrames
 
 LOOKED_AT = 4
 """Frames, spread over the whole scan."""

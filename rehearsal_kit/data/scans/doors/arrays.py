@@ -12,8 +12,8 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from rehearsal_kit.base.errors import ScanError
-from rehearsal_kit.data.scans.files import open_regular
-from rehearsal_kit.data.scans.hdf5 import FREE_BYTES, LARGEST_RATIO
+from rehearsal_kit.data.scans.doors.files import open_regular
+from rehearsal_kit.data.scans.doors.hdf5 import FREE_BYTES, LARGEST_RATIO
 
 Arrays = Mapping[str, NDArray[Any]]
 

@@ -13,7 +13,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from rehearsal_kit.base.errors import NotYetError, ScanError
-from rehearsal_kit.data.scans.hdf5 import FREE_BYTES, LARGEST_RATIO
+from rehearsal_kit.data.scans.doors.hdf5 import FREE_BYTES, LARGEST_RATIO
 
 SKIPPED_BYTES = 2**24
 """What is read over at once on the way to a frame; archives know no other way."""
