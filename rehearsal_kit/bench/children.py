@@ -23,7 +23,7 @@ import torch
 from rehearsal_kit.base.child_processes import holds_fork_server, imports_not_from_here
 from rehearsal_kit.base.errors import RehearsalKitError
 from rehearsal_kit.base.process_groups import Meeting, meet
-from rehearsal_kit.cluster.devices import identity_of
+from rehearsal_kit.cluster.rank_device import identity_of
 from rehearsal_kit.learning.gpu_arithmetic import set_variables
 
 GRACE_S = 10.0

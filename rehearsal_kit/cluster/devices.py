@@ -1,23 +1,20 @@
-"""What the workers of a cluster compute on: chosen when it is started, and obeyed by every rank."""
+"""What the workers of a cluster compute on: chosen when it is started, and obeyed by every rank.
+
+Nothing here needs torch, which the processes that start workers do without: see rank_device.py.
+"""
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Callable
-
-import torch
 
 from rehearsal_kit.base.errors import ClusterError, SettingsError
 from rehearsal_kit.base.limits import require_integer, require_switch
-from rehearsal_kit.cluster.gpus import Gpu, Gpus, find_gpus, names_of, why_hidden
+from rehearsal_kit.cluster.gpus import Gpu, Gpus, find_gpus, names_of
 from rehearsal_kit.cluster.local_cluster import Devices
 
 KINDS = ("auto", "cpu", "cuda")
 CPU_WORKERS = 2
 """How many there are on a machine without GPUs where nobody says."""
-LOCAL = "cuda:0"
-"""The GPU of a worker, as torch calls it: whatever others there are come after it, or are not seen."""
 
 
 def choose_devices(
@@ -48,44 +45,6 @@ def choose_devices(
             raise ClusterError(f"no GPU can be used: {why}.")
         return _on_cpu(why, workers)
     return _on_gpus(found, workers=workers, share=share_gpus)
-
-
-def device_of(kind: str) -> str:
-    """The device of a rank that was told to train on "cpu" or "cuda", as torch calls it.
-
-    A rank obeys, whatever GPUs it may see. ClusterError, with the reason, where it was told to use one and
-    cannot: it would train on the CPU, and nobody would know.
-    """
-    if kind == "cpu":
-        return "cpu"
-    if reason := why_no_gpu():
-        raise ClusterError(
-            f"this run trains on GPUs, but a worker on {socket.gethostname()} has none: {reason}."
-        )
-    return LOCAL
-
-
-def why_no_gpu() -> str:
-    """Why torch uses no GPU in this process; empty if it does."""
-    if torch.cuda.is_available():
-        return ""
-    if not torch.version.cuda:
-        return f"its torch ({torch.__version__}) is not built for CUDA"
-    if hidden := why_hidden(os.environ.get("CUDA_VISIBLE_DEVICES")):
-        return hidden
-    try:
-        torch.cuda.init()
-    except (RuntimeError, AssertionError) as error:
-        return str(error).strip().partition("\n")[0]
-    return "torch sees no device"
-
-
-def identity_of(device: str) -> str:
-    """UUID of a GPU, with "MIG-" before that of a slice of one; empty for the CPU."""
-    if device == "cpu":
-        return ""
-    properties = torch.cuda.get_device_properties(device)
-    return f"{'MIG' if ' MIG ' in properties.name else 'GPU'}-{properties.uuid}"
 
 
 def _on_cpu(reason: str, workers: int | None) -> Devices:

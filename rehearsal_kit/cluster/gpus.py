@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rehearsal_kit.base.child_processes import child_environment
-from rehearsal_kit.cluster.gpu_probe import Card, Probe
+from rehearsal_kit.cluster.probed_gpus import Card, Probe
 from rehearsal_kit.cluster.worker_variables import in_bus_order
 
 PROBE = "from rehearsal_kit.cluster.gpu_probe import main; main()"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rehearsal_kit.cluster.devices import identity_of
+from rehearsal_kit.cluster.rank_device import identity_of
 
 EXIT_STATUS = os.EX_SOFTWARE
 """The status with which a process ends of which a rank has failed; its nanny starts another one."""

@@ -24,9 +24,9 @@ from distributed.diagnostics.plugin import WorkerPlugin
 
 from rehearsal_kit.base.patience import Patience
 from rehearsal_kit.base.process_groups import Meeting, join, leave
-from rehearsal_kit.cluster.devices import LOCAL, device_of, identity_of
 from rehearsal_kit.cluster.hosted_device import ON_CPU, HostedDevice, empty_device, end_process
 from rehearsal_kit.cluster.protocol import CLOSING_TOPIC, HostStatus, Order
+from rehearsal_kit.cluster.rank_device import LOCAL, device_of, identity_of
 from rehearsal_kit.cluster.rank_failure import RankFailure, StepInForce
 from rehearsal_kit.cluster.worker_variables import require_variables
 from rehearsal_kit.learning.gpu_arithmetic import gpu_arithmetic

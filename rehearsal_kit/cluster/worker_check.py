@@ -14,8 +14,8 @@ from pathlib import Path
 from distributed import Worker
 
 from rehearsal_kit.base.errors import ClusterError, said
-from rehearsal_kit.cluster.devices import LOCAL, device_of
 from rehearsal_kit.cluster.hosted_device import empty_device, end_process
+from rehearsal_kit.cluster.rank_device import LOCAL, device_of
 from rehearsal_kit.cluster.rank_host import PLUGIN, RankHost
 from rehearsal_kit.cluster.worker_variables import require_variables
 from rehearsal_kit.learning.gpu_arithmetic import device_versions, gpu_arithmetic

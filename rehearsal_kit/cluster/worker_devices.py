@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from distributed import Worker
 
 from rehearsal_kit.base.errors import ClusterError
-from rehearsal_kit.cluster.devices import why_no_gpu
+from rehearsal_kit.cluster.rank_device import why_no_gpu
 
 DASK_CUDA = "dask_cuda"
 """A module that a worker has only where `dask cuda worker` has started it."""

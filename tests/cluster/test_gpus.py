@@ -14,11 +14,12 @@ import torch
 
 from rehearsal_kit.base.errors import ClusterError
 from rehearsal_kit.cli.main import _parser
-from rehearsal_kit.cluster.devices import choose_devices, device_of, identity_of, why_no_gpu
-from rehearsal_kit.cluster.gpu_probe import Card, Probe
+from rehearsal_kit.cluster.devices import choose_devices
 from rehearsal_kit.cluster.gpus import EXTRAS, Surroundings, asked, find_gpus
 from rehearsal_kit.cluster.local_cluster import ClusterOrder, Devices
 from rehearsal_kit.cluster.other_clusters import words_of_same_gpus
+from rehearsal_kit.cluster.probed_gpus import Card, Probe
+from rehearsal_kit.cluster.rank_device import device_of, identity_of, why_no_gpu
 from rehearsal_kit.cluster.server import ClusterFiles
 from rehearsal_kit.cluster.server_process import clusters_folder
 from rehearsal_kit.cluster.worker_devices import common_kind

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from devicekit import KIND
 
-from rehearsal_kit.cluster.devices import why_no_gpu
+from rehearsal_kit.cluster.rank_device import why_no_gpu
 
 
 @pytest.fixture(scope="session", autouse=True)

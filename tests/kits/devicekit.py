@@ -30,7 +30,7 @@ from rehearsal_kit.bench.gpu.synchronisations import heard
 from rehearsal_kit.buffer.distributed_buffer import BufferDevice, DistributedBuffer
 from rehearsal_kit.buffer.exchange import GroupExchange
 from rehearsal_kit.buffer.row_layout import RowLayout
-from rehearsal_kit.cluster.devices import identity_of
+from rehearsal_kit.cluster.rank_device import identity_of
 from rehearsal_kit.data.shard_room import ShardRoom
 from rehearsal_kit.data.task_loader import TaskLoader
 from rehearsal_kit.data.tensor_tasks import TensorTask, split_instances, write_task

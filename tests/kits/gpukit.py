@@ -25,9 +25,9 @@ from rehearsal_kit.base.child_processes import child_environment
 from rehearsal_kit.base.files import write_private
 from rehearsal_kit.base.network_interfaces import interface_named
 from rehearsal_kit.cluster.cluster import Cluster, reach
-from rehearsal_kit.cluster.gpu_probe import Probe
 from rehearsal_kit.cluster.key_files import write_key
 from rehearsal_kit.cluster.local_cluster import ClusterOrder, Devices
+from rehearsal_kit.cluster.probed_gpus import Probe
 from rehearsal_kit.cluster.server import ClusterFiles
 from rehearsal_kit.cluster.server_process import PROGRAM, clusters_folder, wait_until_up
 
