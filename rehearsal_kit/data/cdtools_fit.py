@@ -79,24 +79,63 @@ class CdtoolsFit:
         self._model.background.requires_grad = False
         self._model.weights.requires_grad = False
         self._model.translation_offsets.requires_grad = margin_px > 0
+        self._everything = torch.arange(frames)
+        self._totals = measured.counts[:, measured.good].sum(axis=1, dtype=np.float64)
         self._batches = _Batches(measured, batch=batch, device=device, before_each=self._keep_inside)
         self._fit = reconstructors.AdamReconstructor(self._model, self._batches)
         self._fit.data_loader = self._batches
 
-    def epoch(self, rate: float, *, moves_px: float, generator: torch.Generator) -> float:
+    def epoch(
+        self,
+        rate: float,
+        *,
+        moves_px: float,
+        generator: torch.Generator,
+        frames: NDArray[np.int64] | None = None,
+    ) -> float:
         """Fit to every frame once; returns the relative Fourier amplitude error that was met on the way.
 
         That is the root of the sum of (modelled - measured amplitude)^2 over the sum of counts, in good
         pixels, each frame as it was modelled before its step. rate: of Adam's steps, where the largest
         amplitude of the beam is 1. moves_px: the same for positions, in pixels. generator: chooses the order
-        of frames.
+        of frames. frames: those that are fitted to; None: all of them.
         """
         self._batches.generator = generator
+        self._batches.frames = self._everything if frames is None else torch.from_numpy(frames)
         self._fit.adjust_optimizer(lr=rate, lr_factors={"translation_offsets": moves_px / rate})
         loss = float(self._fit.run_epoch(calculation_width=self._batches.batch))
         self._keep_inside()
-        pixels = int(self._measured.good.sum()) * len(self._measured.counts)  # the loss is their mean
-        return float(np.sqrt(loss * pixels / self._measured.total))
+        some = self._batches.frames
+        # The loss is a mean over good pixels of the frames that the first epoch of this fit has seen.
+        pixels = int(self._measured.good.sum()) * len(some)
+        return float(np.sqrt(loss * pixels / self._totals[some.numpy()].sum()))
+
+    def misfits(self, frames: NDArray[np.int64], corners_px: Floats) -> Floats:
+        """Sum of (modelled - measured amplitude)^2 of each of these frames (frame,), were they there.
+
+        corners_px: (frame, 2), no farther than the margin from where they are measured.
+        """
+        found, model = np.empty(len(frames)), self._model
+        with torch.no_grad():
+            for first in range(0, len(frames), self._batches.batch):
+                here = slice(first, first + self._batches.batch)
+                (numbers, places), counts = self._batches.taken(torch.from_numpy(frames[here]))
+                moved = torch.from_numpy(corners_px[here] - self._measured.corners_px[frames[here]])
+                by = moved.to(places) - model.translation_offsets[numbers]  # the model adds those itself
+                places[:, 0] += by[:, 1]
+                places[:, 1] += by[:, 0]
+                difference = model(numbers, places).sqrt() - counts.sqrt()
+                if model.mask is not None:
+                    difference = difference * model.mask
+                found[here] = (difference**2).sum(dim=(1, 2)).cpu().numpy()
+        return found
+
+    def place(self, corners_px: Floats) -> None:
+        """Take the patches of all frames to be there (frame, 2), no farther off than the margin."""
+        moved = torch.from_numpy(corners_px - self._measured.corners_px)
+        with torch.no_grad():
+            self._model.translation_offsets.copy_(moved)
+        self._keep_inside()
 
     def found(self) -> Found:
         """The object, the beam and the positions as they are now."""
@@ -125,6 +164,7 @@ class _Batches:
     ) -> None:
         self.batch = batch
         self.generator = torch.Generator()
+        self.frames = torch.arange(len(measured.counts))
         self._device, self._before_each = device, before_each
         self._counts = torch.from_numpy(measured.counts)
         self._places = torch.zeros((len(measured.counts), 3), dtype=torch.float32)
@@ -133,10 +173,15 @@ class _Batches:
         ).T.flip(0)
 
     def __iter__(self) -> Iterator[tuple[tuple[Tensor, Tensor], Tensor]]:
-        for some in torch.randperm(len(self._counts), generator=self.generator).split(self.batch):
+        order = self.frames[torch.randperm(len(self.frames), generator=self.generator)]
+        for some in order.split(self.batch):
             self._before_each()
-            inputs = some.to(self._device), self._places[some].to(self._device)
-            yield inputs, self._counts[some].to(self._device)
+            yield self.taken(some)
+
+    def taken(self, some: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """Numbers, places and counts of some frames."""
+        inputs = some.to(self._device), self._places[some].to(self._device)
+        return inputs, self._counts[some].to(self._device)
 
 
 def _array_of(tensor: Tensor) -> NDArray[Any]:

@@ -12,6 +12,8 @@ from rehearsal_kit.data.measured_frames import Measured
 
 SPREADS = (0.0, 0.09, -0.09, 0.18, -0.18, 0.3, -0.3)
 """Defocus that is tried: how far the outermost rays of the beam lie from its axis, in sides of a frame."""
+_BESIDE = 0.05
+"""And on both sides of the best of these by so much."""
 _TRIED_FRAMES, _TRIED_BATCH, _TRIED_EPOCHS, _TRIED_RATE = 64, 8, 3, 0.03
 """One of these is told from the next by a few steps on frames that lie next to each other."""
 _EDGE = 0.9
@@ -30,17 +32,18 @@ def guessed_beam(measured: Measured, *, seed: int) -> Wave:
     count = min(_TRIED_FRAMES, len(measured.counts))
     nearest = cKDTree(measured.corners_px).query(middle, [*range(1, count + 1)])[1]
     some, _, shape = measured.some(nearest).placed(border=1)
-    best, least = np.empty(0, np.complex64), np.inf
-    for spread in SPREADS:
+
+    def error_of(spread: float) -> float:
         probe = defocused(measured, spread)
         begin = Found(object=np.ones(shape, np.complex64), probe=probe, corners_px=some.corners_px)
         fit = CdtoolsFit(some, begin, margin_px=0, batch=_TRIED_BATCH, device=torch.device("cpu"))
         order = torch.Generator().manual_seed(torch_seed(seed, "defocus"))  # the same for all
-        for _ in range(_TRIED_EPOCHS):
-            error = fit.epoch(_TRIED_RATE, moves_px=0, generator=order)
-        if error < least:
-            best, least = probe, error
-    return best
+        return [fit.epoch(_TRIED_RATE, moves_px=0, generator=order) for _ in range(_TRIED_EPOCHS)][-1]
+
+    errors = {spread: error_of(spread) for spread in SPREADS}
+    near = min(errors, key=errors.__getitem__)
+    errors |= {spread: error_of(spread) for spread in (near - _BESIDE, near + _BESIDE)}
+    return defocused(measured, min(errors, key=errors.__getitem__))
 
 
 def defocused(measured: Measured, spread: float) -> Wave:

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from rehearsal_kit.base.errors import ScanError, SettingsError
-from rehearsal_kit.base.limits import Real, require_integer, require_or, require_switch
+from rehearsal_kit.base.limits import Real, require_integer, require_one_of, require_or
 from rehearsal_kit.base.plain_values import make_plain
 from rehearsal_kit.base.randomness import torch_seed
 from rehearsal_kit.data.ambiguities import Waves, settled
@@ -28,12 +28,16 @@ from rehearsal_kit.data.cdtools_fit import PACKAGE, CdtoolsFit, Found, library_v
 from rehearsal_kit.data.first_guess import as_strong, defocused, guessed_beam, with_modes
 from rehearsal_kit.data.label import COVERED, Label, LabelSource, Wave
 from rehearsal_kit.data.measured_frames import Floats, Measured, measured_in
+from rehearsal_kit.data.position_search import PositionSearch
 from rehearsal_kit.data.scans.scan import Scan
 
 FIRST_RATE, LAST_RATE = 0.05, 0.005
 """Adam's steps in the first epoch and the last one; the largest amplitude of beam and object is about 1."""
+FIRST_RATE_BEGUN = 0.02
+"""The first one where there is an object to begin with: larger steps would undo it."""
 FIRST_MOVE_PX, LAST_MOVE_PX = 0.4, 0.08
 """The same for positions."""
+CORRECTIONS = ("no", "refine", "search")
 STILL_EPOCHS = 2
 """Epochs before positions are corrected: there has to be an object to which they can be compared."""
 FARTHEST = 1 / 4
@@ -54,8 +58,9 @@ class PhaseRetrieval:
     """It ends earlier once an epoch has this relative Fourier amplitude error; None: it does not."""
     modes: int = 3
     """Incoherent modes of the beam. Time and memory grow with them."""
-    correct_positions: bool = False
-    """Whether positions are corrected, by up to a quarter of the side of a frame."""
+    correct_positions: str = "no"
+    """"no"; "refine" them, where they are wrong by a pixel or two; or "search" for them first, where objects
+    only blur: that takes sixteen epochs more, of four times the work each. By up to a quarter of a frame."""
     batch: int = 16
     """Frames that are fitted at once."""
     spread: float | None = None
@@ -70,19 +75,19 @@ class PhaseRetrieval:
         require_integer("epochs", self.epochs, low=1, high=100_000)
         require_or(Real(1e-6, 1.0), "good_enough", self.good_enough, other=None)
         require_integer("modes", self.modes, low=1, high=64)
-        require_switch("correct_positions", self.correct_positions)
+        require_one_of("correct_positions", self.correct_positions, CORRECTIONS)
         require_integer("batch", self.batch, low=1, high=2**16)
         require_or(Real(-1.0, 1.0), "spread", self.spread, other=None)
         require_integer("threads", self.threads, low=1, high=1024)
         require_integer("seed", self.seed, low=0)
 
-    def rate(self, epoch: int) -> float:
-        """Size of Adam's steps in an epoch, from 1."""
-        return _between(FIRST_RATE, LAST_RATE, self._done(epoch))
+    def rate(self, epoch: int, *, begun: bool) -> float:
+        """Size of Adam's steps in an epoch, from 1. begun: whether there is an object to begin with."""
+        return _between(FIRST_RATE_BEGUN if begun else FIRST_RATE, LAST_RATE, self._done(epoch))
 
     def move_px(self, epoch: int) -> float:
         """The same for positions, in pixels."""
-        if not self.correct_positions or epoch <= STILL_EPOCHS:
+        if self.correct_positions == "no" or epoch <= STILL_EPOCHS:
             return 0.0
         return _between(FIRST_MOVE_PX, LAST_MOVE_PX, self._done(epoch))
 
@@ -120,7 +125,8 @@ def retrieve(
         scan: is read once; the side of its patches must be that of its frames.
         settings: how.
         start: beam and object to begin with; what is not given is guessed from the frames.
-        tell: told each epoch, from 1, and its relative Fourier amplitude error; whether to go on.
+        tell: told each epoch, from 1, and its relative Fourier amplitude error; whether to go on. Those of a
+            search for positions come first.
         device: of torch.
 
     Raises:
@@ -130,14 +136,21 @@ def retrieve(
     """
     version = library_version()
     everything, lit = measured_in(scan)
-    farthest = FARTHEST * everything.side if settings.correct_positions else 0.0
+    farthest = 0.0 if settings.correct_positions == "no" else FARTHEST * everything.side
     measured, corner, shape = everything.some(lit).placed(border=int(np.ceil(farthest)) + RIM_PX)
+    device, told = torch.device(device), _Told(settings, tell, scan.path)
+    begun = start is not None and start.object is not None
     with _threads(settings.threads):
         begin = _begin(measured, settings, start or Start(), corner=corner, shape=shape)
-        fit = CdtoolsFit(
-            measured, begin, margin_px=farthest, batch=settings.batch, device=torch.device(device)
-        )
-        errors = _fitted(fit, settings, tell, path=scan.path)
+        placed = begin.corners_px
+        if settings.correct_positions == "search":
+            search = PositionSearch(
+                batch=settings.batch, farthest_px=farthest, seed=settings.seed, device=device
+            )
+            placed = search.found(measured, begin, told.go_on)
+        fit = CdtoolsFit(measured, begin, margin_px=farthest, batch=settings.batch, device=device)
+        fit.place(placed)
+        _fit(fit, settings, told, begun=begun)
         found = fit.found()
     drift = (found.corners_px - begin.corners_px).mean(axis=0)
     corners = everything.corners_px - corner + drift
@@ -151,7 +164,7 @@ def retrieve(
         probe=_by_strength(probe),
         coverage=coverage.astype(np.float32),
         positions_px=corners + everything.side / 2,
-        errors=tuple(errors),
+        errors=tuple(told.errors),
         source=LabelSource(
             library=PACKAGE,
             version=version,
@@ -206,22 +219,33 @@ def _lay(image: NDArray[Any], onto: Wave, *, at: NDArray[np.int64]) -> None:
     there[known] = here[known]
 
 
-def _fitted(fit: CdtoolsFit, settings: PhaseRetrieval, tell: Tell | None, *, path: Path) -> list[float]:
-    """The error of each epoch, until one is good enough or there is no wish to go on."""
-    errors: list[float] = []
-    for epoch in range(1, settings.epochs + 1):
-        order = torch.Generator().manual_seed(torch_seed(settings.seed, "order of frames", epoch))
-        error = fit.epoch(settings.rate(epoch), moves_px=settings.move_px(epoch), generator=order)
+class _Told:
+    """The errors of all epochs so far, of a search and of the fit, and whether somebody wishes to go on."""
+
+    def __init__(self, settings: PhaseRetrieval, tell: Tell | None, path: Path) -> None:
+        self.errors: list[float] = []
+        self._settings, self._tell, self._path = settings, tell, path
+
+    def go_on(self, error: float) -> bool:
+        """Take one more error; ScanError if it is none."""
+        self.errors.append(error)
         if not np.isfinite(error):
             raise ScanError(
-                f"{path}: phase retrieval came to nothing in epoch {epoch}: its error is {error}. Are "
-                "positions and the beam to begin with those of this scan?"
+                f"{self._path}: phase retrieval came to nothing in epoch {len(self.errors)}: its error is "
+                f"{error}. Are positions and the beam to begin with those of this scan?"
             )
-        errors.append(error)
-        go_on = tell is None or tell(epoch, error)
-        if not go_on or (settings.good_enough is not None and error <= settings.good_enough):
-            break
-    return errors
+        wished = self._tell is None or self._tell(len(self.errors), error)
+        enough = self._settings.good_enough
+        return wished and (enough is None or error > enough)
+
+
+def _fit(fit: CdtoolsFit, settings: PhaseRetrieval, told: _Told, *, begun: bool) -> None:
+    """Fit to all frames, epoch by epoch, until one is good enough or there is no wish to go on."""
+    for epoch in range(1, settings.epochs + 1):
+        order = torch.Generator().manual_seed(torch_seed(settings.seed, "order of frames", epoch))
+        rate = settings.rate(epoch, begun=begun)
+        if not told.go_on(fit.epoch(rate, moves_px=settings.move_px(epoch), generator=order)):
+            return
 
 
 def _coverage(found: Found) -> Floats:
