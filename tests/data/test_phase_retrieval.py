@@ -49,7 +49,7 @@ def scan(tmp_path_factory, sample):
 @pytest.fixture(scope="module")
 def label(scan):
     """Begun from the frames alone: neither beam nor object nor geometry are known."""
-    return retrieve(scan, PhaseRetrieval(modes=1, batch=5, epochs=15))
+    return retrieve(scan, PhaseRetrieval(modes=1, batch=10, epochs=10))
 
 
 def test_the_known_object_is_retrieved_from_frames_and_positions_alone(label, scan, sample):
@@ -137,7 +137,7 @@ def test_frames_without_beam_are_left_out(tmp_path, sample):
 def test_wrong_positions_are_corrected(tmp_path, sample):
     wrong = sample.positions_px + np.random.default_rng(2).normal(0, 1.0, sample.positions_px.shape)
     scan = scan_of(tmp_path, sample, positions_px=wrong)
-    settings = PhaseRetrieval(modes=1, batch=10, epochs=12, correct_positions="refine")
+    settings = PhaseRetrieval(modes=1, batch=10, epochs=8, correct_positions="refine")
     label = retrieve(scan, settings, start=Start(probe=sample.probe))
 
     def spread(positions):
@@ -150,7 +150,10 @@ def test_wrong_positions_are_corrected(tmp_path, sample):
     assert spread(label.positions_px) < 0.5 * spread(wrong)
 
 
-def test_a_search_for_positions_can_be_ended_and_is_told_like_the_rest(scan, sample):
+def test_a_search_for_positions_can_be_ended_and_is_told_like_the_rest(tmp_path):
+    sample = known_sample(frames=30)
+    wrong = sample.positions_px + np.random.default_rng(2).normal(0, 2.0, sample.positions_px.shape)
+    scan = scan_of(tmp_path, sample, positions_px=wrong)
     settings = replace(SHORT, correct_positions="search")
     start = Start(probe=sample.probe)
     once, again = (

@@ -16,8 +16,8 @@ WELL_COVERED = 0.3
 
 
 def known_sample(frames: int = 100) -> Reconstruction:
-    """Balls under a defocused beam of 32 pixels, on a jittered raster of 10 columns, 5 pixels apart."""
-    sample = specimen(3, 0, side=SIDE)
+    """Stars under a defocused beam of 32 pixels, on a jittered raster of 10 columns, 5 pixels apart."""
+    sample = specimen(3, 2, side=SIDE)
     raster = np.stack(np.divmod(np.arange(frames), 10), axis=1) * 5
     corners = raster + np.random.default_rng(0).integers(0, 3, raster.shape)
     rows, columns = corners.max(axis=0) + SIDE
