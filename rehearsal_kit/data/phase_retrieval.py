@@ -137,7 +137,8 @@ def retrieve(
     version = library_version()
     everything, lit = measured_in(scan)
     farthest = 0.0 if settings.correct_positions == "no" else FARTHEST * everything.side
-    measured, corner, shape = everything.some(lit).placed(border=int(np.ceil(farthest)) + RIM_PX)
+    used = everything if lit.all() else everything.some(lit)  # which copies
+    measured, corner, shape = used.placed(border=int(np.ceil(farthest)) + RIM_PX)
     device, told = torch.device(device), _Told(settings, tell, scan.path)
     begun = start is not None and start.object is not None
     with _threads(settings.threads):

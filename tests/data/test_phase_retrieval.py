@@ -1,6 +1,6 @@
 """Phase retrieval of simulated scans with known answers, and of a measured one:
 
-python -m pytest -s -m endurance tests/data/test_phase_retrieval.py  # three minutes of one processor
+python -m pytest -s -m endurance tests/data/test_phase_retrieval.py  # a quarter of an hour of one processor
 """
 
 from __future__ import annotations
