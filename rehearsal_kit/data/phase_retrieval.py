@@ -52,7 +52,7 @@ Tell = Callable[[int, float], bool]
 class PhaseRetrieval:
     """How labels are made of scans that bring none."""
 
-    epochs: int = 20
+    epochs: int = 30
     """How often every frame is fitted at most; steps become smaller towards the last."""
     good_enough: float | None = None
     """It ends earlier once an epoch has this relative Fourier amplitude error; None: it does not."""
@@ -60,7 +60,8 @@ class PhaseRetrieval:
     """Incoherent modes of the beam. Time and memory grow with them."""
     correct_positions: str = "no"
     """"no"; "refine" them, where they are wrong by a pixel or two; or "search" for them first, where objects
-    only blur: that takes sixteen epochs more, of four times the work each. By up to a quarter of a frame."""
+    only blur: that takes sixteen epochs more, of four times the work each. By up to a quarter of a frame.
+    What was measured of both stands in DECISIONS.md."""
     batch: int = 16
     """Frames that are fitted at once."""
     spread: float | None = None
