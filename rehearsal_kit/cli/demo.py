@@ -147,7 +147,7 @@ def _stream(
     scans = home / "scans"
     scans.mkdir(parents=True, mode=0o700)
     if files:
-        yield from_files(files, scans, seed=seed, size=preset_for(files).size)
+        yield from_files(files, scans, seed=seed, size=preset_for(files).size, reading=demo.reading)
     else:
         beamline = Beamline(folder=scans, scans=demo.tasks, interval_s=ARRIVAL_S, seed=seed)
         with running_beamline(beamline) as stream:

@@ -17,6 +17,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "demo": ("cli.commands.demo", "learn a stream of scans with and without rehearsal, compare"),
     "lab": ("cli.commands.lab", "copy the notebooks into a folder and open JupyterLab on them"),
     "inspect": ("cli.commands.inspect", "what is seen in the file of a scan, and what would become of it"),
+    "label": ("cli.commands.label", "objects for scans that have none, by phase retrieval"),
     "stop": ("cli.commands.stop", "end clusters that were left running"),
     "launch": ("cli.commands.launch", "a cluster in a batch job, from the login node of an HPC system"),
     "jobs": ("cli.commands.jobs", "the jobs that were launched, where they are, and their logs"),

@@ -12,6 +12,7 @@ from pathlib import Path
 from rehearsal_kit.base.errors import ScanError
 from rehearsal_kit.data.folder_order import matching
 from rehearsal_kit.data.scan_tasks import regions
+from rehearsal_kit.data.scans.reading import ScanReading
 from rehearsal_kit.data.simulated_beamline import Beamline, convert
 from rehearsal_kit.record.commands import Arrived
 from rehearsal_kit.session.session import Session
@@ -63,15 +64,18 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def from_files(files: Sequence[Path], folder: Path, *, seed: int, size: int) -> FromFiles:
+def from_files(
+    files: Sequence[Path], folder: Path, *, seed: int, size: int, reading: ScanReading | None = None
+) -> FromFiles:
     """Each file is a task; a single one is divided into regions instead.
 
     Reconstructions without counts are written to `folder` as CXI, with counts simulated from them. Of
     several files, one that cannot be used is still submitted: the ranks set it aside and say why where
-    everybody looks. A single one that cannot be used raises its ScanError.
+    everybody looks. A single one that cannot be used raises its ScanError. reading: as in Preparation.
     """
     if len(files) == 1:
-        return FromFiles(tasks=regions(convert(files[0], folder, seed=seed), REGIONS, size=size))
+        path = convert(files[0], folder, seed=seed)
+        return FromFiles(tasks=regions(path, REGIONS, size=size, reading=reading))
     tasks = []
     for file in files:
         try:

@@ -2,6 +2,6 @@
 
     scan.h5 --describe--> experience --open, read, prepare--> shard --> task loader --> mini-batches
 
-Begin at experience.py; scans/ has one file per layout; phase_retrieval.py makes labels of scans that bring
+Begin at experience.py; scans/ reads files as beamlines write them, labels/ makes objects for those that bring
 none. Imports buffer (row layouts), record and base.
 """

@@ -19,6 +19,7 @@ from rehearsal_kit.data.experience import NUMBER, SPLITS, Indices
 from rehearsal_kit.data.preparation import Preparation
 from rehearsal_kit.data.scans.doors.scan_file import ScanFile
 from rehearsal_kit.data.scans.opening import open_scan
+from rehearsal_kit.data.scans.reading import ScanReading
 from rehearsal_kit.data.scans.scan import Scan, patch_corners
 from rehearsal_kit.record.commands import Arrived, Box
 
@@ -156,7 +157,9 @@ def split_scan(
     return experience
 
 
-def regions(path: str | Path, count: int, *, size: int = 64) -> list[Arrived]:
+def regions(
+    path: str | Path, count: int, *, size: int = 64, reading: ScanReading | None = None
+) -> list[Arrived]:
     """One scan as a stream of `count` tasks: bands of columns, and one held-out strip common to all.
 
     The strip is the lowest rows, as for a scan that is one task. Each band holds about equally many frames;
@@ -166,11 +169,12 @@ def regions(path: str | Path, count: int, *, size: int = 64) -> list[Arrived]:
         path: a scan with an object.
         count: of tasks.
         size: pixels of a side of a target, as in Preparation.
+        reading: what its file does not tell, as in Preparation.
 
     Raises:
         ScanError: fewer frames than tasks, or no object.
     """
-    scan = open_scan(path)
+    scan = open_scan(path, reading=reading)
     rows, columns = scan.object().shape
     corners = patch_corners(scan.positions_px, size)
     corners = corners[_within(corners, size, (0, rows, 0, columns))]

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from rehearsal_kit.base.errors import NotYetError, ScanError
-from rehearsal_kit.data.label import Label, LabelSource
-from rehearsal_kit.data.label_files import read_label, write_label
+from rehearsal_kit.data.labels.label import Label, LabelSource
+from rehearsal_kit.data.labels.label_files import read_label, write_label
 
 ARRAYS = ("object", "probe", "coverage", "positions_px")
 

@@ -24,10 +24,10 @@ from retrievalkit import (
 from scipy.ndimage import gaussian_filter
 
 from rehearsal_kit.base.errors import ScanError, SettingsError
-from rehearsal_kit.data.ambiguities import phase_error, ramp, settled
-from rehearsal_kit.data.cdtools_fit import CdtoolsFit, Found
-from rehearsal_kit.data.measured_frames import Measured
-from rehearsal_kit.data.phase_retrieval import PhaseRetrieval, Start, retrieve
+from rehearsal_kit.data.labels.ambiguities import phase_error, ramp, settled
+from rehearsal_kit.data.labels.cdtools_fit import CdtoolsFit, Found
+from rehearsal_kit.data.labels.measured_frames import Measured
+from rehearsal_kit.data.labels.phase_retrieval import PhaseRetrieval, Start, retrieve
 from rehearsal_kit.data.scans.acquisition import Acquisition
 from rehearsal_kit.data.scans.cxi_writing import write_cxi
 from rehearsal_kit.data.scans.opening import open_scan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rehearsal_kit.data.ambiguities import phase_error
+from rehearsal_kit.data.labels.ambiguities import phase_error
 from rehearsal_kit.data.scans.acquisition import Acquisition
 from rehearsal_kit.data.scans.cxi_writing import write_cxi
 from rehearsal_kit.data.scans.opening import open_scan

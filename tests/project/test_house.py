@@ -87,7 +87,7 @@ ON_OUR_OWN_FILES = {
     "record/preview_files.py",
     "data/scans/cxi_writing.py",
     "buffer/shards.py",  # buffers that earlier versions have written
-    "data/label_files.py",  # write_label
+    "data/labels/label_files.py",  # write_label
     "data/tensor_tasks.py",  # write_task
     "bench/run/reading.py",  # a scan that it has just written
 }

@@ -23,6 +23,7 @@ from rehearsal_kit.data.scans.layouts import (
     nsls2_hxn,
     nsls2_product,
     nxcxi_ptycho,
+    own_label,
     ptychodus_product,
     ptychodus_training,
     ptychonn,
@@ -137,6 +138,11 @@ LAYOUTS: Mapping[str, Layout] = {
 """Layouts by name. A file that several recognise is read by none, unless one is meant instead of others."""
 
 RECONSTRUCTIONS: Mapping[str, ReconstructionLayout] = {
+    "own_label": ReconstructionLayout(
+        "the mark of a label made here",
+        own_label.recognises_reconstruction,
+        own_label.describe_reconstruction,
+    ),
     "ptychodus_product": ReconstructionLayout(
         "/object, /probe and /probe_position_x_m", ptychodus_product.recognises, ptychodus_product.describe
     ),

@@ -19,10 +19,10 @@ import numpy as np
 from rehearsal_kit.base.errors import ScanError
 from rehearsal_kit.base.files import written_whole
 from rehearsal_kit.base.plain_values import with_tuples
-from rehearsal_kit.data.label import Label, LabelSource
-from rehearsal_kit.data.scans.hdf5 import attribute, dataset_of, opened, values_of
+from rehearsal_kit.data.labels.label import Label, LabelSource
+from rehearsal_kit.data.scans.doors.hdf5 import attribute, dataset_of, opened, values_of
+from rehearsal_kit.data.scans.layouts.own_label import FORMAT
 
-FORMAT = "rehearsal_kit_label"
 VERSION = 1
 _TEXTS = ("library", "version", "scan", "digest")
 _ARRAYS = {"object": "c", "probe": "c", "coverage": "f", "positions": "f", "errors": "f"}

@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from rehearsal_kit.base.randomness import generator, torch_seed
-from rehearsal_kit.data.cdtools_fit import CdtoolsFit, Found
-from rehearsal_kit.data.measured_frames import Floats, Measured
+from rehearsal_kit.data.labels.cdtools_fit import CdtoolsFit, Found
+from rehearsal_kit.data.labels.measured_frames import Floats, Measured
 
 EPOCHS = 16
 TRIES = 6

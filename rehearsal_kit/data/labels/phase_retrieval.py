@@ -23,12 +23,12 @@ from rehearsal_kit.base.errors import ScanError, SettingsError
 from rehearsal_kit.base.limits import Real, require_integer, require_one_of, require_or
 from rehearsal_kit.base.plain_values import make_plain
 from rehearsal_kit.base.randomness import torch_seed
-from rehearsal_kit.data.ambiguities import Waves, settled
-from rehearsal_kit.data.cdtools_fit import PACKAGE, CdtoolsFit, Found, library_version
-from rehearsal_kit.data.first_guess import as_strong, defocused, guessed_beam, with_modes
-from rehearsal_kit.data.label import COVERED, Label, LabelSource, Wave
-from rehearsal_kit.data.measured_frames import Floats, Measured, measured_in
-from rehearsal_kit.data.position_search import PositionSearch
+from rehearsal_kit.data.labels.ambiguities import Waves, settled
+from rehearsal_kit.data.labels.cdtools_fit import PACKAGE, CdtoolsFit, Found, library_version
+from rehearsal_kit.data.labels.first_guess import as_strong, defocused, guessed_beam, with_modes
+from rehearsal_kit.data.labels.label import COVERED, Label, LabelSource, Wave
+from rehearsal_kit.data.labels.measured_frames import Floats, Measured, measured_in
+from rehearsal_kit.data.labels.position_search import PositionSearch
 from rehearsal_kit.data.scans.scan import Scan
 
 FIRST_RATE, LAST_RATE = 0.05, 0.005

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rehearsal_kit.base.errors import SettingsError
-from rehearsal_kit.data.measured_frames import Floats, Measured
+from rehearsal_kit.data.labels.measured_frames import Floats, Measured
 
 PACKAGE = "cdtools-py"
 

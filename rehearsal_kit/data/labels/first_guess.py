@@ -7,8 +7,8 @@ import torch
 from scipy.spatial import cKDTree
 
 from rehearsal_kit.base.randomness import generator, torch_seed
-from rehearsal_kit.data.cdtools_fit import CdtoolsFit, Found, Wave
-from rehearsal_kit.data.measured_frames import Measured
+from rehearsal_kit.data.labels.cdtools_fit import CdtoolsFit, Found, Wave
+from rehearsal_kit.data.labels.measured_frames import Measured
 
 SPREADS = (0.0, 0.09, -0.09, 0.18, -0.18, 0.3, -0.3)
 """Defocus that is tried: how far the outermost rays of the beam lie from its axis, in sides of a frame."""
