@@ -231,7 +231,7 @@ def test_values_that_are_not_allowed(cluster, expected, tmp_path):
         answered(session, forged)  # what comes after a higher number counts as known
         wish = json.dumps({"number": forged + 1, "kind": "Steer", "learning_rate": -1.0})
         found = cluster.client.run_on_scheduler(look_for, str(session.run.path))
-        holder = session.holder
+        holder = session.holders[-1]
         post = cluster.client.run_on_scheduler
         assert not post(post_wishes, found["topic"], [wish], holder=holder)
         until(session, lambda timeline: len(timeline.records(Noted)) == 2)

@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 import stat
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import h5py
@@ -325,7 +325,7 @@ def test_predict_takes_counts_as_the_detector_gives_them(scanned):
         "outputs": ["amplitude", "phase"],
         "shape": [64, 64],
         "dtype": "float32",
-        "preparation": {"size": 32, "counts": "sqrt", "crop": None, "scale": preparation.scale},
+        "preparation": json.loads(json.dumps(asdict(preparation))),
     }
     with torch.no_grad():
         expected = session.network()(preparation.apply(frames))

@@ -33,7 +33,7 @@ class Attainable:
 
 
 def attainable(case: Case, device: str, effort: Effort, *, deterministic: bool) -> Attainable:
-    """Measure it alone on the device: bfloat16 where the card has it, channels_last, a fused Adam.
+    """Measure it alone on the device: bfloat16 and channels_last on a card that has them, a fused Adam.
 
     deterministic: by algorithms that give the same bits each time, as a session's; False: by the fastest.
     """
@@ -63,13 +63,15 @@ def attainable(case: Case, device: str, effort: Effort, *, deterministic: bool) 
 
 def _step_of(case: Case, device: str) -> tuple[Callable[[], None], torch.nn.Module]:
     samples = case.subject.samples(case.rows)
-    inputs = samples[case.subject.inputs].to(device, memory_format=torch.channels_last)
+    cuda = is_cuda(device)
+    # On CPUs not by channels: there, on some processors, torch 2.13 writes over other memory on the way back.
+    lies = torch.channels_last if cuda else torch.contiguous_format
+    inputs = samples[case.subject.inputs].to(device, memory_format=lies)
     targets = {n: t.to(device) for n, t in targets_of(samples, case.subject.inputs).items()}
     network = case.subject.build().to(device)
     for parameter in network.parameters():
         if parameter.dim() == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-    cuda = is_cuda(device)
+            parameter.data = parameter.data.contiguous(memory_format=lies)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, fused=True, capturable=cuda)
     # On a CPU a session computes with float32.
     precision = cuda and torch.cuda.is_bf16_supported(including_emulation=False)

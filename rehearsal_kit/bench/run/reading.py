@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -43,7 +44,11 @@ class ReadingCost:
 
     def data(self) -> dict[str, Any]:
         """The same as plain values."""
-        return {**asdict(self), "ratio": asdict(self.ratio)}
+        found = {
+            name: value if math.isfinite(value) else None  # of few rounds there is no interval
+            for name, value in asdict(self.ratio).items()
+        }
+        return {**asdict(self), "ratio": found}
 
 
 def measure_reading(folder: Path, *, frames: int, rounds: int) -> ReadingCost:
