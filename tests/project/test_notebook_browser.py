@@ -94,7 +94,7 @@ def test_quickstart_is_watched_and_steered(lab, tmp_path):
     page, shots = lab.page, labkit.screenshots(tmp_path)
     panel = page.locator(".rk-panel")
     lab.run_all()
-    page.locator(".js-plotly-plot .main-svg").first.wait_for()
+    page.locator(".js-plotly-plot .main-svg").first.wait_for(timeout=90_000)
     comes(lab, ARRIVED)
     comes(lab, PLOTTED)
 
