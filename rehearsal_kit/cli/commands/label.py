@@ -73,7 +73,9 @@ def _made(
     scan = open_scan(path, reading=reading)
     fits = before is not None and before.probe.shape[1:] == scan.frame_shape
     start = Start(probe=before.probe) if before is not None and fits else None
-    with TerminalBar(total=settings.epochs, desc=path.name, unit="epoch") as bar:
+    print(f"{path}: {len(scan)} frames of {scan.frame_shape[0]} x {scan.frame_shape[1]} pixels", flush=True)
+    # None: no bar where nobody sees one.
+    with TerminalBar(total=settings.epochs, desc=path.name, unit="epoch", disable=None) as bar:
 
         def tell(epoch: int, error: float) -> bool:
             bar.set_postfix_str(f"error {error:.3f}", refresh=False)
