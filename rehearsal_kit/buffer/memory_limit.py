@@ -17,13 +17,12 @@ from rehearsal_kit.buffer.exchange import Exchange
 
 CGROUPS = Path("/sys/fs/cgroup")
 USABLE = 0.8
-"""Share of the available memory that buffers may take. Rows that change while a checkpoint is written are
-held twice, one in eight at most, or two where the next is taken meanwhile, unless more memory is free then;
-samples in flight and the network need some, too."""
+"""Share of the available memory that buffers may take. The rest is for samples in flight, the network, and
+rows that change while a checkpoint is written: they are held twice, up to an eighth of the buffer for each of
+two checkpoints, or what `for_changed_rows` allows where that is more."""
 OF_FREE = 4
-"""One part in so many of the memory that is free when a checkpoint is taken may go to rows that change before
-they are written: of two checkpoints that is half of it. Rows that change faster than a disk writes would else
-hold training up, for seconds where they are wide."""
+"""A checkpoint may take one part in so many of the memory that is free when it is taken for rows that change
+before they are written. With less, training waits for the disk where rows are wide and change often."""
 
 
 def share_of(capacity: int, rank: int, ranks: int) -> int:

@@ -17,13 +17,13 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 from rehearsal_kit.base.byte_units import MIB
 from rehearsal_kit.base.errors import NotYetError, RankError, ScanError, said
 from rehearsal_kit.data.folder_order import beside, files_of, matching, with_digest
+from rehearsal_kit.data.open_experience import others_of
 from rehearsal_kit.data.scans.doors.files import Facts, facts_of
-from rehearsal_kit.data.scans.doors.hdf5 import opened
+from rehearsal_kit.data.scans.reading import ScanReading
 from rehearsal_kit.data.watched_folders import (
     LONGEST_PAUSE_S,
     WatchedFolders,
@@ -63,8 +63,7 @@ class FolderWatch:
     that does not, as its writer has not finished, is said after `say_s` seconds and set aside once it has not
     changed for `patience_s`; even then it is looked at again when it changes.
 
-    others_of: opens a file and tells which others its scan is spread over; a NotYetError of it is waited for,
-    as where a file that it links to is not there yet. None: only whether it opens.
+    A scan that is spread over files counts once all of them are there. reading: what is told of scans.
     """
 
     def __init__(
@@ -74,10 +73,10 @@ class FolderWatch:
         settle_s: float = 0.5,
         say_s: float = 10.0,
         patience_s: float = 300.0,
-        others_of: Callable[[Arrived], Iterable[Path]] | None = None,
+        reading: ScanReading | None = None,
     ) -> None:
         self._times = WatchTimes(interval_s=interval_s, settle_s=settle_s, say_s=say_s, patience_s=patience_s)
-        self._others_of = others_of or _opens
+        self._reading = reading or ScanReading()
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[tuple[Wish, bool] | None] = queue.SimpleQueue()
         """A wish, and whether it was asked; None: a large file is being read, and nobody is to wait."""
@@ -236,11 +235,11 @@ class FolderWatch:
         """
         try:
             # Not spared: only this tells that a writer holds it, and digesting first reads it all each time.
-            others = self._others_of(arrived)
+            others = others_of(arrived, self._reading)
         except NotYetError:
             raise
         except ScanError:
-            others = ()
+            others = []
         arrived = replace(arrived, files=beside(arrived.path, others))
         if sum(facts_of(path).size for path in files_of(arrived)) >= LARGE:
             self._reads_large.set()
@@ -272,8 +271,3 @@ class FolderWatch:
 
     def _found(self, command: Command) -> None:
         self._answers.put((Wish(0, command), False))
-
-
-def _opens(arrived: Arrived) -> tuple[Path, ...]:
-    with opened(Path(arrived.path)):
-        return ()

@@ -42,7 +42,7 @@ from rehearsal_kit.record.records import CheckpointFailed, CheckpointKept
 
 FAILED_MEANWHILE = "the ranks have failed meanwhile."
 MOST_WAITING = 2
-"""Checkpoints that may wait to be written: each holds weights, and an eighth of the buffer at most."""
+"""Checkpoints that may wait to be written: each holds weights once more, and rows that have changed since."""
 PARTS_TIMEOUT_S = 120.0
 """Without a sign of life from a rank that writes for so long, its checkpoint is given up."""
 LAST_S = 2.0
@@ -121,7 +121,7 @@ class CheckpointWriter:
 
         Where as many as may be are still to be written, this waits until one of them is.
         """
-        while len(self._waiting) >= MOST_WAITING:
+        while len(self._waiting) >= MOST_WAITING:  # the writer beats, so a disk that hangs is a stall
             wait([job for job in self._jobs if not job.done()], return_when=FIRST_COMPLETED)
         if self._groups.rank == 0:
             try:

@@ -6,11 +6,9 @@ import json
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 
 from rehearsal_kit.base.errors import SettingsError
 from rehearsal_kit.data.folder_watch import FolderWatch
-from rehearsal_kit.data.open_experience import others_of
 from rehearsal_kit.data.scans.reading import ScanReading
 from rehearsal_kit.rank.mailbox import Mailbox
 from rehearsal_kit.record.commands import (
@@ -41,7 +39,7 @@ class WishQueue:
     def __init__(self, run: RunFolder, mailbox: Mailbox, *, reading: ScanReading | None = None) -> None:
         self._run = run
         self._mailbox = mailbox
-        self._folder_watch = FolderWatch(others_of=partial(others_of, reading=reading or ScanReading()))
+        self._folder_watch = FolderWatch(reading=reading)
         self._waiting: deque[Wish] = deque()
         self._received: set[tuple[str, int]] = set()
         """Holders and numbers of wishes; not all before the newest are answered, as some wait for files."""

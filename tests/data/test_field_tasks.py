@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict
-from functools import partial
 
 import h5py
 import numpy as np
@@ -16,9 +15,8 @@ from rehearsal_kit.base.plain_values import with_tuples
 from rehearsal_kit.data.experience import NUMBER
 from rehearsal_kit.data.field_tasks import open_task
 from rehearsal_kit.data.folder_watch import FolderWatch
-from rehearsal_kit.data.open_experience import Shelf, others_of
+from rehearsal_kit.data.open_experience import Shelf
 from rehearsal_kit.data.preparation import Preparation
-from rehearsal_kit.data.scans.reading import ScanReading
 from rehearsal_kit.record.commands import Arrived, Watch
 from rehearsal_kit.record.task_fields import TaskFields
 
@@ -91,7 +89,7 @@ def test_a_command_is_the_same_after_it_was_written_down(kind):
 
 
 def test_files_of_a_watched_folder_are_tasks_of_these_fields(tmp_path):
-    watch = FolderWatch(interval_s=0.01, settle_s=0.0, others_of=partial(others_of, reading=ScanReading()))
+    watch = FolderWatch(interval_s=0.01, settle_s=0.0)
     fields = TaskFields(**CHOSEN)
     try:
         watch.watch(str(tmp_path / "*.npz"), fields=fields)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from functools import partial
 
 import h5py
 import numpy as np
@@ -13,12 +12,11 @@ import pytest
 from rehearsal_kit.base.errors import ScanError, TaskError
 from rehearsal_kit.data.folder_order import files_of, is_same_file, require_as_it_arrived, with_digest
 from rehearsal_kit.data.folder_watch import FolderWatch
-from rehearsal_kit.data.open_experience import Shelf, others_of
+from rehearsal_kit.data.open_experience import Shelf
 from rehearsal_kit.data.preparation import Preparation
 from rehearsal_kit.data.scans.acquisition import Acquisition
 from rehearsal_kit.data.scans.cxi_writing import write_cxi
 from rehearsal_kit.data.scans.layouts.cxi import DETECTOR
-from rehearsal_kit.data.scans.reading import ScanReading
 from rehearsal_kit.record.commands import Arrived
 
 SIDE = 16
@@ -45,7 +43,7 @@ def path(tmp_path):
 
 @pytest.fixture
 def watch():
-    made = FolderWatch(interval_s=0.01, settle_s=0.0, others_of=partial(others_of, reading=ScanReading()))
+    made = FolderWatch(interval_s=0.01, settle_s=0.0)
     yield made
     made.close()
 

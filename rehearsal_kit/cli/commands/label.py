@@ -4,7 +4,6 @@ scan."""
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from rehearsal_kit.base.errors import RehearsalKitError, SettingsError
 from rehearsal_kit.base.terminal_bar import TerminalBar
@@ -16,7 +15,7 @@ from rehearsal_kit.data.labels.phase_retrieval import CORRECTIONS, PhaseRetrieva
 from rehearsal_kit.data.scans.doors.companions import companion_name
 from rehearsal_kit.data.scans.layouts.own_label import BESIDE
 from rehearsal_kit.data.scans.opening import open_scan
-from rehearsal_kit.data.scans.reading import ScanReading
+from rehearsal_kit.data.scans.scan import Scan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--threads", type=int, default=default.threads, metavar="N", help="of torch (1)")
     parser.add_argument("--device", default="cpu", help="of torch (cpu)")
-    parser.add_argument("--again", action="store_true", help="also scans that have a label; it is replaced")
+    parser.add_argument(
+        "--again", action="store_true", help="also scans that have an object, or a label, which is replaced"
+    )
     add_reading_options(parser)
     parser.set_defaults(command=_label)
 
@@ -55,7 +56,11 @@ def _label(chosen: argparse.Namespace) -> int:
             print(f"{path}: has a label, {target.name}; --again makes it anew")
             continue
         try:
-            before = _made(path, settings, reading, before=before, device=chosen.device)
+            scan = open_scan(path, reading=reading)
+            if scan.has_object and not chosen.again:
+                print(f"{path}: has a reconstruction; --again makes a label all the same")
+                continue
+            before = _made(scan, settings, before=before, device=chosen.device)
             write_label(before, target)
         except RehearsalKitError as error:
             failed += 1
@@ -66,16 +71,15 @@ def _label(chosen: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _made(
-    path: Path, settings: PhaseRetrieval, reading: ScanReading, *, before: Label | None, device: str
-) -> Label:
+def _made(scan: Scan, settings: PhaseRetrieval, *, before: Label | None, device: str) -> Label:
     """The label of one scan, begun with the beam of the one before if its frames have the same size."""
-    scan = open_scan(path, reading=reading)
     fits = before is not None and before.probe.shape[1:] == scan.frame_shape
     start = Start(probe=before.probe) if before is not None and fits else None
-    print(f"{path}: {len(scan)} frames of {scan.frame_shape[0]} x {scan.frame_shape[1]} pixels", flush=True)
+    print(
+        f"{scan.path}: {len(scan)} frames of {scan.frame_shape[0]} x {scan.frame_shape[1]} pixels", flush=True
+    )
     # None: no bar where nobody sees one.
-    with TerminalBar(total=settings.epochs, desc=path.name, unit="epoch", disable=None) as bar:
+    with TerminalBar(total=settings.epochs, desc=scan.path.name, unit="epoch", disable=None) as bar:
 
         def tell(epoch: int, error: float) -> bool:
             bar.set_postfix_str(f"error {error:.3f}", refresh=False)

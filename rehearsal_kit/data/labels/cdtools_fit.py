@@ -197,6 +197,7 @@ def _library() -> tuple[Any, Any]:
     except ImportError as error:
         raise SettingsError(
             "phase retrieval is done by the package cdtools-py, which is missing; install "
-            "rehearsal-kit[labels], or have the scans reconstructed elsewhere."
+            "rehearsal-kit[labels], which is pip install 'cdtools-py<0.4', or have the scans reconstructed "
+            "elsewhere."
         ) from error
     return models, reconstructors

@@ -186,17 +186,11 @@ def _reconstructed_side(found: ScanDescription) -> int | None:
     place = found.object
     if place is None:
         return None
-    wavelength = _wavelength_m(found)
-    known = place.probe_side is None and place.pixel_m is not None
-    if (
-        known
-        and wavelength is not None
-        and found.distance_m is not None
-        and found.detector_pixel_m is not None
-    ):
-        side = side_for(place.pixel_m, (wavelength, found.distance_m, found.detector_pixel_m))  # type: ignore[arg-type]
-        return side if side <= min(found.counts.stored_shape) else None
-    return place.probe_side
+    geometry = _geometry(found)
+    if place.probe_side is not None or place.pixel_m is None or geometry is None:
+        return place.probe_side
+    side = side_for(place.pixel_m, geometry)
+    return side if side <= min(found.counts.stored_shape) else None
 
 
 def _seen_beam(found: ScanDescription, sample: NDArray[Any], bad: Mask) -> tuple[float, float] | None:
@@ -211,6 +205,14 @@ def _wavelength_m(found: ScanDescription) -> float | None:
     if found.wavelength_m is not None:
         return found.wavelength_m
     return None if found.energy_ev is None else EV_TIMES_M / found.energy_ev
+
+
+def _geometry(found: ScanDescription) -> tuple[float, float, float] | None:
+    """Wavelength, distance and side of a pixel of the detector, in m; None where one of them is not known."""
+    wavelength = _wavelength_m(found)
+    if wavelength is None or found.distance_m is None or found.detector_pixel_m is None:
+        return None
+    return wavelength, found.distance_m, found.detector_pixel_m
 
 
 def _object_pixel(
@@ -228,8 +230,7 @@ def _object_pixel(
             "ScanReading(energy_ev=...)."
         )
     side = None
-    if wavelength is not None and found.distance_m is not None and found.detector_pixel_m is not None:
-        geometry = (wavelength, found.distance_m, found.detector_pixel_m)
+    if (geometry := _geometry(found)) is not None:
         side = object_pixel_m(path, geometry, frame_shape=shape)
     elif found.object_pixel_m is not None:
         side = _of_part(found, path, shape)

@@ -37,6 +37,8 @@ ENERGIES: Mapping[str, float] = {
     "joule": 1 / JOULE_PER_EV,
 }
 """Electronvolts in one of each unit of energy."""
+LARGEST_DIFFERENCE = 1e-3
+"""Pixels whose height and width differ by a smaller part of them are square."""
 ANGLES: Mapping[str, float] = {
     "rad": 1.0,
     "radian": 1.0,
@@ -55,6 +57,13 @@ def factor_of(unit: str, units: Mapping[str, float], where: str) -> float:
             "say in a mapping what it is."
         )
     return units[unit]
+
+
+def square_side(rows: float, columns: float, where: str) -> float:
+    """The side of pixels of this height and width; ScanError, which begins with `where`, if they differ."""
+    if abs(rows / columns - 1) > LARGEST_DIFFERENCE:
+        raise ScanError(f"{where} are {rows:g} m by {columns:g} m; only square ones are read.")
+    return columns
 
 
 def require_positive(value: float, where: str) -> float:

@@ -43,7 +43,6 @@ def opened(path: Path) -> Iterator[h5py.File]:
     with open_regular(path) as plain:
         if not os.fstat(plain.fileno()).st_size:
             raise NotYetError(f"{path}: the file is empty (0 bytes); its writer or copy has not finished.")
-
         file = _opened(path, plain)
     with file:
         yield file
@@ -116,21 +115,14 @@ def dataset_of(file: h5py.File, at: str, *, follow: Follow | None = None) -> h5p
 
 
 def values_of(
-    file: h5py.File,
-    at: str,
-    *,
-    shapes: Sequence[tuple[int, ...]],
-    kinds: str = "iuf",
-    follow: Follow | None = None,
+    file: h5py.File, at: str, *, shapes: Sequence[tuple[int, ...]], kinds: str = "iuf"
 ) -> NDArray[Any]:
     """The values of the dataset at `at`, whose shape and kind of dtype must be among those given.
-
-    follow: as `find` has it.
 
     Raises:
         ScanError: no such dataset, another shape or kind, or it cannot be read.
     """
-    dataset = dataset_of(file, at, follow=follow)
+    dataset = dataset_of(file, at)
     if dataset.shape not in shapes or dataset.dtype.kind not in kinds:
         raise ScanError(
             f"{file.filename}: {at} is {dataset.dtype} of shape {dataset.shape}; it must hold numbers "

@@ -33,6 +33,9 @@ MOST_OPEN = 64
 more."""
 MOST_NAMES = 100_000
 """Members of a group among which a pattern is looked for."""
+LARGEST_VALUES = 2**28
+"""Bytes of a dataset that is read as a whole and is no object: compressed, it may claim what no memory
+has."""
 _ZIP = b"PK\x03\x04"
 
 
@@ -195,9 +198,14 @@ class ScanFile(ABC):
     def values(self, at: str, *, shapes: Sequence[tuple[int, ...]] = (), kinds: str = "iuf") -> NDArray[Any]:
         """The values of the dataset at `at`; ScanError unless shape and kind of dtype are among those given.
 
-        shapes: none means any.
+        shapes: none means any, of as many bytes as positions or masks may have.
         """
         dataset = self.dataset(at)
+        if not shapes and dataset.nbytes > LARGEST_VALUES:
+            raise ScanError(
+                f"{self.path}: {at} holds {dataset.shape} of {dataset.dtype}, {dataset.nbytes} bytes; what "
+                f"is read at once has no more than {LARGEST_VALUES}. Write what belongs there."
+            )
         if (shapes and dataset.shape not in shapes) or dataset.dtype.kind not in kinds:
             wanted = f" of shape {' or '.join(map(str, shapes))}" if shapes else ""
             raise ScanError(

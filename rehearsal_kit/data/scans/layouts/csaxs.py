@@ -13,6 +13,7 @@ from rehearsal_kit.data.scans.doors.companions import Table, positions_beside, r
 from rehearsal_kit.data.scans.doors.scan_file import ScanFile
 from rehearsal_kit.data.scans.frames.frame_search import frames_at
 from rehearsal_kit.data.scans.layouts.mapped import paired
+from rehearsal_kit.data.scans.layouts.nexus import square_pixel_m
 from rehearsal_kit.data.scans.quantities import ENERGIES, LENGTHS, factor_of, require_positive
 from rehearsal_kit.data.scans.reading import ScanReading
 
@@ -33,12 +34,6 @@ def describe(file: ScanFile, reading: ScanReading) -> ScanDescription:
     """The scan in an open file; ScanError names the dataset that is missing or wrong."""
     name = positions_beside(file, reading.positions, POSITIONS)
     positions, columns = _positions(file, name)
-    rows = file.quantity(f"{DETECTOR}/y_pixel_size", LENGTHS, default="um")
-    pixel = file.quantity(f"{DETECTOR}/x_pixel_size", LENGTHS, default="um")
-    if rows and pixel and abs(rows / pixel - 1) > 1e-3:
-        raise ScanError(
-            f"{file.path}: detector pixels are {rows:g} m by {pixel:g} m; only square ones are read."
-        )
     return paired(
         ScanDescription(
             layout="csaxs",
@@ -46,7 +41,7 @@ def describe(file: ScanFile, reading: ScanReading) -> ScanDescription:
             positions=Positions(values=positions, unit="m"),
             energy_ev=file.quantity(f"{SOURCE}/energy", ENERGIES, default="keV"),
             distance_m=_distance_m(file),
-            detector_pixel_m=pixel,
+            detector_pixel_m=square_pixel_m(file, DETECTOR, default="um"),
             found={
                 "frames": FRAMES,
                 "positions": f"{name}: {columns}, in um, sign turned",

@@ -58,12 +58,10 @@ class Finder:
             where = f"{self.file.path}: {name} of the mapping"
             return require_positive(at.value * factor_of(at.unit, units, where), where)
         for place in at.at:
-            value = self.file.number(place)
+            value = self.file.quantity(place, units, default=at.unit)
             if value is not None:
-                unit = self.file.unit(place, at.unit)
-                where = f"{self.file.path}: {place}"
-                self.found[name] = f"{place}, in {unit}"
-                return require_positive(value * factor_of(unit, units, where), where)
+                self.found[name] = f"{place}, in {self.file.unit(place, at.unit)}"
+                return value
         return None
 
     def _told(self, name: str) -> bool:
@@ -97,7 +95,7 @@ class Finder:
                 return frames_at(self.file, *datasets, axes=at.axes)
         raise ScanError(f"{self.file.path}: there is no dataset {' or '.join(at.at)} with frames.")
 
-    def positions(self, at: PositionsAt, frames: int) -> Positions:
+    def positions(self, at: PositionsAt) -> Positions:
         """Positions (frame, 2) in metres or pixels; see `paired` for numbers that differ."""
         name = self.reading.positions or at.file
         source, table = self.file, None
@@ -251,7 +249,7 @@ def describe_mapped(
     """The scan in an open file where a mapping says that it is; ScanError names what is missing or wrong."""
     finder = Finder(file, reading or ScanReading())
     counts = finder.frames(mapping.frames)
-    positions = finder.positions(mapping.positions, len(counts))
+    positions = finder.positions(mapping.positions)
     place = finder.object(mapping.object, positions.unit)
     centre = [
         finder.coordinate(f"beam, {label}", at, PIXEL)
@@ -288,7 +286,8 @@ def paired(description: ScanDescription, file: ScanFile) -> ScanDescription:
     """The same with as many frames as positions: a scan that was ended early has fewer frames.
 
     Raises:
-        ScanError: more frames than positions, so that nobody knows which ones have none; or no frames.
+        ScanError: more frames than positions, so that nobody knows which ones have none; or positions that
+            are not finite.
     """
     frames, positions = len(description.counts), len(description.positions.values)
     if frames > positions:

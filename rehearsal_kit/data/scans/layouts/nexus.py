@@ -9,7 +9,7 @@ import numpy as np
 from rehearsal_kit.base.errors import ScanError
 from rehearsal_kit.data.scans.description import Floats
 from rehearsal_kit.data.scans.doors.scan_file import ScanFile
-from rehearsal_kit.data.scans.quantities import LENGTHS, factor_of, require_positive
+from rehearsal_kit.data.scans.quantities import LENGTHS, factor_of, square_side
 
 PIXELS = {"pixel": 1.0, "pixels": 1.0, "px": 1.0}
 
@@ -22,22 +22,19 @@ def told_quantity(file: ScanFile, at: str, units: Mapping[str, float], *, defaul
     Raises:
         ScanError: an unknown unit, or a number below zero.
     """
-    value = file.number(at)
-    if value is None or value == 0:
-        return None
-    where = f"{file.path}: {at}"
-    return require_positive(value, where) * factor_of(file.unit(at, default), units, where)
+    return None if file.number(at) == 0 else file.quantity(at, units, default=default)
 
 
-def square_pixel_m(file: ScanFile, detector: str) -> float | None:
-    """Side of a pixel of the detector, whose group is named; ScanError if its pixels are no squares."""
-    columns = told_quantity(file, f"{detector}/x_pixel_size", LENGTHS, default="m")
-    rows = told_quantity(file, f"{detector}/y_pixel_size", LENGTHS, default="m")
-    if columns and rows and abs(rows / columns - 1) > 1e-3:
-        raise ScanError(
-            f"{file.path}: detector pixels are {rows:g} m by {columns:g} m; only square ones are read."
-        )
-    return columns if columns is not None else rows
+def square_pixel_m(file: ScanFile, detector: str, *, default: str = "m") -> float | None:
+    """Side of a pixel of the detector, whose group is named; ScanError if its pixels are no squares.
+
+    default: the unit where the file states none.
+    """
+    columns = told_quantity(file, f"{detector}/x_pixel_size", LENGTHS, default=default)
+    rows = told_quantity(file, f"{detector}/y_pixel_size", LENGTHS, default=default)
+    if columns is None or rows is None:
+        return columns if rows is None else rows
+    return square_side(rows, columns, f"{file.path}: detector pixels")
 
 
 def beam_centre(

@@ -12,7 +12,7 @@ from rehearsal_kit.base.errors import ScanError
 from rehearsal_kit.data.scans.description import ObjectPlace, Positions, ReconstructionDescription
 from rehearsal_kit.data.scans.doors.scan_file import ScanFile
 from rehearsal_kit.data.scans.objects import shape_of_object
-from rehearsal_kit.data.scans.quantities import require_positive
+from rehearsal_kit.data.scans.quantities import require_positive, square_side
 
 OBJECT, PROBE = "/object", "/probe"
 ROWS, COLUMNS, NUMBERS = "/probe_position_y_m", "/probe_position_x_m", "/probe_position_indexes"
@@ -63,11 +63,7 @@ def describe(file: ScanFile) -> ReconstructionDescription:
 def _pixel_m(file: ScanFile) -> float:
     height, width = (_attribute(file, OBJECT, name) for name in ("pixel_height_m", "pixel_width_m"))
     require_positive(width, f"{file.path}: pixel_width_m of {OBJECT}")
-    if abs(height / width - 1) > 1e-3:
-        raise ScanError(
-            f"{file.path}: object pixels are {height:g} m by {width:g} m; only square ones are read."
-        )
-    return width
+    return square_side(height, width, f"{file.path}: object pixels")
 
 
 def _attribute(file: ScanFile, at: str, name: str) -> float:

@@ -15,7 +15,7 @@ from rehearsal_kit.data.scans.frames.frame_search import frames_at
 from rehearsal_kit.data.scans.geometry import EV_TIMES_M
 from rehearsal_kit.data.scans.layouts.mapped import paired
 from rehearsal_kit.data.scans.objects import shape_of_object
-from rehearsal_kit.data.scans.quantities import require_positive
+from rehearsal_kit.data.scans.quantities import require_positive, square_side
 from rehearsal_kit.data.scans.reading import ScanReading
 
 FRAMES, MASK, OBJECT = "/patterns", "/bad_pixels", "/object"
@@ -39,11 +39,9 @@ def describe(file: ScanFile, reading: ScanReading) -> ScanDescription:
             "as many of both."
         )
     height, width, distance, energy = (_number(file, at) for at in (*PIXEL, DISTANCE, ENERGY))
-    if abs(height / width - 1) > 1e-3 or frames.stored_shape[0] != frames.stored_shape[1]:
-        raise ScanError(
-            f"{file.path}: object pixels are {height:g} m by {width:g} m and frames "
-            f"{frames.stored_shape}; only square ones are read."
-        )
+    square_side(height, width, f"{file.path}: object pixels")
+    if frames.stored_shape[0] != frames.stored_shape[1]:
+        raise ScanError(f"{file.path}: frames are {frames.stored_shape}; only square ones are read.")
     shape, layer, reason = shape_of_object(file.dataset(OBJECT), OBJECT)
     # Pixels are counted from their middle here, and from their edge there.
     places = np.stack([rows, columns], axis=1) + 0.5
