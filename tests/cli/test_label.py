@@ -5,12 +5,14 @@ from __future__ import annotations
 import h5py
 import numpy as np
 import pytest
-from retrievalkit import known_sample, scan_of
+from retrievalkit import counts_of, known_sample, scan_of
 
 from rehearsal_kit.base.errors import ScanError
 from rehearsal_kit.cli.main import main
 from rehearsal_kit.data.preparation import Preparation
 from rehearsal_kit.data.scan_tasks import split_scan
+from rehearsal_kit.data.scans.acquisition import Acquisition
+from rehearsal_kit.data.scans.cxi_writing import write_cxi
 from rehearsal_kit.data.scans.layouts.own_label import BESIDE
 from rehearsal_kit.data.scans.opening import open_scan
 from rehearsal_kit.data.scans.reading import ScanReading
@@ -64,6 +66,19 @@ def test_what_cannot_be_labelled_is_said_and_the_others_are(tmp_path, capsys):
     assert "raw_label.h5: error" in said
     assert main(["label", str(good), "--reconstruction", "x.h5"]) == 1
     assert "leave it out" in capsys.readouterr().err
+
+
+def test_a_scan_with_an_object_needs_no_label(tmp_path, capsys):
+    sample = known_sample(40)
+    path = write_cxi(
+        tmp_path / "done.cxi",
+        Acquisition(
+            counts=counts_of(sample), positions_px=sample.positions_px, object=sample.object, simulated=True
+        ),
+    )
+    assert main(["label", str(path), "--epochs", "1"]) == 0
+    assert "done.cxi: has a reconstruction; --again makes a label all the same" in capsys.readouterr().out
+    assert not (tmp_path / "done_label.h5").exists()
 
 
 def test_a_damaged_label_is_refused(tmp_path):

@@ -306,6 +306,16 @@ def test_data_in_a_file_that_is_no_hdf5_are_refused(path, tmp_path):
         open_scan(path)
 
 
+def test_what_is_read_at_once_may_not_claim_more_than_its_file_can_warrant(path):
+    """Compressed, a megabyte may hold a gigabyte of zeros."""
+    with h5py.File(path, "a") as file:
+        del file[TRANSLATION]
+        file.create_dataset(TRANSLATION, (2**24, 3), np.float64, chunks=(2**20, 3), compression="gzip")
+        file["noise"] = np.random.default_rng(0).random(2**15)  # so that its size is no reason to doubt it
+    with pytest.raises(ScanError, match=r"translation holds \(16777216, 3\) .* no more than 268435456"):
+        open_scan(path)
+
+
 def test_a_circle_of_links_ends(path):
     with h5py.File(path, "a") as file:
         del file[TRANSLATION]
